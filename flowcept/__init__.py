@@ -1,0 +1,26 @@
+"""flowcept: short videos of a length that the model chooses itself (arXiv 2512.11438).
+
+``flowcept.load(model)`` opens a model file; its methods ``generate``, ``i2v``, ``interp`` and
+``extend`` are the commands of the same names. Nothing heavy is imported before that call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowcept.tasks import Studio
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(model: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Studio:
+    """Open a model file, or a shipped model by name, ready to make clips.
+
+    ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16.
+    Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
+    """
+    from flowcept import tasks
+
+    return tasks.load(model, device=device, dtype=dtype)

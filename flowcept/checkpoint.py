@@ -1,0 +1,362 @@
+"""One ``.safetensors`` file is one model: network, prompt encoder, codec, and what they are.
+
+The header holds a versioned JSON under the key ``flowcept``; tensors are named ``network.*``,
+``text.*`` and ``codec.*``. Nothing in the file can execute. Reading trusts nothing: what is wrong
+with a file is said in one line before anything of its claimed size is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flowcept import __version__
+from flowcept.codec import Codec, CodecConfig, build_codec
+from flowcept.errors import UserError
+from flowcept.model import ModelConfig, Network
+from flowcept.process import ProcessConfig
+from flowcept.text import PromptEncoder, TextConfig, build_encoder
+
+FORMAT = 1  # of the JSON; a reader takes its own and older ones
+LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is and what it was trained on."""
+
+    network: ModelConfig
+    process: ProcessConfig
+    text: TextConfig
+    codec: CodecConfig
+    size: tuple[int, int]  # height and width of a frame, in pixels
+    fps: float  # frames per second of the training clips
+    lengths: dict[int, int]  # trained clips by number of frames
+    steps: int = 0  # training steps of the network
+    dataset: str = ""  # name of the training folder
+    prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
+    words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
+    version: str = __version__  # of the package that wrote the file
+
+    @property
+    def max_length(self) -> int:
+        """Frames of the longest trained clip."""
+        return max(self.lengths)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The three modules of a model and its card."""
+
+    network: Network
+    text: PromptEncoder
+    codec: Codec
+    card: Card
+
+    def modules(self) -> dict[str, nn.Module]:
+        """By the first part of their tensors' names; a frozen encoder stays outside the file."""
+        modules: dict[str, nn.Module] = {"network": self.network, "codec": self.codec}
+        if self.card.text.kind == "bytes":
+            modules["text"] = self.text
+        return modules
+
+
+def build(card: Card) -> Weights:
+    """The modules that a card describes, with fresh weights."""
+    return Weights(Network(card.network), build_encoder(card.text), build_codec(card.codec), card)
+
+
+def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model whole or not at all; floating-point tensors are stored as ``dtype``.
+
+    Raises ``UserError`` where the file cannot be written or a weight is not finite.
+    """
+    tensors = {
+        f"{part}.{name}": _stored(tensor, dtype)
+        for part, module in weights.modules().items()
+        for name, tensor in module.state_dict().items()
+    }
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"the model is not written: {name} is not finite; train with a lower rate"
+            )
+    header = {"flowcept": json.dumps({"format": FORMAT, **asdict(weights.card)})}
+    _write(path, tensors, header)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Under a temporary name first, then renamed."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".safetensors", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        save_file(tensors, temporary, metadata=header)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+
+
+def read_card(path: Path) -> Card:
+    """The card of a model file, without its weights."""
+    return _card(_header(path), path)
+
+
+def load(path: Path) -> Weights:
+    """Read a model; weights become float32 on the CPU.
+
+    Raises ``UserError``, one line, for a file that is missing, not a model of ours, of a newer
+    format, truncated, or whose tensors are not those that its card calls for, or not finite.
+    """
+    card = _card(_header(path), path)
+    try:
+        with torch.device("meta"):
+            expected = _expected(card)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
+    tensors: dict[str, dict[str, Tensor]] = {"network": {}, "text": {}, "codec": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+            _compare_names(path, found, set(expected))
+            for name, shape in expected.items():
+                part, _, rest = name.partition(".")
+                tensors[part][rest] = _checked(file, name, shape, path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({_line(error)}); get the file again") from error
+    with torch.device("meta"):
+        network = Network(card.network)
+    network.load_state_dict(tensors["network"], assign=True)
+    codec = build_codec(card.codec)
+    codec.load_state_dict(tensors["codec"])
+    text = build_encoder(card.text)
+    if card.text.kind == "bytes":
+        text.load_state_dict(tensors["text"])
+    weights = Weights(network, text, codec, card)
+    for module in (network, text, codec):
+        module.eval().requires_grad_(requires_grad=False)
+    return weights
+
+
+def _expected(card: Card) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors that a card calls for."""
+    modules: dict[str, nn.Module] = {
+        "network": Network(card.network),
+        "codec": build_codec(card.codec),
+    }
+    if card.text.kind == "bytes":
+        modules["text"] = build_encoder(card.text)
+    return {
+        f"{part}.{name}": tensor.shape
+        for part, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
+    for names, what in ((expected - found, "lacks"), (found - expected, "has an unknown")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{path} {what} tensor {min(names)}{more}; get the file again")
+
+
+def _checked(file: Any, name: str, shape: torch.Size, path: Path) -> Tensor:  # noqa: ANN401
+    part = file.get_slice(name)
+    if tuple(part.get_shape()) != tuple(shape):
+        raise UserError(
+            f"{path}: tensor {name} has shape {list(part.get_shape())}, not {list(shape)}; "
+            "get the file again"
+        )
+    if part.get_dtype() not in (*FLOATS, "I64"):
+        raise UserError(
+            f"{path}: tensor {name} has type {part.get_dtype()}, not a float of 16 or 32 bits"
+        )
+    tensor: Tensor = file.get_tensor(name)
+    if not bool(tensor.isfinite().all()):
+        raise UserError(
+            f"{path}: tensor {name} holds values that are not finite; get the file again"
+        )
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The JSON of a model file; the size of the header is checked before it is read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if size < 8 or not 2 <= length <= size - 8:
+                raise UserError(f"{path} is not a model file of flowcept, or is cut short")
+            if length > LARGEST_HEADER:
+                raise UserError(f"{path} has a header of {length} bytes: not a model of flowcept")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise UserError(f"cannot read the model {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a model file of flowcept") from error
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or "flowcept" not in metadata:
+        raise UserError(f"{path} is a safetensors file but not a model of flowcept")
+    try:
+        info = json.loads(metadata["flowcept"])
+        version = info["format"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: its description cannot be read; get the file again") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise UserError(
+            f"{path} has format {version}, this flowcept reads up to {FORMAT}: upgrade flowcept"
+        )
+    return dict(info)
+
+
+T = TypeVar("T")
+
+
+def _record(kind: type[T], values: object) -> T:
+    """A dataclass from JSON: unknown and missing names are errors, and so are wrong types."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{kind.__name__} is not a record")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - set(known)
+    if unknown:
+        raise TypeError(f"unknown setting {min(unknown)}")
+    for name, value in values.items():
+        wanted = known[name].type
+        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(wanted)  # type: ignore[call-overload]
+        if kinds and (
+            not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool")
+        ):
+            raise TypeError(f"{name} is {value!r}, not {wanted}")
+    return kind(**values)
+
+
+def _counts(values: object) -> dict[str, int]:
+    if not isinstance(values, Mapping) or not all(isinstance(v, int) for v in values.values()):
+        raise TypeError("counts are not a record of whole numbers")
+    return dict(values)
+
+
+def _card(info: dict[str, Any], path: Path) -> Card:
+    try:
+        height, width = info["size"]
+        lengths = {int(n): count for n, count in _counts(info["lengths"]).items()}
+        card = Card(
+            network=_record(ModelConfig, info["network"]),
+            process=_record(ProcessConfig, info["process"]),
+            text=_record(TextConfig, info["text"]),
+            codec=_record(CodecConfig, info["codec"]),
+            size=(int(height), int(width)),
+            fps=float(info["fps"]),
+            lengths=lengths,
+            steps=int(info["steps"]),
+            dataset=str(info["dataset"]),
+            prompts=_counts(info["prompts"]),
+            words=_counts(info["words"]),
+            version=str(info["version"]),
+        )
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{path}: its description makes no sense ({_line(error)})") from error
+    if not lengths or min(lengths) < 1 or not 0 < card.fps < 1000 or min(card.size) < 1:
+        raise UserError(f"{path}: its description makes no sense (lengths, fps or size)")
+    latent = (card.size[0] // card.codec.compression, card.size[1] // card.codec.compression)
+    if latent != (card.network.height, card.network.width):
+        raise UserError(f"{path}: its description makes no sense (frame size and codec disagree)")
+    return card
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).splitlines()
+    return (
+        f"missing {error}"
+        if isinstance(error, KeyError)
+        else text[0]
+        if text
+        else type(error).__name__
+    )
+
+
+def find(name: str | None) -> Path:
+    """The file of a model: a path, or the name of a shipped model; None is the default one."""
+    wanted = name or os.environ.get("FLOWCEPT_MODEL") or "theatre"
+    if Path(wanted).suffix or "/" in wanted or os.sep in wanted:
+        return Path(wanted).expanduser()
+    shipped = shipped_models()
+    if wanted in shipped:
+        return shipped[wanted]
+    if Path(wanted).is_file():
+        return Path(wanted)
+    names = ", ".join(sorted(shipped)) or "none"
+    raise UserError(f"no model {wanted!r}: give a .safetensors file or a shipped name ({names})")
+
+
+def shipped_models() -> dict[str, Path]:
+    """Models that came with the package, by name: in the wheel, or beside a source checkout."""
+    here = Path(__file__).parent
+    files = [
+        f
+        for folder in (here / "weights", here.parent / "weights")
+        for f in folder.glob("*.safetensors")
+    ]
+    return {file.stem: file for file in reversed(files)}
+
+
+def save_tree(tree: object, path: Path) -> None:
+    """Write nested dicts and lists of tensors and plain values, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+
+    def pack(value: object) -> object:
+        if isinstance(value, Tensor):
+            tensors[str(len(tensors))] = value.detach().cpu().contiguous().clone()
+            return {"tensor": str(len(tensors) - 1)}
+        if isinstance(value, Mapping):
+            return {"items": [[key, pack(item)] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list": [pack(item) for item in value]}
+        assert value is None or isinstance(value, bool | int | float | str), type(value)
+        return {"value": value}
+
+    header = {"state": json.dumps(pack(tree))}
+    _write(path, tensors, header)
+
+
+def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
+    """What ``save_tree`` wrote. Raises ``UserError`` for a file that is not such a state."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise UserError(f"cannot continue from {path} ({_line(error)})") from error
+
+    def unpack(node: Any) -> Any:  # noqa: ANN401
+        if "tensor" in node:
+            return tensors[node["tensor"]]
+        if "items" in node:
+            return {key: unpack(item) for key, item in node["items"]}
+        return [unpack(item) for item in node["list"]] if "list" in node else node["value"]
+
+    return unpack(header)

@@ -1,0 +1,159 @@
+"""The one record that training makes, sampling makes and the network reads, and its algebra.
+
+Many clips lie end to end in it, visible frames only: nothing is padded, and no value of a latent
+means anything but itself.
+
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, N new frames,
+K counts 0..largest, S prompt tokens, D their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Role(IntEnum):
+    """What a visible frame is. An active context frame has an open gap to its right."""
+
+    GENERATED = 0
+    ACTIVE = 1
+    PASSIVE = 2
+
+
+@dataclass(frozen=True)
+class FrameState:
+    """The visible frames of many clips at some extended time."""
+
+    latent_FCHW: Tensor  # about unit variance
+    time_F: Tensor  # flow time in [0, 1]: 0 noise, 1 data; context frames are at 1
+    role_F: Tensor  # int64, values of Role
+    tau_B: Tensor  # extended time of each clip
+    open_first_B: Tensor  # bool: may frames be inserted before the first one
+    lengths: tuple[int, ...]  # visible frames per clip; the sum is F
+
+    def __post_init__(self) -> None:
+        num_frames, num_clips = self.latent_FCHW.shape[0], len(self.lengths)
+        assert self.latent_FCHW.ndim == 4
+        assert self.time_F.shape == self.role_F.shape == (num_frames,)
+        assert self.tau_B.shape == self.open_first_B.shape == (num_clips,)
+        assert sum(self.lengths) == num_frames
+
+    @property
+    def clip_F(self) -> Tensor:
+        """Index of the clip that each frame belongs to."""
+        lengths = torch.tensor(self.lengths, device=self.time_F.device)
+        return torch.repeat_interleave(
+            torch.arange(len(self.lengths), device=self.time_F.device),
+            lengths,
+            output_size=sum(self.lengths),
+        )
+
+    @property
+    def index_F(self) -> Tensor:
+        """Index of each frame among the visible frames of its clip."""
+        return torch.cat(
+            [torch.arange(n) for n in self.lengths] or [torch.zeros(0, dtype=torch.long)]
+        ).to(self.time_F.device)
+
+    @property
+    def flowing_F(self) -> Tensor:
+        """Generated frames that still move."""
+        return (self.role_F == Role.GENERATED) & (self.time_F < 1)
+
+    @property
+    def open_F(self) -> Tensor:
+        """Whether frames may be inserted to the right of each frame."""
+        return self.role_F != Role.PASSIVE
+
+    def to(self, device: torch.device | str) -> FrameState:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of a ``FrameState``."""
+
+    velocity_FCHW: Tensor  # data - noise
+    log_missing_F: Tensor  # log of the mean count missing right of each frame
+    log_missing_first_B: Tensor  # the same for the gap before the first frame
+    count_logits_BK: Tensor  # log-law, up to a constant, of the total missing in all open gaps
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Encoded prompts of many clips, end to end."""
+
+    token_SD: Tensor
+    lengths: tuple[int, ...]  # tokens per clip; the sum is S
+
+
+def concat(states: Sequence[FrameState]) -> FrameState:
+    """All clips of all states, in order."""
+    assert states
+    tensors = {
+        f.name: torch.cat([getattr(s, f.name) for s in states])
+        for f in fields(FrameState)
+        if f.name != "lengths"
+    }
+    return FrameState(**tensors, lengths=tuple(n for s in states for n in s.lengths))
+
+
+def frame_rows(lengths: Sequence[int], clips: Sequence[int]) -> list[int]:
+    """Rows of the frames of the chosen clips, in the order in which the clips are named."""
+    starts = [sum(lengths[:b]) for b in range(len(lengths))]
+    return [starts[b] + f for b in clips for f in range(lengths[b])]
+
+
+def select(state: FrameState, clips: Sequence[int]) -> FrameState:
+    """The chosen clips, in the order in which they are named."""
+    device = state.time_F.device
+    rows = torch.tensor(frame_rows(state.lengths, clips), dtype=torch.long, device=device)
+    chosen = torch.tensor(list(clips), dtype=torch.long, device=device)
+    return FrameState(
+        latent_FCHW=state.latent_FCHW[rows],
+        time_F=state.time_F[rows],
+        role_F=state.role_F[rows],
+        tau_B=state.tau_B[chosen],
+        open_first_B=state.open_first_B[chosen],
+        lengths=tuple(state.lengths[b] for b in clips),
+    )
+
+
+def insertion_rows(lengths: Sequence[int], counts: Sequence[Sequence[int]]) -> list[int]:
+    """Where each frame comes from when ``counts[b][g]`` new ones enter gap g of clip b.
+
+    Gap 0 lies before the first frame, gap g right of the g-th. A row under F is an old frame; row
+    F + i is the i-th new one, counted clip by clip and from left to right.
+    """
+    rows: list[int] = []
+    old, new = 0, sum(lengths)
+    for length, gaps in zip(lengths, counts, strict=True):
+        assert len(gaps) == length + 1
+        for gap, count in enumerate(gaps):
+            if gap:
+                rows.append(old)
+                old += 1
+            rows.extend(range(new, new + count))
+            new += count
+    return rows
+
+
+def insert(
+    state: FrameState, counts: Sequence[Sequence[int]], latent_NCHW: Tensor, rows: Sequence[int]
+) -> FrameState:
+    """The state with new generated frames at flow time 0; ``rows`` is from ``insertion_rows``."""
+    device, new = state.time_F.device, latent_NCHW.shape[0]
+    index = torch.tensor(rows, dtype=torch.long, device=device)
+    return replace(
+        state,
+        latent_FCHW=torch.cat([state.latent_FCHW, latent_NCHW])[index],
+        time_F=torch.cat([state.time_F, state.time_F.new_zeros(new)])[index],
+        role_F=torch.cat([state.role_F, state.role_F.new_full((new,), Role.GENERATED)])[index],
+        lengths=tuple(n + sum(gaps) for n, gaps in zip(state.lengths, counts, strict=True)),
+    )

@@ -1,0 +1,141 @@
+"""Scores of frames, clips and laws, each an equation of a few lines.
+
+Pictures are in [-1, 1], hence ``peak=2.0``. Sums run in float64: differences of nearly equal
+numbers decide every score here.
+
+Shape suffixes: F frames, C H W channels, height and width, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SSIM_RADIUS = 5  # pixels; the window is 2 * 5 + 1 = 11 wide
+SSIM_SIGMA = 1.5  # pixels
+HIGH_FREQUENCY = 0.25  # cycles per pixel: half of Nyquist's 0.5
+
+
+def psnr_per_frame(a_FCHW: Tensor, b_FCHW: Tensor, peak: float = 2.0) -> Tensor:
+    """Peak signal to noise ratio of each frame in dB, float64 [F]; infinite for equal frames."""
+    _check_same(a_FCHW, b_FCHW)
+    error_F = (a_FCHW.double() - b_FCHW.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(peak**2 / error_F)
+
+
+def psnr(a_FCHW: Tensor, b_FCHW: Tensor, peak: float = 2.0) -> float:
+    """Mean over frames of the peak signal to noise ratio in dB."""
+    return float(psnr_per_frame(a_FCHW, b_FCHW, peak).mean())
+
+
+def ssim(a_FCHW: Tensor, b_FCHW: Tensor, peak: float = 2.0) -> Tensor:
+    """Structural similarity of each frame, float64 [F]; 1 for equal frames.
+
+    Wang et al. 2004 with a Gaussian window, population covariances, constants 0.01 and 0.03, mean
+    over channels and over the positions where the whole window fits. Frames smaller than the
+    window are a ``ValueError``.
+    """
+    _check_same(a_FCHW, b_FCHW)
+    side = 2 * SSIM_RADIUS + 1
+    if min(a_FCHW.shape[-2:]) < side:
+        raise ValueError(f"structural similarity needs {side} px a side, got {a_FCHW.shape[-2:]}")
+    a, b = a_FCHW.double(), b_FCHW.double()
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a = _blur(a * a) - mean_a.square()
+    var_b = _blur(b * b) - mean_b.square()
+    cov = _blur(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
+    structure = (2 * cov + c2) / (var_a + var_b + c2)
+    return (luminance * structure).flatten(1).mean(1)
+
+
+def _blur(image_FCHW: Tensor) -> Tensor:
+    """Gaussian mean at every position where the whole window fits."""
+    offset = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, device=image_FCHW.device).double()
+    weight = torch.exp(-0.5 * (offset / SSIM_SIGMA).square())
+    weight = (weight / weight.sum()).view(1, 1, 1, -1)
+    height, width = image_FCHW.shape[-2:]
+    rows = F.conv2d(image_FCHW.reshape(-1, 1, height, width), weight)
+    blurred = F.conv2d(rows, weight.mT)
+    return blurred.unflatten(0, image_FCHW.shape[:2]).flatten(1, 2)
+
+
+def sharpness(image_FCHW: Tensor) -> Tensor:
+    """Energy above half the Nyquist frequency in each frame, float64 [F].
+
+    The mean square, over pixels and channels, of the picture that keeps only spatial frequencies
+    of more than 0.25 cycles per pixel in length. The picture is mirrored at its edges, so that a
+    jump from its right edge to its left one does not count as detail.
+    """
+    image = image_FCHW.double()
+    image = torch.cat([image, image.flip(-1)], -1)
+    image = torch.cat([image, image.flip(-2)], -2)
+    row_H = torch.fft.fftfreq(image.shape[-2], device=image.device, dtype=torch.float64)
+    column_W = torch.fft.fftfreq(image.shape[-1], device=image.device, dtype=torch.float64)
+    high_HW = torch.hypot(row_H[:, None], column_W[None, :]) > HIGH_FREQUENCY
+    energy = torch.fft.fft2(image, norm="forward").abs().square()
+    return energy.mul(high_HW).sum((-2, -1)).mean(1)
+
+
+def motion(image_FCHW: Tensor) -> float:
+    """Mean absolute change of a value from a frame to the next; 0 for a single frame."""
+    if len(image_FCHW) < 2:
+        return 0.0
+    return float(image_FCHW.double().diff(dim=0).abs().mean())
+
+
+def total_variation(a: Mapping[int, float], b: Mapping[int, float]) -> float:
+    """Half the L1 distance of two laws, in [0, 1]; counts are normalised first.
+
+    A law without mass or with a negative or non-finite weight is a ``ValueError``.
+    """
+    for law in (a, b):
+        if not all(math.isfinite(w) and w >= 0 for w in law.values()) or sum(law.values()) <= 0:
+            raise ValueError("a law needs finite weights >= 0 with a positive sum")
+    sum_a, sum_b = sum(a.values()), sum(b.values())
+    return 0.5 * sum(abs(a.get(n, 0) / sum_a - b.get(n, 0) / sum_b) for n in a.keys() | b.keys())
+
+
+def frechet_distance(
+    mean_a_D: Tensor, cov_a_DD: Tensor, mean_b_D: Tensor, cov_b_DD: Tensor
+) -> float:
+    """Squared 2-Wasserstein distance of two Gaussians.
+
+    ``|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)``. The trace of the last root is the
+    sum of the singular values of ``A^1/2 B^1/2``: unlike the root of a product's eigenvalues this
+    loses no digits where a covariance is singular, as it is with fewer samples than features.
+    """
+    size = len(mean_a_D)
+    if not mean_a_D.shape == mean_b_D.shape == (size,):
+        raise ValueError("the means must be vectors of one size")
+    if not cov_a_DD.shape == cov_b_DD.shape == (size, size):
+        raise ValueError("the covariances must be square and as large as the means")
+    shift = (mean_a_D.double() - mean_b_D.double()).square().sum()
+    a, b = cov_a_DD.double(), cov_b_DD.double()
+    overlap = torch.linalg.svdvals(_root(a) @ _root(b)).sum()
+    return max(0.0, float(shift + a.trace() + b.trace() - 2 * overlap))
+
+
+def _root(cov_DD: Tensor) -> Tensor:
+    """Symmetric square root; eigenvalues that rounding made negative count as 0."""
+    value_D, vector_DD = torch.linalg.eigh(cov_DD)
+    root_DD: Tensor = (vector_DD * value_D.clamp(min=0).sqrt()) @ vector_DD.mT
+    return root_DD
+
+
+def linear_blend(a_CHW: Tensor, b_CHW: Tensor, count: int) -> Tensor:
+    """``count`` evenly weighted frames strictly between two, [count, C, H, W]."""
+    if count < 0:
+        raise ValueError(f"cannot blend {count} frames")
+    weight_F = torch.arange(1, count + 1, device=a_CHW.device) / (count + 1)
+    return torch.lerp(a_CHW[None], b_CHW[None], weight_F.to(a_CHW.dtype).view(-1, 1, 1, 1))
+
+
+def _check_same(a_FCHW: Tensor, b_FCHW: Tensor) -> None:
+    if a_FCHW.shape != b_FCHW.shape or a_FCHW.ndim != 4:
+        raise ValueError(f"need two [F, C, H, W] of one shape, got {a_FCHW.shape}, {b_FCHW.shape}")

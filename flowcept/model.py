@@ -1,0 +1,341 @@
+"""The network: a transformer over the tokens of the visible frames of many clips, packed.
+
+A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more row,
+the clip's own: the clip token, then as many learned tokens as a frame has patches, on which the clip
+may note what concerns it as a whole. So the sequence is an array of rows of one shape, adaptive
+normalisation broadcasts, clips of equal length attend in one call, and nothing is padded. What a
+token outputs depends on what it is:
+
+* clip token: log-missing of the gap before the first frame, logits of the total missing count;
+* frame token: log-missing of the gap to its right;
+* patch: velocity.
+
+Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
+learned offset in each. The prompt enters by cross-attention, and its mean with the time.
+
+Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip), P
+tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, K counts, A the axes
+index, row and column.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from flowcept import frames
+from flowcept.attention import Plan, attend, make_plan
+from flowcept.frames import FrameState, Prediction, PromptTokens
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network. Part of every model file."""
+
+    channels: int = 16  # of a latent
+    height: int = 8  # of a latent
+    width: int = 8  # of a latent
+    max_count: int = 64  # largest total missing count that can be predicted
+    text_width: int = 192  # of a prompt token
+    hidden: int = 256  # width of a token
+    depth: int = 8  # blocks
+    heads: int = 4
+    patch: int = 2  # latent cells along each side of a patch
+    mlp_ratio: int = 4
+    window: int = 0  # a frame sees frames within this distance; 0: all frames
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 8:
+            raise ValueError("hidden must be heads times a multiple of 8")
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError("the latent's height and width must be multiples of the patch")
+        if min(self.hidden, self.depth, self.patch, self.channels, self.mlp_ratio) < 1:
+            raise ValueError("hidden, depth, patch, channels and mlp_ratio must be positive")
+        if self.window < 0 or self.max_count < 0:
+            raise ValueError("window and max_count must not be negative")
+
+    @property
+    def patches(self) -> int:
+        """Patches per frame."""
+        return (self.height // self.patch) * (self.width // self.patch)
+
+
+INDEX_PERIOD = 1000.0  # frames: the slowest rotary wave; clips of that length stay distinguishable
+PLACE_PERIOD = 100.0  # patches along a side
+TIME_WAVES = 128  # sines, and as many cosines, that describe a flow time in [0, 1]
+
+
+def attention_plan(lengths: Sequence[int], window: int, device: torch.device) -> Plan:
+    """Who sees whom among rows: within a clip all, or frames within ``window`` and the clip row.
+
+    The clip row sees its whole clip always.
+    """
+    queries: list[list[int]] = []
+    keys: list[list[int]] = []
+    start = 0
+    for length in lengths:
+        rows = list(range(start, start + length + 1))
+        if not window or length <= window + 1:
+            queries.append(rows)
+            keys.append(rows)
+        else:
+            queries += [[row] for row in rows]
+            keys.append(rows)
+            for frame in range(length):
+                first, last = max(frame - window, 0), min(frame + window + 1, length)
+                keys.append([start, *rows[1 + first : 1 + last]])
+        start += length + 1
+    return make_plan(queries, keys, device)
+
+
+def prompt_plan(
+    lengths: Sequence[int], prompt_lengths: Sequence[int], device: torch.device
+) -> Plan:
+    """The rows of each clip see the tokens of its prompt."""
+    return make_plan(_runs([n + 1 for n in lengths]), _runs(prompt_lengths), device)
+
+
+def _runs(lengths: Sequence[int]) -> list[range]:
+    ends = list(itertools.accumulate(lengths))
+    return [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def waves(time: Tensor, count: int = TIME_WAVES) -> Tensor:
+    """Sines and cosines of a time in [0, 1], ``[..., 2 count]``; periods from 2 pi down to .006."""
+    frequency = torch.exp(torch.linspace(0, math.log(1000), count, device=time.device))
+    angle = time.float()[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def rotary(position_RPA: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[R, P, 1, 1, E/2]`` of rotary positions over (index, row, column)."""
+    half = head_width // 2
+    counts = (half - 2 * (half // 3), half // 3, half // 3)
+    periods = (INDEX_PERIOD, PLACE_PERIOD, PLACE_PERIOD)
+    angles = []
+    for axis, (count, period) in enumerate(zip(counts, periods, strict=True)):
+        power = torch.arange(count, device=position_RPA.device) / max(count, 1)
+        angles.append(position_RPA[..., axis, None].float() * period**-power)
+    angle = torch.cat(angles, dim=-1)[:, :, None, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_RP2NE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair of features of queries and keys by its angle."""
+    cosine, sine = rotation
+    a, b = x_RP2NE.chunk(2, dim=-1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
+
+
+def rms_normed(x: Tensor) -> Tensor:
+    """Root-mean-square normalisation of the last dimension, without learned weights."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def layer_normed(x: Tensor) -> Tensor:
+    """Layer normalisation of the last dimension, without learned weights."""
+    return F.layer_norm(x, (x.shape[-1],))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every block needs to know of a state, computed once."""
+
+    rotation: tuple[Tensor, Tensor]
+    within: Plan
+    to_prompt: Plan
+
+
+class Block(nn.Module):
+    """Self-attention within the clip, cross-attention to the prompt, and an MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.hidden
+        self.heads = config.heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+        self.prompt_q = nn.Linear(width, width, bias=False)
+        self.prompt_kv = nn.Linear(config.text_width, 2 * width, bias=False)
+        self.prompt_out = nn.Linear(width, width)
+        self.up = nn.Linear(width, config.mlp_ratio * width)
+        self.down = nn.Linear(config.mlp_ratio * width, width)
+        self.offset = nn.Parameter(torch.zeros(6, width))
+        nn.init.zeros_(self.prompt_out.weight)
+        nn.init.zeros_(self.prompt_out.bias)
+
+    def forward(
+        self, x_RPD: Tensor, modulation_R16D: Tensor, prompt_S1D: Tensor, layout: Layout
+    ) -> Tensor:
+        modulation = modulation_R16D + self.offset.to(modulation_R16D.dtype)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
+        y_RPD = torch.addcmul(shift, layer_normed(x_RPD), 1 + scale)
+        qkv = self.qkv(y_RPD).unflatten(-1, (3, self.heads, -1))
+        q, k = rotate(rms_normed(qkv[:, :, :2]), layout.rotation).unbind(2)
+        y_RPD = attend(q, k, qkv[:, :, 2], layout.within).flatten(2)
+        x_RPD = torch.addcmul(x_RPD, gate, self.out(y_RPD))
+
+        q = self.prompt_q(layer_normed(x_RPD)).unflatten(-1, (self.heads, -1))
+        k, v = self.prompt_kv(prompt_S1D).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        y_RPD = attend(rms_normed(q), rms_normed(k), v, layout.to_prompt).flatten(2)
+        x_RPD = x_RPD + self.prompt_out(y_RPD)
+
+        y_RPD = torch.addcmul(mlp_shift, layer_normed(x_RPD), 1 + mlp_scale)
+        return torch.addcmul(x_RPD, mlp_gate, self.down(F.relu(self.up(y_RPD)).square()))
+
+
+class Network(nn.Module):
+    """``FrameState`` and prompts in, ``Prediction`` out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, cells = config.hidden, config.patch**2 * config.channels
+        rows, columns = config.height // config.patch, config.width // config.patch
+        self.patch_in = nn.Linear(cells, width)
+        self.row_place = nn.Parameter(torch.randn(rows, 1, width) * 0.02)
+        self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
+        self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
+        self.frame_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.time = nn.Sequential(
+            nn.Linear(2 * TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.frame_role = nn.Embedding(3, width)  # by Role
+        self.clip_role = nn.Embedding(2, width)  # first gap closed, open
+        self.prompt_mean = nn.Linear(config.text_width, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final = nn.Linear(width, 2 * width)
+        self.velocity = nn.Linear(width, cells)
+        self.log_missing = nn.Linear(width, 1)
+        self.log_missing_first = nn.Linear(width, 1)
+        self.count = nn.Linear(width, config.max_count + 1)
+        nn.init.normal_(self.frame_role.weight, std=0.02)
+        nn.init.normal_(self.clip_role.weight, std=0.02)
+        zeroed = (self.modulation, self.final, self.velocity, self.count)  # gates start closed
+        for layer in (*zeroed, self.log_missing, self.log_missing_first):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.checkpoint_blocks = False  # trade time for memory in training
+
+    def forward(self, state: FrameState, prompt: PromptTokens) -> Prediction:
+        """Velocity, log-missing and count logits, float32, in the order of the state."""
+        # Clips of equal shape next to each other attend in one call without being copied.
+        clips = range(len(state.lengths))
+        order = sorted(clips, key=lambda b: (state.lengths[b], prompt.lengths[b]))
+        shuffled = order != list(clips)
+        if shuffled:
+            back = sorted(clips, key=order.__getitem__)
+            given = state
+            state = frames.select(state, order)
+            tokens = prompt.token_SD.split(list(prompt.lengths))
+            prompt = PromptTokens(
+                torch.cat([tokens[b] for b in order]), tuple(prompt.lengths[b] for b in order)
+            )
+        prediction = self._predict(state, prompt)
+        if not shuffled:
+            return prediction
+        frame_rows = frames.frame_rows(state.lengths, back)
+        assert [state.lengths[b] for b in back] == list(given.lengths)
+        return Prediction(
+            velocity_FCHW=prediction.velocity_FCHW[frame_rows],
+            log_missing_F=prediction.log_missing_F[frame_rows],
+            log_missing_first_B=prediction.log_missing_first_B[back],
+            count_logits_BK=prediction.count_logits_BK[back],
+        )
+
+    def _predict(self, state: FrameState, prompt: PromptTokens) -> Prediction:
+        device = state.latent_FCHW.device
+        clip_rows, frame_rows = _row_numbers(state.lengths, device)
+        x_RPD = self._embed(state, clip_rows, frame_rows)
+        dtype = torch.get_autocast_dtype(device.type)
+        if torch.is_autocast_enabled(device.type):
+            x_RPD = x_RPD.to(dtype)
+        prompt_S1D = rms_normed(prompt.token_SD)[:, None]
+        condition_RD = self._condition(state, prompt, clip_rows, frame_rows)
+        modulation_R16D = self.modulation(F.silu(condition_RD)).unflatten(-1, (1, 6, -1))
+        modulation_R16D = modulation_R16D.to(x_RPD.dtype)
+        layout = self._layout(state, prompt, frame_rows, x_RPD.dtype)
+        for block in self.blocks:
+            if self.checkpoint_blocks and self.training:
+                x_RPD = checkpoint(
+                    block, x_RPD, modulation_R16D, prompt_S1D, layout, use_reentrant=False
+                )
+            else:
+                x_RPD = block(x_RPD, modulation_R16D, prompt_S1D, layout)
+        shift, scale = self.final(F.silu(condition_RD))[:, None].to(x_RPD.dtype).chunk(2, dim=-1)
+        x_RPD = torch.addcmul(shift, layer_normed(x_RPD), 1 + scale)
+        clip_BD, frame_FPD = x_RPD[clip_rows, 0], x_RPD[frame_rows]
+        return Prediction(
+            velocity_FCHW=self._unpatch(self.velocity(frame_FPD[:, 1:])),
+            log_missing_F=self.log_missing(frame_FPD[:, 0])[:, 0].float(),
+            log_missing_first_B=self.log_missing_first(clip_BD)[:, 0].float(),
+            count_logits_BK=self.count(clip_BD).float(),
+        )
+
+    def _layout(
+        self, state: FrameState, prompt: PromptTokens, frame_rows: Tensor, dtype: torch.dtype
+    ) -> Layout:
+        config, device = self.config, state.latent_FCHW.device
+        rows, columns = config.height // config.patch, config.width // config.patch
+        grid_PA = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+        middle = torch.tensor([[(rows - 1) / 2, (columns - 1) / 2]])
+        place_PA = torch.cat([middle, grid_PA]).to(device)
+        num_rows = len(state.lengths) + len(frame_rows)
+        index_R = torch.full((num_rows,), -1.0, device=device)
+        index_R[frame_rows] = state.index_F.float()
+        position_RPA = torch.cat(
+            [
+                index_R[:, None, None].expand(-1, len(place_PA), 1),
+                place_PA.expand(num_rows, -1, -1),
+            ],
+            dim=-1,
+        )
+        cosine, sine = rotary(position_RPA, config.hidden // config.heads)
+        return Layout(
+            rotation=(cosine.to(dtype), sine.to(dtype)),
+            within=attention_plan(state.lengths, config.window, device),
+            to_prompt=prompt_plan(state.lengths, prompt.lengths, device),
+        )
+
+    def _condition(
+        self, state: FrameState, prompt: PromptTokens, clip_rows: Tensor, frame_rows: Tensor
+    ) -> Tensor:
+        time = torch.cat([state.tau_B.clamp(0, 1), state.time_F])
+        role = torch.cat([self.clip_role(state.open_first_B.long()), self.frame_role(state.role_F)])
+        tokens = rms_normed(prompt.token_SD).split(list(prompt.lengths))
+        prompt_BD = self.prompt_mean(torch.stack([part.mean(0) for part in tokens]))
+        mean = torch.cat([prompt_BD, prompt_BD[state.clip_F]])
+        back = torch.cat([clip_rows, frame_rows]).argsort()
+        return (self.time(waves(time)) + role + mean)[back]
+
+    def _embed(self, state: FrameState, clip_rows: Tensor, frame_rows: Tensor) -> Tensor:
+        patch = self.config.patch
+        cells_FPD = F.pixel_unshuffle(state.latent_FCHW, patch).flatten(2).transpose(1, 2)
+        place_PD = (self.row_place + self.column_place).flatten(0, 1)
+        patch_FPD = self.patch_in(cells_FPD) + place_PD
+        frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
+        clip_BPD = self.clip_row.expand(len(state.lengths), -1, -1)
+        return torch.cat([clip_BPD, frame_FPD])[torch.cat([clip_rows, frame_rows]).argsort()]
+
+    def _unpatch(self, cells_FPD: Tensor) -> Tensor:
+        config = self.config
+        grid = cells_FPD.transpose(1, 2).unflatten(2, (config.height // config.patch, -1))
+        return F.pixel_shuffle(grid, config.patch).float()
+
+
+def _row_numbers(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of the clips ``[B]`` and of the frames ``[F]``."""
+    clip_rows = [run.start for run in _runs([n + 1 for n in lengths])]
+    frame_rows = [row for run in _runs([n + 1 for n in lengths]) for row in run[1:]]
+    return (
+        torch.tensor(clip_rows, dtype=torch.long, device=device),
+        torch.tensor(frame_rows, dtype=torch.long, device=device),
+    )

@@ -1,0 +1,191 @@
+"""The forward process: what a clip looks like part of the way through (arXiv 2512.11438, section 3).
+
+A clip of data becomes the visible frames at a random extended time, with the velocity of every
+flowing frame and the exact number of frames missing in every open gap. Two habits keep the laws
+exact. ``tau`` never depends on the delays. And a draw that teaches nothing, or a context that does
+not fit a clip, gives None: the caller goes on to the next clip. Drawing again for the same clip
+would weigh short and long clips differently and so bend the law of lengths.
+
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from flowcept import frames
+from flowcept.frames import FrameState, Role
+from flowcept.schedule import parse_schedule
+from flowcept.settings import ContextMixture
+
+PROCESSES = ("flowception", "full-sequence", "autoregressive")
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """How delays are drawn. Part of every model file."""
+
+    kind: str = "flowception"  # flowception, or a baseline: full-sequence, autoregressive
+    schedule: str = "linear"  # linear, cosine, power or power:EXPONENT; flowception only
+    num_start: int = (
+        1  # noise frames visible from tau = 0 where one gap is open; 1 reaches all lengths
+    )
+    shift: float = 1.0  # over 1 spends more of the denoising on noise
+    block: int = 1  # frames that start together; autoregressive only
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROCESSES:
+            raise ValueError(f"unknown process {self.kind!r}: use {', '.join(PROCESSES)}")
+        parse_schedule(self.schedule)
+        if self.num_start < 0 or self.block < 1 or not 0 < self.shift < float("inf"):
+            raise ValueError("num_start must be at least 0, block at least 1, shift positive")
+
+
+LONGEST_RUN = 8  # most context frames in a row that training shows at either end
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a prediction for a ``FrameState`` should be."""
+
+    velocity_FCHW: Tensor  # data - noise; means something on flowing frames only
+    missing_F: Tensor  # float count of hidden frames right of each frame
+    missing_first_B: Tensor  # the same before the first frame
+    total_B: Tensor  # int64: hidden frames of the whole clip
+
+
+def shifted(time: Tensor, shift: float) -> Tensor:
+    """The denoising progress ``s = t / (t + shift (1 - t))`` of flow time t, both in [0, 1]."""
+    return time / (time + shift * (1 - time))
+
+
+def _randint(low: int, high: int, generator: torch.Generator) -> int:
+    """A whole number in low..high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def draw_context(
+    num_frames: int, mixture: ContextMixture, generator: torch.Generator
+) -> list[bool] | None:
+    """Which frames of a clip are given; None where the drawn kind does not fit this length.
+
+    Everything but the places of inner frames is drawn without looking at ``num_frames``, so that
+    the law of lengths behind a given context is the data's own, cut to the lengths that can hold it.
+    """
+    kinds = [f.name for f in fields(mixture)]
+    weights = torch.tensor([getattr(mixture, kind) for kind in kinds], dtype=torch.float64)
+    kind = kinds[int(torch.multinomial(weights, 1, generator=generator))]
+    n = num_frames
+    given: set[int] = set()
+    if kind == "first":
+        given = {0}
+    elif kind == "first_last":
+        given = {0, n - 1}
+    elif kind == "keyframes":
+        inner = _randint(1, 3, generator)
+        if n < inner + 3:
+            return None
+        given = {0, n - 1, *(1 + torch.randperm(n - 2, generator=generator)[:inner]).tolist()}
+    elif kind == "alternate":
+        if n % 2 == 0:
+            return None  # the last frame is given too
+        given = set(range(0, n, 2))
+    elif kind == "first_k":
+        given = set(range(_randint(1, LONGEST_RUN, generator)))
+    elif kind == "last_k":
+        given = set(range(n - _randint(1, LONGEST_RUN, generator), n))
+    elif kind == "runs":
+        runs = [_randint(1, 4, generator) for _ in range(_randint(2, 3, generator))]
+        spare = n - sum(runs) - (len(runs) - 1)  # beyond the one frame between two runs
+        if spare < 0:
+            return None
+        cuts = torch.randint(0, spare + 1, (len(runs),), generator=generator).sort().values.tolist()
+        start = 0
+        for index, (cut, run) in enumerate(zip(cuts, runs, strict=True)):
+            first = start + index + cut
+            given |= set(range(first, first + run))
+            start += run
+    if min(given, default=0) < 0 or max(given, default=0) >= n or len(given) == n:
+        return None
+    return [f in given for f in range(n)]
+
+
+def roles_of(context: Sequence[bool]) -> list[Role]:
+    """Roles in a whole clip: context is passive exactly when nothing is missing to its right."""
+    following = [*context[1:], True]
+    return [
+        Role.GENERATED if not given else Role.PASSIVE if closed else Role.ACTIVE
+        for given, closed in zip(context, following, strict=True)
+    ]
+
+
+def draw_delays(
+    context: Sequence[bool], config: ProcessConfig, generator: torch.Generator
+) -> Tensor:
+    """``delay_F`` of every frame of a clip, float64; 0 for context and start frames."""
+    delay_F = torch.zeros(len(context), dtype=torch.float64)
+    generated = torch.tensor([f for f, given in enumerate(context) if not given])
+    if config.kind == "autoregressive":
+        delay_F[generated] = (torch.arange(len(generated)) // config.block).double()
+    elif config.kind == "flowception":
+        uniform = torch.rand(len(generated), generator=generator, dtype=torch.float64)
+        delay_F[generated] = parse_schedule(config.schedule).inverse(uniform)
+        gaps = sum(not given and (f == 0 or context[f - 1]) for f, given in enumerate(context))
+        if gaps == 1:  # with several open gaps a sampler could not know how to share them out
+            order = torch.randperm(len(generated), generator=generator)
+            delay_F[generated[order[: config.num_start]]] = 0
+    return delay_F
+
+
+def draw_tau(delay_F: Tensor, config: ProcessConfig, generator: torch.Generator) -> float:
+    """Extended time: uniform on [0, 2], or on the whole run of a baseline's clock."""
+    end = {"flowception": 2.0, "full-sequence": 1.0}.get(config.kind) or float(delay_F.max()) + 1
+    return float(torch.rand((), generator=generator, dtype=torch.float64)) * end
+
+
+def draw(
+    latent_FCHW: Tensor, context: Sequence[bool], config: ProcessConfig, generator: torch.Generator
+) -> tuple[FrameState, Target] | None:
+    """One clip part of the way through, as a state of one clip and its targets.
+
+    None where nothing is left to learn from it: ``tau`` past 1 and every frame finished.
+    """
+    delay_F = draw_delays(context, config, generator)
+    tau = draw_tau(delay_F, config, generator)
+    if tau >= 1 and tau - float(delay_F.max()) >= 1:
+        return None
+    visible = [f for f in range(len(context)) if float(delay_F[f]) <= tau]
+    roles = roles_of(context)
+    given = torch.tensor([context[f] for f in visible], dtype=torch.bool)
+    time_F = torch.where(given, 1.0, (tau - delay_F[visible]).clamp(0, 1)).float()
+    data_FCHW = latent_FCHW[visible]
+    noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)
+    progress = shifted(time_F, config.shift)[:, None, None, None]
+    edges = [-1, *visible, len(context)]
+    missing = [float(right - left - 1) for left, right in zip(edges, edges[1:], strict=False)]
+    state = FrameState(
+        latent_FCHW=torch.lerp(noise_FCHW, data_FCHW, progress),
+        time_F=time_F,
+        role_F=torch.tensor([roles[f] for f in visible], dtype=torch.long),
+        tau_B=torch.tensor([tau], dtype=torch.float32),
+        open_first_B=torch.tensor([not context[0]]),
+        lengths=(len(visible),),
+    )
+    target = Target(
+        velocity_FCHW=data_FCHW - noise_FCHW,
+        missing_F=torch.tensor(missing[1:]),
+        missing_first_B=torch.tensor(missing[:1]),
+        total_B=torch.tensor([len(context) - len(visible)]),
+    )
+    return state, target
+
+
+def concat(pairs: Sequence[tuple[FrameState, Target]]) -> tuple[FrameState, Target]:
+    """All clips of all pairs, in order."""
+    targets = [target for _, target in pairs]
+    tensors = {f.name: torch.cat([getattr(t, f.name) for t in targets]) for f in fields(Target)}
+    return frames.concat([state for state, _ in pairs]), Target(**tensors)

@@ -1,0 +1,451 @@
+"""The sampler: clips grow and become clean at the same time (arXiv 2512.11438, section 3).
+
+One loop serves every task and every process. A task is a ``Given``: clean frames and the gaps in
+which others may appear. What is unusual here: the number of frames that appear in a step is drawn
+from the network's posterior of the total still missing, which is the exact law of a step of any
+size, so the law of lengths does not depend on the number of steps.
+
+Times are whole ages over ``steps``: a generated frame has age 0 when it appears and is finished at
+age ``steps``. Each clip has its own generator on the CPU and makes the same draws alone, in any
+batch and on any device.
+
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, G gaps of a
+clip, N new frames, K counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flowcept import frames
+from flowcept.frames import FrameState, Prediction, PromptTokens, Role
+from flowcept.process import ProcessConfig, shifted
+from flowcept.schedule import Schedule, parse_schedule
+from flowcept.settings import SampleConfig
+
+@dataclass(frozen=True)
+class Given:
+    """What a clip starts from: the user's frames and where others may come between them."""
+
+    latent_FCHW: Tensor  # clean; no frame at all for text-to-video
+    open_gaps: tuple[bool, ...]  # one more than frames: before the first, then right of each
+    missing: tuple[int, ...] | None = None  # exact number of frames to come in each gap, if known
+
+    def __post_init__(self) -> None:
+        if len(self.open_gaps) != self.latent_FCHW.shape[0] + 1:
+            raise ValueError("there is one gap more than given frames")
+        if self.missing is not None and len(self.missing) != len(self.open_gaps):
+            raise ValueError("missing needs a count for every gap")
+
+
+class Model(Protocol):
+    """What the sampler asks: a prediction for a state whose clips are these of the request."""
+
+    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """The clips after one step. ``ids`` name frames: the order in which they appeared."""
+
+    index: int  # 0 for the start, then steps done
+    clips: tuple[int, ...]  # clips that still run, in the order of the state
+    state: FrameState
+    age_F: Tensor  # int64 steps since a frame appeared; context frames are born finished
+    ids: tuple[tuple[int, ...], ...]  # per running clip, a name for each visible frame
+    new: tuple[tuple[int, ...], ...]  # names of the frames that this step inserted
+    done: dict[int, Tensor]  # latent_FCHW of the clips that this step finished
+
+
+def sample(
+    model: Model,
+    given: Sequence[Given],
+    generators: Sequence[torch.Generator],
+    config: SampleConfig,
+    process: ProcessConfig,
+    *,
+    max_length: int,
+) -> list[Tensor]:
+    """The latents ``[F, C, H, W]`` of each clip; see ``sample_steps``."""
+    done: dict[int, Tensor] = {}
+    for step in sample_steps(model, given, generators, config, process, max_length=max_length):
+        done |= step.done
+    return [done[clip] for clip in range(len(given))]
+
+
+@torch.no_grad()
+def sample_steps(
+    model: Model,
+    given: Sequence[Given],
+    generators: Sequence[torch.Generator],
+    config: SampleConfig,
+    process: ProcessConfig,
+    *,
+    max_length: int,
+) -> Iterator[Step]:
+    """Sample clips step by step; each yields the state, new frames and finished clips.
+
+    ``generators`` are on the CPU, one per clip. ``max_length`` bounds clips where the
+    configuration does not. The latents' device is where the work is done. The baselines, whose
+    length must be known, need ``config.frames`` or the given frames' ``missing``.
+    """
+    growth = [
+        Growth(one, generator, config, process, max_length)
+        for one, generator in zip(given, generators, strict=True)
+    ]
+    state = frames.concat([_initial(one) for one in given])
+    age_F = torch.full_like(state.role_F, config.steps, device="cpu")
+    counts = [clip.start() for clip in growth]
+    state, age_F, new = _insert(state, age_F, counts, growth)
+    clips = tuple(range(len(given)))
+    index = 0
+    while True:
+        finished = [
+            row
+            for row, (clip, ages) in enumerate(zip(clips, age_F.split(state.lengths), strict=True))
+            if growth[clip].complete(index) and bool((ages == config.steps).all())
+        ]
+        latents = state.latent_FCHW.split(state.lengths)
+        done = {clips[row]: latents[row] for row in finished}
+        ids = tuple(tuple(growth[clip].ids) for clip in clips)
+        yield Step(index, clips, state, age_F, ids, new, done)
+        running = [row for row in range(len(clips)) if row not in finished]
+        if not running:
+            return
+        if finished:
+            age_F = age_F[frames.frame_rows(state.lengths, running)]
+            state, clips = frames.select(state, running), tuple(clips[row] for row in running)
+        prediction = model(state, clips)
+        state, age_F = _move(state, prediction, age_F, config.steps, process.shift)
+        counts = [
+            growth[clip].count(index, log_missing, logits, length)
+            for clip, log_missing, logits, length in zip(
+                clips, *_per_clip(state, prediction), state.lengths, strict=True
+            )
+        ]
+        state, age_F, new = _insert(state, age_F, counts, [growth[clip] for clip in clips])
+        index += 1
+        tau = torch.full_like(state.tau_B, index / config.steps)
+        state = replace(state, tau_B=tau)
+
+
+def _initial(given: Given) -> FrameState:
+    """The given frames alone, at ``tau = 0``."""
+    latent_FCHW, device = given.latent_FCHW, given.latent_FCHW.device
+    length = latent_FCHW.shape[0]
+    roles = [Role.ACTIVE if gap else Role.PASSIVE for gap in given.open_gaps[1:]]
+    return FrameState(
+        latent_FCHW=latent_FCHW,
+        time_F=torch.ones(length, device=device),
+        role_F=torch.tensor(roles, dtype=torch.long, device=device),
+        tau_B=torch.zeros(1, device=device),
+        open_first_B=torch.tensor([given.open_gaps[0]], device=device),
+        lengths=(length,),
+    )
+
+
+def _move(
+    state: FrameState, prediction: Prediction, age_F: Tensor, steps: int, shift: float
+) -> tuple[FrameState, Tensor]:
+    """Every flowing frame one Euler step on, by its own change of denoising progress."""
+    older_F = (age_F + 1).clamp(max=steps)
+    now_F, next_F = age_F.double() / steps, older_F.double() / steps
+    change_F = (shifted(next_F, shift) - shifted(now_F, shift)).to(state.latent_FCHW)
+    latent_FCHW = state.latent_FCHW + change_F[:, None, None, None] * prediction.velocity_FCHW
+    flowing_F = (age_F < steps).to(state.latent_FCHW.device)[:, None, None, None]
+    latent_FCHW = torch.where(flowing_F, latent_FCHW, state.latent_FCHW)
+    return replace(state, latent_FCHW=latent_FCHW, time_F=next_F.to(state.time_F)), older_F
+
+
+def _per_clip(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], list[Tensor]]:
+    """Per clip, on the CPU and in float64: log-missing by gap (closed: -inf), count logits."""
+    open_F, log_F = state.open_F, prediction.log_missing_F.double()
+    log_F = torch.where(open_F, log_F, -math.inf).cpu().split(state.lengths)
+    log_B = prediction.log_missing_first_B.double()
+    log_B = torch.where(state.open_first_B, log_B, -math.inf).cpu()
+    gaps = [torch.cat([log_B[b, None], part]) for b, part in enumerate(log_F)]
+    return gaps, list(prediction.count_logits_BK.double().cpu())
+
+
+def _insert(
+    state: FrameState, age_F: Tensor, counts: list[list[int]], growth: Sequence[Growth]
+) -> tuple[FrameState, Tensor, tuple[tuple[int, ...], ...]]:
+    """New noise frames of age 0 in the gaps; also their names, clip by clip."""
+    shape = state.latent_FCHW.shape[1:]
+    new = tuple(clip.born(gaps) for clip, gaps in zip(growth, counts, strict=True))
+    if not any(new):
+        return state, age_F, new
+    noise = [
+        torch.randn(shape, generator=clip.generator)
+        for clip, names in zip(growth, new, strict=True)
+        for _ in names
+    ]
+    latent_NCHW = torch.stack(noise).to(state.latent_FCHW)
+    rows = frames.insertion_rows(state.lengths, counts)
+    age_F = torch.cat([age_F, age_F.new_zeros(len(noise))])[rows]
+    return frames.insert(state, counts, latent_NCHW, rows), age_F, new
+
+
+class Growth:
+    """One clip's insertions: how many frames appear at each step, and in which gaps.
+
+    A *segment* is what lies between two neighbouring given frames (or beyond the outer ones);
+    given gap g opens segment g.
+    """
+
+    def __init__(
+        self,
+        given: Given,
+        generator: torch.Generator,
+        config: SampleConfig,
+        process: ProcessConfig,
+        max_length: int,
+    ) -> None:
+        self.given, self.generator, self.config, self.process = given, generator, config, process
+        self.schedule: Schedule = parse_schedule(process.schedule)
+        num_given = given.latent_FCHW.shape[0]
+        self.ids = list(range(num_given))  # names of the visible frames, left to right
+        self.named = num_given
+        self.segments = list(range(num_given + 1))  # of each gap
+        self.widths = [1.0] * (num_given + 1)  # of each gap, as a share of its segment
+        exact = config.frames
+        self.low = exact or config.min_length or 1
+        self.high = exact or config.max_length or max(max_length, num_given)
+        self.remaining = list(given.missing) if given.missing is not None else None
+        if self.remaining is None and process.kind != "flowception":
+            if exact is None:
+                raise ValueError("this process does not choose a length: frames must be set")
+            gaps = [g for g, is_open in enumerate(given.open_gaps) if is_open]
+            shares = torch.tensor([float(g in gaps) for g in range(num_given + 1)])
+            total = max(exact - num_given, 0)
+            self.remaining = systematic(total, shares / shares.sum(), self._uniform())
+
+    def complete(self, index: int) -> bool:
+        """Whether no frame can appear any more after ``index`` steps."""
+        if self.process.kind == "autoregressive":
+            return not any(self.remaining or [])
+        return index >= self.config.steps or self.process.kind == "full-sequence"
+
+    def start(self) -> list[int]:
+        """New frames per gap at ``tau = 0``."""
+        gaps = self.given.open_gaps
+        counts = [0] * len(gaps)
+        if self.process.kind == "full-sequence":
+            assert self.remaining is not None
+            counts, self.remaining = list(self.remaining), [0] * len(gaps)
+        elif self.process.kind == "autoregressive":
+            counts = self._block()
+        elif sum(gaps) == 1:
+            gap = gaps.index(True)
+            room = self.high - len(self.ids) if self.remaining is None else self.remaining[gap]
+            counts[gap] = max(min(self.process.num_start, room), 0)
+            if self.remaining is not None:
+                self.remaining[gap] -= counts[gap]
+        return counts
+
+    def count(
+        self, index: int, log_missing_G: Tensor, count_logits_K: Tensor, length: int
+    ) -> list[int]:
+        """New frames per gap in the step from ``tau = index / steps`` to the next.
+
+        ``log_missing_G`` is -inf where a gap is closed; ``length`` frames are visible.
+        """
+        steps = self.config.steps
+        if self.process.kind == "autoregressive":
+            return self._block() if (index + 1) % steps == 0 else [0] * (length + 1)
+        if index >= steps or self.process.kind == "full-sequence" or log_missing_G.isneginf().all():
+            return [0] * (length + 1)
+        appear = self.schedule.jump(index / steps, (index + 1) / steps)
+        shares_G = sharpened(log_missing_G, self.config.rate_temperature)
+        if self.remaining is not None:
+            return self._known(appear, shares_G)
+        if self.config.insertion == "posterior":
+            missing = self._draw_missing(count_logits_K, length)
+            return self._place(self._binomial(missing, appear), shares_G)
+        return self._from_mean(index, appear, log_missing_G, length)
+
+    def _draw_missing(self, count_logits_K: Tensor, length: int) -> int:
+        """The number of frames still to come, from its posterior within the bounds."""
+        low, high = max(self.low - length, 0), max(self.high - length, 0)
+        uniform = self._uniform()
+        if low >= len(count_logits_K):  # more than the network can say: only the bound is known
+            return low
+        scale = self.config.length_scale
+        if scale != 1:  # the bounds hold for the scaled count
+            law_K = sharpened(count_logits_K, self.config.rate_temperature)
+            scaled = inverse_cdf(law_K, uniform) * scale
+            return min(max(math.floor(scaled + self._uniform()), low), high)
+        allowed_K = count_logits_K[low : high + 1]
+        return low + inverse_cdf(sharpened(allowed_K, self.config.rate_temperature), uniform)
+
+    def _known(self, appear: float, shares_G: Tensor) -> list[int]:
+        """Every segment's own number of frames to come is known."""
+        assert self.remaining is not None
+        counts = [0] * len(shares_G)
+        for segment, remaining in enumerate(self.remaining):
+            new = self._binomial(remaining, appear)
+            inside_G = shares_G * torch.tensor([float(s == segment) for s in self.segments])
+            self.remaining[segment] -= new
+            if new:
+                placed = self._place(new, inside_G / inside_G.sum())
+                counts = [a + b for a, b in zip(counts, placed, strict=True)]
+        return counts
+
+    def _place(self, new: int, shares_G: Tensor) -> list[int]:
+        """Share ``new`` frames out over the gaps."""
+        counts = systematic(new, shares_G, self._uniform())
+        return counts if self.config.order == "learned" else self._reorder(counts)
+
+    def _reorder(self, counts: list[int]) -> list[int]:
+        """Keep each segment's number of new frames, choose the gaps within by ``order``."""
+        placed = [0] * len(counts)
+        for segment in sorted(set(self.segments)):
+            gaps = [g for g, s in enumerate(self.segments) if s == segment]
+            widths = {g: self.widths[g] for g in gaps}
+            for _ in range(sum(counts[g] for g in gaps)):
+                if self.config.order == "random":
+                    gap = gaps[int(self._uniform() * len(gaps))]
+                elif self.config.order == "left-to-right":
+                    gap = gaps[-1]
+                else:
+                    gap = max(gaps, key=lambda g: widths[g])
+                placed[gap] += 1
+                widths[gap] = self.widths[gap] / (placed[gap] + 1)
+        return placed
+
+    def _from_mean(
+        self, index: int, appear: float, log_missing_G: Tensor, length: int
+    ) -> list[int]:
+        """The rules that know the mean only: wrong at any finite step, kept for comparison."""
+        mean_G, steps = log_missing_G.exp() * self.config.length_scale, self.config.steps
+        if self.config.insertion == "systematic":
+            expected = float(mean_G.sum()) * appear
+            new = math.floor(expected + self._uniform())
+            counts = systematic(new, mean_G / mean_G.sum(), self._uniform())
+        else:
+            tau = torch.tensor(index / steps, dtype=torch.float64)
+            rate_G = mean_G * self.schedule.hazard(tau) / steps
+            draw = torch.bernoulli if self.config.insertion == "bernoulli" else torch.poisson
+            bounded_G = rate_G.clamp(max=1) if self.config.insertion == "bernoulli" else rate_G
+            counts = draw(bounded_G, generator=self.generator).long().tolist()
+        excess = sum(counts) - max(self.high - length, 0)
+        for gap in reversed(range(len(counts))):
+            taken = min(max(excess, 0), counts[gap])
+            counts[gap] -= taken
+            excess -= taken
+        return counts
+
+    def _block(self) -> list[int]:
+        """The next frames of the autoregressive baseline, at the end of what is there."""
+        assert self.remaining is not None
+        counts, left = [0] * len(self.segments), self.process.block
+        for segment, remaining in enumerate(self.remaining):
+            new = min(left, remaining)
+            last = len(self.segments) - 1 - self.segments[::-1].index(segment)
+            counts[last] += new
+            self.remaining[segment] -= new
+            left -= new
+        return counts
+
+    def born(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Take note of new frames: their names, and the gaps that they split."""
+        ids, segments, widths, new = [], [], [], []
+        for gap, count in enumerate(counts):
+            if gap:
+                ids.append(self.ids[gap - 1])
+            names = list(range(self.named, self.named + count))
+            self.named += count
+            ids += names
+            new += names
+            segments += [self.segments[gap]] * (count + 1)
+            widths += [self.widths[gap] / (count + 1)] * (count + 1)
+        self.ids, self.segments, self.widths = ids, segments, widths
+        return tuple(new)
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+
+    def _binomial(self, count: int, probability: float) -> int:
+        draws = torch.rand(count, generator=self.generator, dtype=torch.float64)
+        return int((draws < probability).sum())
+
+
+def sharpened(log_weights: Tensor, temperature: float) -> Tensor:
+    """Probabilities ``~ weights ** (1 / temperature)``; at 0 the largest alone."""
+    if temperature == 0:
+        return (log_weights == log_weights.max()).double() / (
+            log_weights == log_weights.max()
+        ).sum()
+    return (log_weights / temperature).softmax(-1)
+
+
+def inverse_cdf(law_K: Tensor, uniform: float) -> int:
+    """The count whose share of the unit interval holds ``uniform`` in [0, 1)."""
+    cumulative_K = law_K.double().cumsum(0)
+    return int((cumulative_K / cumulative_K[-1] <= uniform).sum().clamp(max=len(law_K) - 1))
+
+
+def systematic(total: int, shares_G: Tensor, uniform: float) -> list[int]:
+    """``total`` shared out with one uniform draw: each gap gets its share rounded up or down."""
+    cumulative_G = shares_G.double().cumsum(0)
+    cumulative_G = cumulative_G / cumulative_G[-1]
+    edges_G = torch.floor(total * cumulative_G + uniform).long()
+    return torch.diff(edges_G, prepend=edges_G.new_zeros(1)).tolist()
+
+
+class PromptedNetwork(Protocol):
+    """A network as it is trained: states and prompt tokens in, predictions out."""
+
+    def __call__(self, state: FrameState, prompt: PromptTokens) -> Prediction: ...
+
+
+def guided(
+    network: PromptedNetwork,
+    prompts: Sequence[PromptTokens],
+    away: Sequence[PromptTokens],
+    guidance: float,
+    rate_guidance: float,
+) -> Model:
+    """A model that leans from the ``away`` prompts towards the ``prompts``, one of each per clip.
+
+    Velocity: ``v = v_away + w (v - v_away)``; the same for log-missing and for the log-posterior
+    with ``rate_guidance``. Both sides run in one packed call; without guidance one side runs.
+    """
+
+    def model(state: FrameState, clips: Sequence[int]) -> Prediction:
+        wanted = [prompts[clip] for clip in clips]
+        if guidance == rate_guidance == 1:
+            return network(state, concat_prompts(wanted))
+        unwanted = [away[clip] for clip in clips]
+        both = network(frames.concat([state, state]), concat_prompts([*wanted, *unwanted]))
+
+        def lean(values: Tensor, weight: float) -> Tensor:
+            towards, base = values.chunk(2)
+            return torch.lerp(base, towards, weight)
+
+        return Prediction(
+            velocity_FCHW=lean(both.velocity_FCHW, guidance),
+            log_missing_F=lean(both.log_missing_F, rate_guidance),
+            log_missing_first_B=lean(both.log_missing_first_B, rate_guidance),
+            count_logits_BK=lean(both.count_logits_BK.log_softmax(-1), rate_guidance),
+        )
+
+    return model
+
+
+def concat_prompts(prompts: Sequence[PromptTokens]) -> PromptTokens:
+    """The prompts of several clips end to end."""
+    return PromptTokens(
+        torch.cat([p.token_SD for p in prompts]), tuple(n for p in prompts for n in p.lengths)
+    )
+
+
+def clip_generator(seed: int) -> torch.Generator:
+    """The generator of one clip, on the CPU."""
+    return torch.Generator().manual_seed(seed)

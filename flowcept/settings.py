@@ -1,0 +1,230 @@
+"""The settings of sampling and training: the one table of names, defaults and meanings.
+
+The command line makes its flags from these records, and a Python caller uses the same words. Nothing
+heavy is imported here, so that ``flowcept --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from flowcept.errors import UserError
+
+INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
+ORDERS = ("learned", "random", "left-to-right", "bisection")
+
+
+def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - like dataclasses.field
+    """A field whose meaning is the flag's help text."""
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Controls of the sampler; the command line takes its defaults from here."""
+
+    steps: int = setting(16, "denoising steps; twice as many evaluations at most")
+    guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none")
+    rate_guidance: float = setting(1.0, "strength of the prompt in length and place of new frames")
+    rate_temperature: float = setting(
+        1.0, "of the insertion law: 0 the most probable length, over 1 more varied"
+    )
+    length_scale: float = setting(1.0, "multiplies the number of frames still to come")
+    frames: int | None = setting(None, "number of frames, or auto: the model chooses")
+    min_length: int | None = setting(None, "least number of frames")
+    max_length: int | None = setting(
+        None, "largest number of frames; by default the longest trained"
+    )
+    insertion: str = setting(
+        "posterior", "how counts are drawn: posterior; systematic, bernoulli, poisson to compare"
+    )
+    order: str = setting(
+        "learned", "where frames enter: learned; random, left-to-right, bisection to compare"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "frames", "min_length", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{_flag(name)} must be at least 1, not {value}")
+        for name in ("guidance", "rate_guidance", "rate_temperature", "length_scale"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (name == "length_scale" and value == 0):
+                bound = "positive" if name == "length_scale" else "at least 0"
+                raise UserError(f"{_flag(name)} must be a number and {bound}, not {value}")
+        low, high = self.min_length or 1, self.max_length
+        if high is not None and low > high:
+            raise UserError(f"--min-length {low} is over --max-length {high}")
+        if self.frames is not None and (self.frames < low or (high and self.frames > high)):
+            raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
+        for name, known in (("insertion", INSERTIONS), ("order", ORDERS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{_flag(name)} must be one of {', '.join(known)}")
+        bounded = self.frames is not None or self.min_length is not None
+        if bounded and self.insertion != "posterior":
+            raise UserError("a fixed or least length needs the posterior insertion rule")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class ContextMixture:
+    """How often each kind of context is shown in training, as weights."""
+
+    none: float = 0.45  # text-to-video
+    first: float = 0.17  # image-to-video
+    first_last: float = 0.13  # interpolation
+    keyframes: float = 0.07  # both ends and one to three frames between
+    alternate: float = 0.05  # every second frame: doubling a clip's rate
+    first_k: float = 0.05  # extension forward
+    last_k: float = 0.05  # extension backward
+    runs: float = 0.03  # scene completion: two or three runs anywhere
+
+    def __post_init__(self) -> None:
+        weights = [getattr(self, f.name) for f in fields(self)]
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise UserError("context weights must not be negative and not all zero")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a training run."""
+
+    # data
+    size: str = setting("64", "pixels of a frame: the side of a square, or WIDTHxHEIGHT")
+    fps: float = setting(0.0, "frames per second; 0: the folder's most common rate")
+    min_frames: int = setting(1, "shorter clips are dropped")
+    max_frames: int = setting(64, "longer clips are cut into pieces")
+    fit: str = setting("crop", "how clips get the size: crop, pad or stretch")
+    held_out: float = setting(0.02, "share of the clips that is never trained on")
+    # codec
+    codec: str = setting(
+        "autoencoder", "autoencoder, pixels, or a pretrained autoencoder's folder or file"
+    )
+    compression: int = setting(8, "pixels per latent cell along each side: 4, 8 or 16")
+    codec_channels: int = setting(16, "channels of a latent")
+    codec_width: int = setting(64, "channels of the autoencoder's first level")
+    codec_steps: int = setting(4000, "training steps of the autoencoder")
+    codec_batch: int = setting(16, "frames per step of the autoencoder")
+    codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder")
+    adversarial: float = setting(
+        0.0, "weight of the patch discriminator's loss, for sharpness; 0: off"
+    )
+    # network
+    hidden: int = setting(256, "width of the network")
+    depth: int = setting(8, "blocks of the network")
+    heads: int = setting(4, "attention heads of the network")
+    patch: int = setting(2, "latent cells along each side of a patch")
+    window: int = setting(0, "frames within this distance are seen; 0: all")
+    text_width: int = setting(192, "width of the prompt encoder")
+    text_depth: int = setting(3, "blocks of the prompt encoder")
+    text_source: str = setting(
+        "", "folder of a frozen T5 or CLIP; empty: a byte transformer is trained"
+    )
+    # process
+    process: str = setting("flowception", "flowception, full-sequence or autoregressive")
+    schedule: str = setting("linear", "linear, cosine, power or power:EXPONENT")
+    num_start: int = setting(1, "noise frames that a clip starts from")
+    shift: float = setting(1.0, "over 1 spends more of the denoising on noise")
+    block: int = setting(1, "frames that start together (autoregressive)")
+    context: ContextMixture = field(default_factory=ContextMixture)  # how often each is shown
+    # objective
+    rate_weight: float = setting(0.1, "weight of the missing counts' likelihood")
+    count_weight: float = setting(0.1, "weight of the total count's cross-entropy")
+    prompt_dropout: float = setting(0.1, "share of clips shown without prompt, for guidance")
+    context_dropout: float = setting(0.1, "share of clips shown without context")
+    # optimisation
+    steps: int = setting(20000, "training steps of the network")
+    tokens: int = setting(4096, "tokens per step, over all processes")
+    micro_tokens: int = setting(8192, "tokens at once; a larger step is cut into parts")
+    learning_rate: float = setting(1e-3, "peak learning rate")
+    warmup: int = setting(200, "steps over which the learning rate rises")
+    decay: float = setting(0.3, "last share of the run over which the rate falls to 0")
+    weight_decay: float = setting(0.01, "of AdamW, on matrices only")
+    ema: float = setting(0.999, "decay per step of the averaged weights")
+    clip: float = setting(1.0, "bound on the gradient's norm")
+    seed: int = setting(0, "seed of weights, data order and noise")
+    dtype: str = setting("auto", "auto, float32, bfloat16")
+    device: str = setting("auto", "auto, cpu, cuda, mps")
+    checkpointing: bool = setting(
+        False, "recompute blocks in the backward pass: less memory, more time"
+    )
+    compile: bool = setting(False, "torch.compile of the blocks")
+    init: str = setting("", "a model file to continue from")
+    max_hours: float = setting(0.0, "stop, with the rate at 0, after so many hours; 0: no bound")
+    # reporting
+    log_every: int = setting(20, "steps between lines of the log")
+    eval_every: int = setting(500, "steps between held-out losses")
+    sample_every: int = setting(1000, "steps between contact sheets; the first comes at step 100")
+    save_every: int = setting(500, "steps between states")
+    export_dtype: str = setting("bfloat16", "of the weights in the model file: float32 or bfloat16")
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "tokens", "micro_tokens", "learning_rate", "clip", "max_frames")
+        counts = ("min_frames", "codec_batch", "log_every", "eval_every", "sample_every")
+        for name in (*positive, *counts, "save_every", "codec_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
+        for name in ("prompt_dropout", "context_dropout", "held_out", "decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 0 and under 1")
+        for name in ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{_flag(name)} must be a number and at least 0")
+        if self.min_frames > self.max_frames:
+            raise UserError("--min-frames is over --max-frames")
+        if self.export_dtype not in ("float32", "bfloat16"):
+            raise UserError("--export-dtype must be float32 or bfloat16")
+        if self.fit not in ("crop", "pad", "stretch"):
+            raise UserError("--fit must be crop, pad or stretch")
+        if not 0 <= self.ema < 1:
+            raise UserError("--ema must be at least 0 and under 1")
+        self.frame_size  # noqa: B018 - raises for a size that cannot be read
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame, in pixels."""
+        match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", self.size.strip())
+        if not match or not int(match[1]) or not int(match[2] or 1):
+            raise UserError(f"--size {self.size!r} is not a size: give 64 or WIDTHxHEIGHT")
+        return int(match[2] or match[1]), int(match[1])
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden": 128,
+        "depth": 4,
+        "heads": 2,
+        "text_width": 96,
+        "text_depth": 2,
+        "codec_width": 32,
+        "codec_steps": 1500,
+        "steps": 5000,
+        "tokens": 2048,
+    },
+    "small": {},
+    "base": {
+        "size": "128",
+        "hidden": 512,
+        "depth": 16,
+        "heads": 8,
+        "text_width": 384,
+        "text_depth": 4,
+        "codec_width": 96,
+        "codec_steps": 20000,
+        "steps": 200000,
+        "tokens": 32768,
+        "micro_tokens": 32768,
+        "learning_rate": 5e-4,
+        "warmup": 1000,
+        "ema": 0.9995,
+    },
+}
+
+# What a resumed run may change: how long it goes on and what it reports, not what it computes.
+RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every", "export_dtype")

@@ -1,0 +1,517 @@
+"""The tasks as given frames: what each command hands to the one sampler, and what it makes of it.
+
+gen starts from nothing; i2v from one frame with the gap after it open; interp from keyframes with
+the gaps between them open; extend from the last (first) frames of a clip with its end (start) open.
+
+Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowcept import __version__, checkpoint, video
+from flowcept.checkpoint import Card, Weights
+from flowcept.data import to_frames, to_images
+from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.errors import UserError
+from flowcept.sampler import Given, Step, clip_generator, guided, inverse_cdf, sample_steps
+from flowcept.settings import SampleConfig
+from flowcept.text import words_of
+from flowcept.video import Sound
+
+Frames = NDArray[np.uint8]  # [F, H, W, 3]
+Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
+Watch = Callable[[Step], None]
+
+SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
+CONTEXT = 4  # frames of the user's clip that extend shows to the model
+COMMON_WORDS = frozenset("a an the in on at of and with to is are by from".split())
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One made clip and how it was made."""
+
+    frames_FHW3: Frames
+    fps: float
+    seed: int
+    settings: dict[str, Any]  # travels in the file's metadata
+    notes: list[str] = field(default_factory=list)  # what the user should know
+    growth: Growth = field(default_factory=list)
+    order: list[int] = field(default_factory=list)  # names of the final frames, left to right
+    sound: Sound | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames_FHW3)
+
+    def save(self, path: str | Path, *, metadata: bool = True) -> str:
+        """Write the clip; the suffix decides the format. What had to be changed, or ""."""
+        video.check_output(Path(path))
+        stored = self.settings if metadata else None
+        return video.write_video(
+            Path(path), self.frames_FHW3, self.fps, metadata=stored, sound=self.sound
+        )
+
+
+def load(model: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Studio:
+    """Open a model file, or a shipped model by name, on a device."""
+    where = pick_device(device)
+    precision = pick_dtype(dtype, where)
+    path = checkpoint.find(model)
+    return Studio(checkpoint.load(path), path.stem, where, precision)
+
+
+class Studio:
+    """A model ready to make clips. Every method is one command; keywords are its flags.
+
+    ``steps``, ``guidance``, ``frames`` and the rest are fields of ``SampleConfig``. ``seed`` None
+    is a random one, told in the result. ``watch`` is called after every step of the sampler.
+    """
+
+    def __init__(
+        self, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
+        for module in (weights.network, weights.text, weights.codec):
+            module.to(device)
+
+    @property
+    def card(self) -> Card:
+        return self.weights.card
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int | None = None,
+        fps: float | None = None,
+        scale: int | None = None,
+        watch: Watch | None = None,
+        **controls: Any,  # noqa: ANN401 - the fields of SampleConfig
+    ) -> Clip:
+        """A clip of a prompt."""
+        config = self._config(controls)
+        made = self._make(self._given(None, (True,)), prompt, negative_prompt, seed, config, watch)
+        record = self._record("gen", prompt, negative_prompt, made, config)
+        return self._finish(made, record, fps, scale)
+
+    def i2v(
+        self,
+        image_HW3: Frames,
+        prompt: str = "",
+        *,
+        negative_prompt: str = "",
+        seed: int | None = None,
+        fps: float | None = None,
+        scale: int | None = None,
+        fit: str = "crop",
+        exact: bool | None = None,
+        watch: Watch | None = None,
+        **controls: Any,  # noqa: ANN401
+    ) -> Clip:
+        """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
+        config = self._config(controls)
+        picture_1HW3 = image_HW3[None]
+        given = self._given(self._fitted(picture_1HW3, fit)[0], (False, True))
+        made = self._make(given, prompt, negative_prompt, seed, config, watch)
+        record = self._record("i2v", prompt, negative_prompt, made, config)
+        clip = self._finish(made, record, fps, scale)
+        return self._keyed(clip, picture_1HW3, fit, exact)
+
+    def interp(
+        self,
+        keyframes_FHW3: Frames,
+        prompt: str = "",
+        *,
+        multi: int = 0,
+        negative_prompt: str = "",
+        seed: int | None = None,
+        fps: float | None = None,
+        scale: int | None = None,
+        fit: str = "crop",
+        exact: bool | None = None,
+        watch: Watch | None = None,
+        **controls: Any,  # noqa: ANN401
+    ) -> Clip:
+        """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap."""
+        count = len(keyframes_FHW3)
+        if count < 2:
+            raise UserError("interp needs two keyframes at least")
+        config = self._config(controls)
+        if multi < 0:
+            raise UserError(f"--multi must be at least 1, not {multi}")
+        if multi:
+            if controls.get("frames") or controls.get("min_length") or controls.get("max_length"):
+                raise UserError("--multi fixes the length: leave out --frames and its bounds")
+            return self._multiplied(
+                keyframes_FHW3,
+                prompt,
+                multi,
+                negative_prompt,
+                seed,
+                fps,
+                scale,
+                fit,
+                exact,
+                watch,
+                config,
+            )
+        for flag, value in (("--frames", config.frames), ("--max-length", config.max_length)):
+            if value is not None and value < count:
+                raise UserError(f"{flag} {value} is under the number of keyframes, {count}")
+        gaps = (False, *[True] * (count - 1), False)
+        given = self._given(self._fitted(keyframes_FHW3, fit)[0], gaps)
+        made = self._make(given, prompt, negative_prompt, seed, config, watch)
+        record = self._record("interp", prompt, negative_prompt, made, config)
+        return self._keyed(self._finish(made, record, fps, scale), keyframes_FHW3, fit, exact)
+
+    def _multiplied(
+        self,
+        keyframes_FHW3: Frames,
+        prompt: str,
+        multi: int,
+        negative_prompt: str,
+        seed: int | None,
+        fps: float | None,
+        scale: int | None,
+        fit: str,
+        exact: bool | None,
+        watch: Watch | None,
+        config: SampleConfig,
+    ) -> Clip:
+        """``multi`` frames between all neighbours, in windows as long as the model's clips."""
+        fitted, _ = self._fitted(keyframes_FHW3, fit)
+        window = max((self.card.max_length - 1) // (multi + 1), 1) + 1  # keyframes at once
+        seed = _seed(seed)
+        pieces, first = [], None
+        for start in range(0, len(fitted) - 1, window - 1):
+            part = fitted[start : start + window]
+            gaps = (False, *[True] * (len(part) - 1), False)
+            given = replace(self._given(part, gaps), missing=tuple(multi if g else 0 for g in gaps))
+            made = self._make(given, prompt, negative_prompt, seed + start, config, watch)
+            first = first or made
+            pieces.append(made.frames_FHW3 if not start else made.frames_FHW3[1:])
+        assert first is not None
+        whole = replace(first, frames_FHW3=np.concatenate(pieces))
+        record = self._record("interp", prompt, negative_prompt, whole, config) | {"multi": multi}
+        clip = self._finish(whole, record, fps, scale)
+        places = list(range(0, len(whole.frames_FHW3), multi + 1))
+        return self._keyed(clip, keyframes_FHW3, fit, exact, places)
+
+    def extend(
+        self,
+        clip_FHW3: Frames,
+        prompt: str = "",
+        *,
+        clip_fps: float,
+        direction: str = "forward",
+        context: int = CONTEXT,
+        negative_prompt: str = "",
+        seed: int | None = None,
+        fps: float | None = None,
+        sound: Path | None = None,
+        watch: Watch | None = None,
+        **controls: Any,  # noqa: ANN401
+    ) -> Clip:
+        """More frames after, before or around a clip, whose own frames stay as they are.
+
+        Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
+        The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
+        """
+        if direction not in ("forward", "backward", "both"):
+            raise UserError("--direction must be forward, backward or both")
+        if context < 1:
+            raise UserError(f"--context must be at least 1, not {context}")
+        context = min(context, len(clip_FHW3), max(self.card.max_length - 1, 1))
+        config = self._config(controls)
+        seed = _seed(seed)
+        before, after = [], []
+        made: Clip | None = None
+        if direction in ("backward", "both"):
+            made = self._grow(
+                clip_FHW3[:context], True, prompt, negative_prompt, seed, config, watch
+            )
+            before = [made.frames_FHW3]
+        if direction in ("forward", "both"):
+            made = self._grow(
+                clip_FHW3[-context:], False, prompt, negative_prompt, seed + 1, config, watch
+            )
+            after = [made.frames_FHW3]
+        assert made is not None
+        size = clip_FHW3.shape[1:3]
+        new = [[video.fit(part, size, "stretch")[0] for part in side] for side in (before, after)]
+        whole = np.concatenate([*new[0], clip_FHW3, *new[1]])
+        record = self._record("extend", prompt, negative_prompt, replace(made, seed=seed), config)
+        record |= {"direction": direction, "context": context, "frames": len(whole)}
+        notes = list(made.notes)
+        if abs(clip_fps / self.card.fps - 1) > 0.25:
+            notes.append(
+                f"the clip has {clip_fps:g} frames per second, the model learned from "
+                f"{self.card.fps:g}: new motion may look too slow or too fast"
+            )
+        rate = fps or clip_fps
+        placed = None
+        if sound is not None and not fps:
+            placed = Sound(sound, sum(len(part) for part in new[0]) / rate)
+        return replace(
+            made, frames_FHW3=whole, fps=rate, seed=seed, settings=record, notes=notes, sound=placed
+        )
+
+    def _grow(
+        self,
+        known_FHW3: Frames,
+        backward: bool,
+        prompt: str,
+        negative_prompt: str,
+        seed: int,
+        config: SampleConfig,
+        watch: Watch | None,
+    ) -> Clip:
+        """The new frames alone; where more are asked for than a clip can hold, in windows."""
+        fitted, _ = self._fitted(known_FHW3, "stretch")
+        count, wanted = len(fitted), config.frames
+        room = max(self.card.max_length - count, 1)
+        gaps = (True, *[False] * count) if backward else (*[False] * count, True)
+        made: Clip | None = None
+        new: Frames = fitted[:0]
+        while made is None or (wanted is not None and len(new) < wanted):
+            frames = None if wanted is None else min(wanted - len(new), room) + count
+            bounds = [
+                None if b is None else b + count for b in (config.min_length, config.max_length)
+            ]
+            if wanted is not None:
+                bounds = [None, None]
+            part = replace(config, frames=frames, min_length=bounds[0], max_length=bounds[1])
+            given = self._given(fitted, gaps)
+            made = self._make(given, prompt, negative_prompt, seed, part, watch)
+            frames_FHW3 = made.frames_FHW3
+            added = frames_FHW3[: len(frames_FHW3) - count] if backward else frames_FHW3[count:]
+            new = np.concatenate([added, new] if backward else [new, added])
+            fitted = frames_FHW3[:count] if backward else frames_FHW3[-count:]
+            seed += 2
+            if not len(added):
+                break
+        return replace(made, frames_FHW3=new)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that no training prompt had."""
+        known = self.card.words
+        words = dict.fromkeys(words_of(prompt))
+        return [w for w in words if w not in known and w not in COMMON_WORDS] if known else []
+
+    def estimate(self, frames: int) -> float:
+        """Bytes that a clip of so many frames takes while it is made, roughly."""
+        config = self.card.network
+        tokens = 2 * (frames + 1) * (config.patches + 1)  # both sides of guidance
+        width = 4 if self.dtype == torch.float32 else 2
+        weights = sum(p.numel() for m in self.weights.modules().values() for p in m.parameters())
+        pixels = frames * self.card.size[0] * self.card.size[1] * 3
+        return weights * (4 + width) + tokens * config.hidden * width * 24 + pixels * 12
+
+    def _config(self, controls: dict[str, Any]) -> SampleConfig:
+        known = SampleConfig.__dataclass_fields__
+        unknown = set(controls) - set(known)
+        if unknown:
+            raise TypeError(f"unknown setting {min(unknown)!r}; known are {', '.join(known)}")
+        return SampleConfig(**controls)
+
+    def _given(self, frames_FHW3: Frames | None, gaps: Sequence[bool]) -> Given:
+        """Given frames of the model's size as latents."""
+        network = self.card.network
+        if frames_FHW3 is None:
+            nothing = torch.zeros(0, network.channels, network.height, network.width)
+            return Given(nothing.to(self.device), tuple(gaps))
+        with autocast(self.device, self.dtype):
+            latent_FCHW = self.weights.codec.encode(to_images(frames_FHW3).to(self.device))
+        return Given(latent_FCHW.float(), tuple(gaps))
+
+    def _fitted(self, frames_FHW3: Frames, fit: str) -> tuple[Frames, str]:
+        return video.fit(frames_FHW3, self.card.size, fit)
+
+    def _make(
+        self,
+        given: Given,
+        prompt: str,
+        negative_prompt: str,
+        seed: int | None,
+        config: SampleConfig,
+        watch: Watch | None,
+    ) -> Clip:
+        """Sample one clip at the model's own size."""
+        seed = _seed(seed)
+        generator = clip_generator(seed)
+        notes = self._notes(prompt, config)
+        config = self._with_length(given, config, generator)
+        self._check_memory(config.frames or config.max_length or self.card.max_length)
+        growth: Growth = []
+        done = order = None
+        guided_by_prompt = prompt != negative_prompt
+        try:
+            with autocast(self.device, self.dtype), torch.inference_mode():
+                text = self.weights.text
+                model = guided(
+                    self.weights.network,
+                    [text([prompt])],
+                    [text([negative_prompt])],
+                    config.guidance if guided_by_prompt else 1.0,
+                    config.rate_guidance if guided_by_prompt else 1.0,
+                )
+                for step in sample_steps(
+                    model,
+                    [given],
+                    [generator],
+                    config,
+                    self.card.process,
+                    max_length=self.card.max_length,
+                ):
+                    growth.append(_visible(step))
+                    if watch:
+                        watch(step)
+                    if step.done:
+                        done, order = step.done[0], list(step.ids[0])
+                assert done is not None
+                assert order is not None
+                frames_FHW3 = to_frames(self.weights.codec.decode(done))
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            raise self._out_of_memory(config.frames or self.card.max_length) from error
+        return Clip(frames_FHW3, self.card.fps, seed, {}, notes, growth, order)
+
+    def _with_length(
+        self, given: Given, config: SampleConfig, generator: torch.Generator
+    ) -> SampleConfig:
+        """A length from the training clips for the processes that choose none themselves."""
+        if self.card.process.kind == "flowception" or config.frames or given.missing is not None:
+            return config
+        low = max(config.min_length or 1, len(given.latent_FCHW) + any(given.open_gaps))
+        high = config.max_length or self.card.max_length
+        law = {n: count for n, count in self.card.lengths.items() if low <= n <= high}
+        if not law:
+            return replace(config, frames=min(max(low, 1), high))
+        weights = torch.tensor([float(count) for count in law.values()])
+        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+        return replace(config, frames=list(law)[inverse_cdf(weights, uniform)])
+
+    def _notes(self, prompt: str, config: SampleConfig) -> list[str]:
+        notes = []
+        unknown = self.unknown_words(prompt)
+        if unknown:
+            known = [word for word in self.card.words if word not in COMMON_WORDS]
+            notes.append(
+                f"the model never saw {', '.join(map(repr, unknown))}; it knows for example: "
+                + ", ".join(known[:40])
+            )
+        if config.frames and config.frames > 2 * self.card.max_length:
+            notes.append(
+                f"{config.frames} frames are far more than the longest trained clip, "
+                f"{self.card.max_length}"
+            )
+        return notes
+
+    def _check_memory(self, frames: int) -> None:
+        free = _free_memory(self.device)
+        if free is not None and self.estimate(frames) > free:
+            raise self._out_of_memory(frames)
+
+    def _out_of_memory(self, frames: int) -> UserError:
+        need = self.estimate(frames) / 2**30
+        what = "--frames or --max-length"
+        if self.dtype == torch.float32:
+            what += ", or take --dtype bfloat16"
+        return UserError(
+            f"not enough memory: {frames} frames of {self.card.size[1]}x{self.card.size[0]} take "
+            f"about {need:.1f} GiB; lower {what}, or use a model of smaller frames"
+        )
+
+    def _record(
+        self, command: str, prompt: str, negative_prompt: str, made: Clip, config: SampleConfig
+    ) -> dict[str, Any]:
+        """The settings that travel in the file."""
+        chosen = {k: v for k, v in asdict(config).items() if v is not None and k != "frames"}
+        return {
+            "flowcept": __version__,
+            "command": command,
+            "model": self.name,
+            "model_steps": self.card.steps,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "seed": made.seed,
+            "frames": len(made),
+            "length": "exact" if config.frames else "auto",
+            **chosen,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def _finish(
+        self, made: Clip, record: dict[str, Any], fps: float | None, scale: int | None
+    ) -> Clip:
+        """Enlarged, at the playback rate, with its record."""
+        factor = scale or -(-SHORT_SIDE // min(self.card.size))
+        rate = fps or made.fps
+        record = record | {"fps": rate, "scale": factor}
+        frames_FHW3 = video.scale(made.frames_FHW3, factor)
+        return replace(made, frames_FHW3=frames_FHW3, fps=rate, settings=record)
+
+    def _keyed(
+        self,
+        clip: Clip,
+        given_FHW3: Frames,
+        fit: str,
+        exact: bool | None,
+        places: Sequence[int] | None = None,
+    ) -> Clip:
+        """The user's own pixels in the place of the given frames, if asked for or if they fit.
+
+        Given frames are named first, so their names tell their places in the clip.
+        """
+        size = (clip.frames_FHW3.shape[1], clip.frames_FHW3.shape[2])
+        if places is None:
+            places = [clip.order.index(name) for name in range(len(given_FHW3))]
+        matches = given_FHW3.shape[1:3] in (size, self.card.size)
+        own, said = video.fit(given_FHW3, self.card.size if matches else size, fit)
+        notes = [*clip.notes, *([said] if said and not matches else [])]
+        if exact or (exact is None and matches):
+            pixels = clip.frames_FHW3.copy()
+            if own.shape[1:3] != size:
+                own = video.scale(own, size[0] // own.shape[1])
+            pixels[list(places)] = own
+            clip = replace(clip, frames_FHW3=pixels)
+        return replace(clip, notes=notes)
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        return secrets.randbelow(2**31)
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must be at least 0 and under 2**63, not {seed}")
+    return seed
+
+
+def _visible(step: Step) -> list[tuple[int, float, bool]]:
+    new = set(step.new[0])
+    times = step.state.time_F.tolist()
+    return [(name, time, name in new) for name, time in zip(step.ids[0], times, strict=True)]
+
+
+def _free_memory(device: torch.device) -> float | None:
+    """Bytes free on a device, where the system says so."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None

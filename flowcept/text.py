@@ -1,0 +1,143 @@
+"""Prompts as tokens for cross-attention.
+
+``ByteEncoder`` is a small transformer over UTF-8 bytes, trained with the network: any language, no
+vocabulary file, no download. A few learned tokens read the bytes and alone go on, so every prompt
+becomes equally many tokens. ``PretrainedEncoder`` is a frozen T5 or CLIP from a local folder.
+
+Shape suffixes: B prompts, L bytes, R read-out tokens, S tokens of all prompts, D width.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from flowcept.errors import UserError
+from flowcept.frames import PromptTokens
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The prompt encoder. Part of every model file."""
+
+    kind: str = "bytes"  # bytes, or pretrained: a frozen encoder from `source`
+    width: int = 192  # width of the byte transformer, or of the pretrained encoder's output
+    depth: int = 3  # its blocks
+    heads: int = 3
+    tokens: int = 16  # read-out tokens per prompt
+    max_bytes: int = 256  # a longer prompt is cut, with a warning
+    source: str = ""  # folder of the pretrained encoder
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bytes", "pretrained"):
+            raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes or pretrained")
+        if self.width % (2 * self.heads) or min(self.width, self.depth, self.tokens) < 1:
+            raise ValueError("text width must be a positive multiple of twice the heads")
+
+
+class ByteEncoder(nn.Module):
+    """A transformer over the bytes of each prompt, read out by learned tokens."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.byte = nn.Embedding(256, config.width)
+        self.place = nn.Parameter(torch.randn(config.max_bytes, config.width) * 0.02)
+        self.readout = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            config.width,
+            config.heads,
+            4 * config.width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(
+            layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
+        )
+        nn.init.normal_(self.byte.weight, std=0.02)
+
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        """Tokens of each prompt; equal prompts are encoded once."""
+        unique = sorted(set(prompts))
+        encoded = [self._bytes(prompt) for prompt in unique]
+        longest = max(len(data) for data in encoded)
+        device = self.readout.device
+        byte_BL = torch.zeros(len(unique), longest, dtype=torch.long)
+        for row, data in enumerate(encoded):
+            byte_BL[row, : len(data)] = torch.tensor(list(data), dtype=torch.long)
+        lengths_B1 = torch.tensor([[len(data)] for data in encoded])
+        beyond_BL = torch.arange(longest)[None] >= lengths_B1
+        seen_BR = torch.zeros(len(unique), self.config.tokens, dtype=torch.bool)
+        hidden = torch.cat([seen_BR, beyond_BL], dim=1).to(device)
+        byte_BLD = self.byte(byte_BL.to(device)) + self.place[:longest]
+        input_BLD = torch.cat([self.readout.expand(len(unique), -1, -1), byte_BLD], dim=1)
+        token_BRD = self.blocks(input_BLD, src_key_padding_mask=hidden)[:, : self.config.tokens]
+        rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+        return PromptTokens(token_BRD[rows].flatten(0, 1), (self.config.tokens,) * len(prompts))
+
+    def _bytes(self, prompt: str) -> bytes:
+        data = prompt.encode("utf-8", errors="replace")
+        if len(data) > self.config.max_bytes:
+            warnings.warn(
+                f"a prompt of {len(data)} bytes is cut to its first {self.config.max_bytes}",
+                stacklevel=3,
+            )
+        return data[: self.config.max_bytes]
+
+
+class PretrainedEncoder(nn.Module):
+    """A frozen T5 or CLIP text encoder from a local folder (extra ``transformers``)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        try:
+            from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+        except ImportError as error:
+            raise UserError(
+                'this prompt encoder needs the package transformers: pip install ".[transformers]"'
+            ) from error
+        folder = Path(config.source)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"no prompt encoder in {folder}: expected a folder with config.json")
+        kind = CLIPTextModel if '"clip' in (folder / "config.json").read_text() else T5EncoderModel
+        self.config = config
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.encoder = kind.from_pretrained(folder, local_files_only=True).eval()
+        self.encoder.requires_grad_(requires_grad=False)
+        self.width = int(self.encoder.config.hidden_size)
+        if self.width != config.width:
+            raise UserError(
+                f"the prompt encoder in {folder} has width {self.width}, not {config.width}"
+            )
+
+    @torch.no_grad()
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        device = next(self.encoder.parameters()).device
+        batch = self.tokenizer(
+            list(prompts), padding=True, truncation=True, return_tensors="pt"
+        ).to(device)
+        out_BLD = self.encoder(**batch).last_hidden_state
+        kept_BL = batch["attention_mask"].bool()
+        return PromptTokens(out_BLD[kept_BL], tuple(kept_BL.sum(1).tolist()))
+
+
+PromptEncoder = ByteEncoder | PretrainedEncoder
+
+
+def build_encoder(config: TextConfig) -> PromptEncoder:
+    """A prompt encoder with fresh weights, or the frozen one that the configuration names."""
+    return ByteEncoder(config) if config.kind == "bytes" else PretrainedEncoder(config)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a prompt in lower case."""
+    return re.findall(r"\w+", text.lower())

@@ -1,0 +1,844 @@
+"""The trainer: a folder of clips in, one model file out.
+
+The codec is fitted first, on the folder's own frames; then every clip is encoded once and the
+network learns on latents. Every step is a function of the seed, the step's number and the state,
+so that a run continues exactly where its last state was written; on a CPU, bit for bit.
+
+A run's folder holds ``config.toml``, ``log.jsonl``, ``loss.png``, ``samples/``, the cache, the
+state to resume from, and ``model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import tomllib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from flowcept import charts, checkpoint, data, process, video
+from flowcept.checkpoint import Card, Weights
+from flowcept.codec import (
+    Autoencoder,
+    Codec,
+    CodecConfig,
+    CodecTrainer,
+    CodecTraining,
+    build_codec,
+    load_pretrained,
+)
+from flowcept.data import DataConfig, FrameStore, LatentStore
+from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.errors import UserError
+from flowcept.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
+from flowcept.model import ModelConfig, Network
+from flowcept.process import ProcessConfig
+from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
+from flowcept.text import PromptEncoder, TextConfig, build_encoder, words_of
+
+Console = Callable[[str], None]
+
+
+# What a resumed run may change: how long it goes on and what it reports, not what it computes.
+RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every", "export_dtype")
+
+
+def process_config(config: TrainConfig) -> ProcessConfig:
+    """The process to train; ``UserError`` for a kind or schedule that does not exist."""
+    try:
+        return ProcessConfig(
+            config.process, config.schedule, config.num_start, config.shift, config.block
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def loss_config(config: TrainConfig) -> LossConfig:
+    """The baselines' lengths are given: they learn the velocity alone."""
+    grows = config.process == "flowception"
+    return LossConfig(1.0, config.rate_weight * grows, config.count_weight * grows)
+
+
+def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """Settings from a preset, then a TOML file, then flags; later ones win.
+
+    Raises ``UserError`` for an unknown preset or setting, a wrong type, or a file that is no TOML.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}")
+    settings: dict[str, Any] = dict(PRESETS[preset])
+    if toml is not None:
+        settings |= read_config(toml)
+    settings |= flags
+    return TrainConfig(**settings)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings of a TOML file, checked by name and type."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
+    kinds = {f.name: f.type for f in fields(TrainConfig)}
+    weights = {f.name for f in fields(ContextMixture)}
+    settings: dict[str, Any] = {}
+    for name, value in found.items():
+        if name == "context" and isinstance(value, dict):
+            unknown = set(value) - weights
+            if unknown:
+                raise UserError(f"{path}: unknown context {min(unknown)!r}; use {sorted(weights)}")
+            try:
+                settings[name] = ContextMixture(**{k: float(v) for k, v in value.items()})
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}: context weights: {error}") from error
+            continue
+        kind = kinds.get(name)
+        if kind is None:
+            raise UserError(f"{path}: unknown setting {name!r}")
+        wanted = {"int": int, "float": (int, float), "str": str, "bool": bool}[str(kind)]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+            raise UserError(f"{path}: {name} must be of type {kind}, not {value!r}")
+        settings[name] = float(value) if kind == "float" else value
+    return settings
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """All settings as TOML."""
+    lines = [
+        f"{f.name} = {_toml(getattr(config, f.name))}"
+        for f in fields(config)
+        if f.name != "context"
+    ]
+    lines += ["", "[context]"]
+    lines += [f"{name} = {_toml(value)}" for name, value in asdict(config.context).items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value) if isinstance(value, bool | str) else repr(value)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together (``torchrun`` starts them); alone: one of one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def _team(device: torch.device) -> Iterator[Team]:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Team()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def check(folder: Path, config: TrainConfig) -> list[str]:
+    """What training would make of a folder, as lines of text; every clip cut or dropped is named."""
+    scan = data.scan(folder, _data_config(config), _bar("reading", "clip"))
+    return [*(str(finding) for finding in scan.findings), *scan.summary(examples=0)]
+
+
+def _data_config(config: TrainConfig) -> DataConfig:
+    return DataConfig(
+        config.frame_size, config.fps, config.min_frames, config.max_frames, config.fit
+    )
+
+
+def _bar(label: str, unit: str, quiet: bool = False) -> Callable[[int, int], None]:
+    """A progress callback ``(done, total)`` with bar and ETA."""
+    bar: Any = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, desc=label, unit=unit, disable=quiet, delay=1)
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return show
+
+
+def train(
+    folder: Path,
+    run: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    pause_at: int | None = None,
+    quiet: bool = False,
+    console: Console = print,
+) -> Path:
+    """Train on a folder of clips; the path of the model file.
+
+    ``resume`` continues the run in ``run``, whose own settings then hold. ``pause_at`` ends after
+    that step with the state written, as an interruption does. Raises ``UserError`` for unusable
+    data or settings, and for a run folder that is in use and not to be resumed.
+    """
+    process_config(config)
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dtype = pick_dtype(config.dtype, device)
+    if dtype == torch.float16:
+        raise UserError("training in float16 is not stable: use --dtype bfloat16 or float32")
+    with _team(device) as team:
+        say = console if team.first() and not quiet else _silent
+        config = _open_run(run, config, resume, team)
+        shown = quiet or not team.first()
+        scan = data.scan(folder, _data_config(config), _bar("reading", "clip", shown))
+        for line in scan.summary():
+            say(line)
+        images = _in_turn(
+            team,
+            lambda: FrameStore(
+                scan, _data_config(config), run / "cache", _bar("decoding", "frame", shown)
+            ),
+        )
+        for finding in images.findings:
+            say(f"dropped {finding}")
+        origin = checkpoint.load(Path(config.init)) if config.init else None
+        codec = _codec(images, run, config, origin, team, device, dtype, say, shown)
+        latents = _in_turn(
+            team,
+            lambda: LatentStore(
+                images,
+                codec,
+                run / "cache",
+                device=device,
+                dtype=torch.float32,
+                progress=_bar("encoding", "frame", shown),
+            ),
+        )
+        trainer = Trainer(
+            folder, run, config, latents, scan.fps, codec, origin, team, device, dtype
+        )
+        if resume and (run / "state.safetensors").exists():
+            trainer.load_state_dict(checkpoint.load_tree(run / "state.safetensors"))
+            say(f"continuing from step {trainer.step}")
+        say(trainer.describe())
+        trainer.run_to_end(pause_at, shown, say)
+        return run / "model.safetensors"
+
+
+def _silent(_: str) -> None:
+    return
+
+
+def _in_turn(team: Team, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever is made
+    """The first process makes what the others then find in the cache."""
+    made = make() if team.first() else None
+    team.wait()
+    return made if team.first() else make()
+
+
+def _open_run(run: Path, config: TrainConfig, resume: bool, team: Team) -> TrainConfig:
+    """The settings that hold for this run; they are recorded in its folder."""
+    recorded = run / "config.toml"
+    if resume:
+        if not recorded.exists():
+            raise UserError(f"nothing to resume in {run}: leave out --resume to start there")
+        saved = TrainConfig(**read_config(recorded))
+        changed = {name: getattr(config, name) for name in RESUMABLE}
+        return replace(saved, **changed)
+    if recorded.exists():
+        raise UserError(
+            f"{run} holds a training run: add --resume to go on, or name another folder"
+        )
+    team.wait()
+    if team.first():
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            write_config(config, recorded)
+        except OSError as error:
+            raise UserError(f"cannot write to {run}: {error.strerror}") from error
+    team.wait()
+    return config
+
+
+def _codec(
+    images: FrameStore,
+    run: Path,
+    config: TrainConfig,
+    origin: Weights | None,
+    team: Team,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Console,
+    quiet: bool,
+) -> Codec:
+    """The codec of this run: fitted here, or taken from a model, a file or the run's own cache."""
+    torch.manual_seed(config.seed)
+    train_clips, _ = _split(images, config)
+    if origin is not None:
+        codec = origin.codec
+    elif config.codec == "pixels":
+        codec = build_codec(CodecConfig("pixels", 1, 3))
+    elif config.codec == "autoencoder":
+        kind = CodecConfig(
+            "autoencoder", config.compression, config.codec_channels, config.codec_width
+        )
+        codec = build_codec(kind)
+    else:
+        codec = load_pretrained(Path(config.codec))
+    multiple = codec.config.compression * config.patch
+    if any(side % multiple for side in config.frame_size):
+        raise UserError(f"--size {config.size} must be a multiple of {multiple} (codec and patch)")
+    codec = codec.to(device)
+    if origin is not None:
+        return codec
+    fitted = run / "codec.safetensors"
+    if not fitted.exists() and team.first():
+        if isinstance(codec, Autoencoder):
+            codec = _fit_autoencoder(codec, images, train_clips, run, config, dtype, say, quiet)
+        codec.fit_statistics(_some_images(images, train_clips, config.seed))
+        checkpoint.save_tree(codec.state_dict(), fitted)
+    team.wait()
+    codec.load_state_dict(checkpoint.load_tree(fitted))
+    return codec.eval().requires_grad_(requires_grad=False)
+
+
+def _split(images: FrameStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+    groups = [entry.path for entry in images.entries]
+    return data.split_held_out(len(images), config.held_out, config.seed, groups)
+
+
+def _some_images(images: FrameStore, clips: Sequence[int], seed: int) -> Iterator[Tensor]:
+    """Frames of up to 512 clips, for the latents' statistics."""
+    order = torch.randperm(len(clips), generator=clip_generator(seed))[:512].tolist()
+    for clip in order:
+        yield data.to_images(images.frames(clips[clip]))
+
+
+def _fit_autoencoder(
+    codec: Autoencoder,
+    images: FrameStore,
+    clips: Sequence[int],
+    run: Path,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    say: Console,
+    quiet: bool,
+) -> Autoencoder:
+    """Train the autoencoder on frames of the training clips; resumable like the network."""
+    settings = CodecTraining(
+        steps=config.codec_steps,
+        batch=config.codec_batch,
+        learning_rate=config.codec_rate,
+        adversarial=config.adversarial,
+        seed=config.seed,
+    )
+    trainer = CodecTrainer(codec, settings, dtype=dtype)
+    state = run / "codec-state.safetensors"
+    if state.exists():
+        trainer.load_state_dict(checkpoint.load_tree(state))
+        say(f"continuing the codec from step {trainer.num_steps}")
+    starts = images.starts
+    rows = torch.cat([torch.arange(starts[c], starts[c] + images.lengths[c]) for c in clips])
+    bar = tqdm(
+        total=settings.steps, initial=trainer.num_steps, desc="codec", unit="step", disable=quiet
+    )
+    try:
+        while trainer.num_steps < settings.steps:
+            generator = clip_generator(config.seed * 1_000_003 + trainer.num_steps)
+            chosen = rows[torch.randint(len(rows), (settings.batch,), generator=generator)]
+            losses = trainer.step(data.to_images(images.array[chosen.numpy()]))
+            bar.update()
+            if trainer.num_steps % config.log_every == 0:
+                psnr = 10 * math.log10(4 / max(losses["l2"], 1e-12))
+                bar.set_postfix_str(f"PSNR {psnr:.1f} dB", refresh=False)
+                _append(
+                    run / "log.jsonl", {"codec_step": trainer.num_steps, "psnr": psnr, **losses}
+                )
+            if trainer.num_steps % config.save_every == 0:
+                checkpoint.save_tree(trainer.state_dict(), state)
+    except KeyboardInterrupt:
+        checkpoint.save_tree(trainer.state_dict(), state)
+        raise
+    finally:
+        bar.close()
+    state.unlink(missing_ok=True)
+    return trainer.averaged
+
+
+def _append(path: Path, record: Mapping[str, object]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+class Learner(nn.Module):
+    """Network and prompt encoder as one module, whose output is its share of the loss."""
+
+    def __init__(self, network: Network, text: PromptEncoder, weights: LossConfig) -> None:
+        super().__init__()
+        self.network, self.text, self.weights = network, text, weights
+
+    def forward(
+        self,
+        state: process.FrameState,
+        target: process.Target,
+        prompts: Sequence[str],
+        counts: Counts,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss with the means over ``counts``, and the sums of its terms."""
+        prediction = self.network(state, self.text(prompts))
+        sums = loss_sums(prediction, state, target)
+        return total_loss(sums, counts, self.weights), sums
+
+
+class Trainer:
+    """A training run: what changes from step to step, and the step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: Path,
+        config: TrainConfig,
+        latents: LatentStore,
+        fps: float,
+        codec: Codec,
+        origin: Weights | None,
+        team: Team,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.run, self.config, self.latents, self.codec = run, config, latents, codec
+        self.team, self.device, self.dtype = team, device, dtype
+        self.train_clips, self.held_clips = _split(latents, config)
+        self.card = self._card(folder, fps, origin)
+        torch.manual_seed(config.seed)
+        if origin is None:
+            network, text = Network(self.card.network), build_encoder(self.card.text)
+        else:
+            network, text = origin.network, origin.text
+            network.requires_grad_().train()
+            if self.card.text.kind == "bytes":
+                text.requires_grad_()
+        network.checkpoint_blocks = config.checkpointing
+        self.learner = Learner(network, text, loss_config(config)).to(device)
+        self.averaged = AveragedModel(self.learner, multi_avg_fn=self._average)
+        self.averaged.requires_grad_(requires_grad=False)
+        if config.compile:
+            for block in network.blocks:
+                block.compile(dynamic=True)
+        self.worker: nn.Module = self.learner
+        if team.size > 1:
+            self.worker = DistributedDataParallel(self.learner)
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.step, self.cursor, self.hours = 0, 0, 0.0
+        self.tokens_per_frame = self.card.network.patches + 1
+
+    def _card(self, folder: Path, fps: float, origin: Weights | None) -> Card:
+        config, latents = self.config, self.latents
+        lengths = Counter(latents.lengths[clip] for clip in self.train_clips)
+        channels, height, width = latents.latent(0).shape[1:]
+        longest = max(lengths)
+        if origin is None:
+            text = TextConfig(width=config.text_width, depth=config.text_depth)
+            if config.text_source:
+                text = _pretrained_text(config.text_source)
+            network = ModelConfig(
+                channels=channels,
+                height=height,
+                width=width,
+                max_count=longest,
+                text_width=text.width,
+                hidden=config.hidden,
+                depth=config.depth,
+                heads=config.heads,
+                patch=config.patch,
+                window=config.window,
+            )
+        else:
+            network, text = origin.card.network, origin.card.text
+            if (channels, height, width) != (network.channels, network.height, network.width):
+                size = "x".join(map(str, reversed(origin.card.size)))
+                raise UserError(f"{config.init} makes frames of {size}: train with --size {size}")
+            if longest > network.max_count:
+                raise UserError(
+                    f"{config.init} knows clips of up to {network.max_count} frames: "
+                    f"train with --max-frames {network.max_count}"
+                )
+        captions = [latents.captions[clip] for clip in self.train_clips]
+        words = Counter(w for caption in captions for w in set(words_of(caption)))
+        return Card(
+            network=network,
+            process=process_config(config),
+            text=text,
+            codec=self.codec.config,
+            size=config.frame_size,
+            fps=fps,
+            lengths=dict(sorted(lengths.items())),
+            dataset=folder.resolve().name,
+            prompts=dict(Counter(filter(None, captions)).most_common(64)),
+            words=dict(words.most_common(2000)),
+        )
+
+    def describe(self) -> str:
+        million = sum(p.numel() for p in self.learner.parameters()) / 1e6
+        return (
+            f"network of {million:.1f} million weights on {self.device.type} in "
+            f"{str(self.dtype).removeprefix('torch.')}; {len(self.train_clips)} clips to train on, "
+            f"{len(self.held_clips)} held out; about {self._memory() / 2**30:.1f} GiB of memory"
+        )
+
+    def _memory(self) -> float:
+        """Bytes that training takes, roughly: weights with their optimiser, and activations."""
+        weights = sum(p.numel() for p in self.learner.parameters())
+        config = self.card.network
+        tokens = min(self.config.micro_tokens, self.config.tokens)
+        kept = 1 if self.config.checkpointing else config.depth
+        width = 2 if self.dtype != torch.float32 else 4
+        return 20 * weights + tokens * config.hidden * width * (34 * kept + 2 * config.depth)
+
+    def _average(
+        self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int
+    ) -> None:
+        """Exponential average whose decay rises from 0, so that the first weights are forgotten."""
+        decay = min(self.config.ema, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+    def learning_rate(self) -> float:
+        """Of the next step: linear rise, level, linear fall to 0 over the last share."""
+        config = self.config
+        progress = self.step / config.steps
+        if config.max_hours:
+            progress = max(progress, self.hours / config.max_hours)
+        rise = min(1.0, (self.step + 1) / max(config.warmup, 1))
+        fall = min(1.0, (1 - progress) / config.decay) if config.decay else 1.0
+        return config.learning_rate * rise * max(fall, 0.01)
+
+    def draw(self) -> data.Batch:
+        """The next step's batch."""
+        config = self.config
+        return data.draw_batch(
+            self.latents,
+            self.train_clips,
+            seed=config.seed,
+            step=self.step,
+            cursor=self.cursor,
+            tokens=config.tokens,
+            tokens_per_frame=self.tokens_per_frame,
+            least=self.team.size,
+            process=self.card.process,
+            mixture=config.context,
+            prompt_dropout=config.prompt_dropout,
+            context_dropout=config.context_dropout,
+        )
+
+    def train_step(self) -> dict[str, float]:
+        """One step of the optimiser; the means of the loss terms over this process's share."""
+        batch = self.draw()
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))
+        own = list(range(self.team.rank, len(batch.pairs), self.team.size))
+        share = replace(
+            batch,
+            pairs=tuple(batch.pairs[i] for i in own),
+            prompts=tuple(batch.prompts[i] for i in own),
+        )
+        parts = data.split_batch(share, self.config.micro_tokens, self.tokens_per_frame)
+        totals: Counter[str] = Counter()
+        self.learner.train()
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            wait = nullcontext() if last or self.team.size == 1 else self.worker.no_sync()  # type: ignore[operator]
+            with wait:
+                loss, sums = self._forward(self.worker, share, part, counts)
+                # Processes average their gradients; the loss is a sum over all of them.
+                (loss * self.team.size).backward()
+            totals.update({name: float(value.detach()) for name, value in sums.items()})
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip)
+        if not bool(norm.isfinite()):
+            raise UserError(f"training diverged at step {self.step}: lower --learning-rate")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.averaged.update_parameters(self.learner)
+        self.step += 1
+        self.cursor += batch.taken
+        frames = sum(state.lengths[0] for state, _ in batch.pairs)
+        return {
+            **_means(totals, counts, self.team),
+            "rate": rate,
+            "norm": float(norm),
+            "clips": len(batch.pairs),
+            "tokens": (frames + len(batch.pairs)) * self.tokens_per_frame,
+        }
+
+    def _forward(
+        self, module: nn.Module, batch: data.Batch, part: Sequence[int], counts: Counts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        state, target = process.concat([batch.pairs[i] for i in part])
+        target = process.Target(
+            **{f.name: getattr(target, f.name).to(self.device) for f in fields(target)}
+        )
+        with autocast(self.device, self.dtype):
+            result = module(state.to(self.device), target, [batch.prompts[i] for i in part], counts)
+        loss, sums = result
+        return loss, sums
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Loss of the averaged weights on fixed draws of the held-out clips."""
+        config = self.config
+        if not self.held_clips:
+            return {}
+        batch = data.draw_batch(
+            self.latents,
+            self.held_clips,
+            seed=config.seed + 1,
+            step=0,
+            cursor=0,
+            tokens=4 * config.tokens,
+            tokens_per_frame=self.tokens_per_frame,
+            least=1,
+            process=self.card.process,
+            mixture=config.context,
+            prompt_dropout=0.0,
+            context_dropout=0.0,
+        )
+        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))
+        totals: Counter[str] = Counter()
+        self.averaged.eval()
+        for part in data.split_batch(batch, config.micro_tokens, self.tokens_per_frame):
+            _, sums = self._forward(self.averaged, batch, part, counts)
+            totals.update({name: float(value) for name, value in sums.items()})
+        return {f"held_out_{k}": v for k, v in _means(totals, counts, Team()).items()}
+
+    def weights(self) -> Weights:
+        """The averaged model as it goes into a file."""
+        learner = self.averaged.module
+        assert isinstance(learner, Learner)
+        return Weights(
+            learner.network, learner.text, self.codec, replace(self.card, steps=self.step)
+        )
+
+    def export(self) -> None:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.export_dtype]
+        checkpoint.save(self.weights(), self.run / "model.safetensors", dtype)
+
+    @torch.no_grad()
+    def sheet(self) -> None:
+        """A contact sheet of a few clips from held-out prompts, in ``samples/``."""
+        weights = self.weights()
+        weights.network.eval()
+        clips = self.held_clips or self.train_clips
+        prompts = list(dict.fromkeys(self.latents.captions[c] for c in clips))[:6]
+        frames = None
+        if self.card.process.kind != "flowception":
+            frames = sorted(self.latents.lengths)[len(self.latents.lengths) // 2]
+        settings = SampleConfig(steps=12, frames=frames)
+        with autocast(self.device, self.dtype):
+            tokens = [weights.text([prompt]) for prompt in prompts]
+            empty = weights.text([""])
+            model = guided(weights.network, tokens, [empty] * len(prompts), settings.guidance, 1.0)
+            config = self.card.network
+            nothing = torch.zeros(0, config.channels, config.height, config.width)
+            given = [Given(nothing.to(self.device), (True,))] * len(prompts)
+            generators = [clip_generator(i) for i in range(len(prompts))]
+            latents = sample(
+                model,
+                given,
+                generators,
+                settings,
+                self.card.process,
+                max_length=self.card.max_length,
+            )
+        pictures = [data.to_frames(self.codec.decode(latent)) for latent in latents]
+        (self.run / "samples").mkdir(exist_ok=True)
+        labels = [prompt or "(no prompt)" for prompt in prompts]
+        sheet = video.contact_sheets(pictures, labels, max_columns=32)
+        video.save_image(sheet, self.run / "samples" / f"step_{self.step:06d}.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "cursor": self.cursor,
+            "hours": self.hours,
+            "learner": self.learner.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step, self.cursor, self.hours = state["step"], state["cursor"], state["hours"]
+        self.learner.load_state_dict(state["learner"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def save(self) -> None:
+        """The state to resume from, then the model file."""
+        checkpoint.save_tree(self.state_dict(), self.run / "state.safetensors")
+        self.export()
+
+    def run_to_end(self, pause_at: int | None, quiet: bool, say: Console) -> None:
+        """Steps until the run is over, with its reports; an interruption saves first."""
+        config, first = self.config, self.team.first()
+        log = self.run / "log.jsonl"
+        if first:
+            _forget_after(log, self.step)
+        writer = _tensorboard(self.run) if first else None
+        bar = tqdm(
+            total=config.steps, initial=self.step, desc="training", unit="step", disable=quiet
+        )
+        clock, seen = time.monotonic(), Counter[str]()
+        try:
+            while self.step < min(config.steps, pause_at or config.steps) and not self._late():
+                losses = self.train_step()
+                bar.update()
+                now = time.monotonic()
+                self.hours += (now - clock) / 3600
+                seen.update(
+                    {"seconds": now - clock, "tokens": losses["tokens"], "clips": losses["clips"]}
+                )
+                clock = now
+                if not first:
+                    continue
+                if self.step % config.log_every == 0:
+                    losses["clips_per_second"] = seen["clips"] / seen["seconds"]
+                    losses["tokens_per_second"] = seen["tokens"] / seen["seconds"]
+                    seen.clear()
+                    bar.set_postfix_str(f"loss {losses['velocity']:.3f}", refresh=False)
+                    self._log(log, writer, {**losses, "hours": self.hours})
+                if self.step % config.eval_every == 0:
+                    self._log(log, writer, self.held_out())
+                    draw_losses(log, self.run / "loss.png")
+                if self.step == 100 or self.step % config.sample_every == 0:
+                    self.sheet()
+                if self.step % config.save_every == 0:
+                    self.save()
+                clock = time.monotonic()
+        except KeyboardInterrupt:
+            if first:
+                self.save()
+            say(f"stopped at step {self.step}; the same command with --resume goes on")
+            raise
+        finally:
+            bar.close()
+            if writer is not None:
+                writer.close()
+        if first:
+            self._log(log, None, self.held_out())
+            draw_losses(log, self.run / "loss.png")
+            self.sheet()
+            self.save()
+            say(f"wrote {self.run / 'model.safetensors'} after {self.step} steps")
+        self.team.wait()
+
+    def _late(self) -> bool:
+        return bool(self.config.max_hours) and self.hours >= self.config.max_hours
+
+    def _log(self, path: Path, writer: Any, values: Mapping[str, float]) -> None:  # noqa: ANN401
+        if values:
+            _append(path, {"step": self.step, **values})
+        if writer is not None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, self.step)
+
+
+def _pretrained_text(source: str) -> TextConfig:
+    try:
+        settings = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no prompt encoder in {source}: expected a folder with config.json"
+        ) from error
+    width = settings.get("d_model") or settings.get("hidden_size")
+    width = width or settings.get("text_config", {}).get("hidden_size")
+    if not isinstance(width, int):
+        raise UserError(f"{source}/config.json does not say the encoder's width")
+    return TextConfig("pretrained", width=width, heads=1, source=source)
+
+
+def _means(totals: Mapping[str, float], counts: Counts, team: Team) -> dict[str, float]:
+    """Means of the loss terms; over the whole batch where several processes share it."""
+    names = sorted(totals)
+    sums = torch.tensor([totals[name] for name in names], dtype=torch.float64)
+    if team.size > 1:
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        sums = sums.float().to(device)
+        dist.all_reduce(sums)
+    over = {"velocity": counts.flowing, "missing": counts.gaps, "count": counts.clips}
+    return {
+        name: value / max(over[name], 1) for name, value in zip(names, sums.tolist(), strict=True)
+    }
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop lines of steps that a resumed run will take again."""
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _tensorboard(run: Path) -> Any:  # noqa: ANN401 - a writer, or None without the extra
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SummaryWriter(run / "tensorboard")
+
+
+def draw_losses(log: Path, output: Path) -> None:
+    """The loss curves of a run's log as a picture."""
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    names = ("velocity", "held_out_velocity", "count", "held_out_count")
+    series = {
+        name: [(float(r["step"]), float(r[name])) for r in records if name in r and "step" in r]
+        for name in names
+    }
+    chart = charts.line_chart(
+        {name: points for name, points in series.items() if points},
+        title="loss",
+        x_label="step",
+        log_y=True,
+    )
+    video.save_image(chart, output)

@@ -1,0 +1,22 @@
+"""Shared fixtures; pytest puts this folder on the path, so that tests import ``oracle``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real clips and pictures beside the checkout, where there is one."""
+    path = Path(__file__).parents[1].parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real data beside the checkout: {path} is absent")
+    return path
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,265 @@
+"""Exact predictions for processes whose law is known: they stand in for the network in tests.
+
+``LengthOracle`` knows the law of lengths alone. ``ClipOracle`` knows the whole law of short scalar
+Gaussian clips and enumerates where the visible frames may lie in the clip. Both are written from
+the definition of the process and share no code with it but the schedules.
+
+Shape suffixes: F frames of all clips, B clips, G clips of equal shape, J ways in which the visible
+frames may lie, M visible frames of a clip, K counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from flowcept.frames import FrameState, Prediction, Role
+from flowcept.sampler import Given
+from flowcept.schedule import Linear, Schedule
+
+Law = Mapping[int, float]  # probability of each number of frames
+
+
+def empty(shape: tuple[int, int, int] = (1, 1, 1)) -> Given:
+    """What text-to-video starts from."""
+    return Given(torch.zeros(0, *shape), (True,))
+
+
+def generators(count: int, seed: int) -> list[torch.Generator]:
+    """One generator per clip."""
+    return [torch.Generator().manual_seed(seed * 1_000_003 + clip) for clip in range(count)]
+
+
+def cut(law: Law, low: int = 0, high: int = 10**9) -> dict[int, float]:
+    """The law between two bounds, both included, renormalised."""
+    kept = {n: p for n, p in law.items() if low <= n <= high}
+    return {n: p / sum(kept.values()) for n, p in kept.items()}
+
+
+def total_variation(lengths: Sequence[int], law: Law) -> float:
+    """Half the absolute difference between the lengths' frequencies and the law."""
+    support = set(law) | set(lengths)
+    return 0.5 * sum(abs(lengths.count(n) / len(lengths) - law.get(n, 0.0)) for n in support)
+
+
+def variation_floor(law: Law, clips: int, draws: int = 2000) -> tuple[float, float]:
+    """Mean and standard deviation of the total variation of ``clips`` exact draws: the floor."""
+    p = torch.tensor(list(law.values()), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.multinomial(p.expand(draws, -1), clips, replacement=True, generator=generator)
+    shares = torch.nn.functional.one_hot(rows, len(p)).double().mean(1)
+    distance = 0.5 * (shares - p).abs().sum(1)
+    return float(distance.mean()), float(distance.std())
+
+
+def blank(state: FrameState, log_F: Tensor, log_B: Tensor, logits_BK: Tensor) -> Prediction:
+    """A prediction whose velocity is zero."""
+    return Prediction(torch.zeros_like(state.latent_FCHW), log_F, log_B, logits_BK)
+
+
+@dataclass
+class LengthOracle:
+    """Knows how many frames are missing, from the law of lengths; all open gaps have equal shares.
+
+    Holds where the given frames leave one gap open at first (``num_start`` frames start there), or
+    none is given at all.
+    """
+
+    law: Law
+    schedule: Schedule = field(default_factory=Linear)
+    num_start: int = 1
+    calls: int = 0
+
+    def posterior(self, visible: Tensor, given: Tensor, kappa: Tensor) -> Tensor:
+        """``[B, K]`` log-law, up to a constant, of the total missing count."""
+        largest = max(self.law)
+        logits_BK = torch.full((len(visible), largest + 1), -math.inf, dtype=torch.float64)
+        for n, p in self.law.items():
+            free, shown = (n - given - self.num_start), (visible - given - self.num_start)
+            hidden = n - visible
+            ok = (hidden >= 0) & (shown >= 0) & (p > 0)
+            log_ways = (
+                torch.lgamma(free + 1.0)
+                - torch.lgamma(shown.clamp(min=0) + 1.0)
+                - torch.lgamma(hidden.clamp(min=0) + 1.0)
+            )
+            log_p = math.log(p or 1) + log_ways
+            log_p = log_p + torch.xlogy(shown, kappa) + torch.xlogy(hidden, 1 - kappa)
+            rows = torch.arange(len(visible))[ok]
+            logits_BK[rows, hidden[ok]] = log_p[ok]
+        return logits_BK
+
+    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction:
+        assert len(clips) == len(state.lengths)
+        self.calls += 1
+        visible = torch.tensor(state.lengths)
+        parts = (state.role_F != Role.GENERATED).long().split(state.lengths)
+        given = torch.tensor([int(part.sum()) for part in parts])
+        kappa = self.schedule.kappa(state.tau_B.double().clamp(max=1))
+        logits_BK = self.posterior(visible, given, kappa)
+        law_BK = logits_BK.softmax(-1).nan_to_num(0)
+        mean_B = (law_BK * torch.arange(law_BK.shape[1])).sum(1)
+        opened = torch.tensor(
+            [int(part.sum()) for part in state.open_F.long().split(state.lengths)]
+        )
+        log_B = (mean_B / (opened + state.open_first_B).clamp(min=1)).log()
+        return blank(state, log_B[state.clip_F], log_B, logits_BK)
+
+
+def scalar_flow(x_M: Tensor, s_M: Tensor, mean_M: Tensor, cov_MM: Tensor) -> tuple[Tensor, Tensor]:
+    """Of frames ``x = s data + (1 - s) noise``, data ``N(mean, cov)``: velocity and log-density.
+
+    ``v = m + (Sigma D - (I-D)) (D Sigma D + (I-D)^2)^-1 (x - D m)`` with ``D = diag(s)``; any
+    leading dimensions.
+    """
+    noise_M = 1 - s_M
+    x_cov = s_M[..., :, None] * cov_MM * s_M[..., None, :] + torch.diag_embed(noise_M**2)
+    v_cov = cov_MM * s_M[..., None, :] - torch.diag_embed(noise_M)
+    centred = (x_M - s_M * mean_M)[..., None]
+    factor = torch.linalg.cholesky(x_cov)
+    solved = torch.cholesky_solve(centred, factor)
+    velocity = mean_M + (v_cov @ solved)[..., 0]
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return velocity, -0.5 * ((centred * solved).sum((-2, -1)) + log_det)
+
+
+def given_prior(kind: str, n: int, context: tuple[bool, ...]) -> float:
+    """Probability that a clip of n frames shows these as context, up to a constant factor."""
+    count = sum(context)
+    wanted = {
+        "none": [],
+        "first": [0],
+        "first_last": [0, n - 1],
+        "alternate": list(range(0, n, 2)) if n % 2 else None,
+        "first_k": list(range(count)) if 1 <= count <= 8 else None,
+        "last_k": list(range(n - count, n)) if 1 <= count <= 8 else None,
+    }[kind]
+    fits = wanted is not None and count < n and context == tuple(f in wanted for f in range(n))
+    return float(fits)
+
+
+@dataclass
+class ClipOracle:
+    """Knows everything of scalar Gaussian clips: ``mean(n)`` ``[n]``, ``cov(n)`` ``[n, n]``."""
+
+    law: Law
+    mean: Callable[[int], Tensor]
+    cov: Callable[[int], Tensor]
+    kind: str = "none"
+    schedule: Schedule = field(default_factory=Linear)
+    num_start: int = 1
+    shift: float = 1.0
+    calls: int = 0
+
+    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction:
+        assert len(clips) == len(state.lengths)
+        self.calls += 1
+        x_F, t_F = state.latent_FCHW[:, 0, 0, 0].double(), state.time_F.double()
+        s_F = t_F / (t_F + self.shift * (1 - t_F))
+        starts = [sum(state.lengths[:b]) for b in range(len(state.lengths) + 1)]
+        roles, first = state.role_F.tolist(), state.open_first_B.tolist()
+        groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+        for b in range(len(state.lengths)):
+            key = (tuple(roles[starts[b] : starts[b + 1]]), first[b])
+            groups.setdefault(key, []).append(b)
+        velocity_F, missing_F = torch.zeros_like(x_F), torch.zeros_like(x_F)
+        missing_B = torch.zeros(len(state.lengths), dtype=torch.float64)
+        law_BK = torch.zeros(len(state.lengths), max(self.law) + 1, dtype=torch.float64)
+        for (role_M, open_first), members in groups.items():
+            rows = torch.tensor([range(starts[b], starts[b] + len(role_M)) for b in members])
+            rows = rows.reshape(len(members), len(role_M)).long()
+            kappa_G = self.schedule.kappa(state.tau_B[members].double().clamp(max=1))
+            velocity_GM, gaps_GM, law_GK = self._group(
+                x_F[rows], s_F[rows], kappa_G, role_M, open_first
+            )
+            velocity_F[rows], missing_F[rows] = velocity_GM, gaps_GM[:, 1:]
+            missing_B[members], law_BK[members] = gaps_GM[:, 0], law_GK
+        velocity_FCHW = velocity_F.to(state.latent_FCHW).view(-1, 1, 1, 1)
+        return Prediction(velocity_FCHW, missing_F.log(), missing_B.log(), law_BK.log())
+
+    def _group(
+        self, x_GM: Tensor, s_GM: Tensor, kappa_G: Tensor, role_M: tuple[int, ...], first: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity ``[G, M]``, missing by gap ``[G, M+1]`` and law of the total ``[G, K]``."""
+        m = len(role_M)
+        ways = [
+            (n, places, weight)
+            for n in self.law
+            for places in combinations(range(n), m)
+            if (weight := self._weight(n, places, role_M, first)) > 0
+        ]
+        assert ways, f"no clip looks like {role_M}, first gap open: {first}"
+        n_J = torch.tensor([n for n, _, _ in ways])
+        index_J = [torch.tensor(places, dtype=torch.long) for _, places, _ in ways]
+        mean_JM = torch.stack([self.mean(n)[i] for (n, _, _), i in zip(ways, index_J, strict=True)])
+        cov_JMM = torch.stack(
+            [self.cov(n)[i][:, i] for (n, _, _), i in zip(ways, index_J, strict=True)]
+        )
+        velocity_GJM, log_GJ = scalar_flow(x_GM[:, None], s_GM[:, None], mean_JM, cov_JMM)
+        log_GJ = log_GJ + torch.tensor([weight for _, _, weight in ways]).double().log()
+        log_GJ = log_GJ + torch.xlogy((n_J - m).double(), 1 - kappa_G[:, None])
+        posterior_GJ = log_GJ.softmax(1)
+        edges_J = torch.stack([torch.tensor([-1, *places, n]) for n, places, _ in ways])
+        gaps_JM = (edges_J.diff(dim=1) - 1).double()
+        law_GK = torch.zeros(len(x_GM), max(self.law) + 1, dtype=torch.float64)
+        law_GK.index_add_(1, n_J - m, posterior_GJ)
+        return (
+            (posterior_GJ[..., None] * velocity_GJM).sum(1),
+            posterior_GJ @ gaps_JM,
+            law_GK,
+        )
+
+    def _weight(
+        self, n: int, places: tuple[int, ...], role_M: tuple[int, ...], first: bool
+    ) -> float:
+        """Prior weight of n frames with the visible ones at these places; 0 where it cannot be."""
+        given = {p for p, role in zip(places, role_M, strict=True) if role != Role.GENERATED}
+        context = tuple(f in given for f in range(n))
+        roles = [
+            Role.GENERATED
+            if p not in given
+            else Role.PASSIVE
+            if p == n - 1 or p + 1 in given
+            else Role.ACTIVE
+            for p in places
+        ]
+        if list(role_M) != roles or first == context[0]:
+            return 0.0
+        gaps = sum(not now and (f == 0 or context[f - 1]) for f, now in enumerate(context))
+        hidden_or_not = n - len(given)
+        num_start = self.num_start if gaps == 1 else 0
+        if num_start > len(places) - len(given) or num_start > hidden_or_not:
+            return 0.0
+        chosen = math.comb(hidden_or_not, num_start)  # each set of start frames is as likely
+        return self.law[n] * given_prior(self.kind, n, context) / chosen
+
+
+def ar1_mean(n: int) -> Tensor:
+    """Short clips lie low and long ones high, so that the content tells something of the length."""
+    return torch.full((n,), 0.4 * (n - 4.5), dtype=torch.float64)
+
+
+def ar1_cov(n: int, rho: float = 0.7, scale: float = 0.8) -> Tensor:
+    """``scale^2 rho^|i-j|``."""
+    index = torch.arange(n, dtype=torch.float64)
+    return scale**2 * rho ** (index[:, None] - index[None]).abs()
+
+
+AR1_LAW: Law = {3: 0.3, 4: 0.2, 5: 0.1, 6: 0.4}
+
+
+def ar1_clip(n: int, generator: torch.Generator) -> Tensor:
+    """One clip ``[n, 1, 1, 1]``."""
+    factor = torch.linalg.cholesky(ar1_cov(n))
+    noise = torch.randn(n, generator=generator, dtype=torch.float64)
+    return (ar1_mean(n) + factor @ noise).float().view(n, 1, 1, 1)
+
+
+def draw_length(law: Law, generator: torch.Generator) -> int:
+    p = torch.tensor(list(law.values()))
+    return list(law)[int(torch.multinomial(p, 1, generator=generator))]

@@ -1,0 +1,307 @@
+"""The network on packed clips: alone, packed, padded; blind to order and to other clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from test_attention import clip_mask, dense_rows, prompt_mask
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from flowcept import frames, model
+from flowcept.attention import Plan
+from flowcept.frames import FrameState, Prediction, PromptTokens, Role
+from flowcept.model import ModelConfig, Network
+from flowcept.process import ProcessConfig
+from flowcept.sampler import Given, clip_generator, concat_prompts, guided, sample
+from flowcept.settings import SampleConfig
+
+SMALL = ModelConfig(
+    channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2
+)
+
+
+def network(window: int = 0, seed: int = 0) -> Network:
+    """A network whose every weight counts: fresh gates are closed and would hide mistakes."""
+    torch.manual_seed(seed)
+    net = Network(replace(SMALL, window=window)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.25)
+    return net
+
+
+def close(a: Tensor, b: Tensor, msg: str | None = None) -> None:
+    """Equal up to float32 rounding; a mistake changes the outputs by a thousand times as much."""
+    atol = 1e-4 * max(1.0, b.detach().abs().max().item()) if b.numel() else 0.0
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=atol, msg=msg)
+
+
+def clip(length: int, seed: int) -> FrameState:
+    generator = torch.Generator().manual_seed(seed)
+    given = torch.rand(length, generator=generator) < 0.3
+    roles = torch.where(given, torch.randint(1, 3, (length,), generator=generator), 0)
+    time = torch.rand(length, generator=generator)
+    return FrameState(
+        torch.randn(length, 3, 4, 4, generator=generator),
+        torch.where(given, 1.0, time),
+        roles,
+        torch.rand(1, generator=generator) * 2,
+        torch.rand(1, generator=generator) < 0.5,
+        (length,),
+    )
+
+
+def prompt(length: int, seed: int) -> PromptTokens:
+    generator = torch.Generator().manual_seed(seed)
+    return PromptTokens(torch.randn(length, 12, generator=generator), (length,))
+
+
+CLIPS = [clip(length, seed) for seed, length in enumerate((4, 1, 6, 0, 4))]
+ORDER = [3, 1, 4, 0, 2]  # by length of clip and prompt: the order in which the network packs them
+PROMPTS = [prompt(length, seed + 50) for seed, length in enumerate((3, 2, 3, 5, 2))]
+
+
+def outputs(prediction: Prediction) -> list[Tensor]:
+    return [
+        prediction.velocity_FCHW,
+        prediction.log_missing_F,
+        prediction.log_missing_first_B,
+        prediction.count_logits_BK,
+    ]
+
+
+def score(prediction: Prediction) -> Tensor:
+    """A sum over clips of something that uses every output."""
+    return sum((out.sin() * (i + 1)).sum() for i, out in enumerate(outputs(prediction)))
+
+
+def run(net: Network, chosen: Sequence[int]) -> Prediction:
+    states = frames.concat([CLIPS[b] for b in chosen])
+    return net(states, concat_prompts([PROMPTS[b] for b in chosen]))
+
+
+def split(prediction: Prediction, lengths: Sequence[int]) -> list[list[Tensor]]:
+    parts = [
+        out.split(list(lengths)) if i < 2 else out.split(1)
+        for i, out in enumerate(outputs(prediction))
+    ]
+    return [list(one) for one in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_a_clip_alone_equals_a_clip_in_a_pack(window: int) -> None:
+    net, chosen = network(window), [0, 1, 2, 4]
+    packed = run(net, chosen)
+    score(packed).backward()
+    gradient = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    for b, part in zip(chosen, split(packed, [CLIPS[b].lengths[0] for b in chosen]), strict=True):
+        alone = run(net, [b])
+        for a, c in zip(outputs(alone), part, strict=True):
+            close(a, c)
+        score(alone).backward()
+    for (name, p), g in zip(net.named_parameters(), gradient, strict=True):
+        close(p.grad, g, msg=name)
+        assert float(g.abs().max()) > 0, f"{name} has no part in the output"
+
+
+def test_order_of_a_pack_does_not_matter() -> None:
+    net, order = network(), [4, 2, 0, 3, 1]
+    straight = split(run(net, range(5)), [c.lengths[0] for c in CLIPS])
+    shuffled = split(run(net, order), [CLIPS[b].lengths[0] for b in order])
+    for b, part in zip(order, shuffled, strict=True):
+        for a, c in zip(part, straight[b], strict=True):
+            close(a, c)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_network_equals_one_with_dense_masked_attention(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, lengths = network(window), [CLIPS[b].lengths[0] for b in ORDER]
+    packed = run(net, ORDER)
+    score(packed).backward()
+    gradient = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    own = clip_mask(lengths, window)
+    other = prompt_mask(lengths, [PROMPTS[b].lengths[0] for b in ORDER])
+
+    def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+        del plan
+        return dense_rows(q, k, v, own if q.shape[1] == k.shape[1] else other)
+
+    monkeypatch.setattr(model, "attend", masked)
+    reference = run(net, ORDER)
+    for a, c in zip(outputs(packed), outputs(reference), strict=True):
+        close(a, c)
+    score(reference).backward()
+    for (name, p), g in zip(net.named_parameters(), gradient, strict=True):
+        close(p.grad, g, msg=name)
+
+
+def test_packing_equals_padding_with_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention over ``[B, longest]`` with a mask on the padding, gathered from the packed rows."""
+    net, tokens = network(), SMALL.patches + 1
+    packed = run(net, ORDER)
+
+    def spans(lengths: list[int]) -> list[list[int]]:
+        ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        return [list(range(ends[b], ends[b + 1])) for b in range(5)]
+
+    own = spans([(CLIPS[b].lengths[0] + 1) * tokens for b in ORDER])
+    prompts = spans([PROMPTS[b].lengths[0] for b in ORDER])
+
+    def padded(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+        del plan
+        shape, keys = q.shape, own if q.shape[1] == k.shape[1] else prompts
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        q_BTNE = pad_sequence([q[rows] for rows in own], batch_first=True)
+        k_BSNE, v_BSNE = (
+            pad_sequence([x[rows] for rows in keys], batch_first=True, padding_value=7.0)
+            for x in (k, v)
+        )
+        real = torch.arange(k_BSNE.shape[1]) < torch.tensor([[len(rows)] for rows in keys])
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q_BTNE, k_BSNE, v_BSNE)), attn_mask=real[:, None, None]
+        ).transpose(1, 2)
+        result = torch.empty_like(q)
+        for b, rows in enumerate(own):
+            result[rows] = out[b, : len(rows)]
+        return result.view(shape)
+
+    monkeypatch.setattr(model, "attend", padded)
+    for a, c in zip(outputs(packed), outputs(run(net, ORDER)), strict=True):
+        close(a, c)
+
+
+def test_planted_mistake_is_seen() -> None:
+    """The prompt of another clip, another role, time, tau or gap 0 changes the output."""
+    net, state = network(), CLIPS[2]
+    base = net(state, PROMPTS[2])
+    changed = {
+        "prompt": (state, PROMPTS[3]),
+        "time": (replace(state, time_F=state.time_F * 0.9), PROMPTS[2]),
+        "role": (replace(state, role_F=(state.role_F + 1) % 3), PROMPTS[2]),
+        "tau": (replace(state, tau_B=state.tau_B * 0.5), PROMPTS[2]),
+        "gap 0": (replace(state, open_first_B=~state.open_first_B), PROMPTS[2]),
+        "order": (replace(state, latent_FCHW=state.latent_FCHW.flip(0)), PROMPTS[2]),
+    }
+    state = replace(state, tau_B=torch.tensor([0.6]))
+    changed["tau"] = (replace(state, tau_B=state.tau_B * 0.5), PROMPTS[2])
+    for name, (other, words) in changed.items():
+        reference = net(state, PROMPTS[2]) if name == "tau" else base
+        for a, c in zip(outputs(net(other, words)), outputs(reference), strict=True):
+            assert not torch.allclose(a, c, atol=1e-6), name
+
+
+def test_tau_past_one_counts_as_one() -> None:
+    net, at = network(), torch.tensor([1.0])
+    one, later = (net(replace(CLIPS[0], tau_B=at * tau), PROMPTS[0]) for tau in (1.0, 1.7))
+    for a, c in zip(outputs(one), outputs(later), strict=True):
+        assert torch.equal(a, c)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    net = network().train()
+    score(run(net, range(5))).backward()
+    gradient = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net.checkpoint_blocks = True
+    score(run(net, range(5))).backward()
+    for p, g in zip(net.parameters(), gradient, strict=True):
+        close(p.grad, g)
+
+
+def test_a_fresh_network_starts_from_nothing() -> None:
+    torch.manual_seed(0)
+    for out in outputs(run(Network(SMALL), range(5))):
+        assert out.abs().max().item() == 0
+
+
+@pytest.mark.parametrize("num_start", [0, 1, 2])
+def test_sampling_starts_from_any_number_of_frames(num_start: int) -> None:
+    """With none, the first call sees no frame at all."""
+    model_ = guided(network(), PROMPTS[:2], PROMPTS[:2], 1.0, 1.0)
+    latents = sample(
+        model_,
+        [Given(torch.zeros(0, 3, 4, 4), (True,))] * 2,
+        [clip_generator(b) for b in range(2)],
+        SampleConfig(steps=3, frames=4),
+        ProcessConfig(num_start=num_start),
+        max_length=8,
+    )
+    assert [latent.shape for latent in latents] == [(4, 3, 4, 4)] * 2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("window", [0, 1])
+def test_sampling_together_equals_sampling_alone(guidance: float, window: int) -> None:
+    net = network(window)
+    given = [
+        Given(torch.zeros(0, 3, 4, 4), (True,)),
+        Given(torch.randn(2, 3, 4, 4), (False, True, False)),
+        Given(torch.randn(1, 3, 4, 4), (True, True)),
+    ]
+    away = [prompt(2, 99)] * 3
+    config = SampleConfig(steps=5, guidance=guidance, rate_guidance=guidance)
+
+    def go(chosen: list[int]) -> list[Tensor]:
+        model_ = guided(
+            net, [PROMPTS[b] for b in chosen], [away[b] for b in chosen], guidance, guidance
+        )
+        return sample(
+            model_,
+            [given[b] for b in chosen],
+            [clip_generator(b) for b in chosen],
+            config,
+            ProcessConfig(),
+            max_length=8,
+        )
+
+    together = go([0, 1, 2])
+    assert max(len(latent) for latent in together) > 3
+    for b, other in zip([2, 0, 1], go([2, 0, 1]), strict=True):
+        close(other, together[b])
+    for b in range(3):
+        close(go([b])[0], together[b])
+
+
+def test_content_means_nothing_but_itself() -> None:
+    """Frames of zeros, of -1 and repeated frames are seen as frames: each adds to the output."""
+    net, state = network(), CLIPS[2]
+    for value in (0.0, -1.0):
+        filled = replace(state, latent_FCHW=torch.full_like(state.latent_FCHW, value))
+        fewer = frames.select(filled, [0])
+        fewer = FrameState(
+            fewer.latent_FCHW[:-1], fewer.time_F[:-1], fewer.role_F[:-1], fewer.tau_B,
+            fewer.open_first_B, (fewer.lengths[0] - 1,),
+        )  # fmt: skip
+        whole, short = net(filled, PROMPTS[2]), net(fewer, PROMPTS[2])
+        assert whole.velocity_FCHW.isfinite().all()
+        assert not torch.allclose(whole.velocity_FCHW[:-1], short.velocity_FCHW, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden": 30},
+        {"height": 5},
+        {"depth": 0},
+        {"window": -1},
+        {"max_count": -1},
+        {"patch": 0},
+        {"heads": 0},
+    ],
+)
+def test_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        ModelConfig(**settings)
+
+
+def test_states_of_roles_use_their_embedding() -> None:
+    net = network()
+    assert net.frame_role.weight.shape[0] == len(Role)
