@@ -360,3 +360,31 @@ def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
         return [unpack(item) for item in node["list"]] if "list" in node else node["value"]
 
     return unpack(header)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a model file is, by name, for people."""
+    weights = load(path)
+    card = weights.card
+    counts = {
+        part: sum(p.numel() for p in module.parameters())
+        for part, module in weights.modules().items()
+    }
+    total = sum(card.lengths.values())
+    mean = sum(n * count for n, count in card.lengths.items()) / total
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "flowcept": card.version,
+        "process": asdict(card.process),
+        "parameters": {**counts, "total": sum(counts.values())},
+        "frames": f"{card.size[1]}x{card.size[0]} pixels at {card.fps:g} per second",
+        "lengths": f"{min(card.lengths)} to {card.max_length} frames, {mean:.1f} on average",
+        "dataset": f"{card.dataset}: {total} clips",
+        "steps": card.steps,
+        "network": asdict(card.network),
+        "text": asdict(card.text),
+        "codec": asdict(card.codec),
+        "prompts": "; ".join(list(card.prompts)[:8]),
+        "words": " ".join(list(card.words)[:80]),
+    }

@@ -61,8 +61,8 @@ def _blur(image_FCHW: Tensor) -> Tensor:
     weight = (weight / weight.sum()).view(1, 1, 1, -1)
     height, width = image_FCHW.shape[-2:]
     rows = F.conv2d(image_FCHW.reshape(-1, 1, height, width), weight)
-    blurred = F.conv2d(rows, weight.mT)
-    return blurred.unflatten(0, image_FCHW.shape[:2]).flatten(1, 2)
+    columns = F.conv2d(rows, weight.mT)
+    return columns.reshape(*image_FCHW.shape[:2], *columns.shape[-2:])
 
 
 def sharpness(image_FCHW: Tensor) -> Tensor:
@@ -78,8 +78,8 @@ def sharpness(image_FCHW: Tensor) -> Tensor:
     row_H = torch.fft.fftfreq(image.shape[-2], device=image.device, dtype=torch.float64)
     column_W = torch.fft.fftfreq(image.shape[-1], device=image.device, dtype=torch.float64)
     high_HW = torch.hypot(row_H[:, None], column_W[None, :]) > HIGH_FREQUENCY
-    energy = torch.fft.fft2(image, norm="forward").abs().square()
-    return energy.mul(high_HW).sum((-2, -1)).mean(1)
+    energy: Tensor = torch.fft.fft2(image, norm="forward").abs().square()
+    return (energy * high_HW).sum((-2, -1)).mean(1)
 
 
 def motion(image_FCHW: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Attention within segments against a dense mask, and the path that CUDA takes.
 
-Shape suffixes: R query rows, S key rows, P tokens per row, T U query and key tokens, N heads, E head
-width.
+Shape suffixes: R query rows, S key rows, P tokens per row, T U query and key tokens, N heads, E
+head width.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
     config = ProcessConfig()
     if mistake == "tau depends on delays":
         monkeypatch.setattr(
-            process, "draw_tau", lambda delay_F, _, g: float(torch.rand((), generator=g) * delay_F.max())
+            process, "draw_tau", lambda d, _, g: float(torch.rand((), generator=g) * d.max())
         )  # fmt: skip
     if mistake == "redrawn for short clips":
         original = process.draw_tau

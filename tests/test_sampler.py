@@ -198,7 +198,7 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
         )  # fmt: skip
     if mistake == "jump":  # not divided by what is still hidden
         linear = type(parse_schedule("linear"))
-        monkeypatch.setattr(linear, "jump", lambda self, a, b: b - a)
+        monkeypatch.setattr(linear, "jump", lambda _, a, b: b - a)
     found = lengths(SampleConfig(steps=5), clips=500, model=oracle)
     assert total_variation(found, LAW) > 1.2 * bound(LAW, 500)
 
@@ -379,7 +379,7 @@ def test_baselines_keep_time_and_length(steps: int) -> None:
 def test_baselines_need_a_length() -> None:
     for kind in ("full-sequence", "autoregressive"):
         with pytest.raises(ValueError, match="frames"):
-            sample(Flat(), [empty()], generators(1, 0), SampleConfig(), ProcessConfig(kind), max_length=9)  # fmt: skip
+            run_clock(4, ProcessConfig(kind), empty(), SampleConfig(steps=4))
 
 
 @pytest.mark.parametrize("kind", ["flowception", "full-sequence", "autoregressive"])
