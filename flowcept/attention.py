@@ -109,7 +109,8 @@ def _softmax_attention(q_GNQE: Tensor, k_GNKE: Tensor, v_GNKE: Tensor) -> Tensor
     if not trained_on_cpu or k_GNKE.shape[2] > SMALL:
         return F.scaled_dot_product_attention(q_GNQE, k_GNKE, v_GNKE)
     score_GNQK = (q_GNQE * q_GNQE.shape[-1] ** -0.5) @ k_GNKE.transpose(-1, -2)
-    return score_GNQK.softmax(-1, dtype=q_GNQE.dtype) @ v_GNKE
+    out_GNQE: Tensor = score_GNQK.softmax(-1, dtype=q_GNQE.dtype) @ v_GNKE
+    return out_GNQE
 
 
 def _attend_xformers(
@@ -126,7 +127,7 @@ def _attend_xformers(
 
         plan.block_masks[widths] = BlockDiagonalMask.from_seqlens(*run_lengths(plan, *widths))
     q_1TNE, k_1TNE, v_1TNE = (x.flatten(0, 1)[None] for x in (q_RPNE, k_SPNE, v_SPNE))
-    out_1TNE = ops.memory_efficient_attention(
+    out_1TNE: Tensor = ops.memory_efficient_attention(
         q_1TNE, k_1TNE, v_1TNE, attn_bias=plan.block_masks[widths]
     )
     return out_1TNE.view(q_RPNE.shape)

@@ -246,7 +246,9 @@ def _record(kind: type[T], values: object) -> T:
         raise TypeError(f"unknown setting {min(unknown)}")
     for name, value in values.items():
         wanted = known[name].type
-        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(wanted)  # type: ignore[call-overload]
+        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(
+            str(wanted)
+        )
         if kinds and (
             not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool")
         ):

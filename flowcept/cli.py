@@ -308,7 +308,9 @@ class Session:
             )
         if self.shared.trace:
             thumbnails = list(clip.frames_FHW3) if len(clip.order) == len(clip) else None
-            chart = charts.growth_chart(clip.growth, clip.order, thumbnails=thumbnails)
+            chart = charts.growth_chart(
+                clip.growth, clip.order, thumbnails=thumbnails, num_steps=clip.settings["steps"]
+            )
             video.save_image(
                 chart, _numbered(self.shared.trace, number) if number else self.shared.trace
             )
@@ -658,7 +660,7 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 def main() -> None:
     """Entry point. What the user can mend is one line and status 2; Ctrl-C is status 130."""
-    warnings.showwarning = _warn  # type: ignore[assignment]
+    warnings.showwarning = _warn
     try:
         app()
     except UserError as error:

@@ -73,8 +73,8 @@ class Codec(nn.Module):
 
     chunk_pixels: ClassVar[int] = 2**20  # image pixels at once: 16 frames of 256 x 256
     memory_format: ClassVar[torch.memory_format] = torch.channels_last  # convolutions' fastest
-    mean_C: Tensor  # noqa: N815 - a shape suffix
-    std_C: Tensor  # noqa: N815
+    mean_C: Tensor
+    std_C: Tensor
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()

@@ -33,7 +33,8 @@ from torch import Tensor
 from flowcept import video
 from flowcept.errors import UserError
 from flowcept.frames import FrameState
-from flowcept.process import ContextMixture, ProcessConfig, Target, draw, draw_context
+from flowcept.process import ProcessConfig, Target, draw, draw_context
+from flowcept.settings import ContextMixture
 
 STILL_FPS = 12.0  # frames per second of a folder in which nothing moves
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)

@@ -1,10 +1,10 @@
 """The network: a transformer over the tokens of the visible frames of many clips, packed.
 
-A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more row,
-the clip's own: the clip token, then as many learned tokens as a frame has patches, on which the clip
-may note what concerns it as a whole. So the sequence is an array of rows of one shape, adaptive
-normalisation broadcasts, clips of equal length attend in one call, and nothing is padded. What a
-token outputs depends on what it is:
+A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more
+row, the clip's own: the clip token, then as many learned tokens as a frame has patches, on which
+the clip may note what concerns it as a whole. So the sequence is an array of rows of one shape,
+adaptive normalisation broadcasts, clips of equal length attend in one call, and nothing is padded.
+What a token outputs depends on what it is:
 
 * clip token: log-missing of the gap before the first frame, logits of the total missing count;
 * frame token: log-missing of the gap to its right;
@@ -13,9 +13,9 @@ token outputs depends on what it is:
 Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
 learned offset in each. The prompt enters by cross-attention, and its mean with the time.
 
-Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip), P
-tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, K counts, A the axes
-index, row and column.
+Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip),
+P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, K counts, A the
+axes index, row and column.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ class ModelConfig:
     window: int = 0  # a frame sees frames within this distance; 0: all frames
 
     def __post_init__(self) -> None:
+        positive = (self.hidden, self.depth, self.heads, self.patch, self.channels)
+        if min(*positive, self.height, self.width, self.mlp_ratio, self.text_width) < 1:
+            raise ValueError("the network's sizes must be positive")
         if self.hidden % self.heads or (self.hidden // self.heads) % 8:
             raise ValueError("hidden must be heads times a multiple of 8")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError("the latent's height and width must be multiples of the patch")
-        if min(self.hidden, self.depth, self.patch, self.channels, self.mlp_ratio) < 1:
-            raise ValueError("hidden, depth, patch, channels and mlp_ratio must be positive")
         if self.window < 0 or self.max_count < 0:
             raise ValueError("window and max_count must not be negative")
 
@@ -134,13 +135,12 @@ def rotate(x_RP2NE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
 
 
-def rms_normed(x: Tensor) -> Tensor:
-    """Root-mean-square normalisation of the last dimension, without learned weights."""
-    return F.rms_norm(x, (x.shape[-1],))
+def normed(x: Tensor) -> Tensor:
+    """Layer normalisation of the last dimension, without learned weights.
 
-
-def layer_normed(x: Tensor) -> Tensor:
-    """Layer normalisation of the last dimension, without learned weights."""
+    Of queries and keys too: root mean square would do there, but has no fused kernel on a CPU and
+    took a third of a training step.
+    """
     return F.layer_norm(x, (x.shape[-1],))
 
 
@@ -176,19 +176,20 @@ class Block(nn.Module):
     ) -> Tensor:
         modulation = modulation_R16D + self.offset.to(modulation_R16D.dtype)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
-        y_RPD = torch.addcmul(shift, layer_normed(x_RPD), 1 + scale)
+        y_RPD = torch.addcmul(shift, normed(x_RPD), 1 + scale)
         qkv = self.qkv(y_RPD).unflatten(-1, (3, self.heads, -1))
-        q, k = rotate(rms_normed(qkv[:, :, :2]), layout.rotation).unbind(2)
+        q, k = rotate(normed(qkv[:, :, :2]), layout.rotation).unbind(2)
         y_RPD = attend(q, k, qkv[:, :, 2], layout.within).flatten(2)
         x_RPD = torch.addcmul(x_RPD, gate, self.out(y_RPD))
 
-        q = self.prompt_q(layer_normed(x_RPD)).unflatten(-1, (self.heads, -1))
+        q = self.prompt_q(normed(x_RPD)).unflatten(-1, (self.heads, -1))
         k, v = self.prompt_kv(prompt_S1D).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        y_RPD = attend(rms_normed(q), rms_normed(k), v, layout.to_prompt).flatten(2)
+        y_RPD = attend(normed(q), normed(k), v, layout.to_prompt).flatten(2)
         x_RPD = x_RPD + self.prompt_out(y_RPD)
 
-        y_RPD = torch.addcmul(mlp_shift, layer_normed(x_RPD), 1 + mlp_scale)
-        return torch.addcmul(x_RPD, mlp_gate, self.down(F.relu(self.up(y_RPD)).square()))
+        y_RPD = torch.addcmul(mlp_shift, normed(x_RPD), 1 + mlp_scale)
+        z_RPD = F.relu(self.up(y_RPD))
+        return torch.addcmul(x_RPD, mlp_gate, self.down(z_RPD * z_RPD))
 
 
 class Network(nn.Module):
@@ -258,7 +259,7 @@ class Network(nn.Module):
         dtype = torch.get_autocast_dtype(device.type)
         if torch.is_autocast_enabled(device.type):
             x_RPD = x_RPD.to(dtype)
-        prompt_S1D = rms_normed(prompt.token_SD)[:, None]
+        prompt_S1D = normed(prompt.token_SD)[:, None]
         condition_RD = self._condition(state, prompt, clip_rows, frame_rows)
         modulation_R16D = self.modulation(F.silu(condition_RD)).unflatten(-1, (1, 6, -1))
         modulation_R16D = modulation_R16D.to(x_RPD.dtype)
@@ -271,10 +272,10 @@ class Network(nn.Module):
             else:
                 x_RPD = block(x_RPD, modulation_R16D, prompt_S1D, layout)
         shift, scale = self.final(F.silu(condition_RD))[:, None].to(x_RPD.dtype).chunk(2, dim=-1)
-        x_RPD = torch.addcmul(shift, layer_normed(x_RPD), 1 + scale)
+        x_RPD = torch.addcmul(shift, normed(x_RPD), 1 + scale)
         clip_BD, frame_FPD = x_RPD[clip_rows, 0], x_RPD[frame_rows]
         return Prediction(
-            velocity_FCHW=self._unpatch(self.velocity(frame_FPD[:, 1:])),
+            velocity_FCHW=self._to_latents(self.velocity(frame_FPD[:, 1:])),
             log_missing_F=self.log_missing(frame_FPD[:, 0])[:, 0].float(),
             log_missing_first_B=self.log_missing_first(clip_BD)[:, 0].float(),
             count_logits_BK=self.count(clip_BD).float(),
@@ -310,25 +311,36 @@ class Network(nn.Module):
     ) -> Tensor:
         time = torch.cat([state.tau_B.clamp(0, 1), state.time_F])
         role = torch.cat([self.clip_role(state.open_first_B.long()), self.frame_role(state.role_F)])
-        tokens = rms_normed(prompt.token_SD).split(list(prompt.lengths))
+        tokens = normed(prompt.token_SD).split(list(prompt.lengths))
         prompt_BD = self.prompt_mean(torch.stack([part.mean(0) for part in tokens]))
         mean = torch.cat([prompt_BD, prompt_BD[state.clip_F]])
         back = torch.cat([clip_rows, frame_rows]).argsort()
-        return (self.time(waves(time)) + role + mean)[back]
+        condition_RD: Tensor = self.time(waves(time)) + role + mean
+        return condition_RD[back]
 
     def _embed(self, state: FrameState, clip_rows: Tensor, frame_rows: Tensor) -> Tensor:
-        patch = self.config.patch
-        cells_FPD = F.pixel_unshuffle(state.latent_FCHW, patch).flatten(2).transpose(1, 2)
+        cells_FPD = self._to_patches(state.latent_FCHW)
         place_PD = (self.row_place + self.column_place).flatten(0, 1)
         patch_FPD = self.patch_in(cells_FPD) + place_PD
         frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
         clip_BPD = self.clip_row.expand(len(state.lengths), -1, -1)
-        return torch.cat([clip_BPD, frame_FPD])[torch.cat([clip_rows, frame_rows]).argsort()]
+        row_RPD: Tensor = torch.cat([clip_BPD, frame_FPD])
+        return row_RPD[torch.cat([clip_rows, frame_rows]).argsort()]
 
-    def _unpatch(self, cells_FPD: Tensor) -> Tensor:
-        config = self.config
-        grid = cells_FPD.transpose(1, 2).unflatten(2, (config.height // config.patch, -1))
-        return F.pixel_shuffle(grid, config.patch).float()
+    def _to_patches(self, latent_FCHW: Tensor) -> Tensor:
+        """``[F, P - 1, patch * patch * C]``; there may be no frame at all."""
+        patch, channels = self.config.patch, self.config.channels
+        grid = latent_FCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.config.patches, channels * patch**2)
+
+    def _to_latents(self, cells_FPD: Tensor) -> Tensor:
+        """The inverse of ``_to_patches``, float32."""
+        config, patch = self.config, self.config.patch
+        rows, columns = config.height // patch, config.width // patch
+        grid = cells_FPD.float().reshape(-1, rows, columns, config.channels, patch, patch)
+        latent = grid.permute(0, 3, 1, 4, 2, 5)
+        whole: Tensor = latent.reshape(-1, config.channels, config.height, config.width)
+        return whole
 
 
 def _row_numbers(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The forward process: what a clip looks like part of the way through (arXiv 2512.11438, section 3).
+"""The forward process: a clip part of the way through (arXiv 2512.11438, section 3).
 
 A clip of data becomes the visible frames at a random extended time, with the velocity of every
 flowing frame and the exact number of frames missing in every open gap. Two habits keep the laws
@@ -11,6 +11,7 @@ Shape suffixes: F frames of all clips, B clips, C H W channels and size of a lat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -74,7 +75,7 @@ def draw_context(
     """Which frames of a clip are given; None where the drawn kind does not fit this length.
 
     Everything but the places of inner frames is drawn without looking at ``num_frames``, so that
-    the law of lengths behind a given context is the data's own, cut to the lengths that can hold it.
+    the law of lengths behind a given context is the data's own, cut to those that can hold it.
     """
     kinds = [f.name for f in fields(mixture)]
     weights = torch.tensor([getattr(mixture, kind) for kind in kinds], dtype=torch.float64)
@@ -99,19 +100,38 @@ def draw_context(
     elif kind == "last_k":
         given = set(range(n - _randint(1, LONGEST_RUN, generator), n))
     elif kind == "runs":
-        runs = [_randint(1, 4, generator) for _ in range(_randint(2, 3, generator))]
-        spare = n - sum(runs) - (len(runs) - 1)  # beyond the one frame between two runs
-        if spare < 0:
+        given = _draw_runs(n, generator)
+        if not given:
             return None
-        cuts = torch.randint(0, spare + 1, (len(runs),), generator=generator).sort().values.tolist()
-        start = 0
-        for index, (cut, run) in enumerate(zip(cuts, runs, strict=True)):
-            first = start + index + cut
-            given |= set(range(first, first + run))
-            start += run
     if min(given, default=0) < 0 or max(given, default=0) >= n or len(given) == n:
         return None
     return [f in given for f in range(n)]
+
+
+def _draw_runs(num_frames: int, generator: torch.Generator) -> set[int]:
+    """Two or three runs of given frames with room between them; empty where they do not fit.
+
+    Whether the clip begins and ends with a given frame is drawn first, since a model sees it.
+    """
+    runs = [_randint(1, 4, generator) for _ in range(_randint(2, 3, generator))]
+    opens = [
+        _randint(0, 1, generator),
+        _randint(0, 1, generator),
+    ]  # before the first, after the last
+    gaps = [opens[0], *[1] * (len(runs) - 1), opens[1]]  # least number of frames in each
+    spare = num_frames - sum(runs) - sum(gaps)
+    if spare < 0:
+        return set()
+    wide = [gap for gap, least in enumerate(gaps) if least]
+    cuts = torch.randint(0, spare + 1, (len(wide) - 1,), generator=generator).sort().values.tolist()
+    for gap, low, high in zip(wide, [0, *cuts], [*cuts, spare], strict=True):
+        gaps[gap] += high - low
+    given: set[int] = set()
+    start = 0
+    for gap, run in zip(gaps, runs, strict=False):
+        given |= set(range(start + gap, start + gap + run))
+        start += gap + run
+    return given
 
 
 def roles_of(context: Sequence[bool]) -> list[Role]:
@@ -166,7 +186,7 @@ def draw(
     noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)
     progress = shifted(time_F, config.shift)[:, None, None, None]
     edges = [-1, *visible, len(context)]
-    missing = [float(right - left - 1) for left, right in zip(edges, edges[1:], strict=False)]
+    missing = [float(right - left - 1) for left, right in itertools.pairwise(edges)]
     state = FrameState(
         latent_FCHW=torch.lerp(noise_FCHW, data_FCHW, progress),
         time_F=time_F,

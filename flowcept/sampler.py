@@ -29,6 +29,7 @@ from flowcept.process import ProcessConfig, shifted
 from flowcept.schedule import Schedule, parse_schedule
 from flowcept.settings import SampleConfig
 
+
 @dataclass(frozen=True)
 class Given:
     """What a clip starts from: the user's frames and where others may come between them."""
@@ -274,15 +275,16 @@ class Growth:
         """The number of frames still to come, from its posterior within the bounds."""
         low, high = max(self.low - length, 0), max(self.high - length, 0)
         uniform = self._uniform()
-        if low >= len(count_logits_K):  # more than the network can say: only the bound is known
+        scale, temperature = self.config.length_scale, self.config.rate_temperature
+        # Scaled counts must lie within the bounds; the law of those that do is renormalised.
+        first = math.ceil(low / scale)
+        allowed_K = count_logits_K[first : math.floor(high / scale) + 1]
+        if not len(allowed_K):  # more than the network can say: only the bound is known
             return low
-        scale = self.config.length_scale
-        if scale != 1:  # the bounds hold for the scaled count
-            law_K = sharpened(count_logits_K, self.config.rate_temperature)
-            scaled = inverse_cdf(law_K, uniform) * scale
-            return min(max(math.floor(scaled + self._uniform()), low), high)
-        allowed_K = count_logits_K[low : high + 1]
-        return low + inverse_cdf(sharpened(allowed_K, self.config.rate_temperature), uniform)
+        scaled = scale * (first + inverse_cdf(sharpened(allowed_K, temperature), uniform))
+        if scale == 1:
+            return int(scaled)
+        return min(max(math.floor(scaled + self._uniform()), low), high)
 
     def _known(self, appear: float, shares_G: Tensor) -> list[int]:
         """Every segment's own number of frames to come is known."""

@@ -1,7 +1,7 @@
 """The settings of sampling and training: the one table of names, defaults and meanings.
 
-The command line makes its flags from these records, and a Python caller uses the same words. Nothing
-heavy is imported here, so that ``flowcept --help`` answers at once.
+The command line makes its flags from these records, and a Python caller uses the same words.
+Nothing heavy is imported here, so that ``flowcept --help`` answers at once.
 """
 
 from __future__ import annotations

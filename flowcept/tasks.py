@@ -34,7 +34,9 @@ Watch = Callable[[Step], None]
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
 CONTEXT = 4  # frames of the user's clip that extend shows to the model
-COMMON_WORDS = frozenset("a an the in on at of and with to is are by from".split())
+COMMON_WORDS = frozenset(
+    ["a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "is", "are", "by", "from"]
+)
 
 
 @dataclass(frozen=True)

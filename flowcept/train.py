@@ -44,6 +44,7 @@ from flowcept.codec import (
 from flowcept.data import DataConfig, FrameStore, LatentStore
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
+from flowcept.frames import FrameState
 from flowcept.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
@@ -96,7 +97,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from error
-    kinds = {f.name: f.type for f in fields(TrainConfig)}
+    kinds = {f.name: str(f.type) for f in fields(TrainConfig)}
+    types: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "bool": (bool,),
+    }
     weights = {f.name for f in fields(ContextMixture)}
     settings: dict[str, Any] = {}
     for name, value in found.items():
@@ -112,8 +119,7 @@ def read_config(path: Path) -> dict[str, Any]:
         kind = kinds.get(name)
         if kind is None:
             raise UserError(f"{path}: unknown setting {name!r}")
-        wanted = {"int": int, "float": (int, float), "str": str, "bool": bool}[str(kind)]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise UserError(f"{path}: {name} must be of type {kind}, not {value!r}")
         settings[name] = float(value) if kind == "float" else value
     return settings
@@ -164,7 +170,7 @@ def _team(device: torch.device) -> Iterator[Team]:
 
 
 def check(folder: Path, config: TrainConfig) -> list[str]:
-    """What training would make of a folder, as lines of text; every clip cut or dropped is named."""
+    """What training would make of a folder, as lines of text that name every clip."""
     scan = data.scan(folder, _data_config(config), _bar("reading", "clip"))
     return [*(str(finding) for finding in scan.findings), *scan.summary(examples=0)]
 
@@ -407,7 +413,7 @@ class Learner(nn.Module):
 
     def forward(
         self,
-        state: process.FrameState,
+        state: FrameState,
         target: process.Target,
         prompts: Sequence[str],
         counts: Counts,

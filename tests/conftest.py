@@ -20,3 +20,11 @@ def shared_data() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file with random weights: 32 px, clips of 4 to 12 frames at 12 per second."""
+    from fixtures_model import write_model
+
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")

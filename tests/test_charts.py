@@ -112,6 +112,14 @@ def test_points_that_cannot_be_drawn_are_left_out():
     assert charts.line_chart({"a": good}) != expected
 
 
+def test_a_long_log_looks_like_its_outline():
+    points = [(x / 100, (x % 7) / 6) for x in range(50_000)]
+    found = pixels(charts.line_chart({"": points}, size=(400, 300)), charts.SERIES[0])
+    area = np.prod(np.ptp(found, 0) + 1)
+    assert area > 300 * 200
+    assert len(found) > 0.98 * area
+
+
 @pytest.mark.parametrize("log_y", [False, True])
 def test_empty_and_single_point_series_do_not_fail(log_y):
     for series in ({}, {"a": []}, {"a": [(3, 7)]}, {"a": [(1, math.nan)]}, {"a": [(0, 5)] * 3}):
@@ -144,7 +152,8 @@ def test_bars_are_as_high_as_their_values_and_side_by_side():
 def test_bars_below_zero_hang_and_others_are_left_out():
     chart = charts.bar_chart({"": {0: 1.0, 1: -1.0, 2: math.nan}})
     found = pixels(chart, charts.SERIES[0])
-    left, right = found[found[:, 1] < 400], found[found[:, 1] > 400]
+    middle = np.median(np.unique(found[:, 1]))
+    left, right = found[found[:, 1] < middle], found[found[:, 1] > middle]
     assert left[:, 0].max() < right[:, 0].min()
     for empty in ({}, {"a": {}}, {"a": {4: 0.0}}, {"a": {4: math.inf}}):
         assert charts.bar_chart(empty, size=(300, 200)).size == (300, 200)
@@ -205,6 +214,7 @@ def test_each_insertion_has_a_mark_above_its_cell():
     assert legend > 10
     assert one > 10
     assert marks(GROWTH) - legend == 2 * one
+    assert marks([[(7, 0.0, True)], *GROWTH[1:]]) == marks(GROWTH)
 
 
 def test_given_frames_keep_their_own_hue():
@@ -248,6 +258,8 @@ def test_growth_chart_of_any_size_fits_a_page(frames, rows):
     steps = [[(i, 0.5, False) for i in range(frames)]] * rows
     image = charts.growth_chart(steps, range(frames), title="a dog surfing " * 20)
     assert 400 < image.width < 1100
+    right = pixels(image, charts.INK)[:, 1].max()
+    assert image.width - 60 < right < image.width - 15
     assert image.height < 800
 
 

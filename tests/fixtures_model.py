@@ -1,0 +1,53 @@
+"""Tiny model files with random weights, for tests of tasks and commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from flowcept import checkpoint
+from flowcept.checkpoint import Card
+from flowcept.codec import CodecConfig
+from flowcept.model import ModelConfig
+from flowcept.process import ProcessConfig
+from flowcept.text import TextConfig
+
+SIZE = 32  # pixels of a frame's side
+LENGTHS = {4: 1, 6: 2, 8: 3, 10: 2, 12: 1}  # trained clips by number of frames
+WORDS = {"a": 3, "dog": 2, "surfing": 2, "cat": 1}
+
+
+def write_model(path: Path, kind: str = "flowception", codec: str = "autoencoder") -> Path:
+    """A model that knows nothing, with open gates, so that every input changes its output."""
+    if codec == "pixels":
+        codec_config = CodecConfig(kind="pixels", compression=1, channels=3)
+    else:
+        codec_config = CodecConfig(compression=8, channels=8, width=16)
+    cells = SIZE // codec_config.compression
+    text = TextConfig(width=24, depth=1, heads=2, tokens=2)
+    network = ModelConfig(
+        channels=codec_config.channels,
+        height=cells,
+        width=cells,
+        max_count=max(LENGTHS),
+        text_width=text.width,
+        hidden=32,
+        depth=2,
+        heads=2,
+        patch=cells // 2,
+    )
+    process = ProcessConfig(kind=kind)
+    prompts = {"a dog surfing": 2, "a cat": 1}
+    card = Card(
+        network, process, text, codec_config, (SIZE, SIZE), 12.0, LENGTHS, 7, "toy", prompts, WORDS
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = checkpoint.build(card)
+        with torch.no_grad():
+            for parameter in weights.network.parameters():
+                if not parameter.any():  # gates and heads start at zero
+                    parameter.normal_(std=0.3)
+    checkpoint.save(weights, path)
+    return path
