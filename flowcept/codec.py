@@ -769,7 +769,7 @@ class CodecTrainer:
         for group in optimizer.param_groups:
             group["lr"] = peak * self.learning_rate()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip)
         optimizer.step()
 

@@ -330,7 +330,7 @@ class Network(nn.Module):
     def _to_patches(self, latent_FCHW: Tensor) -> Tensor:
         """``[F, P - 1, patch * patch * C]``; there may be no frame at all."""
         patch, channels = self.config.patch, self.config.channels
-        grid = latent_FCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        grid: Tensor = latent_FCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
         return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.config.patches, channels * patch**2)
 
     def _to_latents(self, cells_FPD: Tensor) -> Tensor:

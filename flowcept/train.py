@@ -119,9 +119,10 @@ def read_config(path: Path) -> dict[str, Any]:
         kind = kinds.get(name)
         if kind is None:
             raise UserError(f"{path}: unknown setting {name!r}")
-        if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
+        fits = isinstance(value, types.get(kind, ()))
+        if not fits or (isinstance(value, bool) and kind != "bool"):
             raise UserError(f"{path}: {name} must be of type {kind}, not {value!r}")
-        settings[name] = float(value) if kind == "float" else value
+        settings[name] = value
     return settings
 
 

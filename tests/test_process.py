@@ -21,6 +21,7 @@ from oracle import (
 from torch import Tensor
 
 from flowcept import process
+from flowcept.errors import UserError
 from flowcept.frames import FrameState, Prediction, Role
 from flowcept.process import ProcessConfig, Target, draw, draw_context, roles_of
 from flowcept.sampler import Given, sample_steps
@@ -325,7 +326,7 @@ def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("weights", [{"none": -1.0}, dict.fromkeys(KINDS, 0.0)])
 def test_impossible_mixtures_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="weights"):
+    with pytest.raises(UserError, match="weights"):
         ContextMixture(**weights)
 
 

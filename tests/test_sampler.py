@@ -26,6 +26,7 @@ from oracle import (
 )
 from torch import Tensor
 
+from flowcept.errors import UserError
 from flowcept.frames import FrameState, Prediction, PromptTokens, Role
 from flowcept.process import ProcessConfig, shifted
 from flowcept.sampler import (
@@ -484,7 +485,7 @@ def test_steps_tell_what_happened() -> None:
      {"insertion": "poisson", "frames": 4}],
 )  # fmt: skip
 def test_contradictions_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(UserError, match=r"."):
         SampleConfig(**settings)
 
 

