@@ -30,6 +30,9 @@ from flowcept.schedule import Schedule, parse_schedule
 from flowcept.settings import SampleConfig
 
 
+LEAST_LOG = -60.0  # of a gap's missing frames: 1e-26, nothing beside any share that matters
+
+
 @dataclass(frozen=True)
 class Given:
     """What a clip starts from: the user's frames and where others may come between them."""
@@ -165,10 +168,13 @@ def _move(
 
 
 def _per_clip(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], list[Tensor]]:
-    """Per clip, on the CPU and in float64: log-missing by gap (closed: -inf), count logits."""
-    open_F, log_F = state.open_F, prediction.log_missing_F.double()
+    """Per clip, on the CPU and in float64: log-missing by gap (closed: -inf), count logits.
+
+    An open gap keeps a share, however small, since the length may be fixed against the network.
+    """
+    open_F, log_F = state.open_F, prediction.log_missing_F.double().clamp(min=LEAST_LOG)
     log_F = torch.where(open_F, log_F, -math.inf).cpu().split(state.lengths)
-    log_B = prediction.log_missing_first_B.double()
+    log_B = prediction.log_missing_first_B.double().clamp(min=LEAST_LOG)
     log_B = torch.where(state.open_first_B, log_B, -math.inf).cpu()
     gaps = [torch.cat([log_B[b, None], part]) for b, part in enumerate(log_F)]
     return gaps, list(prediction.count_logits_BK.double().cpu())

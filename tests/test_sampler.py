@@ -241,7 +241,8 @@ def test_a_low_temperature_prefers_the_mode_at_several_steps() -> None:
         lengths(SampleConfig(steps=4, rate_temperature=t), clips=400).count(12) / 400
         for t in (0.25, 1.0, 4.0)
     ]
-    assert shares[0] > shares[1] + 0.1 > shares[2] + 0.1
+    assert shares[0] > shares[1] + 0.05  # two standard errors of a share of 400
+    assert shares[1] > shares[2] + 0.05
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.3])

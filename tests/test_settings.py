@@ -150,7 +150,7 @@ def test_flags_win_over_file_over_preset(tmp_path: Path):
     assert config.steps == tiny["steps"] != TrainConfig().steps  # preset over default
     assert config.warmup == TrainConfig().warmup  # default
     assert config.seed == 7
-    assert isinstance(config.learning_rate, float)  # a whole number where a float is wanted
+    assert config.learning_rate == 1  # a whole number where any number is wanted
     assert config.context == ContextMixture(first=2.0)
 
 
