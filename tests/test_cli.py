@@ -44,7 +44,7 @@ def _own_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def flow(monkeypatch, capsys):
-    """``flow("gen", "a dog")`` is that command in this process; an uncaught error fails the test."""
+    """``flow("gen", "a dog")`` is that command in this process; an uncaught error shows."""
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["flowcept", *map(str, words)])
@@ -203,9 +203,7 @@ def test_prompts_file(made):
     assert records[3]["frames"] <= 4
 
 
-def test_finished_outputs_are_kept_and_told_when_a_later_one_fails(
-    flow, made, tiny_model, monkeypatch
-):
+def test_finished_outputs_are_kept_and_told_when_a_later_one_fails(flow, tiny_model, monkeypatch):
     generate = tasks.Studio.generate
 
     def failing(studio, prompt, **settings):
@@ -545,7 +543,7 @@ def test_wrong_kinds_of_input(flow):
 
 
 @pytest.mark.parametrize("command", [*GENERATING, "info"])
-def test_models_that_are_none(flow, command, tmp_path):
+def test_models_that_are_none(flow, command):
     words = ["info"] if command == "info" else command_line(command)[:-1]
     Path("cut.safetensors").write_bytes(b"\x10" * 100)
     Path("empty.safetensors").touch()
