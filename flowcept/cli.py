@@ -283,6 +283,8 @@ class Session:
         def watch(step: Step) -> None:
             if step.index:
                 bar.update()
+            else:  # a task may take several windows
+                bar.reset()
             bar.set_postfix_str(f"{step.state.lengths[0]} frames", refresh=False)
             if self.shared.preview and step.index % 4 == 0 and step.state.lengths[0]:
                 self._preview(studio, step)

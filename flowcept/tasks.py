@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ def load(model: str | None = None, *, device: str = "auto", dtype: str = "auto")
 class Studio:
     """A model ready to make clips. Every method is one command; keywords are its flags.
 
-    ``steps``, ``guidance``, ``frames`` and the rest are fields of ``SampleConfig``. ``seed`` None
-    is a random one, told in the result. ``watch`` is called after every step of the sampler.
+    The keywords that all share are those of ``Words``. ``seed`` None is a random one, told in the
+    result. ``watch`` is called after every step of the sampler.
     """
 
     def __init__(
@@ -90,45 +90,27 @@ class Studio:
     def card(self) -> Card:
         return self.weights.card
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        negative_prompt: str = "",
-        seed: int | None = None,
-        fps: float | None = None,
-        scale: int | None = None,
-        watch: Watch | None = None,
-        **controls: Any,  # noqa: ANN401 - the fields of SampleConfig
-    ) -> Clip:
+    def generate(self, prompt: str, **words: Unpack[Words]) -> Clip:
         """A clip of a prompt."""
-        config = self._config(controls)
-        made = self._make(self._given(None, (True,)), prompt, negative_prompt, seed, config, watch)
-        record = self._record("gen", prompt, negative_prompt, made, config)
-        return self._finish(made, record, fps, scale)
+        ask = _ask(prompt, words)
+        made = self._make(self._given(None, (True,)), ask)
+        return self._finish(made, self._record("gen", ask, made), ask)
 
     def i2v(
         self,
         image_HW3: Frames,
         prompt: str = "",
         *,
-        negative_prompt: str = "",
-        seed: int | None = None,
-        fps: float | None = None,
-        scale: int | None = None,
         fit: str = "crop",
         exact: bool | None = None,
-        watch: Watch | None = None,
-        **controls: Any,  # noqa: ANN401
+        **words: Unpack[Words],
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
-        config = self._config(controls)
+        ask = _ask(prompt, words)
         picture_1HW3 = image_HW3[None]
-        given = self._given(self._fitted(picture_1HW3, fit)[0], (False, True))
-        made = self._make(given, prompt, negative_prompt, seed, config, watch)
-        record = self._record("i2v", prompt, negative_prompt, made, config)
-        clip = self._finish(made, record, fps, scale)
-        return self._keyed(clip, picture_1HW3, fit, exact)
+        made = self._make(self._given(self._fitted(picture_1HW3, fit), (False, True)), ask)
+        clip = self._finish(made, self._record("i2v", ask, made), ask)
+        return self._keyed(clip, picture_1HW3, fit, exact, _places(made, 1))
 
     def interp(
         self,
@@ -136,79 +118,44 @@ class Studio:
         prompt: str = "",
         *,
         multi: int = 0,
-        negative_prompt: str = "",
-        seed: int | None = None,
-        fps: float | None = None,
-        scale: int | None = None,
         fit: str = "crop",
         exact: bool | None = None,
-        watch: Watch | None = None,
-        **controls: Any,  # noqa: ANN401
+        **words: Unpack[Words],
     ) -> Clip:
         """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap."""
-        count = len(keyframes_FHW3)
+        ask, count = _ask(prompt, words), len(keyframes_FHW3)
+        config = ask.config
         if count < 2:
             raise UserError("interp needs two keyframes at least")
-        config = self._config(controls)
         if multi < 0:
             raise UserError(f"--multi must be at least 1, not {multi}")
-        if multi:
-            if controls.get("frames") or controls.get("min_length") or controls.get("max_length"):
-                raise UserError("--multi fixes the length: leave out --frames and its bounds")
-            return self._multiplied(
-                keyframes_FHW3,
-                prompt,
-                multi,
-                negative_prompt,
-                seed,
-                fps,
-                scale,
-                fit,
-                exact,
-                watch,
-                config,
-            )
+        if multi and (config.frames or config.min_length or config.max_length):
+            raise UserError("--multi fixes the length: leave out --frames and its bounds")
         for flag, value in (("--frames", config.frames), ("--max-length", config.max_length)):
             if value is not None and value < count:
                 raise UserError(f"{flag} {value} is under the number of keyframes, {count}")
-        gaps = (False, *[True] * (count - 1), False)
-        given = self._given(self._fitted(keyframes_FHW3, fit)[0], gaps)
-        made = self._make(given, prompt, negative_prompt, seed, config, watch)
-        record = self._record("interp", prompt, negative_prompt, made, config)
-        return self._keyed(self._finish(made, record, fps, scale), keyframes_FHW3, fit, exact)
-
-    def _multiplied(
-        self,
-        keyframes_FHW3: Frames,
-        prompt: str,
-        multi: int,
-        negative_prompt: str,
-        seed: int | None,
-        fps: float | None,
-        scale: int | None,
-        fit: str,
-        exact: bool | None,
-        watch: Watch | None,
-        config: SampleConfig,
-    ) -> Clip:
-        """``multi`` frames between all neighbours, in windows as long as the model's clips."""
-        fitted, _ = self._fitted(keyframes_FHW3, fit)
-        window = max((self.card.max_length - 1) // (multi + 1), 1) + 1  # keyframes at once
-        seed = _seed(seed)
-        pieces, first = [], None
-        for start in range(0, len(fitted) - 1, window - 1):
-            part = fitted[start : start + window]
-            gaps = (False, *[True] * (len(part) - 1), False)
-            given = replace(self._given(part, gaps), missing=tuple(multi if g else 0 for g in gaps))
-            made = self._make(given, prompt, negative_prompt, seed + start, config, watch)
-            first = first or made
-            pieces.append(made.frames_FHW3 if not start else made.frames_FHW3[1:])
-        assert first is not None
-        whole = replace(first, frames_FHW3=np.concatenate(pieces))
-        record = self._record("interp", prompt, negative_prompt, whole, config) | {"multi": multi}
-        clip = self._finish(whole, record, fps, scale)
-        places = list(range(0, len(whole.frames_FHW3), multi + 1))
+        fitted = self._fitted(keyframes_FHW3, fit)
+        if multi:
+            made = self._multiplied(fitted, multi, ask)
+            places = list(range(0, len(made), multi + 1))
+        else:
+            made = self._make(self._given(fitted, _between(count)), ask)
+            places = _places(made, count)
+        record = self._record("interp", ask, made) | {"keyframes": count, "multi": multi}
+        clip = self._finish(made, record, ask)
         return self._keyed(clip, keyframes_FHW3, fit, exact, places)
+
+    def _multiplied(self, fitted_FHW3: Frames, multi: int, ask: Ask) -> Clip:
+        """``multi`` frames between all neighbours, in windows as long as the model's clips."""
+        window = max((self.card.max_length - 1) // (multi + 1), 1) + 1  # keyframes at once
+        pieces: list[Clip] = []
+        for start in range(0, len(fitted_FHW3) - 1, window - 1):
+            part = fitted_FHW3[start : start + window]
+            gaps = _between(len(part))
+            given = replace(self._given(part, gaps), missing=tuple(multi * gap for gap in gaps))
+            pieces.append(self._make(given, replace(ask, seed=ask.seed + start)))
+        frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
+        return replace(pieces[0], frames_FHW3=np.concatenate(frames))
 
     def extend(
         self,
@@ -218,12 +165,8 @@ class Studio:
         clip_fps: float,
         direction: str = "forward",
         context: int = CONTEXT,
-        negative_prompt: str = "",
-        seed: int | None = None,
-        fps: float | None = None,
         sound: Path | None = None,
-        watch: Watch | None = None,
-        **controls: Any,  # noqa: ANN401
+        **words: Unpack[Words],
     ) -> Clip:
         """More frames after, before or around a clip, whose own frames stay as they are.
 
@@ -234,76 +177,64 @@ class Studio:
             raise UserError("--direction must be forward, backward or both")
         if context < 1:
             raise UserError(f"--context must be at least 1, not {context}")
+        ask = _ask(prompt, words)
         context = min(context, len(clip_FHW3), max(self.card.max_length - 1, 1))
-        config = self._config(controls)
-        seed = _seed(seed)
-        before, after = [], []
-        made: Clip | None = None
-        if direction in ("backward", "both"):
-            made = self._grow(
-                clip_FHW3[:context], True, prompt, negative_prompt, seed, config, watch
-            )
-            before = [made.frames_FHW3]
-        if direction in ("forward", "both"):
-            made = self._grow(
-                clip_FHW3[-context:], False, prompt, negative_prompt, seed + 1, config, watch
-            )
-            after = [made.frames_FHW3]
-        assert made is not None
-        size = clip_FHW3.shape[1:3]
-        new = [[video.fit(part, size, "stretch")[0] for part in side] for side in (before, after)]
-        whole = np.concatenate([*new[0], clip_FHW3, *new[1]])
-        record = self._record("extend", prompt, negative_prompt, replace(made, seed=seed), config)
-        record |= {"direction": direction, "context": context, "frames": len(whole)}
+        parts = []
+        for backward in (True, False):
+            if direction == ("forward" if backward else "backward"):
+                continue
+            known = clip_FHW3[:context] if backward else clip_FHW3[-context:]
+            seed = ask.seed if backward else ask.seed + 1
+            parts.append((backward, self._grow(known, backward, replace(ask, seed=seed))))
+        size = (clip_FHW3.shape[1], clip_FHW3.shape[2])
+        new = {back: video.fit(made.frames_FHW3, size, "stretch")[0] for back, made in parts}
+        before, after = ([new[back]] if back in new else [] for back in (True, False))
+        made = replace(
+            parts[0][1], frames_FHW3=np.concatenate([*before, clip_FHW3, *after]), seed=ask.seed
+        )
         notes = list(made.notes)
         if abs(clip_fps / self.card.fps - 1) > 0.25:
             notes.append(
                 f"the clip has {clip_fps:g} frames per second, the model learned from "
                 f"{self.card.fps:g}: new motion may look too slow or too fast"
             )
-        rate = fps or clip_fps
+        rate = ask.fps or clip_fps
         placed = None
-        if sound is not None and not fps:
-            placed = Sound(sound, sum(len(part) for part in new[0]) / rate)
-        return replace(
-            made, frames_FHW3=whole, fps=rate, seed=seed, settings=record, notes=notes, sound=placed
-        )
+        if sound is not None and rate == clip_fps:
+            placed = Sound(sound, sum(len(part) for part in before) / rate)
+        elif sound is not None:
+            notes.append("sound is left out, since --fps changes the playback rate")
+        record = self._record("extend", ask, made)
+        record |= {"direction": direction, "context": context, "fps": rate}
+        return replace(made, fps=rate, settings=record, notes=notes, sound=placed)
 
-    def _grow(
-        self,
-        known_FHW3: Frames,
-        backward: bool,
-        prompt: str,
-        negative_prompt: str,
-        seed: int,
-        config: SampleConfig,
-        watch: Watch | None,
-    ) -> Clip:
+    def _grow(self, known_FHW3: Frames, backward: bool, ask: Ask) -> Clip:
         """The new frames alone; where more are asked for than a clip can hold, in windows."""
-        fitted, _ = self._fitted(known_FHW3, "stretch")
+        fitted, config = self._fitted(known_FHW3, "stretch"), ask.config
         count, wanted = len(fitted), config.frames
         room = max(self.card.max_length - count, 1)
         gaps = (True, *[False] * count) if backward else (*[False] * count, True)
-        made: Clip | None = None
         new: Frames = fitted[:0]
-        while made is None or (wanted is not None and len(new) < wanted):
-            frames = None if wanted is None else min(wanted - len(new), room) + count
-            bounds = [
-                None if b is None else b + count for b in (config.min_length, config.max_length)
-            ]
-            if wanted is not None:
-                bounds = [None, None]
-            part = replace(config, frames=frames, min_length=bounds[0], max_length=bounds[1])
-            given = self._given(fitted, gaps)
-            made = self._make(given, prompt, negative_prompt, seed, part, watch)
+        while True:
+            if wanted is None:  # bounds count new frames, the sampler's count all
+                bounds = {
+                    name: value + count
+                    for name in ("min_length", "max_length")
+                    if (value := getattr(config, name)) is not None
+                }
+            else:
+                bounds = {"frames": count + min(wanted - len(new), room)}
+            free = replace(config, frames=None, min_length=None, max_length=None)
+            made = self._make(
+                self._given(fitted, gaps), replace(ask, config=replace(free, **bounds))
+            )
             frames_FHW3 = made.frames_FHW3
-            added = frames_FHW3[: len(frames_FHW3) - count] if backward else frames_FHW3[count:]
+            added = frames_FHW3[: len(made) - count] if backward else frames_FHW3[count:]
             new = np.concatenate([added, new] if backward else [new, added])
+            if wanted is None or len(new) >= wanted:
+                return replace(made, frames_FHW3=new)
             fitted = frames_FHW3[:count] if backward else frames_FHW3[-count:]
-            seed += 2
-            if not len(added):
-                break
-        return replace(made, frames_FHW3=new)
+            ask = replace(ask, seed=ask.seed + 2)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that no training prompt had."""
@@ -320,13 +251,6 @@ class Studio:
         pixels = frames * self.card.size[0] * self.card.size[1] * 3
         return weights * (4 + width) + tokens * config.hidden * width * 24 + pixels * 12
 
-    def _config(self, controls: dict[str, Any]) -> SampleConfig:
-        known = SampleConfig.__dataclass_fields__
-        unknown = set(controls) - set(known)
-        if unknown:
-            raise TypeError(f"unknown setting {min(unknown)!r}; known are {', '.join(known)}")
-        return SampleConfig(**controls)
-
     def _given(self, frames_FHW3: Frames | None, gaps: Sequence[bool]) -> Given:
         """Given frames of the model's size as latents."""
         network = self.card.network
@@ -337,36 +261,27 @@ class Studio:
             latent_FCHW = self.weights.codec.encode(to_images(frames_FHW3).to(self.device))
         return Given(latent_FCHW.float(), tuple(gaps))
 
-    def _fitted(self, frames_FHW3: Frames, fit: str) -> tuple[Frames, str]:
-        return video.fit(frames_FHW3, self.card.size, fit)
+    def _fitted(self, frames_FHW3: Frames, fit: str) -> Frames:
+        return video.fit(frames_FHW3, self.card.size, fit)[0]
 
-    def _make(
-        self,
-        given: Given,
-        prompt: str,
-        negative_prompt: str,
-        seed: int | None,
-        config: SampleConfig,
-        watch: Watch | None,
-    ) -> Clip:
+    def _make(self, given: Given, ask: Ask) -> Clip:
         """Sample one clip at the model's own size."""
-        seed = _seed(seed)
-        generator = clip_generator(seed)
-        notes = self._notes(prompt, config)
-        config = self._with_length(given, config, generator)
+        generator = clip_generator(ask.seed)
+        notes = self._notes(ask)
+        config = self._with_length(given, ask.config, generator)
         self._check_memory(config.frames or config.max_length or self.card.max_length)
         growth: Growth = []
         done = order = None
-        guided_by_prompt = prompt != negative_prompt
+        leans = ask.prompt != ask.negative_prompt
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
                 text = self.weights.text
                 model = guided(
                     self.weights.network,
-                    [text([prompt])],
-                    [text([negative_prompt])],
-                    config.guidance if guided_by_prompt else 1.0,
-                    config.rate_guidance if guided_by_prompt else 1.0,
+                    [text([ask.prompt])],
+                    [text([ask.negative_prompt])],
+                    config.guidance if leans else 1.0,
+                    config.rate_guidance if leans else 1.0,
                 )
                 for step in sample_steps(
                     model,
@@ -377,8 +292,8 @@ class Studio:
                     max_length=self.card.max_length,
                 ):
                     growth.append(_visible(step))
-                    if watch:
-                        watch(step)
+                    if ask.watch:
+                        ask.watch(step)
                     if step.done:
                         done, order = step.done[0], list(step.ids[0])
                 assert done is not None
@@ -388,7 +303,7 @@ class Studio:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
                 raise
             raise self._out_of_memory(config.frames or self.card.max_length) from error
-        return Clip(frames_FHW3, self.card.fps, seed, {}, notes, growth, order)
+        return Clip(frames_FHW3, self.card.fps, ask.seed, {}, notes, growth, order)
 
     def _with_length(
         self, given: Given, config: SampleConfig, generator: torch.Generator
@@ -405,9 +320,9 @@ class Studio:
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         return replace(config, frames=list(law)[inverse_cdf(weights, uniform)])
 
-    def _notes(self, prompt: str, config: SampleConfig) -> list[str]:
-        notes = []
-        unknown = self.unknown_words(prompt)
+    def _notes(self, ask: Ask) -> list[str]:
+        notes, config = [], ask.config
+        unknown = self.unknown_words(ask.prompt)
         if unknown:
             known = [word for word in self.card.words if word not in COMMON_WORDS]
             notes.append(
@@ -436,31 +351,28 @@ class Studio:
             f"about {need:.1f} GiB; lower {what}, or use a model of smaller frames"
         )
 
-    def _record(
-        self, command: str, prompt: str, negative_prompt: str, made: Clip, config: SampleConfig
-    ) -> dict[str, Any]:
+    def _record(self, command: str, ask: Ask, made: Clip) -> dict[str, Any]:
         """The settings that travel in the file."""
+        config = ask.config
         chosen = {k: v for k, v in asdict(config).items() if v is not None and k != "frames"}
         return {
             "flowcept": __version__,
             "command": command,
             "model": self.name,
             "model_steps": self.card.steps,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "seed": made.seed,
+            "prompt": ask.prompt,
+            "negative_prompt": ask.negative_prompt,
+            "seed": ask.seed,
             "frames": len(made),
             "length": "exact" if config.frames else "auto",
             **chosen,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
-    def _finish(
-        self, made: Clip, record: dict[str, Any], fps: float | None, scale: int | None
-    ) -> Clip:
+    def _finish(self, made: Clip, record: dict[str, Any], ask: Ask) -> Clip:
         """Enlarged, at the playback rate, with its record."""
-        factor = scale or -(-SHORT_SIDE // min(self.card.size))
-        rate = fps or made.fps
+        factor = ask.scale or -(-SHORT_SIDE // min(self.card.size))
+        rate = ask.fps or made.fps
         record = record | {"fps": rate, "scale": factor}
         frames_FHW3 = video.scale(made.frames_FHW3, factor)
         return replace(made, frames_FHW3=frames_FHW3, fps=rate, settings=record)
@@ -471,15 +383,10 @@ class Studio:
         given_FHW3: Frames,
         fit: str,
         exact: bool | None,
-        places: Sequence[int] | None = None,
+        places: Sequence[int],
     ) -> Clip:
-        """The user's own pixels in the place of the given frames, if asked for or if they fit.
-
-        Given frames are named first, so their names tell their places in the clip.
-        """
+        """The user's own pixels in the places of the given frames, if asked for or if they fit."""
         size = (clip.frames_FHW3.shape[1], clip.frames_FHW3.shape[2])
-        if places is None:
-            places = [clip.order.index(name) for name in range(len(given_FHW3))]
         matches = given_FHW3.shape[1:3] in (size, self.card.size)
         own, said = video.fit(given_FHW3, self.card.size if matches else size, fit)
         notes = [*clip.notes, *([said] if said and not matches else [])]
@@ -490,6 +397,61 @@ class Studio:
             pixels[list(places)] = own
             clip = replace(clip, frames_FHW3=pixels)
         return replace(clip, notes=notes)
+
+
+class Words(TypedDict, total=False):
+    """The keywords that all tasks share; the controls are the fields of ``SampleConfig``."""
+
+    negative_prompt: str
+    seed: int | None
+    fps: float | None
+    scale: int | None
+    watch: Watch | None
+    steps: int
+    guidance: float
+    rate_guidance: float
+    rate_temperature: float
+    length_scale: float
+    frames: int | None
+    min_length: int | None
+    max_length: int | None
+    insertion: str
+    order: str
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for, whatever the task."""
+
+    prompt: str
+    config: SampleConfig
+    seed: int
+    negative_prompt: str = ""
+    fps: float | None = None  # of playback; None: the model's
+    scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
+    watch: Watch | None = None  # called after every step of the sampler
+
+
+def _ask(prompt: str, words: Words) -> Ask:
+    """The shared keywords of a call, checked; without a seed a random one."""
+    values: dict[str, Any] = dict(words)
+    known = {f.name for f in fields(SampleConfig)}
+    config = SampleConfig(**{name: values.pop(name) for name in list(values) if name in known})
+    seed = _seed(values.pop("seed", None))
+    unknown = set(values) - {f.name for f in fields(Ask)}
+    if unknown:
+        raise TypeError(f"unknown keyword {min(unknown)!r}")
+    return Ask(prompt, config, seed, **values)
+
+
+def _between(count: int) -> tuple[bool, ...]:
+    """Gaps of ``count`` keyframes: open between them, closed outside."""
+    return (False, *[True] * (count - 1), False)
+
+
+def _places(made: Clip, count: int) -> list[int]:
+    """Where the given frames ended up; they are named first, in order."""
+    return [made.order.index(name) for name in range(count)]
 
 
 def _seed(seed: int | None) -> int:
