@@ -1,8 +1,10 @@
 """Prompts as tokens for cross-attention.
 
 ``ByteEncoder`` is a small transformer over UTF-8 bytes, trained with the network: any language, no
-vocabulary file, no download. A few learned tokens read the bytes and alone go on, so every prompt
-becomes equally many tokens. ``PretrainedEncoder`` is a frozen T5 or CLIP from a local folder.
+vocabulary file, no download. Every byte also carries an embedding of its word, found by a hash of
+the word: spelling alone was learned far too late (``docs/log.md``). A few learned tokens read the
+bytes and alone go on, so every prompt becomes equally many tokens. ``PretrainedEncoder`` is a
+frozen T5 or CLIP from a local folder.
 
 Shape suffixes: B prompts, L bytes, R read-out tokens, S tokens of all prompts, D width.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +34,17 @@ class TextConfig:
     depth: int = 3  # its blocks
     heads: int = 3
     tokens: int = 16  # read-out tokens per prompt
+    buckets: int = 4096  # embeddings of words, by hash; few words of a data set share one
     max_bytes: int = 256  # a longer prompt is cut, with a warning
     source: str = ""  # folder of the pretrained encoder
 
     def __post_init__(self) -> None:
         if self.kind not in ("bytes", "pretrained"):
             raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes or pretrained")
-        if self.width % (2 * self.heads) or min(self.width, self.depth, self.tokens) < 1:
+        if (
+            self.width % (2 * self.heads)
+            or min(self.width, self.depth, self.tokens, self.buckets - 1) < 1
+        ):
             raise ValueError("text width must be a positive multiple of twice the heads")
 
 
@@ -49,6 +56,7 @@ class ByteEncoder(nn.Module):
         self.config = config
         self.width = config.width
         self.byte = nn.Embedding(256, config.width)
+        self.word = nn.Embedding(config.buckets, config.width)
         self.place = nn.Parameter(torch.randn(config.max_bytes, config.width) * 0.02)
         self.readout = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
         layer = nn.TransformerEncoderLayer(
@@ -64,34 +72,53 @@ class ByteEncoder(nn.Module):
             layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
         )
         nn.init.normal_(self.byte.weight, std=0.02)
+        nn.init.normal_(self.word.weight, std=0.1)
 
     def forward(self, prompts: Sequence[str]) -> PromptTokens:
         """Tokens of each prompt; equal prompts are encoded once."""
         unique = sorted(set(prompts))
-        encoded = [self._bytes(prompt) for prompt in unique]
-        longest = max(len(data) for data in encoded)
+        read = [self._read(prompt) for prompt in unique]
+        longest = max(len(data) for data, _, _ in read)
         device = self.readout.device
         byte_BL = torch.zeros(len(unique), longest, dtype=torch.long)
-        for row, data in enumerate(encoded):
-            byte_BL[row, : len(data)] = torch.tensor(list(data), dtype=torch.long)
-        lengths_B1 = torch.tensor([[len(data)] for data in encoded])
+        word_BL, share_BL = torch.zeros_like(byte_BL), torch.zeros(len(unique), longest)
+        for row, (data, words, shares) in enumerate(read):
+            byte_BL[row, : len(data)] = torch.tensor(data, dtype=torch.long)
+            word_BL[row, : len(data)] = torch.tensor(words, dtype=torch.long)
+            share_BL[row, : len(data)] = torch.tensor(shares)
+        lengths_B1 = torch.tensor([[len(data)] for data, _, _ in read])
         beyond_BL = torch.arange(longest)[None] >= lengths_B1
         seen_BR = torch.zeros(len(unique), self.config.tokens, dtype=torch.bool)
         hidden = torch.cat([seen_BR, beyond_BL], dim=1).to(device)
-        byte_BLD = self.byte(byte_BL.to(device)) + self.place[:longest]
-        input_BLD = torch.cat([self.readout.expand(len(unique), -1, -1), byte_BLD], dim=1)
+        word_BLD = self.word(word_BL.to(device))
+        byte_BLD = self.byte(byte_BL.to(device)) + word_BLD + self.place[:longest]
+        bag_BD = (share_BL.to(device)[:, :, None] * word_BLD).sum(1)
+        input_BLD = torch.cat([self.readout + bag_BD[:, None], byte_BLD], dim=1)
         token_BRD = self.blocks(input_BLD, src_key_padding_mask=hidden)[:, : self.config.tokens]
         rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
         return PromptTokens(token_BRD[rows].flatten(0, 1), (self.config.tokens,) * len(prompts))
 
-    def _bytes(self, prompt: str) -> bytes:
-        data = prompt.encode("utf-8", errors="replace")
-        if len(data) > self.config.max_bytes:
-            warnings.warn(
-                f"a prompt of {len(data)} bytes is cut to its first {self.config.max_bytes}",
-                stacklevel=3,
-            )
-        return data[: self.config.max_bytes]
+    def _read(self, prompt: str) -> tuple[list[int], list[int], list[float]]:
+        """Bytes of a prompt; the bucket of each one's word; its share in the sum over words."""
+        data: list[int] = []
+        words: list[int] = []
+        shares: list[float] = []
+        for part in re.findall(r"\w+|\W", prompt):
+            code = part.encode("utf-8", errors="replace")
+            is_word = re.match(r"\w", part) is not None
+            data += code
+            words += [word_bucket(part, self.config.buckets) if is_word else 0] * len(code)
+            shares += [is_word / len(code)] * len(code)
+        most = self.config.max_bytes
+        if len(data) > most:
+            warnings.warn(f"a prompt of {len(data)} bytes is cut to its first {most}", stacklevel=3)
+        norm = max(sum(shares[:most]), 1.0) ** 0.5
+        return data[:most], words[:most], [share / norm for share in shares[:most]]
+
+
+def word_bucket(word: str, buckets: int) -> int:
+    """The embedding of a word, whatever its case; 0 is kept for what is no word."""
+    return 1 + zlib.crc32(word.lower().encode("utf-8", errors="replace")) % (buckets - 1)
 
 
 class PretrainedEncoder(nn.Module):

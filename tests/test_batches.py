@@ -1,5 +1,6 @@
 """What one training step sees: which clips, how many, and what is hidden of them."""
 
+import itertools
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -197,6 +198,6 @@ def test_parts_hold_every_clip_once_within_the_bound():
         assert [clip for part in parts for clip in part] == list(range(len(batch.pairs)))
         for part in parts:
             assert len(part) == 1 or sum(own[clip] for clip in part) <= bound
-        for part, following in zip(parts, parts[1:], strict=False):
+        for part, following in itertools.pairwise(parts):
             assert sum(own[clip] for clip in part) + own[following[0]] > bound
     assert split_batch(replace(batch, pairs=(), prompts=()), 10, TOKENS_PER_FRAME) == []
