@@ -100,20 +100,21 @@ class ByteEncoder(nn.Module):
 
     def _read(self, prompt: str) -> tuple[list[int], list[int], list[float]]:
         """Bytes of a prompt; the bucket of each one's word; its share in the sum over words."""
+        code = prompt.encode("utf-8", errors="replace")
+        most = self.config.max_bytes
+        if len(code) > most:
+            warnings.warn(f"a prompt of {len(code)} bytes is cut to its first {most}", stacklevel=3)
         data: list[int] = []
         words: list[int] = []
         shares: list[float] = []
-        for part in re.findall(r"\w+|\W", prompt):
-            code = part.encode("utf-8", errors="replace")
+        for part in re.findall(r"\w+|\W", code[:most].decode("utf-8", errors="ignore")):
             is_word = re.match(r"\w", part) is not None
-            data += code
-            words += [word_bucket(part, self.config.buckets) if is_word else 0] * len(code)
-            shares += [is_word / len(code)] * len(code)
-        most = self.config.max_bytes
-        if len(data) > most:
-            warnings.warn(f"a prompt of {len(data)} bytes is cut to its first {most}", stacklevel=3)
-        norm = max(sum(shares[:most]), 1.0) ** 0.5
-        return data[:most], words[:most], [share / norm for share in shares[:most]]
+            letters = part.encode("utf-8")
+            data += letters
+            words += [word_bucket(part, self.config.buckets) if is_word else 0] * len(letters)
+            shares += [is_word / len(letters)] * len(letters)
+        norm = max(sum(shares), 1.0) ** 0.5
+        return data, words, [share / norm for share in shares]
 
 
 def word_bucket(word: str, buckets: int) -> int:
