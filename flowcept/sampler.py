@@ -29,7 +29,6 @@ from flowcept.process import ProcessConfig, shifted
 from flowcept.schedule import Schedule, parse_schedule
 from flowcept.settings import SampleConfig
 
-
 LEAST_LOG = -60.0  # of a gap's missing frames: 1e-26, nothing beside any share that matters
 
 
@@ -223,7 +222,7 @@ class Growth:
         self.widths = [1.0] * (num_given + 1)  # of each gap, as a share of its segment
         exact = config.frames
         self.low = exact or config.min_length or 1
-        self.high = exact or config.max_length or max(max_length, num_given)
+        self.high = exact or config.max_length or max(max_length, num_given, self.low)
         self.remaining = list(given.missing) if given.missing is not None else None
         if self.remaining is None and process.kind != "flowception":
             if exact is None:
@@ -282,15 +281,14 @@ class Growth:
         low, high = max(self.low - length, 0), max(self.high - length, 0)
         uniform = self._uniform()
         scale, temperature = self.config.length_scale, self.config.rate_temperature
-        # Scaled counts must lie within the bounds; the law of those that do is renormalised.
-        first = math.ceil(low / scale)
-        allowed_K = count_logits_K[first : math.floor(high / scale) + 1]
+        if scale != 1:
+            # Bounds cut a scaled count. To condition on them would let scales over 1 shorten clips.
+            scaled = scale * inverse_cdf(sharpened(count_logits_K, temperature), uniform)
+            return min(max(math.floor(scaled + self._uniform()), low), high)
+        allowed_K = count_logits_K[low : high + 1]
         if not len(allowed_K):  # more than the network can say: only the bound is known
             return low
-        scaled = scale * (first + inverse_cdf(sharpened(allowed_K, temperature), uniform))
-        if scale == 1:
-            return int(scaled)
-        return min(max(math.floor(scaled + self._uniform()), low), high)
+        return low + inverse_cdf(sharpened(allowed_K, temperature), uniform)
 
     def _known(self, appear: float, shares_G: Tensor) -> list[int]:
         """Every segment's own number of frames to come is known."""
@@ -386,11 +384,10 @@ class Growth:
 
 def sharpened(log_weights: Tensor, temperature: float) -> Tensor:
     """Probabilities ``~ weights ** (1 / temperature)``; at 0 the largest alone."""
+    under = log_weights - log_weights.max()  # first, so that no small temperature overflows
     if temperature == 0:
-        return (log_weights == log_weights.max()).double() / (
-            log_weights == log_weights.max()
-        ).sum()
-    return (log_weights / temperature).softmax(-1)
+        return (under == 0).double() / (under == 0).sum()
+    return (under / temperature).softmax(-1)
 
 
 def inverse_cdf(law_K: Tensor, uniform: float) -> int:

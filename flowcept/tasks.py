@@ -269,7 +269,8 @@ class Studio:
         generator = clip_generator(ask.seed)
         notes = self._notes(ask)
         config = self._with_length(given, ask.config, generator)
-        self._check_memory(config.frames or config.max_length or self.card.max_length)
+        longest = config.frames or config.max_length or self.card.max_length
+        self._check_memory(max(longest, config.min_length or 0))
         growth: Growth = []
         done = order = None
         leans = ask.prompt != ask.negative_prompt
@@ -388,8 +389,8 @@ class Studio:
         """The user's own pixels in the places of the given frames, if asked for or if they fit."""
         size = (clip.frames_FHW3.shape[1], clip.frames_FHW3.shape[2])
         matches = given_FHW3.shape[1:3] in (size, self.card.size)
-        own, said = video.fit(given_FHW3, self.card.size if matches else size, fit)
-        notes = [*clip.notes, *([said] if said and not matches else [])]
+        own, said = video.fit(given_FHW3, given_FHW3.shape[1:3] if matches else size, fit)
+        notes = [*clip.notes, *([said] if said else [])]
         if exact or (exact is None and matches):
             pixels = clip.frames_FHW3.copy()
             if own.shape[1:3] != size:

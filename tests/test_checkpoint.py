@@ -545,7 +545,7 @@ def test_a_missing_part_of_the_card_is_named(changed, name):
         ("codec", "channels", 10**9),
     ],
 )
-def test_absurd_sizes_are_refused_before_memory_is_taken(changed, part, name, value):
+def test_absurd_sizes_are_refused_before_memory_is_taken(changed, model, part, name, value):
     """Seconds and gigabytes would show here; half a gigabyte more address space is allowed."""
 
     def change(card):
@@ -555,15 +555,16 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(changed, part, name, va
             card["network"][other] = value
 
     path = changed(card=change)
+    load(model)  # imports what the first load imports
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, before[1]))
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         refused(path)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # By name

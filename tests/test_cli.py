@@ -56,7 +56,8 @@ def flow(monkeypatch, capsys):
             cli.main()
         except SystemExit as stop:
             status = stop.code or 0
-        return Result(status, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Result(status, out, re.sub(r"(?:\r[^\r\n]*)+\n", "", err))  # without whole bars
 
     return run
 
@@ -600,15 +601,10 @@ def test_program_makes_a_clip_and_refuses(tiny_model):
     refused(Result(process.returncode, out, err), "--steps")
 
 
-def test_a_short_run_shows_no_bar(made):
-    """A bar under two seconds is noise, and half a line of it would spoil the next message."""
-    words = ["extend", "clip.apng", "--frames", 30, "-o", "o.apng"]  # three windows
+def test_no_half_of_a_bar_stays(made):
+    """A bar that was shown ends its line, or the next message would stand behind it."""
     video.write_video(Path("clip.apng"), noise(3), 12)
-    start = time.monotonic()
-    result = made(*words)
-    if time.monotonic() - start < 1:
-        assert result.err == ""
-    assert not result.err or result.err.endswith("\n")
+    assert made("extend", "clip.apng", "--frames", 30, "-o", "o.apng").err == ""  # three windows
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGINT to send")

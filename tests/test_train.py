@@ -574,13 +574,14 @@ config = train.make_config("small", run.parent / "config.toml", {})
 end = Trainer.run_to_end
 def dump(self, *args):
     end(self, *args)
-    torch.save([self.step, self.learner.state_dict()], run.parent / f"{run.name}-{rank}.pt")
+    name = f"{self.run.name}-{rank}.pt"
+    torch.save([self.step, self.learner.state_dict()], run.parent / name)
 Trainer.run_to_end = dump
 train.train(folder, run, config, quiet=True)
 # Clocks of different speed must not make the processes part.
 monotonic = time.monotonic
 time.monotonic = lambda: monotonic() * (1 + 1000 * rank)
-hours = train.replace(config, max_hours=5.0, decay=0.9, steps=3)
+hours = train.replace(config, max_hours=0.1, decay=0.9, steps=3)
 train.train(folder, run.with_name("hours"), hours, quiet=True)
 """
 
