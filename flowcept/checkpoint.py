@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from flowcept.process import ProcessConfig
 from flowcept.text import PromptEncoder, TextConfig, build_encoder
 
 FORMAT = 1  # of the JSON; a reader takes its own and older ones
+LARGEST_DEPTH = 1000  # blocks; building more would take minutes even without memory
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -108,8 +109,9 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> No
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # a full disk comes as either
+        reason = getattr(error, "strerror", None) or _line(error)
+        raise UserError(f"cannot write {path}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -134,16 +136,18 @@ def load(path: Path) -> Weights:
     try:
         with torch.device("meta"):
             expected = _expected(card)
-    except (ValueError, RuntimeError, OverflowError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # modules raise what they like for sizes out of all reason
         raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
     tensors: dict[str, dict[str, Tensor]] = {"network": {}, "text": {}, "codec": {}}
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
             _compare_names(path, found, set(expected))
-            for name, shape in expected.items():
+            for name, like in expected.items():
                 part, _, rest = name.partition(".")
-                tensors[part][rest] = _checked(file, name, shape, path)
+                tensors[part][rest] = _checked(file, name, like, path)
     except UserError:
         raise
     except Exception as error:
@@ -162,8 +166,8 @@ def load(path: Path) -> Weights:
     return weights
 
 
-def _expected(card: Card) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors that a card calls for."""
+def _expected(card: Card) -> dict[str, Tensor]:
+    """The tensors that a card calls for, by name; what they hold means nothing."""
     modules: dict[str, nn.Module] = {
         "network": Network(card.network),
         "codec": build_codec(card.codec),
@@ -171,7 +175,7 @@ def _expected(card: Card) -> dict[str, torch.Size]:
     if card.text.kind == "bytes":
         modules["text"] = build_encoder(card.text)
     return {
-        f"{part}.{name}": tensor.shape
+        f"{part}.{name}": tensor
         for part, module in modules.items()
         for name, tensor in module.state_dict().items()
     }
@@ -181,19 +185,20 @@ def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
     for names, what in ((expected - found, "lacks"), (found - expected, "has an unknown")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{path} {what} tensor {min(names)}{more}; get the file again")
+            raise UserError(f"{path} {what} tensor {min(names)!r}{more}; get the file again")
 
 
-def _checked(file: Any, name: str, shape: torch.Size, path: Path) -> Tensor:  # noqa: ANN401
+def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa: ANN401
     part = file.get_slice(name)
-    if tuple(part.get_shape()) != tuple(shape):
+    if tuple(part.get_shape()) != tuple(like.shape):
         raise UserError(
-            f"{path}: tensor {name} has shape {list(part.get_shape())}, not {list(shape)}; "
+            f"{path}: tensor {name} has shape {list(part.get_shape())}, not {list(like.shape)}; "
             "get the file again"
         )
-    if part.get_dtype() not in (*FLOATS, "I64"):
+    kinds = tuple(FLOATS) if like.is_floating_point() else ("I64",)
+    if part.get_dtype() not in kinds:
         raise UserError(
-            f"{path}: tensor {name} has type {part.get_dtype()}, not a float of 16 or 32 bits"
+            f"{path}: tensor {name} has type {part.get_dtype()}, not {' or '.join(kinds)}"
         )
     tensor: Tensor = file.get_tensor(name)
     if not bool(tensor.isfinite().all()):
@@ -228,7 +233,7 @@ def _header(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: its description cannot be read; get the file again") from error
     if not isinstance(version, int) or version > FORMAT:
         raise UserError(
-            f"{path} has format {version}, this flowcept reads up to {FORMAT}: upgrade flowcept"
+            f"{path} has format {version!r}, this flowcept reads up to {FORMAT}: upgrade flowcept"
         )
     return dict(info)
 
@@ -243,12 +248,11 @@ def _record(kind: type[T], values: object) -> T:
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     unknown = set(values) - set(known)
     if unknown:
-        raise TypeError(f"unknown setting {min(unknown)}")
+        raise TypeError(f"unknown setting {min(unknown)!r}")
     for name, value in values.items():
-        wanted = known[name].type
-        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(
-            str(wanted)
-        )
+        kind_of = known[name].type  # a string where annotations are not evaluated
+        wanted = kind_of if isinstance(kind_of, str) else kind_of.__name__
+        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(wanted)
         if kinds and (
             not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool")
         ):
@@ -280,10 +284,16 @@ def _card(info: dict[str, Any], path: Path) -> Card:
             words=_counts(info["words"]),
             version=str(info["version"]),
         )
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
         raise UserError(f"{path}: its description makes no sense ({_line(error)})") from error
-    if not lengths or min(lengths) < 1 or not 0 < card.fps < 1000 or min(card.size) < 1:
-        raise UserError(f"{path}: its description makes no sense (lengths, fps or size)")
+    if not lengths or min(*lengths, *lengths.values()) < 1:
+        raise UserError(f"{path}: its description makes no sense (lengths)")
+    if not 0 < card.fps < 1000 or min(card.size) < 1:
+        raise UserError(f"{path}: its description makes no sense (fps or size)")
+    if max(card.network.depth, card.text.depth) > LARGEST_DEPTH:
+        raise UserError(f"{path}: its description makes no sense (over {LARGEST_DEPTH} blocks)")
+    if (card.codec.channels, card.text.width) != (card.network.channels, card.network.text_width):
+        raise UserError(f"{path}: its description makes no sense (its parts do not fit together)")
     latent = (card.size[0] // card.codec.compression, card.size[1] // card.codec.compression)
     if latent != (card.network.height, card.network.width):
         raise UserError(f"{path}: its description makes no sense (frame size and codec disagree)")
@@ -291,14 +301,10 @@ def _card(info: dict[str, Any], path: Path) -> Card:
 
 
 def _line(error: BaseException) -> str:
-    text = str(error).splitlines()
-    return (
-        f"missing {error}"
-        if isinstance(error, KeyError)
-        else text[0]
-        if text
-        else type(error).__name__
-    )
+    if isinstance(error, KeyError):
+        return f"missing {error}"
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
 
 
 def find(name: str | None) -> Path:

@@ -719,11 +719,11 @@ class CodecTrainer:
         self.num_steps = state["num_steps"]
         self.codec.load_state_dict(state["codec"])
         self._averaged.load_state_dict(state["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(self._optimizer, state["optimizer"])
         self._generator.set_state(state["generator"].cpu())
         if self._discriminator:
             self._discriminator.load_state_dict(state["discriminator"])
-            self._discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+            _load_optimizer(self._discriminator_optimizer, state["discriminator_optimizer"])
 
     def _adamw(self, module: nn.Module) -> torch.optim.AdamW:
         decay = self.settings.weight_decay
@@ -780,3 +780,16 @@ class CodecTrainer:
         """Exponential average whose memory grows with the steps, so that it forgets the start."""
         decay = min(self.settings.ema, (1 + int(count)) / (10 + int(count)))
         torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state whose tensors may have lost the layout of the weights, say in a file.
+
+    The fused optimiser goes through weights and moments in the order of memory: moments that lie
+    otherwise than their weights would silently belong to others.
+    """
+    optimizer.load_state_dict(dict(state))
+    for weight, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(moment)

@@ -607,6 +607,9 @@ class Clips(Protocol):
         """`latent_FCHW` of clip i, float32."""
 
 
+MOST_REFUSALS = 2000  # in a row; where one draw in 100 fits, as many happen once in 5e8
+
+
 @dataclass(frozen=True)
 class Batch:
     """Clips part of the way through, ready for one training step."""
@@ -642,7 +645,13 @@ def draw_batch(
     pairs: list[tuple[FrameState, Target]] = []
     prompts: list[str] = []
     taken, size, epoch, shuffled = 0, 0, -1, torch.zeros(0)
+    last = 0  # clips drawn when a pair was last found
     while size < tokens or len(pairs) < least:
+        if taken - last == MOST_REFUSALS:
+            raise UserError(
+                f"{MOST_REFUSALS} clips in a row fit no context: give --context-dropout, or the "
+                "context none, more weight"
+            )
         position = cursor + taken
         if position // len(order) != epoch:
             epoch = position // len(order)
@@ -660,6 +669,7 @@ def draw_batch(
         pair = draw(clips.latent(clip), context, process, generator)
         if pair is None:
             continue
+        last = taken
         pairs.append(pair)
         prompts.append("" if drop_prompt < prompt_dropout else clips.captions[clip])
         size += (pair[0].lengths[0] + 1) * tokens_per_frame

@@ -87,8 +87,8 @@ class ContextMixture:
 
     def __post_init__(self) -> None:
         weights = [getattr(self, f.name) for f in fields(self)]
-        if min(weights) < 0 or sum(weights) <= 0:
-            raise UserError("context weights must not be negative and not all zero")
+        if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
+            raise UserError("context weights must be numbers, not negative and not all zero")
 
 
 @dataclass(frozen=True)
@@ -167,15 +167,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = ("steps", "tokens", "micro_tokens", "learning_rate", "clip", "max_frames")
         counts = ("min_frames", "codec_batch", "log_every", "eval_every", "sample_every")
-        for name in (*positive, *counts, "save_every", "codec_rate"):
+        shape = ("hidden", "depth", "heads", "patch", "text_width", "text_depth", "codec_channels")
+        for name in (*positive, *counts, *shape, "save_every", "codec_rate", "codec_steps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
         for name in ("prompt_dropout", "context_dropout", "held_out", "decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 0 and under 1")
-        for name in ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight", "warmup"):
+        numbers = ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight")
+        for name in (*numbers, "warmup", "window"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be a number and at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
         if self.min_frames > self.max_frames:
             raise UserError("--min-frames is over --max-frames")
         if self.export_dtype not in ("float32", "bfloat16"):

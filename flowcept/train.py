@@ -13,13 +13,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import time
 import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +52,10 @@ from flowcept.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
 from flowcept.sampler import Given, clip_generator, guided, sample
-from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
+from flowcept.settings import PRESETS, RESUMABLE, ContextMixture, SampleConfig, TrainConfig
 from flowcept.text import PromptEncoder, TextConfig, build_encoder, words_of
 
 Console = Callable[[str], None]
-
-
-# What a resumed run may change: how long it goes on and what it reports, not what it computes.
-RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every", "export_dtype")
 
 
 def process_config(config: TrainConfig) -> ProcessConfig:
@@ -119,6 +118,8 @@ def read_config(path: Path) -> dict[str, Any]:
         kind = kinds.get(name)
         if kind is None:
             raise UserError(f"{path}: unknown setting {name!r}")
+        if name == "context":
+            raise UserError(f"{path}: context must be a table of weights, not {value!r}")
         fits = isinstance(value, types.get(kind, ()))
         if not fits or (isinstance(value, bool) and kind != "bool"):
             raise UserError(f"{path}: {name} must be of type {kind}, not {value!r}")
@@ -139,7 +140,8 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
 
 def _toml(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool | str) else repr(value)
+    # ASCII alone would need surrogate pairs, which TOML does not know.
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else repr(value)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,14 @@ class Team:
         if self.size > 1:
             dist.barrier()
 
+    def agreed(self, value: float) -> float:
+        """The first process's value."""
+        if self.size > 1:
+            values = [value]
+            dist.broadcast_object_list(values, src=0)
+            value = values[0]
+        return value
+
 
 @contextmanager
 def _team(device: torch.device) -> Iterator[Team]:
@@ -163,7 +173,8 @@ def _team(device: torch.device) -> Iterator[Team]:
     if size == 1:
         yield Team()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=7))  # others wait for the codec
     try:
         yield Team(dist.get_rank(), size)
     finally:
@@ -213,7 +224,9 @@ def train(
     that step with the state written, as an interruption does. Raises ``UserError`` for unusable
     data or settings, and for a run folder that is in use and not to be resumed.
     """
-    process_config(config)
+    if resume:
+        config = _recorded(run, config)
+    _check_parts(config)
     device = pick_device(config.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -223,7 +236,8 @@ def train(
         raise UserError("training in float16 is not stable: use --dtype bfloat16 or float32")
     with _team(device) as team:
         say = console if team.first() and not quiet else _silent
-        config = _open_run(run, config, resume, team)
+        if not resume:
+            _open_run(run, config, team)
         shown = quiet or not team.first()
         scan = data.scan(folder, _data_config(config), _bar("reading", "clip", shown))
         for line in scan.summary():
@@ -253,7 +267,14 @@ def train(
             folder, run, config, latents, scan.fps, codec, origin, team, device, dtype
         )
         if resume and (run / "state.safetensors").exists():
-            trainer.load_state_dict(checkpoint.load_tree(run / "state.safetensors"))
+            state = checkpoint.load_tree(run / "state.safetensors")
+            try:
+                trainer.load_state_dict(state)
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"the state in {run} does not fit these clips: resume on the folder it was "
+                    "trained on, or start another run"
+                ) from error
             say(f"continuing from step {trainer.step}")
         say(trainer.describe())
         trainer.run_to_end(pause_at, shown, say)
@@ -271,15 +292,53 @@ def _in_turn(team: Team, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what
     return made if team.first() else make()
 
 
-def _open_run(run: Path, config: TrainConfig, resume: bool, team: Team) -> TrainConfig:
-    """The settings that hold for this run; they are recorded in its folder."""
+def _check_parts(config: TrainConfig) -> None:
+    """``UserError`` for what would only show after the codec's training."""
+    process_config(config)
+    try:
+        ModelConfig(
+            height=config.patch,
+            width=config.patch,
+            hidden=config.hidden,
+            depth=config.depth,
+            heads=config.heads,
+            patch=config.patch,
+        )
+        TextConfig(width=config.text_width, depth=config.text_depth)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if config.text_source:
+        _pretrained_text(config.text_source)
+
+
+def _recorded(run: Path, config: TrainConfig) -> TrainConfig:
+    """The settings that a run was started with, but for those that may change."""
     recorded = run / "config.toml"
-    if resume:
-        if not recorded.exists():
-            raise UserError(f"nothing to resume in {run}: leave out --resume to start there")
-        saved = TrainConfig(**read_config(recorded))
-        changed = {name: getattr(config, name) for name in RESUMABLE}
-        return replace(saved, **changed)
+    if not recorded.exists():
+        raise UserError(f"nothing to resume in {run}: leave out --resume to start there")
+    changed = {name: getattr(config, name) for name in RESUMABLE}
+    return replace(TrainConfig(**read_config(recorded)), **changed)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds a Ctrl-C back until the end, so that a step happens whole or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals arrive in the main thread alone
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _open_run(run: Path, config: TrainConfig, team: Team) -> None:
+    """Make the folder of a new run and record its settings there."""
+    recorded = run / "config.toml"
     if recorded.exists():
         raise UserError(
             f"{run} holds a training run: add --resume to go on, or name another folder"
@@ -292,7 +351,6 @@ def _open_run(run: Path, config: TrainConfig, resume: bool, team: Team) -> Train
         except OSError as error:
             raise UserError(f"cannot write to {run}: {error.strerror}") from error
     team.wait()
-    return config
 
 
 def _codec(
@@ -381,7 +439,8 @@ def _fit_autoencoder(
         while trainer.num_steps < settings.steps:
             generator = clip_generator(config.seed * 1_000_003 + trainer.num_steps)
             chosen = rows[torch.randint(len(rows), (settings.batch,), generator=generator)]
-            losses = trainer.step(data.to_images(images.array[chosen.numpy()]))
+            with _uninterrupted():
+                losses = trainer.step(data.to_images(images.array[chosen.numpy()]))
             bar.update()
             if trainer.num_steps % config.log_every == 0:
                 psnr = 10 * math.log10(4 / max(losses["l2"], 1e-12))
@@ -719,9 +778,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def save(self) -> None:
-        """The state to resume from, then the model file."""
-        checkpoint.save_tree(self.state_dict(), self.run / "state.safetensors")
+        """The model file, which refuses weights that are not finite; then the state."""
         self.export()
+        checkpoint.save_tree(self.state_dict(), self.run / "state.safetensors")
 
     def run_to_end(self, pause_at: int | None, quiet: bool, say: Console) -> None:
         """Steps until the run is over, with its reports; an interruption saves first."""
@@ -736,10 +795,12 @@ class Trainer:
         clock, seen = time.monotonic(), Counter[str]()
         try:
             while self.step < min(config.steps, pause_at or config.steps) and not self._late():
-                losses = self.train_step()
+                with _uninterrupted():
+                    losses = self.train_step()
                 bar.update()
                 now = time.monotonic()
-                self.hours += (now - clock) / 3600
+                # One clock for all: rates and the end depend on it.
+                self.hours = self.team.agreed(self.hours + (now - clock) / 3600)
                 seen.update(
                     {"seconds": now - clock, "tokens": losses["tokens"], "clips": losses["clips"]}
                 )
@@ -819,9 +880,17 @@ def _means(totals: Mapping[str, float], counts: Counts, team: Team) -> dict[str,
 def _forget_after(log: Path, step: int) -> None:
     """Drop lines of steps that a resumed run will take again."""
     if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
-        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        kept = [record for record in _records(log) if record.get("step", 0) <= step]
+        log.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; a killed process may have left part of one."""
+    records = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def _tensorboard(run: Path) -> Any:  # noqa: ANN401 - a writer, or None without the extra
@@ -836,7 +905,7 @@ def _tensorboard(run: Path) -> Any:  # noqa: ANN401 - a writer, or None without 
 
 def draw_losses(log: Path, output: Path) -> None:
     """The loss curves of a run's log as a picture."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    records = _records(log)
     names = ("velocity", "held_out_velocity", "count", "held_out_count")
     series = {
         name: [(float(r["step"]), float(r[name])) for r in records if name in r and "step" in r]
