@@ -29,6 +29,7 @@ from flowcept.text import PromptEncoder, TextConfig, build_encoder
 
 FORMAT = 1  # of the JSON; a reader takes its own and older ones
 LARGEST_DEPTH = 1000  # blocks; building more would take minutes even without memory
+SIZE_ALLOWANCE = 2**24  # bytes that a card may call for beyond what its file holds
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -133,52 +134,49 @@ def load(path: Path) -> Weights:
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
     card = _card(_header(path), path)
+    _check_size(card, path)
     try:
-        with torch.device("meta"):
-            expected = _expected(card)
+        weights = build(card)
     except UserError:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
         raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
-    tensors: dict[str, dict[str, Tensor]] = {"network": {}, "text": {}, "codec": {}}
+    expected = {
+        f"{part}.{name}": tensor
+        for part, module in weights.modules().items()
+        for name, tensor in module.state_dict().items()
+    }
     try:
         with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
-            _compare_names(path, found, set(expected))
-            for name, like in expected.items():
-                part, _, rest = name.partition(".")
-                tensors[part][rest] = _checked(file, name, like, path)
+            _compare_names(path, set(file.keys()), set(expected))
+            for name, tensor in expected.items():
+                tensor.copy_(_checked(file, name, tensor, path))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path} is damaged ({_line(error)}); get the file again") from error
-    with torch.device("meta"):
-        network = Network(card.network)
-    network.load_state_dict(tensors["network"], assign=True)
-    codec = build_codec(card.codec)
-    codec.load_state_dict(tensors["codec"])
-    text = build_encoder(card.text)
-    if card.text.kind == "bytes":
-        text.load_state_dict(tensors["text"])
-    weights = Weights(network, text, codec, card)
-    for module in (network, text, codec):
+    for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
     return weights
 
 
-def _expected(card: Card) -> dict[str, Tensor]:
-    """The tensors that a card calls for, by name; what they hold means nothing."""
-    modules: dict[str, nn.Module] = {
-        "network": Network(card.network),
-        "codec": build_codec(card.codec),
-    }
-    if card.text.kind == "bytes":
-        modules["text"] = build_encoder(card.text)
-    return {
-        f"{part}.{name}": tensor
-        for part, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
+def _check_size(card: Card, path: Path) -> None:
+    """Refuse settings that call for more weights than the file can hold, before they are made.
+
+    A lower bound: two bytes for each weight of the largest matrices. What passes by the allowance
+    costs little to make, and what is wrong with it is then said more exactly.
+    """
+    network, text, codec = card.network, card.text, card.codec
+    places = network.height // network.patch + network.width // network.patch + network.patches
+    per_token = network.max_count + places + network.patch**2 * network.channels
+    least = network.hidden * (12 * network.depth * network.hidden + per_token)
+    if text.kind == "bytes":
+        per_token = text.buckets + text.tokens + text.max_bytes
+        least += text.width * (12 * text.depth * text.width + per_token)
+    if codec.kind == "autoencoder":
+        least += 9 * codec.width * (codec.width + codec.channels)
+    if 2 * least > path.stat().st_size + SIZE_ALLOWANCE:
+        raise UserError(f"{path}: its settings make no model (it is too small for them)")
 
 
 def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
