@@ -8,8 +8,8 @@ from the settings' own records (``settings.py``); what a command does is in ``ta
 from __future__ import annotations
 
 import inspect
+import io
 import json
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ import typer
 
 from flowcept import __version__
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, TrainConfig
+from flowcept.settings import SampleConfig, TrainConfig, check_keyframes
 
 if TYPE_CHECKING:
     from flowcept.sampler import Step
@@ -43,6 +43,9 @@ KINDS: dict[str, Any] = {
     "int | None": int | None,
 }
 SUFFIX = ".mp4"  # of an output without a name
+SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
+# What is wrong with the flags; the class of the click that typer uses, its own or the package.
+Usage: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,9 @@ SHARED: dict[str, tuple[Any, Any]] = {
 
 def _frames(value: str) -> str:
     """``auto`` or a whole number of frames."""
-    if value != "auto" and not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise UserError(f"--frames must be auto or a number of at least 1, not {value!r}")
+    number = value.isascii() and value.isdigit() and len(value) < 20 and int(value) > 0
+    if value != "auto" and not number:
+        raise UserError(f"--frames must be auto or a number of at least 1, not {value[:20]!r}")
     return value
 
 
@@ -193,25 +197,42 @@ class Session:
 
         shared = self.shared
         SampleConfig(**self.controls)
-        for flag, number in (
-            ("--count", shared.count),
-            ("--scale", shared.scale),
-            ("--fps", shared.fps),
+        for flag, number, low, high in (
+            ("--count", shared.count, 1, 10_000),
+            ("--scale", shared.scale, 1, 64),
+            ("--fps", shared.fps, SLOWEST, FASTEST),
+            ("--threads", shared.threads, 0, 1024),
         ):
-            if number is not None and not 0 < number < math.inf:
-                raise UserError(f"{flag} must be positive, not {number}")
-        if shared.threads < 0:
-            raise UserError(f"--threads must be at least 0, not {shared.threads}")
-        if shared.seed is not None and shared.seed < 0:
-            raise UserError(f"--seed must be at least 0, not {shared.seed}")
+            if number is not None and not low <= number <= high:
+                raise UserError(f"{flag} must be from {low} to {high}, not {number}")
+        _check_seed(shared.seed)
         for path in (shared.output, shared.preview):
             if path is not None:
                 video.check_output(path)
+        if shared.preview is not None and shared.preview.suffix.lower() in ("", ".png"):
+            raise UserError(f"--preview must be one file, such as preview.mp4: {shared.preview}")
         for flag, picture in (("--sheet", shared.sheet), ("--trace", shared.trace)):
             if picture is not None and picture.suffix.lower() not in (".png", ".jpg", ".jpeg"):
                 raise UserError(f"{flag} must be a .png file, not {picture}")
             if picture is not None and not picture.parent.is_dir():
                 raise UserError(f"no folder {picture.parent} for {flag}")
+            if picture is not None and picture.is_dir():
+                raise UserError(f"{flag} {picture} is a folder: give it another name")
+        files = [shared.output, shared.preview, shared.sheet, shared.trace]
+        named = [path.absolute() for path in files if path is not None]
+        for path in named:
+            if named.count(path) > 1:
+                raise UserError(f"{path} is to hold two things: give each output its own name")
+        if shared.quiet:
+            warnings.simplefilter("ignore")
+
+    def check_names(self, total: int) -> None:
+        """The names of ``total`` clips where one was given for all."""
+        from flowcept import video
+
+        if self.shared.output is not None and total > 1:
+            for number in range(1, total + 1):
+                video.check_output(_numbered(self.shared.output, number))
 
     def open(self) -> Studio:
         """The model, on its device; this imports torch."""
@@ -244,11 +265,13 @@ class Session:
                 **controls,
             )
         path = output or shared.output or Path(f"flowcept-{self.command}-{clip.seed}{SUFFIX}")
-        if total > 1 and output is None and shared.output is not None:
+        several = total > 1 and output is None and shared.output is not None
+        if several or str(path) in [result["output"] for result in self.results]:
             path = _numbered(path, number)
         note = clip.save(path, metadata=not shared.no_metadata)
         self._pictures(clip, number if total > 1 else 0)
-        for line in [*clip.notes, *([note] if note else [])]:
+        notes = [*clip.notes, *([note] if note else [])]
+        for line in notes:
             self.say(f"note: {line}")
         height, width = clip.frames_FHW3.shape[1:3]
         self.say(
@@ -260,7 +283,7 @@ class Session:
                 "output": str(path),
                 "width": width,
                 "height": height,
-                "notes": clip.notes,
+                "notes": notes,
             }
         )
 
@@ -284,7 +307,7 @@ class Session:
             if step.index:
                 bar.update()
             else:  # a task may take several windows
-                bar.reset()
+                bar.n = bar.last_print_n = 0  # bar.reset() would show the bar at once
             bar.set_postfix_str(f"{step.state.lengths[0]} frames", refresh=False)
             if self.shared.preview and step.index % 4 == 0 and step.state.lengths[0]:
                 self._preview(studio, step)
@@ -328,12 +351,14 @@ def _numbered(path: Path, number: int) -> Path:
 def _per_clip(session: Session, call: Callable[..., Clip], studio: Studio, **extra: Any) -> None:  # noqa: ANN401
     """``--count`` clips of one input."""
     shared = session.shared
-    for number in range(shared.count):
-        seed = None if shared.seed is None else shared.seed + number
-        session.make(
-            studio, call, shared.count, number + 1, seed, None, **session.controls, **extra
-        )
-    session.finish()
+    try:
+        for number in range(shared.count):
+            seed = None if shared.seed is None else shared.seed + number
+            session.make(
+                studio, call, shared.count, number + 1, seed, None, **session.controls, **extra
+            )
+    finally:
+        session.finish()
 
 
 @app.command()
@@ -356,22 +381,29 @@ def gen(
     session = Session("gen", settings)
     shared = session.shared
     plans = [_plan(job, session) for job in jobs]
-    studio = session.open()
     total, number = len(jobs) * shared.count, 0
-    for prompt, output, own_seed, negative, controls in plans:
-        for repeat in range(shared.count):
-            number += 1
-            seed = own_seed if own_seed is not None else shared.seed
-            if seed is not None:
-                seed += repeat
+    session.check_names(total)
+    studio = session.open()
+    try:
+        for prompt, output, own_seed, negative, controls in plans:
+            for repeat in range(shared.count):
+                number += 1
+                seed = own_seed if own_seed is not None else shared.seed
+                if seed is not None:
+                    seed += repeat
 
-            def call(prompt: str = prompt, negative: str | None = negative, **kwargs: Any) -> Clip:  # noqa: ANN401
-                if negative is not None:
-                    kwargs["negative_prompt"] = negative
-                return studio.generate(prompt, scale=shared.scale, **kwargs)
+                def call(
+                    prompt: str = prompt,
+                    negative: str | None = negative,
+                    **kwargs: Any,  # noqa: ANN401
+                ) -> Clip:
+                    if negative is not None:
+                        kwargs["negative_prompt"] = negative
+                    return studio.generate(prompt, scale=shared.scale, **kwargs)
 
-            session.make(studio, call, total, number, seed, output, **controls)
-    session.finish()
+                session.make(studio, call, total, number, seed, output, **controls)
+    finally:
+        session.finish()
 
 
 def _plan(
@@ -381,14 +413,19 @@ def _plan(
     from flowcept import video
 
     job = dict(job)
+    where = job.pop("where", "")
     prompt, output, seed = job.pop("prompt"), job.pop("output", None), job.pop("seed", None)
     negative = job.pop("negative_prompt", None)
     if job.get("frames") == "auto":
         job["frames"] = None
     controls = session.controls | job
-    SampleConfig(**controls)
-    if output is not None:
-        video.check_output(Path(output))
+    try:
+        SampleConfig(**controls)
+        _check_seed(seed)
+        if output is not None:
+            video.check_output(Path(output))
+    except UserError as error:
+        raise UserError(f"{where}{error}") from error
     return prompt, None if output is None else Path(output), seed, negative, controls
 
 
@@ -409,7 +446,7 @@ def _read_jobs(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             job = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from error
         job = {name.replace("-", "_"): value for name, value in job.items()}
         unknown = set(job) - set(known)
@@ -419,10 +456,16 @@ def _read_jobs(path: Path) -> list[dict[str, Any]]:
         for name, value in job.items():
             kinds = {"str": (str,), "float": (int, float)}.get(known[name], (int,))
             fits = isinstance(value, kinds) and not isinstance(value, bool)
+            fits |= value is None and known[name] == "int | None"
             if not fits and not (name == "frames" and value == "auto"):
                 raise UserError(f"{path}, line {number}: {name} must be of type {known[name]}")
-        jobs.append(job)
+        jobs.append(job | {"where": f"{path}, line {number}: "})
     return jobs
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and not 0 <= seed < 2**62:
+        raise UserError(f"--seed must be at least 0 and under 2**62, not {seed}")
 
 
 @app.command()
@@ -440,6 +483,7 @@ def i2v(
     session = Session("i2v", settings)
     _check_fit(fit)
     picture_HW3 = video.read_image(image)
+    session.check_names(session.shared.count)
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -469,8 +513,6 @@ def interp(
 
     session = Session("interp", settings)
     _check_fit(fit)
-    if multi < 0:
-        raise UserError(f"--multi must be at least 1, not {multi}")
     fps = session.shared.fps
     if len(keyframes) == 1:
         frames_FHW3, rate = video.read_video(keyframes[0])
@@ -484,6 +526,10 @@ def interp(
         size = pictures[0].shape[:2]
         fitted = [video.fit(one[None], size, fit)[0] for one in pictures]
         frames_FHW3 = np.concatenate(fitted)
+    check_keyframes(SampleConfig(**session.controls), len(frames_FHW3), multi)
+    if fps is not None and not SLOWEST <= fps <= FASTEST:
+        raise UserError(f"{fps:g} frames a second are too many: give --fps up to {FASTEST}")
+    session.check_names(session.shared.count)
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -526,6 +572,7 @@ def extend(
         raise UserError(f"--context must be at least 1, not {context}")
     frames_FHW3, rate = video.read_video(clip)
     sound = clip if clip.is_file() and video.probe(clip).has_audio else None
+    session.check_names(session.shared.count)
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -663,14 +710,24 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 def main() -> None:
     """Entry point. What the user can mend is one line and status 2; Ctrl-C is status 130."""
     warnings.showwarning = _warn
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        status = app(standalone_mode=False)
     except UserError as error:
         typer.echo(f"flowcept: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except Usage as error:
+        message = " ".join(error.format_message().split())
+        if message:
+            typer.echo(f"flowcept: {message}", err=True)
+        sys.exit(2)
+    except MemoryError:
+        typer.echo("flowcept: not enough memory: lower --scale or --frames", err=True)
+        sys.exit(2)
+    if status == 130:
         typer.echo("flowcept: interrupted", err=True)
-        sys.exit(130)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

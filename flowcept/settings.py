@@ -15,6 +15,7 @@ from flowcept.errors import UserError
 
 INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
 ORDERS = ("learned", "random", "left-to-right", "bisection")
+LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
 def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - like dataclasses.field
@@ -48,13 +49,15 @@ class SampleConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "frames", "min_length", "max_length"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{_flag(name)} must be at least 1, not {value}")
+            if value is not None and not 1 <= value <= LARGEST:
+                raise UserError(f"{_flag(name)} must be from 1 to {LARGEST}, not {value}")
         for name in ("guidance", "rate_guidance", "rate_temperature", "length_scale"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf or (name == "length_scale" and value == 0):
-                bound = "positive" if name == "length_scale" else "at least 0"
-                raise UserError(f"{_flag(name)} must be a number and {bound}, not {value}")
+            if not 0 <= value <= LARGEST or (name == "length_scale" and value == 0):
+                bound = "over" if name == "length_scale" else "at least"
+                raise UserError(
+                    f"{_flag(name)} must be {bound} 0 and at most {LARGEST}, not {value}"
+                )
         low, high = self.min_length or 1, self.max_length
         if high is not None and low > high:
             raise UserError(f"--min-length {low} is over --max-length {high}")
@@ -66,6 +69,17 @@ class SampleConfig:
         bounded = self.frames is not None or self.min_length is not None
         if bounded and self.insertion != "posterior":
             raise UserError("a fixed or least length needs the posterior insertion rule")
+
+
+def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
+    """UserError where ``count`` keyframes and ``multi`` frames per gap contradict the lengths."""
+    if not 0 <= multi <= LARGEST:
+        raise UserError(f"--multi must be from 1 to {LARGEST}, not {multi}")
+    if multi and (config.frames or config.min_length or config.max_length):
+        raise UserError("--multi fixes the length: leave out --frames and its bounds")
+    for flag, value in (("--frames", config.frames), ("--max-length", config.max_length)):
+        if value is not None and value < count:
+            raise UserError(f"{flag} {value} is under the number of keyframes, {count}")
 
 
 def _flag(name: str) -> str:

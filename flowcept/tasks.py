@@ -24,7 +24,7 @@ from flowcept.data import to_frames, to_images
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.sampler import Given, Step, clip_generator, guided, inverse_cdf, sample_steps
-from flowcept.settings import SampleConfig
+from flowcept.settings import SampleConfig, check_keyframes
 from flowcept.text import words_of
 from flowcept.video import Sound
 
@@ -124,16 +124,9 @@ class Studio:
     ) -> Clip:
         """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap."""
         ask, count = _ask(prompt, words), len(keyframes_FHW3)
-        config = ask.config
         if count < 2:
             raise UserError("interp needs two keyframes at least")
-        if multi < 0:
-            raise UserError(f"--multi must be at least 1, not {multi}")
-        if multi and (config.frames or config.min_length or config.max_length):
-            raise UserError("--multi fixes the length: leave out --frames and its bounds")
-        for flag, value in (("--frames", config.frames), ("--max-length", config.max_length)):
-            if value is not None and value < count:
-                raise UserError(f"{flag} {value} is under the number of keyframes, {count}")
+        check_keyframes(ask.config, count, multi)
         fitted = self._fitted(keyframes_FHW3, fit)
         if multi:
             made = self._multiplied(fitted, multi, ask)

@@ -462,6 +462,8 @@ def read_metadata(path: Path) -> dict[str, object] | None:
 def check_output(path: Path) -> None:
     """Raise UserError if `write_video` could not write there; to be called before any work."""
     suffix, name = path.suffix.lower(), path.name
+    if "\0" in str(path):
+        raise UserError(f"the output name {str(path)!r} holds a null character")
     if name.lower() in OUTPUT_SUFFIXES:
         raise UserError(f"the output {path} has no name before its suffix: call it clip{name}")
     if suffix and suffix not in OUTPUT_SUFFIXES:
