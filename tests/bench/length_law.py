@@ -32,6 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
     options = parser.parse_args()
     torch.set_num_threads(1)
     mean, deviation = variation_floor(LAW, options.clips)
@@ -39,12 +41,12 @@ def main() -> None:
     print(f"python {platform.python_version()}, torch {torch.__version__}")
     print(f"lengths {LAW}, {options.clips} clips, seed {options.seed}")
     print(f"floor: exact draws have {mean:.4f} +- {deviation:.4f}")
-    print("| steps | " + " | ".join(RULES) + " |")
-    print("|---|" + "---|" * len(RULES))
+    print("| steps | " + " | ".join(options.rules) + " |")
+    print("|---|" + "---|" * len(options.rules))
     began = time.monotonic()
-    for steps in STEPS:
+    for steps in options.steps:
         cells = []
-        for rule in RULES:
+        for rule in options.rules:
             latents = sample(
                 LengthOracle(LAW),
                 [empty()] * options.clips,
