@@ -792,7 +792,7 @@ class Trainer:
         bar = tqdm(
             total=config.steps, initial=self.step, desc="training", unit="step", disable=quiet
         )
-        clock, seen = time.monotonic(), Counter[str]()
+        clock, seen = time.monotonic(), Counter[str]()  # sums since the last line of the log
         try:
             while self.step < min(config.steps, pause_at or config.steps) and not self._late():
                 with _uninterrupted():
@@ -801,18 +801,17 @@ class Trainer:
                 now = time.monotonic()
                 # One clock for all: rates and the end depend on it.
                 self.hours = self.team.agreed(self.hours + (now - clock) / 3600)
-                seen.update(
-                    {"seconds": now - clock, "tokens": losses["tokens"], "clips": losses["clips"]}
-                )
+                seen.update({**losses, "seconds": now - clock, "steps": 1})
                 clock = now
                 if not first:
                     continue
                 if self.step % config.log_every == 0:
-                    losses["clips_per_second"] = seen["clips"] / seen["seconds"]
-                    losses["tokens_per_second"] = seen["tokens"] / seen["seconds"]
+                    means = {name: seen[name] / seen["steps"] for name in losses}
+                    means["clips_per_second"] = seen["clips"] / seen["seconds"]
+                    means["tokens_per_second"] = seen["tokens"] / seen["seconds"]
                     seen.clear()
-                    bar.set_postfix_str(f"loss {losses['velocity']:.3f}", refresh=False)
-                    self._log(log, writer, {**losses, "hours": self.hours})
+                    bar.set_postfix_str(f"loss {means['velocity']:.3f}", refresh=False)
+                    self._log(log, writer, {**means, "hours": self.hours})
                 if self.step % config.eval_every == 0:
                     self._log(log, writer, self.held_out())
                     draw_losses(log, self.run / "loss.png")
@@ -831,12 +830,16 @@ class Trainer:
             if writer is not None:
                 writer.close()
         if first:
-            self._log(log, None, self.held_out())
-            draw_losses(log, self.run / "loss.png")
-            self.sheet()
-            self.save()
+            self._finish(log)
             say(f"wrote {self.run / 'model.safetensors'} after {self.step} steps")
         self.team.wait()
+
+    def _finish(self, log: Path) -> None:
+        """The last reports, the model and the state."""
+        self._log(log, None, self.held_out())
+        draw_losses(log, self.run / "loss.png")
+        self.sheet()
+        self.save()
 
     def _late(self) -> bool:
         return bool(self.config.max_hours) and self.hours >= self.config.max_hours
