@@ -11,7 +11,7 @@ make gen "a dog surfing" -o "$scratch/1.webp" --scale 1 --sheet gen-1.png --trac
 make gen "a cat jumping slowly at sunset" -o "$scratch/2.webp" --scale 1 --sheet gen-2.png
 
 # Given frames for the other tasks: drawn by the theatre, none of them generated.
-flowcept theatre "$scratch/data" --clips 400 --seed 7 --actors auto --quiet
+flowcept theatre "$scratch/data" --clips 400 --seed 7 --actors emoji --quiet
 python - "$scratch" <<'PY'
 import json
 import sys
