@@ -632,7 +632,14 @@ def train(
             typer.echo(line)
         return
     trainer.train(
-        folder, run, made, resume=resume, pause_at=pause_at, quiet=quiet, console=typer.echo
+        folder,
+        run,
+        made,
+        resume=resume,
+        given=flags,
+        pause_at=pause_at,
+        quiet=quiet,
+        console=typer.echo,
     )
 
 

@@ -19,7 +19,7 @@ import time
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -214,18 +214,20 @@ def train(
     config: TrainConfig,
     *,
     resume: bool = False,
+    given: Collection[str] = RESUMABLE,
     pause_at: int | None = None,
     quiet: bool = False,
     console: Console = print,
 ) -> Path:
     """Train on a folder of clips; the path of the model file.
 
-    ``resume`` continues the run in ``run``, whose own settings then hold. ``pause_at`` ends after
+    ``resume`` continues the run in ``run``, whose own settings then hold, but for those of
+    ``RESUMABLE`` that ``given`` names. ``pause_at`` ends after
     that step with the state written, as an interruption does. Raises ``UserError`` for unusable
     data or settings, and for a run folder that is in use and not to be resumed.
     """
     if resume:
-        config = _recorded(run, config)
+        config = _recorded(run, config, given)
     _check_parts(config)
     device = pick_device(config.device)
     if device.type == "cuda":
@@ -311,12 +313,12 @@ def _check_parts(config: TrainConfig) -> None:
         _pretrained_text(config.text_source)
 
 
-def _recorded(run: Path, config: TrainConfig) -> TrainConfig:
-    """The settings that a run was started with, but for those that may change."""
+def _recorded(run: Path, config: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """The settings that a run was started with, but for the given ones that may change."""
     recorded = run / "config.toml"
     if not recorded.exists():
         raise UserError(f"nothing to resume in {run}: leave out --resume to start there")
-    changed = {name: getattr(config, name) for name in RESUMABLE}
+    changed = {name: getattr(config, name) for name in RESUMABLE if name in given}
     return replace(TrainConfig(**read_config(recorded)), **changed)
 
 

@@ -636,3 +636,14 @@ def test_the_card_is_what_the_log_says(whole: Path):
     network = asdict(checkpoint.read_card(whole / "model.safetensors").network)
     for name in ("hidden", "depth", "heads", "patch", "window", "text_width"):
         assert network[name] == getattr(TINY, name)
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_resuming_keeps_what_is_not_given(folder: Path, run: Path, monkeypatch):
+    train.train(folder, run, TINY, pause_at=1, quiet=True)
+    seen = []
+    monkeypatch.setattr(Trainer, "run_to_end", lambda self, *_: seen.append(self.config))
+    other = replace(TINY, save_every=77, eval_every=78)
+    for given in (("eval_every",), ()):
+        train.train(folder, run, other, resume=True, given=given, quiet=True)
+    assert [(c.save_every, c.eval_every) for c in seen] == [(2, 78), (2, 3)]
