@@ -563,7 +563,7 @@ def test_two_clips_are_learned_by_heart(folder: Path, tmp_path: Path):
 # Several processes
 
 WORKER = """
-import sys, time, torch
+import os, sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from flowcept import train
@@ -578,6 +578,7 @@ def dump(self, *args):
     torch.save([self.step, self.learner.state_dict()], run.parent / name)
 Trainer.run_to_end = dump
 train.train(folder, run, config, quiet=True)
+os.environ["MASTER_PORT"] = sys.argv[4]  # the first one may still be closing
 # Clocks of different speed must not make the processes part.
 monotonic = time.monotonic
 time.monotonic = lambda: monotonic() * (1 + 1000 * rank)
@@ -602,9 +603,10 @@ def test_two_processes_train_as_one(folder: Path, whole: Path, run: Path):
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
+    later = str(free_port())
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(run), str(rank)],
+            [sys.executable, "-c", WORKER, str(folder), str(run), str(rank), later],
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=Path(train.__file__).parents[1],
             stderr=subprocess.PIPE,
