@@ -659,7 +659,7 @@ def info(
         found = video.read_metadata(file)
         if found is None:
             raise UserError(f"{file} does not say how it was made (not by flowcept, or stripped)")
-        record = found
+        record = found | {"sha256_of_frames": video.digest(video.read_video(file)[0])}
     if as_json:
         typer.echo(json.dumps(record, ensure_ascii=False, indent=1))
         return
@@ -674,7 +674,9 @@ def theatre(
     clips: Annotated[int, typer.Option("--clips", help="number of clips")] = 1000,
     size: Annotated[int, typer.Option("--size", help="pixels along each side")] = 64,
     seed: Annotated[int, typer.Option("--seed", help="of what is drawn")] = 0,
-    actors: Annotated[str, typer.Option("--actors", help="auto, emoji or shapes")] = "auto",
+    actors: Annotated[
+        str, typer.Option("--actors", help="auto, emoji, shapes, or names: dog,cat,robot")
+    ] = "auto",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="errors only")] = False,
 ) -> None:
     """Draw captioned clips to train on: flowcept theatre data/ --clips 1000"""

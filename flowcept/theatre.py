@@ -843,20 +843,33 @@ def draw_clip(
 # --- writing ------------------------------------------------------------------------------------
 
 
-def _choose_actors(kind: str) -> tuple[str, ...]:
-    if kind not in {"auto", "emoji", "shapes"}:
-        raise UserError(f"unknown actors {kind!r}: choose auto, emoji or shapes")
-    if kind == "shapes":
+def _choose_actors(wanted: str) -> tuple[str, ...]:
+    if wanted == "shapes":
         return SHAPES
-    if find_font() is not None:
-        return ACTORS if kind == "emoji" else ACTORS + SHAPES
-    if kind == "emoji":
+    if wanted == "emoji":
+        return _need_font(ACTORS)
+    if wanted == "auto":
+        if find_font() is not None:
+            return ACTORS + SHAPES
+        warnings.warn(
+            f"no {FONT_NAME} here: drawing shapes only; Debian package {FONT_PACKAGE} has emoji",
+            stacklevel=3,
+        )
+        return SHAPES
+    cast = tuple(dict.fromkeys(name.strip() for name in wanted.split(",")))
+    unknown = [name for name in cast if name not in ACTORS + SHAPES]
+    if unknown:
+        raise UserError(
+            f"unknown actor {unknown[0]!r}: choose auto, emoji or shapes, or names with commas of "
+            + ", ".join(ACTORS + SHAPES)
+        )
+    return cast if set(cast) <= set(SHAPES) else _need_font(cast)
+
+
+def _need_font(cast: tuple[str, ...]) -> tuple[str, ...]:
+    if find_font() is None:
         raise UserError(_no_font())
-    warnings.warn(
-        f"no {FONT_NAME} here: drawing shapes only; Debian package {FONT_PACKAGE} has emoji",
-        stacklevel=3,
-    )
-    return SHAPES
+    return cast
 
 
 def write_theatre(
@@ -874,9 +887,9 @@ def write_theatre(
     of 12 exactly, where GIF and WebP round it, and is the quickest of the kind to write.
 
     Clip i depends on seed and i alone. A clip appears only whole, and its line in metadata.jsonl
-    after it, so an interrupted folder is a smaller valid one. `actors`: emoji, shapes, or auto for
-    all that this machine can draw. `progress` hears the number of clips done. UserError for a
-    folder in use, a missing font, or settings that make no sense.
+    after it, so an interrupted folder is a smaller valid one. `actors`: emoji, shapes, auto for
+    all that this machine can draw, or names with commas between them. `progress` hears the number
+    of clips done. UserError for a folder in use, a missing font, or settings that make no sense.
     """
     if clips < 1:
         raise UserError(f"cannot write {clips} clips: ask for at least 1")

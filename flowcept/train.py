@@ -261,7 +261,7 @@ def train(
                 codec,
                 run / "cache",
                 device=device,
-                dtype=torch.float32,
+                dtype=dtype,
                 progress=_bar("encoding", "frame", shown),
             ),
         )
@@ -298,19 +298,34 @@ def _check_parts(config: TrainConfig) -> None:
     """``UserError`` for what would only show after the codec's training."""
     process_config(config)
     try:
-        ModelConfig(
-            height=config.patch,
-            width=config.patch,
-            hidden=config.hidden,
-            depth=config.depth,
-            heads=config.heads,
-            patch=config.patch,
-        )
-        TextConfig(width=config.text_width, depth=config.text_depth)
+        _network_config(config, (1, config.patch, config.patch), 1, _text_config(config))
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _text_config(config: TrainConfig) -> TextConfig:
     if config.text_source:
-        _pretrained_text(config.text_source)
+        return _pretrained_text(config.text_source)
+    return TextConfig(width=config.text_width, depth=config.text_depth)
+
+
+def _network_config(
+    config: TrainConfig, latent: tuple[int, int, int], longest: int, text: TextConfig
+) -> ModelConfig:
+    """The network for latents of so many channels, rows and columns, and clips so long."""
+    channels, height, width = latent
+    return ModelConfig(
+        channels=channels,
+        height=height,
+        width=width,
+        max_count=longest,
+        text_width=text.width,
+        hidden=config.hidden,
+        depth=config.depth,
+        heads=config.heads,
+        patch=config.patch,
+        window=config.window,
+    )
 
 
 def _recorded(run: Path, config: TrainConfig, given: Collection[str]) -> TrainConfig:
@@ -486,6 +501,46 @@ class Learner(nn.Module):
         return total_loss(sums, counts, self.weights), sums
 
 
+def make_optimizers(learner: Learner, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or for all but the blocks' matrices, whose updates Muon orthogonalises.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that
+    one learning rate holds for both.
+    """
+    named = [(name, p) for name, p in learner.named_parameters() if p.requires_grad]
+    by_muon = [
+        name
+        for name, p in named
+        if config.optimizer == "muon" and ".blocks." in name and name.endswith("weight")
+        if p.ndim == 2
+    ]
+    hidden = [p for name, p in named if name in by_muon]
+    rest = [p for name, p in named if name not in by_muon]
+    matrices = [p for p in rest if p.ndim > 1]
+    others = [p for p in rest if p.ndim <= 1]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            fused=rest[0].device.type in ("cpu", "cuda"),
+        )
+    ]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
 class Trainer:
     """A training run: what changes from step to step, and the step."""
 
@@ -524,18 +579,7 @@ class Trainer:
         self.worker: nn.Module = self.learner
         if team.size > 1:
             self.worker = DistributedDataParallel(self.learner)
-        trained = [p for p in self.learner.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim > 1]
-        others = [p for p in trained if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.optimizers = make_optimizers(self.learner, config)
         self.step, self.cursor, self.hours = 0, 0, 0.0
         self.tokens_per_frame = self.card.network.patches + 1
 
@@ -545,21 +589,8 @@ class Trainer:
         channels, height, width = latents.latent(0).shape[1:]
         longest = max(lengths)
         if origin is None:
-            text = TextConfig(width=config.text_width, depth=config.text_depth)
-            if config.text_source:
-                text = _pretrained_text(config.text_source)
-            network = ModelConfig(
-                channels=channels,
-                height=height,
-                width=width,
-                max_count=longest,
-                text_width=text.width,
-                hidden=config.hidden,
-                depth=config.depth,
-                heads=config.heads,
-                patch=config.patch,
-                window=config.window,
-            )
+            text = _text_config(config)
+            network = _network_config(config, (channels, height, width), longest, text)
         else:
             network, text = origin.card.network, origin.card.text
             if (channels, height, width) != (network.channels, network.height, network.width):
@@ -641,8 +672,9 @@ class Trainer:
         """One step of the optimiser; the means of the loss terms over this process's share."""
         batch = self.draw()
         rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))
         own = list(range(self.team.rank, len(batch.pairs), self.team.size))
         share = replace(
@@ -664,8 +696,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip)
         if not bool(norm.isfinite()):
             raise UserError(f"training diverged at step {self.step}: lower --learning-rate")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.averaged.update_parameters(self.learner)
         self.step += 1
         self.cursor += batch.taken
@@ -770,14 +803,15 @@ class Trainer:
             "hours": self.hours,
             "learner": self.learner.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step, self.cursor, self.hours = state["step"], state["cursor"], state["hours"]
         self.learner.load_state_dict(state["learner"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(own)
 
     def save(self) -> None:
         """The model file, which refuses weights that are not finite; then the state."""

@@ -13,6 +13,7 @@ Shape suffixes: F frames, H height, W width, C = 3 colours. What is unusual here
 """
 
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -454,6 +455,12 @@ def read_metadata(path: Path) -> dict[str, object] | None:
     except (ValueError, RecursionError):  # somebody else's comment
         return None
     return value if isinstance(value, dict) else None
+
+
+def digest(frames_FHW3: Frames) -> str:
+    """SHA-256 of the frames as they are shown, whatever file holds them; sizes count too."""
+    sizes = ",".join(map(str, frames_FHW3.shape)).encode()
+    return hashlib.sha256(sizes + np.ascontiguousarray(frames_FHW3).tobytes()).hexdigest()
 
 
 # ---- writing ---------------------------------------------------------------------------------

@@ -248,13 +248,22 @@ def test_interruption_leaves_a_smaller_valid_folder(tmp_path):
         ({"clips": 0}, "at least 1"),
         ({"clips": 1, "size": 8}, "16 to 1024"),
         ({"clips": 1, "seed": -1}, "negative"),
-        ({"clips": 1, "actors": "people"}, "auto, emoji or shapes"),
+        ({"clips": 1, "actors": "people"}, "unknown actor 'people': choose auto, emoji or shapes"),
+        ({"clips": 1, "actors": "red circle,"}, "unknown actor ''"),
     ],
 )
 def test_senseless_settings_are_refused(tmp_path, settings, words):
     with pytest.raises(UserError, match=words):
         theatre.write_theatre(tmp_path / "out", **{"actors": "shapes", **settings})
     assert not (tmp_path / "out").exists()
+
+
+def test_actors_by_name(tmp_path):
+    theatre.write_theatre(tmp_path / "two", 8, size=32, actors="white egg, red circle,white egg")
+    about = json.loads((tmp_path / "two" / "theatre.json").read_text())
+    assert about["actors"] == ["white egg", "red circle"]
+    rows = [json.loads(r) for r in (tmp_path / "two" / "metadata.jsonl").read_text().splitlines()]
+    assert {row["actor"] for row in rows} == {"white egg", "red circle"}
 
 
 def test_a_used_folder_is_refused(tmp_path):
@@ -269,6 +278,8 @@ def test_without_the_font(tmp_path, monkeypatch):
     monkeypatch.setattr(theatre, "find_font", lambda: None)
     with pytest.raises(UserError, match="fonts-noto-color-emoji"):
         theatre.write_theatre(tmp_path / "emoji", 1, size=32, actors="emoji")
+    with pytest.raises(UserError, match="fonts-noto-color-emoji"):
+        theatre.write_theatre(tmp_path / "dog", 1, size=32, actors="red circle,dog")
     with pytest.warns(UserWarning, match="shapes only"):
         theatre.write_theatre(tmp_path / "auto", 2, size=32)
     assert json.loads((tmp_path / "auto" / "theatre.json").read_text())["actors"] == list(SHAPES)

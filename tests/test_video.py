@@ -145,6 +145,20 @@ def test_no_metadata_means_none_and_the_same_bytes(tmp_path, suffix):
         assert name not in data
 
 
+def test_the_digest_is_of_the_frames_alone(tmp_path):
+    clip = moving()
+    found = set()
+    for number, suffix in enumerate(LOSSLESS):
+        write_video(tmp_path / f"{number}{suffix}", clip, 7 + number, metadata={"seed": number})
+        found.add(video.digest(read_video(tmp_path / f"{number}{suffix}")[0]))
+    assert found == {video.digest(clip)}
+    assert video.digest(clip[:, ::-1]) == video.digest(np.ascontiguousarray(clip[:, ::-1]))
+    other = clip.copy()
+    other[-1, -1, -1, -1] ^= 1
+    others = [other, clip[:-1], clip[:, ::-1], clip.reshape(9, 64, 48, 3)]
+    assert video.digest(clip) not in {video.digest(o) for o in others}
+
+
 def test_comments_of_others_are_no_metadata(tmp_path):
     png, mp4 = tmp_path / "a.png", tmp_path / "a.mp4"
     text = video.PngImagePlugin.PngInfo()
