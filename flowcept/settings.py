@@ -156,9 +156,6 @@ class TrainConfig:
     steps: int = setting(20000, "training steps of the network")
     tokens: int = setting(4096, "tokens per step, over all processes")
     micro_tokens: int = setting(8192, "tokens at once; a larger step is cut into parts")
-    optimizer: str = setting(
-        "muon", "of the blocks' matrices: muon or adamw; everything else has AdamW"
-    )
     learning_rate: float = setting(1e-3, "peak learning rate")
     warmup: int = setting(200, "steps over which the learning rate rises")
     decay: float = setting(0.3, "last share of the run over which the rate falls to 0")
@@ -201,8 +198,6 @@ class TrainConfig:
             raise UserError("--min-frames is over --max-frames")
         if self.export_dtype not in ("float32", "bfloat16"):
             raise UserError("--export-dtype must be float32 or bfloat16")
-        if self.optimizer not in ("muon", "adamw"):
-            raise UserError("--optimizer must be muon or adamw")
         if self.fit not in ("crop", "pad", "stretch"):
             raise UserError("--fit must be crop, pad or stretch")
         if not 0 <= self.ema < 1:

@@ -501,46 +501,6 @@ class Learner(nn.Module):
         return total_loss(sums, counts, self.weights), sums
 
 
-def make_optimizers(learner: Learner, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or for all but the blocks' matrices, whose updates Muon orthogonalises.
-
-    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that
-    one learning rate holds for both.
-    """
-    named = [(name, p) for name, p in learner.named_parameters() if p.requires_grad]
-    by_muon = [
-        name
-        for name, p in named
-        if config.optimizer == "muon" and ".blocks." in name and name.endswith("weight")
-        if p.ndim == 2
-    ]
-    hidden = [p for name, p in named if name in by_muon]
-    rest = [p for name, p in named if name not in by_muon]
-    matrices = [p for p in rest if p.ndim > 1]
-    others = [p for p in rest if p.ndim <= 1]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            fused=rest[0].device.type in ("cpu", "cuda"),
-        )
-    ]
-    if hidden:
-        optimizers.append(
-            torch.optim.Muon(
-                hidden,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
-    return optimizers
-
-
 class Trainer:
     """A training run: what changes from step to step, and the step."""
 
@@ -579,7 +539,18 @@ class Trainer:
         self.worker: nn.Module = self.learner
         if team.size > 1:
             self.worker = DistributedDataParallel(self.learner)
-        self.optimizers = make_optimizers(self.learner, config)
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            fused=device.type in ("cpu", "cuda"),
+        )
         self.step, self.cursor, self.hours = 0, 0, 0.0
         self.tokens_per_frame = self.card.network.patches + 1
 
@@ -672,9 +643,8 @@ class Trainer:
         """One step of the optimiser; the means of the loss terms over this process's share."""
         batch = self.draw()
         rate = self.learning_rate()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))
         own = list(range(self.team.rank, len(batch.pairs), self.team.size))
         share = replace(
@@ -696,9 +666,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip)
         if not bool(norm.isfinite()):
             raise UserError(f"training diverged at step {self.step}: lower --learning-rate")
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update_parameters(self.learner)
         self.step += 1
         self.cursor += batch.taken
@@ -803,15 +772,14 @@ class Trainer:
             "hours": self.hours,
             "learner": self.learner.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step, self.cursor, self.hours = state["step"], state["cursor"], state["hours"]
         self.learner.load_state_dict(state["learner"])
         self.averaged.load_state_dict(state["averaged"])
-        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(own)
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def save(self) -> None:
         """The model file, which refuses weights that are not finite; then the state."""

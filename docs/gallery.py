@@ -1,0 +1,165 @@
+"""Makes docs/gallery.md and its pictures, by the very commands that it shows.
+
+python docs/gallery.py          # flowcept installed; font for the given frames; some minutes
+
+Every clip is the first try with its seed; nothing is chosen afterwards. Given frames are drawn by
+the theatre with a seed that no training used.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flowcept import theatre
+from flowcept.theatre import Scene
+from flowcept.video import write_video
+
+DOCS = Path(__file__).parent
+OUT = DOCS / "gallery"
+ALWAYS = ["--device", "cpu", "--dtype", "float32", "--scale", "1"]
+SEED = 1
+
+PROMPTS = (
+    "a dog surfing",
+    "a cat jumping slowly at sunset",
+    "a robot flying at night",
+    "a horse running quickly in the desert",
+    "a unicorn skating in the snow",
+    "a frog swimming",
+    "a pumpkin falling on the moon",
+    "a panda spinning in the park",
+    "a pig hiding",
+    "an octopus growing slowly",
+    "a penguin surfing at sunset",  # a reserved pair: never trained
+    "a dinosaur skating quickly",  # a reserved pair: never trained
+)
+
+GIVEN = {
+    "fox-first": (Scene("fox", "spinning", "in the park"), 0),
+    "cat-first": (Scene("cat", "flying", "at sunset"), 0),
+    "cat-last": (Scene("cat", "flying", "at sunset"), -1),
+    **{f"tiger-{k}": (Scene("tiger", "bouncing"), k) for k in (0, 4, 8, -1)},
+}
+
+
+class Gallery:
+    """Runs commands in a scratch folder that holds the given frames, and writes the page."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.lines = [
+            "# Gallery",
+            "",
+            "What the shipped model makes, good and bad: `python docs/gallery.py` ran these",
+            f"commands and wrote this page. Every command also had `{shlex.join(ALWAYS)}`,",
+            "and every clip is the first try with its seed.",
+        ]
+
+    def section(self, title: str, *text: str) -> None:
+        self.lines += ["", f"## {title}", "", *text, "", "| | command | frames |", "|---|---|---|"]
+
+    def clip(self, name: str, *words: str, remark: str = "", sheet: bool = False) -> None:
+        """One row: the animation, the command, the number of frames."""
+        told = ["flowcept", *words]
+        if "--seed" not in words:
+            told += ["--seed", str(SEED)]
+        more = ["--sheet", str(OUT / f"{name}.png")] if sheet else []
+        done = subprocess.run(
+            [*told, *ALWAYS, "-o", str(OUT / f"{name}.webp"), *more, "--json"],
+            cwd=self.scratch,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(f"{shlex.join(told)}: {done.stderr}")
+        (record,) = json.loads(done.stdout)
+        remarks = [*([remark] if remark else []), *record["notes"]]
+        cell = "<br>".join([f"`{shlex.join(told)}`", *remarks])
+        self.lines.append(
+            f'| <img src="gallery/{name}.webp" width="128"> | {cell} | {record["frames"]} |'
+        )
+        print(f"{name}: {record['frames']} frames", flush=True)
+
+    def given(self) -> None:
+        """The given frames and clips, from the theatre."""
+        for name, (scene, which) in GIVEN.items():
+            frames = theatre.draw_clip(scene, 64, np.random.default_rng([99, len(scene.actor)]))
+            Image.fromarray(frames[which]).save(self.scratch / f"{name}.png")
+        frames = theatre.draw_clip(Scene("lion", "walking"), 64, np.random.default_rng(99))
+        write_video(self.scratch / "lion.webp", frames, theatre.FPS)
+
+
+def main() -> None:
+    OUT.mkdir(exist_ok=True)
+    for old in OUT.iterdir():
+        old.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = Gallery(Path(folder))
+        gallery.given()
+        make(gallery)
+    (DOCS / "gallery.md").write_text("\n".join(gallery.lines) + "\n", encoding="utf-8")
+
+
+def make(gallery: Gallery) -> None:
+    gallery.section(
+        "gen", "The last two pairs of actor and action were kept out of the training clips."
+    )
+    for number, prompt in enumerate(PROMPTS, 1):
+        more = ["--trace", str(OUT / "growth.png")] if number == 1 else []
+        gallery.clip(f"gen-{number:02d}", "gen", prompt, *more, sheet=number in (1, 2, 11))
+    gallery.lines = [line.replace(f" --trace {OUT / 'growth.png'}", "") for line in gallery.lines]
+    gallery.lines += [
+        "",
+        "How the first one grew. Rows are steps, columns the final frames, brightness is flow",
+        "time, marks are insertions:",
+        "",
+        "![growth of a dog surfing](gallery/growth.png)",
+    ]
+
+    gallery.section("i2v", "Given frames are drawn by `flowcept.theatre`, none is generated.")
+    gallery.clip("i2v-1", "i2v", "fox-first.png", "-p", "a fox spinning in the park", sheet=True)
+    gallery.clip("i2v-2", "i2v", "cat-first.png", "-p", "a cat flying at sunset")
+    gallery.clip("i2v-3", "i2v", "cat-first.png", remark="no prompt")
+
+    gallery.section("interp")
+    two = ["cat-first.png", "cat-last.png", "-p", "a cat flying at sunset"]
+    gallery.clip("interp-1", "interp", *two, "--frames", "auto", sheet=True)
+    four = [f"tiger-{k}.png" for k in (0, 4, 8, -1)]
+    gallery.clip("interp-2", "interp", *four, "-p", "a tiger bouncing")
+
+    gallery.section(
+        "extend", "A drawn clip of a lion walking, and what was put after, before, around."
+    )
+    for direction in ("forward", "backward", "both"):
+        words = ["lion.webp", "-p", "a lion walking", "--frames", "8", "--direction", direction]
+        gallery.clip(f"extend-{direction}", "extend", *words, sheet=direction == "forward")
+
+    gallery.section(
+        "Rate temperature and length scale",
+        "The same prompt and seed. The law of lengths is that of the number of frames.",
+    )
+    for temperature in ("0", "1", "3"):
+        words = ["a frog bouncing", "--rate-temperature", temperature]
+        gallery.clip(f"temperature-{temperature}", "gen", *words)
+    for scale in ("0.6", "1", "1.6"):
+        words = ["a frog bouncing", "--length-scale", scale]
+        gallery.clip(f"scale-{scale}", "gen", *words)
+
+    gallery.section("Failures", "What to expect outside of what it learned.")
+    gallery.clip("failure-1", "gen", "a giraffe dancing", remark="words it never saw")
+    gallery.clip("failure-2", "gen", "a dog and a cat walking", remark="never saw two actors")
+    gallery.clip(
+        "failure-3", "gen", "a cow walking", "--frames", "60", remark="over twice the longest clip"
+    )
+    gallery.clip("failure-4", "gen", "a cow walking", "--steps", "3", remark="too few steps")
+
+
+if __name__ == "__main__":
+    main()
