@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -641,6 +642,87 @@ def train(
         quiet=quiet,
         console=typer.echo,
     )
+
+
+LENGTHS = ("frames", "min_length", "max_length")  # of the clips themselves, in an evaluation
+
+
+@app.command()
+@_with_flags([flag for flag in _sampler_flags() if flag.name not in LENGTHS])
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
+    folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
+    clips: Annotated[int, typer.Option("--clips", help="of the folder that are drawn")] = 64,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="a TorchScript video network, or a MobileNetV2"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of clips, noise and bootstraps")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="the scores, a .json file")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="their picture, a .png file")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")] = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="the scores as JSON on stdout")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress bars")] = False,
+    **controls: Any,  # noqa: ANN401
+) -> None:
+    """Score a model against a folder of clips: flowcept evaluate theatre data/"""
+    config = SampleConfig(**controls)
+    _check_seed(seed)
+    for flag, path, suffix in (("--output", output, ".json"), ("--sheet", sheet, ".png")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise UserError(f"{flag} must be a {suffix} file, not {path}")
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{flag} {path}: no such folder, or a folder itself")
+    from tqdm import tqdm
+
+    from flowcept import checkpoint, video
+    from flowcept import evaluate as scorer
+
+    bars: dict[str, Any] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm(total=total, desc=what, unit="clip", disable=quiet, delay=1)
+        bars[what].update(done - bars[what].n)
+        if done >= total:
+            bars[what].close()
+
+    scores = scorer.evaluate(
+        checkpoint.find(model),
+        folder,
+        config,
+        clips=clips,
+        features=features,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+    text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
+    if output is not None:
+        _write_text(output, text + "\n")
+    if sheet is not None:
+        video.save_image(scorer.picture(scores), sheet)
+    typer.echo(text if as_json else "\n".join(scorer.table(scores)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 @app.command()

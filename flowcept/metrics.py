@@ -3,7 +3,7 @@
 Pictures are in [-1, 1], hence ``peak=2.0``. Sums run in float64: differences of nearly equal
 numbers decide every score here.
 
-Shape suffixes: F frames, C H W channels, height and width, D features.
+Shape suffixes: F frames, C H W channels, height and width, N M samples, D features.
 """
 
 from __future__ import annotations
@@ -126,6 +126,39 @@ def _root(cov_DD: Tensor) -> Tensor:
     value_D, vector_DD = torch.linalg.eigh(cov_DD)
     root_DD: Tensor = (vector_DD * value_D.clamp(min=0).sqrt()) @ vector_DD.mT
     return root_DD
+
+
+def frechet_of_samples(a_ND: Tensor, b_MD: Tensor) -> float:
+    """``frechet_distance`` of the Gaussians with the samples' means and covariances.
+
+    No covariance is formed: the singular values of ``A^1/2 B^1/2`` are those of the product of the
+    centred samples, ``[N, M]``, which is small where there are fewer samples than features.
+    """
+    if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
+        raise ValueError("samples must be [N, D] and [M, D] of one D")
+    if min(len(a_ND), len(b_MD)) < 2:
+        raise ValueError("a covariance needs two samples at least")
+    a, b = a_ND.double(), b_MD.double()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    a = (a - a.mean(0)) / (len(a) - 1) ** 0.5
+    b = (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    overlap = torch.linalg.svdvals(a @ b.mT).sum()
+    return max(0.0, float(shift + a.square().sum() + b.square().sum() - 2 * overlap))
+
+
+def density_and_coverage(real_ND: Tensor, made_MD: Tensor, k: int = 5) -> tuple[float, float]:
+    """How much of the made lies among the real, and how much of the real is met by the made.
+
+    Naeem et al. 2020 (arXiv 2002.09797): around every real sample the ball up to its k-th real
+    neighbour; density is the mean number of balls that hold a made sample, over k (1 where both
+    laws are equal, 0 far away); coverage the share of balls that hold any made sample.
+    """
+    if not 1 <= k < len(real_ND) or len(made_MD) < 1:
+        raise ValueError(f"{len(real_ND)} real samples have no {k}-th neighbour")
+    real, made = real_ND.double(), made_MD.double()
+    radius_N = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # the first is itself
+    inside_NM = torch.cdist(real, made) < radius_N[:, None]
+    return float(inside_NM.sum(0).double().mean() / k), float(inside_NM.any(1).double().mean())
 
 
 def linear_blend(a_CHW: Tensor, b_CHW: Tensor, count: int) -> Tensor:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+
+from flowcept import cli
 
 # Shells start background jobs with Ctrl-C ignored, and programs inherit that; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,3 +37,36 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fixtures_model import write_model
 
     return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@dataclass
+class Result:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def flow(tmp_path, monkeypatch, capsys):
+    """``flow("gen", "a dog")`` is that command in this process, in a folder of its own.
+
+    An uncaught error shows.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLOWCEPT_MODEL", raising=False)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["flowcept", *map(str, words)])
+        monkeypatch.setattr("warnings.showwarning", None)  # main sets it; put back afterwards
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capsys.readouterr()
+        return Result(status, out, re.sub(r"(?:\r[^\r\n]*)+\n", "", err))  # without whole bars
+
+    return run

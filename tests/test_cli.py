@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from conftest import Result
 from fixtures_model import SIZE, write_model
 from PIL import Image
 from typer.testing import CliRunner
@@ -24,16 +24,9 @@ from flowcept import cli, tasks, video
 from flowcept.errors import UserError
 from flowcept.video import Sound
 
-COMMANDS = ["gen", "i2v", "interp", "extend", "train", "info", "theatre"]
+COMMANDS = ["gen", "i2v", "interp", "extend", "train", "evaluate", "info", "theatre"]
 GENERATING = COMMANDS[:4]
 ABSENT = "absent.safetensors"  # settings are checked before this is missed
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -41,25 +34,6 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FLOWCEPT_MODEL", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of programs that tests start
-
-
-@pytest.fixture
-def flow(monkeypatch, capsys):
-    """``flow("gen", "a dog")`` is that command in this process; an uncaught error shows."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["flowcept", *map(str, words)])
-        monkeypatch.setattr("warnings.showwarning", None)  # main sets it; put back afterwards
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capsys.readouterr()
-        return Result(status, out, re.sub(r"(?:\r[^\r\n]*)+\n", "", err))  # without whole bars
-
-    return run
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"frames", "schedule", "video", "device", "settings"},
     {"process", "theatre"},
-    {"attention", "loss", "metrics", "charts"},
+    {"attention", "loss", "metrics", "charts", "features"},
     {"model", "text", "codec", "data"},
     {"sampler", "checkpoint"},
     {"tasks", "train", "evaluate"},

@@ -208,3 +208,48 @@ def test_linear_blend_is_strictly_between_and_even():
     assert metrics.linear_blend(a, b, 0).shape == (0, 3, 2, 2)
     with pytest.raises(ValueError, match="-1"):
         metrics.linear_blend(a, b, -1)
+
+
+@pytest.mark.parametrize(("n", "m", "size"), [(40, 60, 7), (5, 6, 30)])
+def test_frechet_of_samples_is_that_of_their_gaussians(generator, n, m, size):
+    a = torch.randn(n, size, generator=generator) @ torch.randn(size, size, generator=generator)
+    b = 1 + torch.randn(m, size, generator=generator)
+    gaussians = [part for x in (a, b) for part in (x.double().mean(0), torch.cov(x.double().T))]
+    expected = metrics.frechet_distance(*gaussians)
+    assert metrics.frechet_of_samples(a, b) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_of_samples(a, a) == pytest.approx(0, abs=1e-6 * float(a.square().sum()))
+
+
+def test_frechet_of_samples_refuses_what_has_no_covariance():
+    with pytest.raises(ValueError, match="two samples"):
+        metrics.frechet_of_samples(torch.zeros(1, 3), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="one D"):
+        metrics.frechet_of_samples(torch.zeros(4, 3), torch.zeros(4, 2))
+
+
+def test_density_and_coverage_by_counting(generator):
+    real = torch.randn(30, 4, generator=generator)
+    made = 0.5 + torch.randn(20, 4, generator=generator)
+    k, held, met = 3, 0, 0
+    for i in range(30):
+        radius = sorted(float((real[i] - real[j]).norm()) for j in range(30) if j != i)[k - 1]
+        inside = sum(float((real[i] - x).norm()) < radius for x in made)
+        held, met = held + inside, met + (inside > 0)
+    density, coverage = metrics.density_and_coverage(real, made, k)
+    assert density == pytest.approx(held / (k * 20))
+    assert coverage == pytest.approx(met / 30)
+
+
+def test_density_and_coverage_at_the_ends(generator):
+    real = torch.randn(400, 3, generator=generator)
+    same = torch.randn(400, 3, generator=generator)
+    density, coverage = metrics.density_and_coverage(real, same)
+    assert density == pytest.approx(1, abs=0.15)
+    assert coverage > 0.9
+    assert metrics.density_and_coverage(real, same + 100) == (0, 0)
+    one_place = real[:1] + 0.01 * same  # fidelity without variety
+    density, coverage = metrics.density_and_coverage(real, one_place)
+    assert density > 0.5
+    assert coverage < 0.2
+    with pytest.raises(ValueError, match="neighbour"):
+        metrics.density_and_coverage(real[:5], same)

@@ -1,0 +1,518 @@
+"""Scores of a model against a folder of clips: ``flowcept evaluate MODEL DATA``.
+
+Clips of the folder are drawn by a seed; for each one the model makes a clip of its caption, and one
+between its first and last frame. What is compared: features (Fréchet distance, density and
+coverage), lengths, missing frames (against repeating and blending), the course of quality along
+the clip, motion, and whether the network's posterior of the number of missing frames is to be
+trusted. Every score stands beside its number of samples; intervals are bootstraps over clips.
+
+Shape suffixes: F frames, C H W, N clips, D features, K counts.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowcept import __version__, charts, checkpoint, data, metrics, process
+from flowcept.data import to_images
+from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.errors import UserError
+from flowcept.features import ClipFeatures, FeatureNetwork, load_features
+from flowcept.process import draw, draw_context
+from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.settings import ContextMixture, SampleConfig
+
+BATCH = 16  # clips sampled at once
+RESAMPLES = 200  # of the bootstrap
+QUARTERS = 4
+STATES = 8  # of every clip, for the count posterior
+NEIGHBOURS = 5  # of density and coverage
+BEST = 100.0  # dB: frames equal to the last bit count as this
+
+Progress = Callable[[str, int, int], None]  # what is being done, done, total
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured; ``None`` where it could not be, with the reason in ``notes``."""
+
+    about: dict[str, Any]
+    features: dict[str, Any] | None
+    lengths: dict[str, Any]
+    interp: dict[str, Any] | None
+    drift: dict[str, Any]
+    motion: dict[str, float]
+    counts: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of the folder, or what the model made of its caption."""
+
+    image_FCHW: Tensor  # in [-1, 1]
+    caption: str
+
+
+class Evaluation:
+    """A model, the drawn clips, and the means to make more."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        config: SampleConfig,
+        *,
+        clips: int,
+        seed: int,
+        device: str,
+        dtype: str,
+        progress: Progress,
+    ) -> None:
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.weights = checkpoint.load(model)
+        for module in (self.weights.network, self.weights.text, self.weights.codec):
+            module.to(self.device)
+        self.card, self.config, self.seed, self.progress = (
+            self.weights.card,
+            config,
+            seed,
+            progress,
+        )
+        self.real = self._draw_clips(folder, clips)
+
+    def _draw_clips(self, folder: Path, clips: int) -> list[Clip]:
+        card = self.card
+        wanted = data.DataConfig(card.size, card.fps, max_frames=card.max_length)
+        scan = data.scan(folder, wanted)
+        order = np.random.default_rng(self.seed).permutation(len(scan.entries))[:clips]
+        if len(order) < 2:
+            raise UserError(f"{folder} holds one usable clip: scores need two at least")
+        found = []
+        for number in order:
+            entry = scan.entries[number]
+            image_FCHW = to_images(data.load_clip(entry, wanted, scan.fps))
+            found.append(Clip(image_FCHW, entry.caption))
+            self.progress("reading", len(found), len(order))
+        return found
+
+    def make(self, given: Sequence[Given], captions: Sequence[str], what: str) -> list[Clip]:
+        """A clip for each given start and caption, by the sampler."""
+        text, made = self.weights.text, []
+        for start in range(0, len(given), BATCH):
+            part = range(start, min(start + BATCH, len(given)))
+            with autocast(self.device, self.dtype), torch.inference_mode():
+                model = guided(
+                    self.weights.network,
+                    [text([captions[i]]) for i in part],
+                    [text([""])] * len(part),
+                    self.config.guidance,
+                    self.config.rate_guidance,
+                )
+                latents = sample(
+                    model,
+                    [given[i] for i in part],
+                    [clip_generator(self.seed + i) for i in part],
+                    self.config,
+                    self.card.process,
+                    max_length=self.card.max_length,
+                )
+                for i, latent_FCHW in zip(part, latents, strict=True):
+                    image_FCHW = self.weights.codec.decode(latent_FCHW).float().cpu()
+                    made.append(Clip(image_FCHW.clone(), captions[i]))
+            self.progress(what, len(made), len(given))
+        return made
+
+    def of_captions(self) -> list[Clip]:
+        """A clip for every caption. The baselines, which choose no length, get the real one's."""
+        network = self.card.network
+        nothing = torch.zeros(
+            0, network.channels, network.height, network.width, device=self.device
+        )
+        known = self.card.process.kind != "flowception"
+        given = [
+            Given(nothing, (True,), (len(clip.image_FCHW),) if known else None)
+            for clip in self.real
+        ]
+        return self.make(given, [clip.caption for clip in self.real], "clips of captions")
+
+    def between_ends(self) -> list[tuple[Clip, Clip]]:
+        """Real clips of three frames or more, each with what is made between its ends."""
+        real = [clip for clip in self.real if len(clip.image_FCHW) > 2]
+        given = [
+            Given(
+                self.encode(clip.image_FCHW[[0, -1]]),
+                (False, True, False),
+                (0, len(clip.image_FCHW) - 2, 0),
+            )
+            for clip in real
+        ]
+        made = self.make(given, [clip.caption for clip in real], "clips between two frames")
+        return list(zip(real, made, strict=True))
+
+    def encode(self, image_FCHW: Tensor) -> Tensor:
+        with autocast(self.device, self.dtype):
+            return self.weights.codec.encode(image_FCHW.to(self.device)).float()
+
+
+def evaluate(
+    model: Path,
+    folder: Path,
+    config: SampleConfig,
+    *,
+    clips: int = 64,
+    features: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = lambda *_: None,
+) -> Scores:
+    """Score a model file against a folder of clips. Raises ``UserError`` for unusable input."""
+    if clips < 2:
+        raise UserError(f"--clips must be at least 2, not {clips}")
+    network = load_features(features, pick_device(device)) if features else None
+    work = Evaluation(
+        model, folder, config, clips=clips, seed=seed, device=device, dtype=dtype, progress=progress
+    )
+    notes = []
+    if len(work.real) < clips:
+        notes.append(f"the folder has {len(work.real)} usable clips, not {clips}")
+    if not network:
+        notes.append("no distances of features: give --features FILE")
+    made = work.of_captions()
+    pairs = work.between_ends()
+    if not pairs:
+        notes.append("no clip has a frame between its ends: nothing to interpolate")
+    posterior = work.card.process.kind == "flowception"
+    if not posterior:
+        notes.append(f"{work.card.process.kind} chooses no length: each clip got the real one's")
+    return Scores(
+        about={
+            "model": model.name,
+            "model_steps": work.card.steps,
+            "data": folder.resolve().name,
+            "clips": len(work.real),
+            "seed": seed,
+            "settings": {k: v for k, v in asdict(config).items() if v is not None},
+            "device": work.device.type,
+            "dtype": str(work.dtype).removeprefix("torch."),
+            "flowcept": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+        features=feature_scores(network, work.real, made, seed) if network else None,
+        lengths=length_scores(work.real, made),
+        interp=interp_scores(pairs, network, seed) if pairs else None,
+        drift=drift_scores(work.real, made, network),
+        motion={
+            "real": _mean([metrics.motion(clip.image_FCHW) for clip in work.real]),
+            "made": _mean([metrics.motion(clip.image_FCHW) for clip in made]),
+        },
+        counts=count_scores(work) if posterior else None,
+        notes=notes,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def interval(
+    score: Callable[[Sequence[int]], float], count: int, seed: int
+) -> tuple[float, float, float]:
+    """A score of all clips, and the 5 % and 95 % points of it over bootstraps of the clips.
+
+    ``score`` gets the numbers of the clips to use, some of them more than once.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [score(rng.integers(count, size=count).tolist()) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [0.05, 0.95])
+    return score(range(count)), float(low), float(high)
+
+
+def feature_scores(
+    network: FeatureNetwork, real: Sequence[Clip], made: Sequence[Clip], seed: int
+) -> dict[str, Any]:
+    """Fréchet distances, density and coverage of equally many real and made clips.
+
+    A bootstrap of a Fréchet distance has fewer distinct clips than the sample, and the distance
+    grows as samples get fewer; so its interval tells the spread and lies above the score.
+    """
+    a, b = (network([clip.image_FCHW for clip in clips]) for clips in (real, made))
+
+    def clips(chosen: Sequence[int]) -> float:
+        rows = list(chosen)
+        return metrics.frechet_of_samples(a.clip_ND[rows], b.clip_ND[rows])
+
+    scores: dict[str, Any] = {
+        "name": network.name,
+        "clips": [len(real), len(made)],
+        "of clips": interval(clips, len(real), seed),
+    }
+    if a.frame_FD is not None and b.frame_FD is not None:
+        every = range(len(real))
+        scores["frames"] = [len(a.frame_FD), len(b.frame_FD)]
+        scores["of frames"] = metrics.frechet_of_samples(a.frame_FD, b.frame_FD)
+        changes = a.changes(every), b.changes(every)
+        if min(map(len, changes)) > 1:
+            scores["of changes"] = metrics.frechet_of_samples(*changes)
+    if len(real) > NEIGHBOURS:
+        density, coverage = metrics.density_and_coverage(a.clip_ND, b.clip_ND, NEIGHBOURS)
+        scores |= {"density": density, "coverage": coverage, "neighbours": NEIGHBOURS}
+    return scores
+
+
+def length_scores(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, Any]:
+    """Law of lengths, and mean and spread per caption, commonest first."""
+    laws = [Counter(len(clip.image_FCHW) for clip in clips) for clips in (real, made)]
+    per_caption: dict[str, tuple[list[int], list[int]]] = {}
+    for side, clips in enumerate((real, made)):
+        for clip in clips:
+            both = per_caption.setdefault(clip.caption, ([], []))
+            both[side].append(len(clip.image_FCHW))
+    rows = sorted(per_caption.items(), key=lambda item: (-len(item[1][0]), item[0]))
+    return {
+        "total_variation": metrics.total_variation(laws[0], laws[1]),
+        "of two halves of the real": _halves(real),
+        "real": dict(sorted(laws[0].items())),
+        "made": dict(sorted(laws[1].items())),
+        "captions": {
+            caption: {
+                "clips": len(ours),
+                "real": [float(np.mean(ours)), float(np.std(ours))],
+                "made": [float(np.mean(theirs)), float(np.std(theirs))],
+            }
+            for caption, (ours, theirs) in rows
+        },
+    }
+
+
+def _halves(real: Sequence[Clip]) -> float:
+    """What chance alone gives: total variation between the lengths of every other clip."""
+    parts = [Counter(len(clip.image_FCHW) for clip in real[start::2]) for start in (0, 1)]
+    return metrics.total_variation(parts[0], parts[1])
+
+
+def interp_scores(
+    pairs: Sequence[tuple[Clip, Clip]], network: FeatureNetwork | None, seed: int
+) -> dict[str, Any]:
+    """The missing frames by the model, by repeating the first, by blending the two linearly."""
+    ways: dict[str, list[Tensor]] = {"model": [], "repeat": [], "linear": []}
+    truth = [real.image_FCHW[1:-1] for real, _ in pairs]
+    for real, made in pairs:
+        first, last = real.image_FCHW[0], real.image_FCHW[-1]
+        count = len(real.image_FCHW) - 2
+        ways["model"].append(made.image_FCHW[1:-1])
+        ways["repeat"].append(first.expand(count, -1, -1, -1))
+        ways["linear"].append(metrics.linear_blend(first, last, count))
+    small = min(truth[0].shape[-2:]) < 2 * metrics.SSIM_RADIUS + 1
+    wanted = network(truth) if network else None
+    scores: dict[str, Any] = {"clips": len(pairs), "frames": sum(len(clip) for clip in truth)}
+    for way, clips in ways.items():
+        values = [min(metrics.psnr(a, b), BEST) for a, b in zip(clips, truth, strict=True)]
+        scores[way] = {"psnr": interval(_mean_of(values), len(values), seed)}
+        if not small:
+            likeness = [float(metrics.ssim(a, b).mean()) for a, b in zip(clips, truth, strict=True)]
+            scores[way]["ssim"] = _mean(likeness)
+        if network and wanted and wanted.frame_FD is not None:
+            found = network(clips).frame_FD
+            assert found is not None
+            scores[way]["features"] = float((found - wanted.frame_FD).norm(dim=1).mean())
+    return scores
+
+
+def _mean_of(values: Sequence[float]) -> Callable[[Sequence[int]], float]:
+    return lambda chosen: _mean([values[i] for i in chosen])
+
+
+def drift_scores(
+    real: Sequence[Clip], made: Sequence[Clip], network: FeatureNetwork | None
+) -> dict[str, Any]:
+    """Sharpness and distance of features by quarter of the clip; made against real."""
+    scores: dict[str, Any] = {"sharpness": {}}
+    for name, clips in (("real", real), ("made", made)):
+        scores["sharpness"][name] = [
+            _mean([float(metrics.sharpness(_quarter(c.image_FCHW, q)).mean()) for c in clips])
+            for q in range(QUARTERS)
+        ]
+    if network:
+        distances = []
+        for q in range(QUARTERS):
+            a, b = (
+                _frame_features(network, [_quarter(c.image_FCHW, q) for c in clips])
+                for clips in (real, made)
+            )
+            distances.append(metrics.frechet_of_samples(a, b))
+        scores["distance"] = distances
+    return scores
+
+
+def _frame_features(network: FeatureNetwork, clips: Sequence[Tensor]) -> Tensor:
+    found: ClipFeatures = network(clips)
+    return found.clip_ND if found.frame_FD is None else found.frame_FD
+
+
+def _quarter(image_FCHW: Tensor, number: int) -> Tensor:
+    """One of four parts of equal duration; a clip of fewer frames repeats some."""
+    edges = [round(q * len(image_FCHW) / QUARTERS) for q in range(QUARTERS + 1)]
+    start = min(edges[number], len(image_FCHW) - 1)
+    return image_FCHW[start : max(edges[number + 1], start + 1)]
+
+
+def count_scores(work: Evaluation) -> dict[str, Any]:
+    """How far the posterior of the number of missing frames can be trusted, on real clips.
+
+    Its mean log score, in nats, beside that of the constant law of these very counts, and pairs
+    of (probability said, how often it came true) over all counts.
+    """
+    generator = clip_generator(work.seed)
+    nothing = ContextMixture(1, 0, 0, 0, 0, 0, 0, 0)
+    drawn, captions = [], []
+    for clip in work.real:
+        latent_FCHW = work.encode(clip.image_FCHW).cpu()
+        for _ in range(STATES):
+            context = draw_context(len(latent_FCHW), nothing, generator)
+            assert context is not None, "any clip can be shown without context"
+            pair = draw(latent_FCHW, context, work.card.process, generator)
+            if pair is not None and float(pair[0].tau_B) < 1:
+                drawn.append(pair)
+                captions.append(clip.caption)
+    law_NK, total_N = [], []
+    for start in range(0, len(drawn), BATCH):
+        state, target = process.concat(drawn[start : start + BATCH])
+        with autocast(work.device, work.dtype), torch.inference_mode():
+            prompt = work.weights.text(captions[start : start + BATCH])
+            prediction = work.weights.network(state.to(work.device), prompt)
+        law_NK.append(prediction.count_logits_BK.float().softmax(-1).double().cpu())
+        total_N.append(target.total_B)
+        work.progress("missing counts", min(start + BATCH, len(drawn)), len(drawn))
+    return posterior_scores(torch.cat(law_NK), torch.cat(total_N))
+
+
+def posterior_scores(law_NK: Tensor, total_N: Tensor, bins: int = 10) -> dict[str, Any]:
+    """Log scores and reliability of laws ``[N, K]`` against what came, ``[N]``."""
+    came_NK = torch.nn.functional.one_hot(total_N, law_NK.shape[1]).bool()
+    said_N = law_NK[came_NK].clamp(min=1e-12)
+    constant_K = came_NK.double().mean(0)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    bin_NK = torch.bucketize(law_NK.contiguous(), edges[1:-1], right=True)
+    curve = []
+    for number in range(bins):
+        inside = bin_NK == number
+        if inside.any():
+            share = float(came_NK[inside].double().mean())
+            curve.append((float(law_NK[inside].mean()), share, int(inside.sum())))
+    return {
+        "states": len(total_N),
+        "log_score": float(said_N.log().mean()),
+        "constant_log_score": float(constant_K[total_N].log().mean()),
+        "reliability": curve,  # (mean probability said, share that came true, how many)
+    }
+
+
+# --- for people ---------------------------------------------------------------------------------
+
+
+def table(scores: Scores) -> list[str]:
+    """The scores as lines of text."""
+    about = scores.about
+    lines = [
+        f"{about['model']} ({about['model_steps']} steps) on {about['data']}: "
+        f"{about['clips']} clips, seed {about['seed']}, {about['dtype']} on {about['device']}"
+    ]
+
+    def row(name: str, value: str) -> None:
+        lines.append(f"  {name:<44}{value}")
+
+    found = scores.features
+    if found:
+        row(f"{found['name']}, {found['clips'][0]} clips each", _with_interval(found["of clips"]))
+        if "of frames" in found:
+            row(f"  the same of {found['frames'][1]} frames", f"{found['of frames']:.2f}")
+        if "of changes" in found:
+            row("  the same of changes between frames", f"{found['of changes']:.2f}")
+        if "density" in found:
+            row("density; coverage", f"{found['density']:.3f}; {found['coverage']:.3f}")
+    lengths = scores.lengths
+    row(
+        "lengths: total variation (two halves of the real)",
+        f"{lengths['total_variation']:.3f} ({lengths['of two halves of the real']:.3f})",
+    )
+    if scores.interp:
+        for way in ("model", "linear", "repeat"):
+            part = scores.interp[way]
+            more = "".join(f", {k} {part[k]:.3f}" for k in ("ssim", "features") if k in part)
+            row(f"missing frames by {way}", f"PSNR {_with_interval(part['psnr'])} dB{more}")
+    for name, values in scores.drift["sharpness"].items():
+        row(f"sharpness by quarter, {name}", " ".join(f"{v:.4f}" for v in values))
+    if "distance" in scores.drift:
+        values = scores.drift["distance"]
+        row("distance by quarter", " ".join(f"{v:.2f}" for v in values))
+    row("motion: made; real", f"{scores.motion['made']:.4f}; {scores.motion['real']:.4f}")
+    if scores.counts:
+        row(
+            f"log score of missing counts, {scores.counts['states']} states (constant law)",
+            f"{scores.counts['log_score']:.3f} ({scores.counts['constant_log_score']:.3f})",
+        )
+    return [*lines, *(f"note: {note}" for note in scores.notes)]
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
+
+
+def picture(scores: Scores) -> Image.Image:
+    """Lengths, drift and reliability, one below the other."""
+    total = scores.about["clips"]
+
+    def shares(law: Mapping[int, int]) -> dict[int, float]:
+        return {n: count / total for n, count in law.items()}
+
+    parts = [
+        charts.bar_chart(
+            {side: shares(scores.lengths[side]) for side in ("real", "made")},
+            title="lengths",
+            x_label="frames",
+            y_label="share of clips",
+        ),
+        charts.line_chart(
+            {
+                side: [(q + 1.0, value) for q, value in enumerate(values)]
+                for side, values in scores.drift["sharpness"].items()
+            },
+            title="sharpness along the clip",
+            x_label="quarter",
+        ),
+    ]
+    if scores.counts:
+        curve = [(said, came) for said, came, _ in scores.counts["reliability"]]
+        parts.append(
+            charts.line_chart(
+                {"missing count": curve, "perfect": [(0.0, 0.0), (1.0, 1.0)]},
+                title="how often a said probability came true",
+                x_label="said",
+                y_label="came true",
+            )
+        )
+    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)))
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    return whole
