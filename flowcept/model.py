@@ -11,7 +11,8 @@ What a token outputs depends on what it is:
 * patch: velocity.
 
 Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
-learned offset in each. The prompt enters by cross-attention, and its mean with the time.
+learned offset in each. The prompt enters by cross-attention, and the sum of its tokens with the
+time.
 
 Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip),
 P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, K counts, A the
@@ -210,7 +211,7 @@ class Network(nn.Module):
         )
         self.frame_role = nn.Embedding(3, width)  # by Role
         self.clip_role = nn.Embedding(2, width)  # first gap closed, open
-        self.prompt_mean = nn.Linear(config.text_width, width)
+        self.prompt_sum = nn.Linear(config.text_width, width)
         self.modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final = nn.Linear(width, 2 * width)
@@ -259,7 +260,7 @@ class Network(nn.Module):
         dtype = torch.get_autocast_dtype(device.type)
         if torch.is_autocast_enabled(device.type):
             x_RPD = x_RPD.to(dtype)
-        prompt_S1D = normed(prompt.token_SD)[:, None]
+        prompt_S1D = prompt.token_SD[:, None]
         condition_RD = self._condition(state, prompt, clip_rows, frame_rows)
         modulation_R16D = self.modulation(F.silu(condition_RD)).unflatten(-1, (1, 6, -1))
         modulation_R16D = modulation_R16D.to(x_RPD.dtype)
@@ -311,11 +312,12 @@ class Network(nn.Module):
     ) -> Tensor:
         time = torch.cat([state.tau_B.clamp(0, 1), state.time_F])
         role = torch.cat([self.clip_role(state.open_first_B.long()), self.frame_role(state.role_F)])
-        tokens = normed(prompt.token_SD).split(list(prompt.lengths))
-        prompt_BD = self.prompt_mean(torch.stack([part.mean(0) for part in tokens]))
-        mean = torch.cat([prompt_BD, prompt_BD[state.clip_F]])
+        tokens = prompt.token_SD.split(list(prompt.lengths))
+        sums = [part.sum(0) / max(len(part), 1) ** 0.5 for part in tokens]
+        prompt_BD = self.prompt_sum(torch.stack(sums))
+        told = torch.cat([prompt_BD, prompt_BD[state.clip_F]])
         back = torch.cat([clip_rows, frame_rows]).argsort()
-        condition_RD: Tensor = self.time(waves(time)) + role + mean
+        condition_RD: Tensor = self.time(waves(time)) + role + told
         return condition_RD[back]
 
     def _embed(self, state: FrameState, clip_rows: Tensor, frame_rows: Tensor) -> Tensor:

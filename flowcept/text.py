@@ -1,12 +1,13 @@
 """Prompts as tokens for cross-attention.
 
-``ByteEncoder`` is a small transformer over UTF-8 bytes, trained with the network: any language, no
-vocabulary file, no download. Every byte also carries an embedding of its word, found by a hash of
-the word: spelling alone was learned far too late (``docs/log.md``). A few learned tokens read the
-bytes and alone go on, so every prompt becomes equally many tokens. ``PretrainedEncoder`` is a
-frozen T5 or CLIP from a local folder.
+``ByteEncoder``, trained with the network, knows any language without a vocabulary or a download.
+Every word is a token: its embedding, found by a hash of the word, goes to the network as it is.
+What a small transformer reads in the UTF-8 bytes (spelling, order) is added. Nothing normalises the
+sum: the transformer alone, normalised, lost all difference between prompts in the direction that
+they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
+folder.
 
-Shape suffixes: B prompts, L bytes, R read-out tokens, S tokens of all prompts, D width.
+Shape suffixes: B prompts, L bytes, R tokens of a prompt, S tokens of all prompts, D width.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from __future__ import annotations
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowcept.errors import UserError
 from flowcept.frames import PromptTokens
@@ -33,7 +34,7 @@ class TextConfig:
     width: int = 192  # width of the byte transformer, or of the pretrained encoder's output
     depth: int = 3  # its blocks
     heads: int = 3
-    tokens: int = 16  # read-out tokens per prompt
+    tokens: int = 16  # per prompt, a word each; words beyond share the last
     buckets: int = 4096  # embeddings of words, by hash; few words of a data set share one
     max_bytes: int = 256  # a longer prompt is cut, with a warning
     source: str = ""  # folder of the pretrained encoder
@@ -43,20 +44,20 @@ class TextConfig:
             raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes or pretrained")
         if (
             self.width % (2 * self.heads)
-            or min(self.width, self.depth, self.tokens, self.buckets - 1) < 1
+            or min(self.width, self.depth, self.tokens, self.buckets) < 1
         ):
             raise ValueError("text width must be a positive multiple of twice the heads")
 
 
 class ByteEncoder(nn.Module):
-    """A transformer over the bytes of each prompt, read out by learned tokens."""
+    """Embeddings of words, and a transformer over bytes that adds to them."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
         self.width = config.width
-        self.byte = nn.Embedding(256, config.width)
         self.word = nn.Embedding(config.buckets, config.width)
+        self.byte = nn.Embedding(256, config.width)
         self.place = nn.Parameter(torch.randn(config.max_bytes, config.width) * 0.02)
         self.readout = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
         layer = nn.TransformerEncoderLayer(
@@ -71,55 +72,66 @@ class ByteEncoder(nn.Module):
         self.blocks = nn.TransformerEncoder(
             layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
         )
+        self.added = nn.Linear(config.width, config.width, bias=False)
         nn.init.normal_(self.byte.weight, std=0.02)
-        nn.init.normal_(self.word.weight, std=0.1)
+        nn.init.normal_(self.added.weight, std=0.03 * config.width**-0.5)
+
+    @torch.no_grad()
+    def know(self, words: Iterable[str]) -> None:
+        """Keep the embeddings of these words; those of all others become and stay nothing."""
+        kept = {word_bucket(word, self.config.buckets) for word in words}
+        unknown = [bucket for bucket in range(self.config.buckets) if bucket not in kept]
+        self.word.weight[unknown] = 0
 
     def forward(self, prompts: Sequence[str]) -> PromptTokens:
         """Tokens of each prompt; equal prompts are encoded once."""
         unique = sorted(set(prompts))
-        read = [self._read(prompt) for prompt in unique]
-        longest = max(len(data) for data, _, _ in read)
         device = self.readout.device
-        byte_BL = torch.zeros(len(unique), longest, dtype=torch.long)
-        word_BL, share_BL = torch.zeros_like(byte_BL), torch.zeros(len(unique), longest)
-        for row, (data, words, shares) in enumerate(read):
-            byte_BL[row, : len(data)] = torch.tensor(data, dtype=torch.long)
-            word_BL[row, : len(data)] = torch.tensor(words, dtype=torch.long)
-            share_BL[row, : len(data)] = torch.tensor(shares)
-        lengths_B1 = torch.tensor([[len(data)] for data, _, _ in read])
-        beyond_BL = torch.arange(longest)[None] >= lengths_B1
-        seen_BR = torch.zeros(len(unique), self.config.tokens, dtype=torch.bool)
-        hidden = torch.cat([seen_BR, beyond_BL], dim=1).to(device)
-        word_BLD = self.word(word_BL.to(device))
-        byte_BLD = self.byte(byte_BL.to(device)) + word_BLD + self.place[:longest]
-        bag_BD = (share_BL.to(device)[:, :, None] * word_BLD).sum(1)
-        input_BLD = torch.cat([self.readout + bag_BD[:, None], byte_BLD], dim=1)
-        token_BRD = self.blocks(input_BLD, src_key_padding_mask=hidden)[:, : self.config.tokens]
+        codes = [self._cut(prompt) for prompt in unique]
+        token_BRD = self._words(codes) + self.added(self._read(codes))
         rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
         return PromptTokens(token_BRD[rows].flatten(0, 1), (self.config.tokens,) * len(prompts))
 
-    def _read(self, prompt: str) -> tuple[list[int], list[int], list[float]]:
-        """Bytes of a prompt; the bucket of each one's word; its share in the sum over words."""
-        code = prompt.encode("utf-8", errors="replace")
-        most = self.config.max_bytes
+    def _words(self, codes: Sequence[bytes]) -> Tensor:
+        """Embeddings of words in their places ``[B, R, D]``; 0 where there is no word."""
+        most = self.config.tokens
+        found = [
+            (row, min(place, most - 1), word_bucket(word, self.config.buckets))
+            for row, code in enumerate(codes)
+            for place, word in enumerate(words_of(code.decode("utf-8", errors="ignore")))
+        ]
+        device = self.readout.device
+        rows, places, buckets = torch.tensor(found, device=device).view(-1, 3).long().unbind(1)
+        word_BRD = torch.zeros(len(codes), most, self.width, device=device)
+        return word_BRD.index_put((rows, places), self.word(buckets), accumulate=True)
+
+    def _read(self, codes: Sequence[bytes]) -> Tensor:
+        """What the transformer reads in the bytes, ``[B, R, D]``."""
+        longest, device = max(map(len, codes)), self.readout.device
+        byte_BL = torch.zeros(len(codes), longest, dtype=torch.long)
+        for row, code in enumerate(codes):
+            byte_BL[row, : len(code)] = torch.tensor(list(code), dtype=torch.long)
+        lengths_B1 = torch.tensor([[len(code)] for code in codes])
+        beyond_BL = torch.arange(longest)[None] >= lengths_B1
+        seen_BR = torch.zeros(len(codes), self.config.tokens, dtype=torch.bool)
+        hidden = torch.cat([seen_BR, beyond_BL], dim=1).to(device)
+        byte_BLD = self.byte(byte_BL.to(device)) + self.place[:longest]
+        readout_BRD = self.readout.expand(len(codes), -1, -1)
+        output: Tensor = self.blocks(
+            torch.cat([readout_BRD, byte_BLD], dim=1), src_key_padding_mask=hidden
+        )
+        return output[:, : self.config.tokens]
+
+    def _cut(self, prompt: str) -> bytes:
+        code, most = prompt.encode("utf-8", errors="replace"), self.config.max_bytes
         if len(code) > most:
-            warnings.warn(f"a prompt of {len(code)} bytes is cut to its first {most}", stacklevel=3)
-        data: list[int] = []
-        words: list[int] = []
-        shares: list[float] = []
-        for part in re.findall(r"\w+|\W", code[:most].decode("utf-8", errors="ignore")):
-            is_word = re.match(r"\w", part) is not None
-            letters = part.encode("utf-8")
-            data += letters
-            words += [word_bucket(part, self.config.buckets) if is_word else 0] * len(letters)
-            shares += [is_word / len(letters)] * len(letters)
-        norm = max(sum(shares), 1.0) ** 0.5
-        return data, words, [share / norm for share in shares]
+            warnings.warn(f"a prompt of {len(code)} bytes is cut to its first {most}", stacklevel=4)
+        return code[:most]
 
 
 def word_bucket(word: str, buckets: int) -> int:
-    """The embedding of a word, whatever its case; 0 is kept for what is no word."""
-    return 1 + zlib.crc32(word.lower().encode("utf-8", errors="replace")) % (buckets - 1)
+    """The embedding of a word, whatever its case."""
+    return zlib.crc32(word.lower().encode("utf-8", errors="replace")) % buckets
 
 
 class PretrainedEncoder(nn.Module):
@@ -155,7 +167,8 @@ class PretrainedEncoder(nn.Module):
         ).to(device)
         out_BLD = self.encoder(**batch).last_hidden_state
         kept_BL = batch["attention_mask"].bool()
-        return PromptTokens(out_BLD[kept_BL], tuple(kept_BL.sum(1).tolist()))
+        token_SD = nn.functional.layer_norm(out_BLD[kept_BL], (self.width,))
+        return PromptTokens(token_SD, tuple(kept_BL.sum(1).tolist()))
 
 
 PromptEncoder = ByteEncoder | PretrainedEncoder

@@ -524,6 +524,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         if origin is None:
             network, text = Network(self.card.network), build_encoder(self.card.text)
+            if self.card.text.kind == "bytes":
+                text.know(self.card.words)
         else:
             network, text = origin.network, origin.text
             network.requires_grad_().train()

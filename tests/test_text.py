@@ -40,6 +40,43 @@ def test_tokens_do_not_depend_on_the_batch(encoder: ByteEncoder) -> None:
         torch.testing.assert_close(encoder([prompt]).token_SD, tokens, rtol=1e-5, atol=1e-5)
 
 
+def words_of_prompt(encoder: ByteEncoder, prompt: str) -> torch.Tensor:
+    """What words alone give: the tokens without what the transformer adds."""
+    with torch.no_grad():
+        encoder.added.weight.zero_()
+        return encoder([prompt]).token_SD
+
+
+def test_words_differ_from_the_start() -> None:
+    """One other word changes the sum of tokens as much as all that prompts have in common."""
+    torch.manual_seed(0)
+    encoder = ByteEncoder(TextConfig())
+    prompts = ["a dog surfing", "a robot surfing", "a dog walking at night", ""]
+    with torch.no_grad():
+        a, b, c, empty = encoder(prompts).token_SD.view(4, 16, -1).sum(1)
+    word = 192**0.5
+    assert float((a - b).norm()) == pytest.approx(2**0.5 * word, rel=0.3)
+    assert float((a - c).norm()) > 1.6 * word
+    assert float(empty.norm()) < word
+
+
+def test_a_word_is_its_token_wherever_it_stands(encoder: ByteEncoder) -> None:
+    a, dog, runs = words_of_prompt(encoder, "A dog runs")
+    assert torch.equal(words_of_prompt(encoder, "runs, dog!")[:2], torch.stack([runs, dog]))
+    assert not words_of_prompt(encoder, "").any()
+    assert not words_of_prompt(encoder, "a dog")[2].any()
+    many = words_of_prompt(encoder, "a dog runs a dog")  # more words than tokens
+    torch.testing.assert_close(many[2], runs + a + dog)
+
+
+def test_words_that_training_never_saw_are_nothing(encoder: ByteEncoder) -> None:
+    encoder.know(["a", "Dog"])
+    a, dog, nothing = words_of_prompt(encoder, "a dog yodelling")
+    assert a.any()
+    assert dog.any()
+    assert not nothing.any()
+
+
 def test_a_zero_byte_is_not_padding(encoder: ByteEncoder) -> None:
     tokens = encoder(["a", "a\0"]).token_SD.view(2, -1)
     assert not torch.allclose(tokens[0], tokens[1], atol=1e-4)

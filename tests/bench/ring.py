@@ -1,0 +1,172 @@
+"""The ring: the paper's toy for lengths, trained and sampled here, against the truth.
+
+Frames of 3 x 3 pixels. Two random colours span a ramp of nine; eight of them sit on the border,
+clockwise, the ninth in the centre. Every frame turns the border by one, two or three places, fixed
+for the clip; the length is 15, 20, 25 or 30, uniformly. No prompt, codec `pixels`.
+
+python tests/bench/ring.py --run run-ring --steps 415                  # clips seen as published
+python tests/bench/ring.py --run run-ring-long --steps 6000            # until it is learned
+
+A run that is cut goes on where it stopped. Printed: total variation of 512 lengths, the share on
+valid lengths, and the rule error (root mean square over pixels in 0..1, against the best of the
+three rotations of the clip's own first frame), sampled with 50 and with 10 steps.
+
+Shape suffixes: F frames, H W = 3, 3 colours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from flowcept import charts, checkpoint, metrics, train, video
+from flowcept.data import to_frames
+from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
+
+LENGTHS = (15, 20, 25, 30)
+TURNS = (1, 2, 3)
+BORDER = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))  # clockwise
+FPS = 12
+BATCH = 64  # clips sampled together
+
+
+def turned(first_HW3: NDArray[np.float64], turn: int, frames: int) -> NDArray[np.float64]:
+    """The clip that the rule makes of a first frame, ``[F, 3, 3, 3]``."""
+    clip_FHW3 = np.repeat(first_HW3[None], frames, axis=0)
+    rows, columns = zip(*BORDER, strict=True)
+    border_83 = first_HW3[rows, columns]
+    for frame in range(frames):
+        clip_FHW3[frame][rows, columns] = np.roll(border_83, turn * frame, axis=0)
+    return clip_FHW3
+
+
+def draw(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One clip."""
+    start, end = rng.uniform(0, 255, (2, 3))
+    ramp_93 = start + np.linspace(0, 1, 9)[:, None] * (end - start)
+    first_HW3 = np.empty((3, 3, 3))
+    for place, colour in zip((*BORDER, (1, 1)), ramp_93, strict=True):
+        first_HW3[place] = colour
+    turn, frames = TURNS[int(rng.integers(3))], LENGTHS[int(rng.integers(4))]
+    return turned(first_HW3, turn, frames).round().astype(np.uint8)
+
+
+def rule_error(clip_FHW3: NDArray[np.uint8]) -> float:
+    """Root mean square, in 0..1, against the best rotation of the clip's own first frame."""
+    clip = clip_FHW3 / 255
+    return min(
+        float(np.sqrt(np.mean((clip - turned(clip[0], turn, len(clip))) ** 2))) for turn in TURNS
+    )
+
+
+def shuffled_error(seed: int, clips: int = 200) -> float:
+    """The rule error of real clips whose frames were shuffled."""
+    rng = np.random.default_rng([seed, 1])
+    return float(np.mean([rule_error(rng.permutation(draw(rng))) for _ in range(clips)]))
+
+
+def write_data(folder: Path, clips: int, seed: int) -> None:
+    if folder.exists():
+        return
+    scratch = folder.with_name(f".{folder.name}")
+    scratch.mkdir(parents=True)
+    for number in tqdm(range(clips), desc="drawing", unit="clip"):
+        clip = draw(np.random.default_rng([seed, number]))
+        video.write_video(scratch / f"{number:05d}.apng", clip, FPS)
+    scratch.rename(folder)
+
+
+def config(steps: int, seed: int) -> TrainConfig:
+    """A network of 7.4 million weights, about 32 clips a step."""
+    return TrainConfig(
+        size="3",
+        codec="pixels",
+        patch=3,
+        depth=7,
+        text_width=64,
+        text_depth=1,
+        context=ContextMixture(1, 0, 0, 0, 0, 0, 0, 0),
+        prompt_dropout=0.0,
+        held_out=0.01,
+        steps=steps,
+        tokens=1160,
+        warmup=100,
+        ema=0.998 if steps > 1000 else 0.98,
+        seed=seed,
+        eval_every=500,
+        save_every=500,
+        sample_every=10**6,
+    )
+
+
+def made(path: Path, clips: int, steps: int) -> list[NDArray[np.uint8]]:
+    weights = checkpoint.load(path)
+    network = weights.card.network
+    nothing = torch.zeros(0, network.channels, network.height, network.width)
+    done: list[NDArray[np.uint8]] = []
+    with torch.inference_mode():
+        prompt = weights.text([""])
+        for start in tqdm(range(0, clips, BATCH), desc=f"{steps} steps", unit="batch"):
+            part = range(start, min(start + BATCH, clips))
+            prompts = [prompt] * len(part)
+            latents = sample(
+                guided(weights.network, prompts, prompts, 1.0, 1.0),
+                [Given(nothing, (True,))] * len(part),
+                [clip_generator(i) for i in part],
+                SampleConfig(steps=steps),
+                weights.card.process,
+                max_length=max(LENGTHS) + 10,
+            )
+            done += [to_frames(weights.codec.decode(latent)) for latent in latents]
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=415)
+    parser.add_argument("--clips", type=int, default=8000, help="of the training folder")
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = options.run.with_name(options.run.name + "-data")
+    write_data(folder, options.clips, options.seed)
+    resume = (options.run / "config.toml").exists()
+    settings = config(options.steps, options.seed)
+    model = train.train(folder, options.run, settings, resume=resume)
+    weights = checkpoint.load(model)
+    size = sum(p.numel() for p in weights.network.parameters()) / 1e6
+    records = train._records(options.run / "log.jsonl")
+    seen = sum(r["clips"] for r in records if "clips" in r) * settings.log_every
+    print(f"{platform.machine()}, python {platform.python_version()}, torch {torch.__version__}")
+    print(f"network of {size:.1f} million weights, {options.steps} steps, about {seen:.0f} clips, ")
+    print(
+        f"seed {options.seed}; rule error of shuffled real clips {shuffled_error(options.seed):.3f}"
+    )
+    truth = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
+    bars: dict[str, dict[int, float]] = {"truth": truth}
+    for steps in (50, 10):
+        clips = made(model, options.samples, steps)
+        law = Counter(map(len, clips))
+        bars[f"{steps} steps"] = {n: count / len(clips) for n, count in law.items()}
+        valid = sum(law[n] for n in LENGTHS) / len(clips)
+        error = np.mean([rule_error(clip) for clip in clips])
+        print(
+            f"{steps} steps, {len(clips)} clips: total variation "
+            f"{metrics.total_variation(law, truth):.3f}, on valid lengths {valid:.1%}, "
+            f"rule error {error:.4f}"
+        )
+    chart = charts.bar_chart(bars, title="ring: lengths", x_label="frames", y_label="share")
+    video.save_image(chart, options.run / "ring.png")
+
+
+if __name__ == "__main__":
+    main()
