@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -226,6 +226,21 @@ class Network(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.checkpoint_blocks = False  # trade time for memory in training
+
+    @torch.no_grad()
+    def count_to(self, max_count: int) -> None:
+        """Let the count posterior reach further; what it says of known counts stays in proportion.
+
+        New counts start as likely as the least likely one, whatever the state.
+        """
+        more = max_count - self.config.max_count
+        if more < 0:
+            raise ValueError("the largest count cannot shrink")
+        old = self.count
+        self.count = nn.Linear(old.in_features, max_count + 1, device=old.weight.device)
+        self.count.weight.copy_(F.pad(old.weight, (0, 0, 0, more)))
+        self.count.bias.copy_(F.pad(old.bias, (0, more), value=float(old.bias.min())))
+        self.config = replace(self.config, max_count=max_count)
 
     def forward(self, state: FrameState, prompt: PromptTokens) -> Prediction:
         """Velocity, log-missing and count logits, float32, in the order of the state."""

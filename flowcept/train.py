@@ -570,10 +570,8 @@ class Trainer:
                 size = "x".join(map(str, reversed(origin.card.size)))
                 raise UserError(f"{config.init} makes frames of {size}: train with --size {size}")
             if longest > network.max_count:
-                raise UserError(
-                    f"{config.init} knows clips of up to {network.max_count} frames: "
-                    f"train with --max-frames {network.max_count}"
-                )
+                origin.network.count_to(longest)
+                network = origin.network.config
         captions = [latents.captions[clip] for clip in self.train_clips]
         words = Counter(w for caption in captions for w in set(words_of(caption)))
         return Card(

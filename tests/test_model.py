@@ -205,6 +205,25 @@ def test_tau_past_one_counts_as_one() -> None:
         assert torch.equal(a, c)
 
 
+def test_counts_that_reach_further() -> None:
+    """Old counts keep their proportions, new ones are as likely as the least likely bias says."""
+    net = network()
+    before = run(net, range(5))
+    old = net.config.max_count
+    net.count_to(old + 3)
+    after = run(net, range(5))
+    for a, b in zip(outputs(before)[:3], outputs(after)[:3], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(after.count_logits_BK[:, : old + 1], before.count_logits_BK)
+    least = net.count.bias[: old + 1].min()
+    assert (after.count_logits_BK[:, old + 1 :] == least).all()
+    assert after.count_logits_BK.shape == (5, old + 4)
+    assert net.config.max_count == old + 3
+    net.count_to(old + 3)
+    with pytest.raises(ValueError, match="shrink"):
+        net.count_to(old)
+
+
 def test_gradient_checkpointing_changes_nothing() -> None:
     net = network().train()
     score(run(net, range(5))).backward()

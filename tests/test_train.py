@@ -513,10 +513,23 @@ def test_init_goes_on_from_a_model(folder: Path, whole: Path, tmp_path: Path):
         for name, tensor in module.state_dict().items():
             torch.testing.assert_close(tensor, other[name], rtol=0, atol=1e-6)
     assert "--size 32x32" in refused(folder, tmp_path / "c", replace(config, size="48x32"))
-    longer = tmp_path / "longer"
-    shutil.copytree(folder, longer)
-    video.write_video(longer / "000000.apng", np.zeros((40, 32, 32, 3), np.uint8), 12)
-    assert "--max-frames" in refused(longer, tmp_path / "d", config)
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_a_model_of_short_clips_goes_on_with_long_ones(folder: Path, whole: Path, tmp_path: Path):
+    """First short pieces, which are cheap, then whole clips, of more frames than it could count."""
+    short = replace(TINY, max_frames=3)
+    train.train(folder, tmp_path / "short", short, pause_at=1, quiet=True)
+    model = tmp_path / "short" / "model.safetensors"
+    assert checkpoint.read_card(model).network.max_count == 3
+    config = replace(TINY, init=str(model))
+    train.train(folder, tmp_path / "long", config, pause_at=1, quiet=True)
+    train.train(folder, tmp_path / "long", config, resume=True, quiet=True)
+    longest = checkpoint.read_card(whole / "model.safetensors").network.max_count
+    assert longest > 8
+    weights = checkpoint.load(tmp_path / "long" / "model.safetensors")
+    assert weights.card.network.max_count == longest
+    assert weights.network.count.out_features == longest + 1
 
 
 def test_learning_that_breaks_is_said_and_leaves_the_state(folder: Path, run: Path):
