@@ -561,16 +561,16 @@ def test_two_clips_are_learned_by_heart(folder: Path, tmp_path: Path):
     (few / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     for line in lines:
         shutil.copy(folder / json.loads(line)["file_name"], few)
-    config = replace(TINY, held_out=0.0, hidden=64, steps=110, learning_rate=4e-3, warmup=10)
+    config = replace(TINY, held_out=0.0, hidden=64, steps=220, learning_rate=4e-3, warmup=10)
     trainer = prepared(few, tmp_path / "run", config)
     assert trainer.held_out() == {}
     curve = []
     for _ in range(config.steps):
         values = trainer.train_step()
         curve.append((values["velocity"], values["count"]))
-    first, last = np.mean(curve[:5], axis=0), np.mean(curve[-15:], axis=0)
-    assert last[0] < 0.5 * first[0], (first, last)
-    assert last[1] < 0.85 * first[1], (first, last)
+    first, last = np.mean(curve[:5], axis=0), np.mean(curve[-30:], axis=0)
+    assert last[0] < 0.4 * first[0], (first, last)
+    assert last[1] < 0.75 * first[1], (first, last)
 
 
 # Several processes
