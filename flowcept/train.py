@@ -53,7 +53,7 @@ from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
 from flowcept.sampler import Given, clip_generator, guided, sample
 from flowcept.settings import PRESETS, RESUMABLE, ContextMixture, SampleConfig, TrainConfig
-from flowcept.text import PromptEncoder, TextConfig, build_encoder, words_of
+from flowcept.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 
 Console = Callable[[str], None]
 
@@ -524,7 +524,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         if origin is None:
             network, text = Network(self.card.network), build_encoder(self.card.text)
-            if self.card.text.kind == "bytes":
+            if isinstance(text, ByteEncoder):
                 text.know(self.card.words)
         else:
             network, text = origin.network, origin.text
