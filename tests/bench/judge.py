@@ -71,10 +71,9 @@ class Judge(nn.Module):
     @torch.no_grad()
     def verdict(self, frames_FHW3: NDArray[np.uint8]) -> tuple[str, str]:
         """Actor and action of one clip of any length."""
-        image_TCHW = _images(taken(frames_FHW3))
-        actor = self.actor_logits(image_TCHW).log_softmax(-1).mean(0).argmax()
-        action = self.action_logits(image_TCHW[None])[0].argmax()
-        return self.actors[int(actor)], self.actions[int(action)]
+        frames_THW3 = taken(frames_FHW3)
+        action = self.action_logits(_images(frames_THW3)[None])[0].argmax()
+        return self.actor_of(frames_THW3), self.actions[int(action)]
 
     @torch.no_grad()
     def actor_of(self, frames_FHW3: NDArray[np.uint8]) -> str:

@@ -8,6 +8,7 @@ import platform
 
 import numpy as np
 import torch
+from judge import cast_of
 
 from flowcept import checkpoint, process, theatre
 from flowcept.data import to_images
@@ -27,8 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=99)
     options = parser.parse_args()
     weights = checkpoint.load(checkpoint.find(options.model))
-    size, known = weights.card.size[0], weights.card.words
-    actors = [a for a in theatre.ACTORS + theatre.SHAPES if all(w in known for w in a.split())]
+    size, actors = weights.card.size[0], cast_of(weights.card)
     mixture = ContextMixture(**{name: float(name == options.context) for name in CONTEXTS})
     rng = np.random.default_rng(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
@@ -50,7 +50,7 @@ def main() -> None:
         state, target = process.concat(pairs)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             prediction = weights.network(state, weights.text(prompts))
-        flowing_F = (state.time_F < 1) & (state.role_F == 0)
+        flowing_F = state.flowing_F
         error = (prediction.velocity_FCHW - target.velocity_FCHW).square().mean((2, 3))
         error_FC.append(error[flowing_F])
         bin_F += (state.time_F[flowing_F] * BINS).long().clamp(max=BINS - 1).tolist()
