@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,14 @@ class Bench:
                     done += [to_frames(studio.weights.codec.decode(latent)) for latent in latents]
                 bar.update(len(part))
         return done
+
+    def both(self, jobs: Sequence[Job], label: str) -> dict[str, list[Frames]]:
+        """The clips of the jobs, and those of the same jobs without their prompts."""
+        bare = [replace(job, prompt="") for job in jobs]
+        return {
+            "with prompt": self.make(jobs, f"{label} with prompt"),
+            "without prompt": self.make(bare, f"{label} without prompt"),
+        }
 
     def hits(self, clips: Sequence[Frames], scenes: Sequence[Scene]) -> dict[str, float]:
         """Shares of clips in which the judge sees the actor, the action, and both."""
@@ -251,22 +259,20 @@ def interp(bench: Bench) -> dict[str, Any]:
     """First and last frame and the exact length given; PSNR of the missing frames, 48 clips."""
     scenes = bench.scenes(48, 5)
     real = [bench.real(scene, 5000 + n) for n, scene in enumerate(scenes)]
-    result: dict[str, Any] = {}
-    for name in ("with prompt", "without prompt"):
-        jobs = [
-            Job(
-                bench.prompt(scene, 5000 + n) if name == "with prompt" else "",
-                5000 + n,
-                clip[[0, -1]],
-                (False, True, False),
-                (0, len(clip) - 2, 0),
-            )
-            for n, (scene, clip) in enumerate(zip(scenes, real, strict=True))
-        ]
-        made = bench.make(jobs, f"interp {name}")
-        result[name] = float(
-            np.mean([_psnr(m[1:-1], r[1:-1]) for m, r in zip(made, real, strict=True)])
+    jobs = [
+        Job(
+            bench.prompt(scene, 5000 + n),
+            5000 + n,
+            clip[[0, -1]],
+            (False, True, False),
+            (0, len(clip) - 2, 0),
         )
+        for n, (scene, clip) in enumerate(zip(scenes, real, strict=True))
+    ]
+    result: dict[str, Any] = {
+        name: float(np.mean([_psnr(m[1:-1], r[1:-1]) for m, r in zip(made, real, strict=True)]))
+        for name, made in bench.both(jobs, "interp").items()
+    }
     result["linear"] = float(np.mean([_psnr(_linear(r, len(r) - 1), r[1:-1]) for r in real]))
     return result
 
@@ -286,18 +292,15 @@ def double(bench: Bench) -> dict[str, Any]:
     for number, scene in enumerate(scenes):
         clip = bench.real(scene, 6000 + number)
         real.append(clip[: len(clip) - 1 + len(clip) % 2])
-    result: dict[str, Any] = {}
-    for name in ("with prompt", "without prompt"):
-        jobs = []
-        for n, (scene, clip) in enumerate(zip(scenes, real, strict=True)):
-            between = (False, *[True] * (len(clip) // 2), False)
-            prompt = bench.prompt(scene, 6000 + n) if name == "with prompt" else ""
-            missing = tuple(int(gap) for gap in between)
-            jobs.append(Job(prompt, 6000 + n, clip[::2], between, missing))
-        made = bench.make(jobs, f"double {name}")
-        result[name] = float(
-            np.mean([_psnr(m[1::2], r[1::2]) for m, r in zip(made, real, strict=True)])
-        )
+    jobs = []
+    for n, (scene, clip) in enumerate(zip(scenes, real, strict=True)):
+        between = (False, *[True] * (len(clip) // 2), False)
+        missing = tuple(int(gap) for gap in between)
+        jobs.append(Job(bench.prompt(scene, 6000 + n), 6000 + n, clip[::2], between, missing))
+    result: dict[str, Any] = {
+        name: float(np.mean([_psnr(m[1::2], r[1::2]) for m, r in zip(made, real, strict=True)]))
+        for name, made in bench.both(jobs, "double").items()
+    }
     result["linear"] = float(np.mean([_psnr(_linear(r, 2), r[1::2]) for r in real]))
     result["minterpolate"] = float(
         np.mean([_psnr(_minterpolate(r[::2])[1 : len(r) : 2], r[1::2]) for r in real])
@@ -337,19 +340,14 @@ def i2v(bench: Bench) -> dict[str, Any]:
     """The actor of the given first frame, judged in the last quarter, 48 clips."""
     scenes = bench.scenes(48, 7)
     real = [bench.real(scene, 7000 + n) for n, scene in enumerate(scenes)]
-    result: dict[str, Any] = {}
-    for name in ("with prompt", "without prompt"):
-        jobs = [
-            Job(
-                bench.prompt(scene, 7000 + n) if name == "with prompt" else "",
-                7000 + n,
-                clip[:1],
-                (False, True),
-            )
-            for n, (scene, clip) in enumerate(zip(scenes, real, strict=True))
-        ]
-        made = bench.make(jobs, f"i2v {name}")
-        result[name] = _actor_share(bench, [_quarter(clip, -1) for clip in made], scenes)
+    jobs = [
+        Job(bench.prompt(scene, 7000 + n), 7000 + n, clip[:1], (False, True))
+        for n, (scene, clip) in enumerate(zip(scenes, real, strict=True))
+    ]
+    result: dict[str, Any] = {
+        name: _actor_share(bench, [_quarter(clip, -1) for clip in made], scenes)
+        for name, made in bench.both(jobs, "i2v").items()
+    }
     result["real"] = _actor_share(bench, [_quarter(clip, -1) for clip in real], scenes)
     return result
 
