@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -707,22 +706,11 @@ def evaluate(
     )
     text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
     if output is not None:
-        _write_text(output, text + "\n")
+        with video.replacing(output) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
         video.save_image(scorer.picture(scores), sheet)
     typer.echo(text if as_json else "\n".join(scorer.table(scores)))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """The whole file or none of it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 @app.command()

@@ -502,7 +502,7 @@ def _numbered(name: str) -> str:
 
 
 @contextmanager
-def _replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
     """A hidden temporary name beside `path`, renamed over `path` if the block ends well.
 
     With `numbered` it is to become a folder, whose files are then moved out beside it.
@@ -561,7 +561,7 @@ def write_video(
     if suffix in _ENCODERS and (height % 2 or width % 2):
         even = f"{width + width % 2}x{height + height % 2}"
         notes.append(f"padded from {width}x{height} to {even}: this format needs even sizes")
-    with _replacing(path, numbered=suffix == ".png") as temporary:
+    with replacing(path, numbered=suffix == ".png") as temporary:
         if suffix in _ENCODERS:
             _write_ffmpeg(temporary, frames_FHW3, rate, comment, sound)
         elif suffix in _PILLOW_SUFFIXES:
@@ -754,7 +754,7 @@ def save_image(image: Image.Image, path: Path) -> None:
     if suffix not in IMAGE_SUFFIXES:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"cannot write the picture {path}: its suffix must be one of {known}")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         image.save(temporary)
         with _opened(temporary) as written:
             written.load()

@@ -14,11 +14,11 @@ The picture has a row of held-out crops: source, without, with. The clips are ex
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -120,8 +120,7 @@ def main() -> None:
     args = parser.parse_args()
 
     train_clips, held_out = load(args.clips)
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, seed {args.seed}")
+    print(f"{machine.described()}, seed {args.seed}")
     print(f"{len(train_clips)} clips to train on, {len(held_out)} held out; {args.steps} steps")
     source_FCHW = torch.cat([clip[::4] for clip in held_out])
     energy = high_energy(source_FCHW)

@@ -12,11 +12,11 @@ Shape suffixes: B clips, T frames taken of each clip, N pictures, C H W, A actor
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -172,7 +172,7 @@ def main() -> None:
         (actor == actors[a], action == theatre.ACTIONS[k])
         for (actor, action), a, k in zip(verdicts, actor_B.tolist(), action_B.tolist(), strict=True)
     ]
-    print(f"{platform.machine()}, python {platform.python_version()}, torch {torch.__version__}")
+    print(machine.described())
     print(
         f"{len(actors)} actors; {options.clips} clips, {options.steps} steps, seed {options.seed}"
     )

@@ -8,11 +8,11 @@ An exact oracle stands in for the network, so that the rule and the step alone a
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from pathlib import Path
 
+import machine
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -37,8 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     mean, deviation = variation_floor(LAW, options.clips)
-    print(f"machine {platform.machine()} {platform.processor() or platform.system()}, one thread")
-    print(f"python {platform.python_version()}, torch {torch.__version__}")
+    print(machine.described())
     print(f"lengths {LAW}, {options.clips} clips, seed {options.seed}")
     print(f"floor: exact draws have {mean:.4f} +- {deviation:.4f}")
     print("| steps | " + " | ".join(options.rules) + " |")

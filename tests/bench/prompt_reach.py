@@ -7,8 +7,8 @@ squared difference of velocities between two prompts, averaged over noise, and t
 """
 
 import argparse
-import platform
 
+import machine
 import torch
 
 from flowcept import checkpoint
@@ -44,7 +44,7 @@ def main() -> None:
         open_first_B=torch.ones(count, dtype=torch.bool),
         lengths=(1,) * count,
     )
-    print(f"{platform.machine()}, python {platform.python_version()}, torch {torch.__version__}")
+    print(machine.described())
     print(f"{options.model}, {weights.card.steps} steps; {count} noises, seed {options.seed}")
     first = None
     for prompt in PROMPTS:

@@ -17,10 +17,10 @@ Shape suffixes: F frames, H W = 3, 3 colours.
 from __future__ import annotations
 
 import argparse
-import platform
 from collections import Counter
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -146,7 +146,7 @@ def main() -> None:
     size = sum(p.numel() for p in weights.network.parameters()) / 1e6
     records = train._records(options.run / "log.jsonl")
     seen = sum(r["clips"] for r in records if "clips" in r) * settings.log_every
-    print(f"{platform.machine()}, python {platform.python_version()}, torch {torch.__version__}")
+    print(machine.described())
     print(f"network of {size:.1f} million weights, {options.steps} steps, about {seen:.0f} clips, ")
     print(
         f"seed {options.seed}; rule error of shuffled real clips {shuffled_error(options.seed):.3f}"

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from typing import Any
 
 import imageio_ffmpeg
 import judge as judging
+import machine
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -560,9 +560,7 @@ def main() -> None:
         parser.error("the judge does not know the model's actors: train it with --model")
     done = json.loads(options.output.read_text()) if options.output.exists() else {}
     about = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "machine": machine.described(),
         "seed": options.seed,
         "steps": options.steps,
         "guidance": options.guidance,

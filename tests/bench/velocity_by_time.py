@@ -4,8 +4,8 @@ python tests/bench/velocity_by_time.py --model theatre --clips 160 --seed 99
 """
 
 import argparse
-import platform
 
+import machine
 import numpy as np
 import torch
 from judge import cast_of
@@ -55,7 +55,7 @@ def main() -> None:
         error_FC.append(error[flowing_F])
         bin_F += (state.time_F[flowing_F] * BINS).long().clamp(max=BINS - 1).tolist()
     errors, bins = torch.cat(error_FC), torch.tensor(bin_F)
-    print(f"{platform.machine()}, python {platform.python_version()}, torch {torch.__version__}")
+    print(machine.described())
     print(f"{options.model}, context {options.context}, {len(bins)} flowing frames, mean ", end="")
     print(f"{float(errors.mean()):.3f}, seed {options.seed}")
     by_time = [float(errors[bins == b].mean()) for b in range(BINS)]
