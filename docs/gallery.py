@@ -64,12 +64,15 @@ class Gallery:
     def section(self, title: str, *text: str) -> None:
         self.lines += ["", f"## {title}", "", *text, "", "| | command | frames |", "|---|---|---|"]
 
-    def clip(self, name: str, *words: str, remark: str = "", sheet: bool = False) -> None:
-        """One row: the animation, the command, the number of frames."""
+    def clip(
+        self, name: str, *words: str, remark: str = "", sheet: bool = False, trace: str = ""
+    ) -> None:
+        """One row: the animation, the command, the number of frames; more pictures beside it."""
         told = ["flowcept", *words]
         if "--seed" not in words:
             told += ["--seed", str(SEED)]
         more = ["--sheet", str(OUT / f"{name}.png")] if sheet else []
+        more += ["--trace", str(OUT / trace)] if trace else []
         done = subprocess.run(
             [*told, *ALWAYS, "-o", str(OUT / f"{name}.webp"), *more, "--json"],
             cwd=self.scratch,
@@ -112,9 +115,8 @@ def make(gallery: Gallery) -> None:
         "gen", "The last two pairs of actor and action were kept out of the training clips."
     )
     for number, prompt in enumerate(PROMPTS, 1):
-        more = ["--trace", str(OUT / "growth.png")] if number == 1 else []
-        gallery.clip(f"gen-{number:02d}", "gen", prompt, *more, sheet=number in (1, 2, 11))
-    gallery.lines = [line.replace(f" --trace {OUT / 'growth.png'}", "") for line in gallery.lines]
+        trace = "growth.png" if number == 1 else ""
+        gallery.clip(f"gen-{number:02d}", "gen", prompt, sheet=number in (1, 2, 11), trace=trace)
     gallery.lines += [
         "",
         "How the first one grew. Rows are steps, columns the final frames, brightness is flow",
