@@ -1,0 +1,118 @@
+"""Floating-point operations of training and sampling against full-sequence flow, by length.
+
+python tests/bench/flops.py                       # the default preset's network; a few minutes
+
+Operations are counted by PyTorch's own counter on the network itself, on tensors without contents,
+for every number of visible frames that the process draws; so nothing here is a formula of ours.
+A clip has a prompt of 8 tokens. Training counts forward and backward passes of the clips that teach
+something (the others are never computed); sampling counts all evaluations with as many steps for
+both, without guidance, lengths known. Both on the schedule's extended time [0, 2].
+
+Shape suffixes: F frames, C H W a latent, S prompt tokens, D their width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import replace
+
+import machine
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowcept.frames import FrameState, PromptTokens
+from flowcept.model import ModelConfig, Network
+from flowcept.process import ProcessConfig, draw, draw_delays
+from flowcept.sampler import clip_generator
+
+PROMPT = 8
+
+
+class Counter:
+    """Operations for one clip of so many visible frames, in units of 10^9."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        with torch.device("meta"):
+            self.network = Network(config)
+
+    @functools.cache  # noqa: B019 - the counter lives as long as the program
+    def forward(self, visible: int) -> float:
+        with torch.no_grad():
+            return self._count(visible, backward=False)
+
+    @functools.cache  # noqa: B019
+    def both(self, visible: int) -> float:
+        return self._count(visible, backward=True)
+
+    def _count(self, visible: int, *, backward: bool) -> float:
+        config = self.config
+        state = FrameState(
+            torch.empty(visible, config.channels, config.height, config.width),
+            torch.full((visible,), 0.5),
+            torch.zeros(visible, dtype=torch.long),
+            torch.tensor([0.5]),
+            torch.tensor([True]),
+            (visible,),
+        ).to("meta")
+        prompt = PromptTokens(torch.empty(PROMPT, config.text_width, device="meta"), (PROMPT,))
+        with FlopCounterMode(display=False) as counter:
+            said = self.network(state, prompt)
+            if backward:
+                heads = (said.velocity_FCHW, said.log_missing_F, said.log_missing_first_B)
+                sum((head.sum() for head in heads), said.count_logits_BK.sum()).backward()
+        return counter.get_total_flops() / 1e9
+
+
+def drawn(length: int, process: ProcessConfig, draws: int, seed: int) -> list[int]:
+    """Visible frames in training states of clips of this length."""
+    generator = clip_generator(seed)
+    latent_FCHW = torch.zeros(length, 1, 1, 1)
+    found = (draw(latent_FCHW, [False] * length, process, generator) for _ in range(draws))
+    return [pair[0].lengths[0] for pair in found if pair is not None]
+
+
+def walked(length: int, process: ProcessConfig, steps: int, seed: int) -> list[int]:
+    """Visible frames at each evaluation of one clip's sampling, delays as training draws them."""
+    if process.kind == "full-sequence":
+        return [length] * steps
+    delay_F = draw_delays([False] * length, process, clip_generator(seed))
+    born_F = (delay_F * steps).ceil()  # the step that inserts a frame
+    last = int(born_F.max()) + steps
+    return [int((born_F <= index).sum()) for index in range(last)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256, 1024])
+    parser.add_argument("--windows", type=int, nargs="+", default=[0, 4], help="0: all frames")
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(machine.described())
+    print(f"{options.draws} draws, {options.steps} steps, seed {options.seed}; 10^9 operations")
+    print("| frames | window | training: full-sequence | flowception | ratio", end=" ")
+    print("| sampling: full-sequence | flowception | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    flowception, full = ProcessConfig(), ProcessConfig(kind="full-sequence")
+    config = ModelConfig(channels=6, height=16, width=16, patch=4, max_count=64)
+    for length in options.lengths:
+        seen = drawn(length, flowception, options.draws, options.seed)
+        steps = walked(length, flowception, options.steps, options.seed)
+        for window in options.windows:
+            counter = Counter(replace(config, window=window))
+            train = sum(map(counter.both, seen)) / len(seen)
+            whole = counter.both(length)
+            made = sum(map(counter.forward, steps))
+            base = sum(map(counter.forward, walked(length, full, options.steps, options.seed)))
+            print(
+                f"| {length} | {window or 'all'} | {whole:.1f} | {train:.1f} "
+                f"| {train / whole:.3f} | {base:.1f} | {made:.1f} | {made / base:.3f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
