@@ -345,19 +345,21 @@ def drift_scores(
     real: Sequence[Clip], made: Sequence[Clip], network: FeatureNetwork | None
 ) -> dict[str, Any]:
     """Sharpness and distance of features by quarter of the clip; made against real."""
+
+    def parts(clips: Sequence[Clip], number: int) -> list[Tensor]:
+        images = [clip.image_FCHW for clip in clips]
+        return [image_FCHW[quarter(len(image_FCHW), number)] for image_FCHW in images]
+
     scores: dict[str, Any] = {"sharpness": {}}
     for name, clips in (("real", real), ("made", made)):
         scores["sharpness"][name] = [
-            _mean([float(metrics.sharpness(_quarter(c.image_FCHW, q)).mean()) for c in clips])
-            for q in range(QUARTERS)
+            _mean([float(metrics.sharpness(part).mean()) for part in parts(clips, number)])
+            for number in range(QUARTERS)
         ]
     if network:
         distances = []
-        for q in range(QUARTERS):
-            a, b = (
-                _frame_features(network, [_quarter(c.image_FCHW, q) for c in clips])
-                for clips in (real, made)
-            )
+        for number in range(QUARTERS):
+            a, b = (_frame_features(network, parts(clips, number)) for clips in (real, made))
             distances.append(metrics.frechet_of_samples(a, b))
         scores["distance"] = distances
     return scores
@@ -368,11 +370,11 @@ def _frame_features(network: FeatureNetwork, clips: Sequence[Tensor]) -> Tensor:
     return found.clip_ND if found.frame_FD is None else found.frame_FD
 
 
-def _quarter(image_FCHW: Tensor, number: int) -> Tensor:
-    """One of four parts of equal duration; a clip of fewer frames repeats some."""
-    edges = [round(q * len(image_FCHW) / QUARTERS) for q in range(QUARTERS + 1)]
-    start = min(edges[number], len(image_FCHW) - 1)
-    return image_FCHW[start : max(edges[number + 1], start + 1)]
+def quarter(num_frames: int, number: int) -> slice:
+    """One of four parts, of equal duration, of a clip; one of fewer frames repeats some."""
+    edges = [round(q * num_frames / QUARTERS) for q in range(QUARTERS + 1)]
+    start = min(edges[number], num_frames - 1)
+    return slice(start, max(edges[number + 1], start + 1))
 
 
 def count_scores(work: Evaluation) -> dict[str, Any]:

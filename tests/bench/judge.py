@@ -87,10 +87,12 @@ def _images(frames: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
 
 
+EVERYONE = theatre.ACTORS + theatre.SHAPES
+
+
 def cast_of(card: checkpoint.Card) -> tuple[str, ...]:
     """The actors that a model's training prompts named."""
-    everyone = theatre.ACTORS + theatre.SHAPES
-    return tuple(name for name in everyone if all(word in card.words for word in name.split()))
+    return tuple(name for name in EVERYONE if all(word in card.words for word in name.split()))
 
 
 def draw(actors: Sequence[str], clips: int, seed: int) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
@@ -157,13 +159,17 @@ def load(path: Path) -> Judge:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="theatre", help="whose actors are judged")
+    parser.add_argument("--actors", help="these are told apart instead: dog,cat,...")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=777)
     options = parser.parse_args()
     started = time.perf_counter()
-    actors = cast_of(checkpoint.read_card(checkpoint.find(options.model)))
+    if options.actors:
+        actors = tuple(name for name in EVERYONE if name in options.actors.split(","))
+    else:
+        actors = cast_of(checkpoint.read_card(checkpoint.find(options.model)))
     judge = train(actors, clips=options.clips, steps=options.steps, seed=options.seed)
     save(judge, options.output)
     frames, actor_B, action_B = draw(actors, 500, options.seed + 1)

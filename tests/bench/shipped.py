@@ -39,6 +39,7 @@ from tqdm import tqdm
 from flowcept import checkpoint, metrics, tasks, theatre
 from flowcept.data import to_frames, to_images
 from flowcept.device import autocast
+from flowcept.evaluate import QUARTERS, quarter
 from flowcept.sampler import Given, clip_generator, guided, sample
 from flowcept.settings import SampleConfig
 from flowcept.theatre import Scene
@@ -345,21 +346,24 @@ def i2v(bench: Bench) -> dict[str, Any]:
         for n, (scene, clip) in enumerate(zip(scenes, real, strict=True))
     ]
     result: dict[str, Any] = {
-        name: _actor_share(bench, [_quarter(clip, -1) for clip in made], scenes)
+        name: _actor_share(bench, [last_quarter(clip) for clip in made], scenes)
         for name, made in bench.both(jobs, "i2v").items()
     }
-    result["real"] = _actor_share(bench, [_quarter(clip, -1) for clip in real], scenes)
+    result["real"] = _actor_share(bench, [last_quarter(clip) for clip in real], scenes)
     return result
 
 
-def _quarter(frames_FHW3: Frames, which: int) -> Frames:
-    count = max(1, round(len(frames_FHW3) / 4))
-    return frames_FHW3[-count:] if which == -1 else frames_FHW3[:count]
+def last_quarter(frames_FHW3: Frames) -> Frames:
+    return frames_FHW3[quarter(len(frames_FHW3), QUARTERS - 1)]
 
 
 def _actor_share(bench: Bench, clips: Sequence[Frames], scenes: Sequence[Scene]) -> float:
     right = [bench.judge.actor_of(c) == s.actor for c, s in zip(clips, scenes, strict=True)]
     return float(np.mean(right))
+
+
+def _sharpness(clips: Sequence[Frames]) -> float:
+    return float(np.mean([float(metrics.sharpness(to_images(clip)).mean()) for clip in clips]))
 
 
 def extend(bench: Bench) -> dict[str, Any]:
@@ -380,23 +384,17 @@ def extend(bench: Bench) -> dict[str, Any]:
                 seed=8000 + n,
             ).frames_FHW3  # fmt: skip
             made.append(whole[len(clip) :])
+        parts = {
+            "first quarter": [clip[quarter(len(clip), 0)] for clip in made],
+            "last quarter": [last_quarter(clip) for clip in made],
+        }
         result[f"{times}x"] = {
-            part: {
-                "actor": _actor_share(bench, [_quarter(m, which) for m in made], scenes),
-                "sharpness": float(
-                    np.mean(
-                        [
-                            float(metrics.sharpness(to_images(_quarter(m, which))).mean())
-                            for m in made
-                        ]
-                    )
-                ),
-            }
-            for part, which in (("first quarter", 0), ("last quarter", -1))
+            part: {"actor": _actor_share(bench, clips, scenes), "sharpness": _sharpness(clips)}
+            for part, clips in parts.items()
         }
     result["real"] = {
-        "actor": _actor_share(bench, [_quarter(m, -1) for m in real], scenes),
-        "sharpness": float(np.mean([float(metrics.sharpness(to_images(m)).mean()) for m in real])),
+        "actor": _actor_share(bench, [last_quarter(clip) for clip in real], scenes),
+        "sharpness": _sharpness(real),
     }
     return result
 
