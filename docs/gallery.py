@@ -28,23 +28,23 @@ SEED = 1
 PROMPTS = (
     "a dog surfing",
     "a cat jumping slowly at sunset",
-    "a robot flying at night",
-    "a horse running quickly in the desert",
-    "a unicorn skating in the snow",
+    "a ghost flying at night",
+    "a fox running quickly in the desert",
+    "a penguin skating in the snow",
     "a frog swimming",
     "a pumpkin falling on the moon",
     "a panda spinning in the park",
-    "a pig hiding",
-    "an octopus growing slowly",
+    "a cat hiding",
+    "a pumpkin growing slowly",
     "a penguin surfing at sunset",  # a reserved pair: never trained
-    "a dinosaur skating quickly",  # a reserved pair: never trained
+    "a ghost growing quickly",  # a reserved pair: never trained
 )
 
 GIVEN = {
     "fox-first": (Scene("fox", "spinning", "in the park"), 0),
     "cat-first": (Scene("cat", "flying", "at sunset"), 0),
     "cat-last": (Scene("cat", "flying", "at sunset"), -1),
-    **{f"tiger-{k}": (Scene("tiger", "bouncing"), k) for k in (0, 4, 8, -1)},
+    **{f"frog-{k}": (Scene("frog", "bouncing"), k) for k in (0, 4, 8, -1)},
 }
 
 
@@ -95,8 +95,8 @@ class Gallery:
         for name, (scene, which) in GIVEN.items():
             frames = theatre.draw_clip(scene, 64, np.random.default_rng([99, len(scene.actor)]))
             Image.fromarray(frames[which]).save(self.scratch / f"{name}.png")
-        frames = theatre.draw_clip(Scene("lion", "walking"), 64, np.random.default_rng(99))
-        write_video(self.scratch / "lion.webp", frames, theatre.FPS)
+        frames = theatre.draw_clip(Scene("panda", "walking"), 64, np.random.default_rng(99))
+        write_video(self.scratch / "panda.webp", frames, theatre.FPS)
 
 
 def main() -> None:
@@ -133,14 +133,14 @@ def make(gallery: Gallery) -> None:
     gallery.section("interp")
     two = ["cat-first.png", "cat-last.png", "-p", "a cat flying at sunset"]
     gallery.clip("interp-1", "interp", *two, "--frames", "auto", sheet=True)
-    four = [f"tiger-{k}.png" for k in (0, 4, 8, -1)]
-    gallery.clip("interp-2", "interp", *four, "-p", "a tiger bouncing")
+    four = [f"frog-{k}.png" for k in (0, 4, 8, -1)]
+    gallery.clip("interp-2", "interp", *four, "-p", "a frog bouncing")
 
     gallery.section(
-        "extend", "A drawn clip of a lion walking, and what was put after, before, around."
+        "extend", "A drawn clip of a panda walking, and what was put after, before, around."
     )
     for direction in ("forward", "backward", "both"):
-        words = ["lion.webp", "-p", "a lion walking", "--frames", "8", "--direction", direction]
+        words = ["panda.webp", "-p", "a panda walking", "--frames", "8", "--direction", direction]
         gallery.clip(f"extend-{direction}", "extend", *words, sheet=direction == "forward")
 
     gallery.section(
@@ -158,9 +158,9 @@ def make(gallery: Gallery) -> None:
     gallery.clip("failure-1", "gen", "a giraffe dancing", remark="words it never saw")
     gallery.clip("failure-2", "gen", "a dog and a cat walking", remark="never saw two actors")
     gallery.clip(
-        "failure-3", "gen", "a cow walking", "--frames", "60", remark="over twice the longest clip"
+        "failure-3", "gen", "a fox walking", "--frames", "60", remark="over twice the longest clip"
     )
-    gallery.clip("failure-4", "gen", "a cow walking", "--steps", "3", remark="too few steps")
+    gallery.clip("failure-4", "gen", "a fox walking", "--steps", "3", remark="too few steps")
 
 
 if __name__ == "__main__":

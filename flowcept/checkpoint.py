@@ -168,8 +168,8 @@ def _check_size(card: Card, path: Path) -> None:
     """
     network, text, codec = card.network, card.text, card.codec
     places = network.height // network.patch + network.width // network.patch + network.patches
-    per_token = network.max_count + places + network.patch**2 * network.channels
-    least = network.hidden * (12 * network.depth * network.hidden + per_token)
+    least = network.hidden * (12 * network.depth * network.hidden + network.max_count + places)
+    least += 36 * network.cell_depth * network.cells**2
     if text.kind == "bytes":
         per_token = text.buckets + text.tokens + text.max_bytes
         least += text.width * (12 * text.depth * text.width + per_token)

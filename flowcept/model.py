@@ -14,9 +14,13 @@ Time and role enter by adaptive normalisation per row, with one projection for a
 learned offset in each. The prompt enters by cross-attention, and the sum of its tokens with the
 time.
 
+A patch is coarse: a thing's outline crosses it anywhere. So latent cells become patches, and
+patches velocities, by convolutions within each frame (``Cells``): the blocks say what is where and
+how it moves, the convolutions how it looks there.
+
 Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip),
 P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, K counts, A the
-axes index, row and column.
+axes index, row and column. Cells have their channels last.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,24 +55,33 @@ class ModelConfig:
     depth: int = 8  # blocks
     heads: int = 4
     patch: int = 2  # latent cells along each side of a patch
+    cells: int = 64  # channels of a latent cell; larger cells, on the way to a patch, have more
+    cell_depth: int = 2  # convolution blocks at each size of cells, before and after the blocks
     mlp_ratio: int = 4
     window: int = 0  # a frame sees frames within this distance; 0: all frames
 
     def __post_init__(self) -> None:
-        positive = (self.hidden, self.depth, self.heads, self.patch, self.channels)
+        positive = (self.hidden, self.depth, self.heads, self.patch, self.channels, self.cells)
         if min(*positive, self.height, self.width, self.mlp_ratio, self.text_width) < 1:
             raise ValueError("the network's sizes must be positive")
         if self.hidden % self.heads or (self.hidden // self.heads) % 8:
             raise ValueError("hidden must be heads times a multiple of 8")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError("the latent's height and width must be multiples of the patch")
-        if self.window < 0 or self.max_count < 0:
-            raise ValueError("window and max_count must not be negative")
+        if self.window < 0 or self.max_count < 0 or self.cell_depth < 0:
+            raise ValueError("window, max_count and cell_depth must not be negative")
 
     @property
     def patches(self) -> int:
         """Patches per frame."""
         return (self.height // self.patch) * (self.width // self.patch)
+
+    @property
+    def merges(self) -> list[int]:
+        """Side of the squares of cells that become one, step by step until they are patches."""
+        halvings = (self.patch & -self.patch).bit_length() - 1
+        odd = self.patch >> halvings
+        return [2] * halvings + [odd] * (odd > 1 or not halvings)
 
 
 INDEX_PERIOD = 1000.0  # frames: the slowest rotary wave; clips of that length stay distinguishable
@@ -145,6 +160,21 @@ def normed(x: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],))
 
 
+class SquaredRelu(torch.autograd.Function):
+    """``relu(x) ** 2``, with one product in the backward pass where autograd would make four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - autograd's own
+        y = F.relu(x)
+        ctx.save_for_backward(y)
+        return y.square()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        y: Tensor = ctx.saved_tensors[0]
+        return (grad * y).mul_(2)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What every block needs to know of a state, computed once."""
@@ -189,8 +219,108 @@ class Block(nn.Module):
         x_RPD = x_RPD + self.prompt_out(y_RPD)
 
         y_RPD = torch.addcmul(mlp_shift, normed(x_RPD), 1 + mlp_scale)
-        z_RPD = F.relu(self.up(y_RPD))
-        return torch.addcmul(x_RPD, mlp_gate, self.down(z_RPD * z_RPD))
+        z_RPD: Tensor = SquaredRelu.apply(self.up(y_RPD))  # type: ignore[no-untyped-call]
+        return torch.addcmul(x_RPD, mlp_gate, self.down(z_RPD))
+
+
+def modulated(x: Tensor, scale_and_shift: Tensor) -> Tensor:
+    """Normalised features of the cells of each frame, scaled and shifted: ``[F, H, W, C]``."""
+    scale, shift = scale_and_shift[:, None, None].to(x.dtype).chunk(2, dim=-1)
+    return torch.addcmul(shift, normed(x), 1 + scale)
+
+
+def convolve(layer: nn.Conv2d, x_FHWC: Tensor) -> Tensor:
+    """A convolution of cells that have their channels last, as they stay in memory."""
+    y_FCHW: Tensor = layer(x_FHWC.permute(0, 3, 1, 2))
+    return y_FCHW.permute(0, 2, 3, 1)
+
+
+def merged(x_FHWC: Tensor, side: int) -> Tensor:
+    """Squares of ``side`` cells become one: ``[F, H / side, W / side, side * side * C]``."""
+    frames, height, width, channels = x_FHWC.shape
+    x_FhywxC = x_FHWC.reshape(frames, height // side, side, width // side, side, channels)
+    return x_FhywxC.transpose(2, 3).flatten(3)
+
+
+def divided(x_FHWC: Tensor, side: int) -> Tensor:
+    """The inverse of ``merged``."""
+    x_FhwyxC = x_FHWC.reshape(*x_FHWC.shape[:3], side, side, x_FHWC.shape[3] // side**2)
+    return x_FhwyxC.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+class CellBlock(nn.Module):
+    """Two convolutions within each frame; its row's condition scales and shifts what they see."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.film = nn.Linear(width, 2 * channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        for layer in (self.film, self.second):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
+        y_FHWC = convolve(self.first, modulated(x_FHWC, self.film(condition_FD)))
+        return x_FHWC + convolve(self.second, F.silu(y_FHWC))
+
+
+class CellBlocks(nn.ModuleList):
+    """Blocks one after another."""
+
+    def forward(self, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
+        for block in self:
+            x_FHWC = block(x_FHWC, condition_FD)
+        return x_FHWC
+
+
+class Cells(nn.Module):
+    """From latents to patches and from patches to velocities, by way of cells of growing size.
+
+    The cells of each size are remembered on the way down and added to on the way up.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.sides = config.merges
+        channels = [config.cells * 2**size for size in range(len(self.sides))]
+        larger = [*channels[1:], config.hidden]
+        areas = [side * side for side in self.sides]
+
+        def blocks() -> nn.ModuleList:
+            return nn.ModuleList(
+                CellBlocks(CellBlock(c, config.hidden) for _ in range(config.cell_depth))
+                for c in channels
+            )
+
+        self.first = nn.Conv2d(config.channels, channels[0], 3, padding=1)
+        self.down, self.up = blocks(), blocks()
+        self.merge = nn.ModuleList(map(nn.Linear, map(mul, areas, channels), larger))
+        self.divide = nn.ModuleList(map(nn.Linear, larger, map(mul, areas, channels)))
+        self.film = nn.Linear(config.hidden, 2 * channels[0])
+        self.velocity = nn.Conv2d(channels[0], config.channels, 3, padding=1)
+        for layer in (self.film, self.velocity):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def to_patches(self, latent_FCHW: Tensor, condition_FD: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Patches ``[F, H, W, D]`` of the latents, and the cells of each size before them."""
+        x_FHWC = convolve(self.first, latent_FCHW.permute(0, 2, 3, 1))
+        cells = []
+        for side, blocks, merge in zip(self.sides, self.down, self.merge, strict=True):
+            x_FHWC = blocks(x_FHWC, condition_FD)
+            cells.append(x_FHWC)
+            x_FHWC = merge(merged(x_FHWC, side))
+        return x_FHWC, cells
+
+    def to_velocity(self, patch_FHWD: Tensor, cells: list[Tensor], condition_FD: Tensor) -> Tensor:
+        """The velocity ``[F, C, H, W]`` that patches say, float32."""
+        x_FHWC = patch_FHWD
+        ways = zip(self.sides, self.up, self.divide, cells, strict=True)
+        for side, blocks, divide, same_FHWC in reversed(list(ways)):
+            x_FHWC = blocks(same_FHWC + divided(divide(x_FHWC), side), condition_FD)
+        x_FHWC = F.silu(modulated(x_FHWC, self.film(condition_FD)))
+        return convolve(self.velocity, x_FHWC).permute(0, 3, 1, 2).float()
 
 
 class Network(nn.Module):
@@ -199,9 +329,9 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        width, cells = config.hidden, config.patch**2 * config.channels
+        width = config.hidden
         rows, columns = config.height // config.patch, config.width // config.patch
-        self.patch_in = nn.Linear(cells, width)
+        self.cells = Cells(config)
         self.row_place = nn.Parameter(torch.randn(rows, 1, width) * 0.02)
         self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
         self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
@@ -215,13 +345,12 @@ class Network(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final = nn.Linear(width, 2 * width)
-        self.velocity = nn.Linear(width, cells)
         self.log_missing = nn.Linear(width, 1)
         self.log_missing_first = nn.Linear(width, 1)
         self.count = nn.Linear(width, config.max_count + 1)
         nn.init.normal_(self.frame_role.weight, std=0.02)
         nn.init.normal_(self.clip_role.weight, std=0.02)
-        zeroed = (self.modulation, self.final, self.velocity, self.count)  # gates start closed
+        zeroed = (self.modulation, self.final, self.count)  # gates start closed
         for layer in (*zeroed, self.log_missing, self.log_missing_first):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -271,13 +400,12 @@ class Network(nn.Module):
     def _predict(self, state: FrameState, prompt: PromptTokens) -> Prediction:
         device = state.latent_FCHW.device
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
-        x_RPD = self._embed(state, clip_rows, frame_rows)
-        dtype = torch.get_autocast_dtype(device.type)
-        if torch.is_autocast_enabled(device.type):
-            x_RPD = x_RPD.to(dtype)
         prompt_S1D = prompt.token_SD[:, None]
-        condition_RD = self._condition(state, prompt, clip_rows, frame_rows)
-        modulation_R16D = self.modulation(F.silu(condition_RD)).unflatten(-1, (1, 6, -1))
+        condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
+        condition_FD = condition_RD[frame_rows]
+        patch_FHWD, cells = self.cells.to_patches(state.latent_FCHW, condition_FD)
+        x_RPD = self._embed(patch_FHWD, clip_rows, frame_rows)
+        modulation_R16D = self.modulation(condition_RD).unflatten(-1, (1, 6, -1))
         modulation_R16D = modulation_R16D.to(x_RPD.dtype)
         layout = self._layout(state, prompt, frame_rows, x_RPD.dtype)
         for block in self.blocks:
@@ -287,11 +415,12 @@ class Network(nn.Module):
                 )
             else:
                 x_RPD = block(x_RPD, modulation_R16D, prompt_S1D, layout)
-        shift, scale = self.final(F.silu(condition_RD))[:, None].to(x_RPD.dtype).chunk(2, dim=-1)
+        shift, scale = self.final(condition_RD)[:, None].to(x_RPD.dtype).chunk(2, dim=-1)
         x_RPD = torch.addcmul(shift, normed(x_RPD), 1 + scale)
         clip_BD, frame_FPD = x_RPD[clip_rows, 0], x_RPD[frame_rows]
+        patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
         return Prediction(
-            velocity_FCHW=self._to_latents(self.velocity(frame_FPD[:, 1:])),
+            velocity_FCHW=self.cells.to_velocity(patch_FHWD, cells, condition_FD),
             log_missing_F=self.log_missing(frame_FPD[:, 0])[:, 0].float(),
             log_missing_first_B=self.log_missing_first(clip_BD)[:, 0].float(),
             count_logits_BK=self.count(clip_BD).float(),
@@ -335,29 +464,13 @@ class Network(nn.Module):
         condition_RD: Tensor = self.time(waves(time)) + role + told
         return condition_RD[back]
 
-    def _embed(self, state: FrameState, clip_rows: Tensor, frame_rows: Tensor) -> Tensor:
-        cells_FPD = self._to_patches(state.latent_FCHW)
-        place_PD = (self.row_place + self.column_place).flatten(0, 1)
-        patch_FPD = self.patch_in(cells_FPD) + place_PD
+    def _embed(self, patch_FHWD: Tensor, clip_rows: Tensor, frame_rows: Tensor) -> Tensor:
+        """All rows, in the dtype of the patches."""
+        patch_FPD = (patch_FHWD + (self.row_place + self.column_place)).flatten(1, 2)
         frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
-        clip_BPD = self.clip_row.expand(len(state.lengths), -1, -1)
-        row_RPD: Tensor = torch.cat([clip_BPD, frame_FPD])
+        clip_BPD = self.clip_row.expand(len(clip_rows), -1, -1)
+        row_RPD = torch.cat([clip_BPD, frame_FPD]).to(patch_FHWD.dtype)
         return row_RPD[torch.cat([clip_rows, frame_rows]).argsort()]
-
-    def _to_patches(self, latent_FCHW: Tensor) -> Tensor:
-        """``[F, P - 1, patch * patch * C]``; there may be no frame at all."""
-        patch, channels = self.config.patch, self.config.channels
-        grid: Tensor = latent_FCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
-        return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, self.config.patches, channels * patch**2)
-
-    def _to_latents(self, cells_FPD: Tensor) -> Tensor:
-        """The inverse of ``_to_patches``, float32."""
-        config, patch = self.config, self.config.patch
-        rows, columns = config.height // patch, config.width // patch
-        grid = cells_FPD.float().reshape(-1, rows, columns, config.channels, patch, patch)
-        latent = grid.permute(0, 3, 1, 4, 2, 5)
-        whole: Tensor = latent.reshape(-1, config.channels, config.height, config.width)
-        return whole
 
 
 def _row_numbers(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

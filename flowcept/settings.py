@@ -120,8 +120,8 @@ class TrainConfig:
     codec: str = setting(
         "autoencoder", "autoencoder, pixels, or a pretrained autoencoder's folder or file"
     )
-    compression: int = setting(8, "pixels per latent cell along each side: 4, 8 or 16")
-    codec_channels: int = setting(16, "channels of a latent")
+    compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16")
+    codec_channels: int = setting(6, "channels of a latent")
     codec_width: int = setting(64, "channels of the autoencoder's first level")
     codec_steps: int = setting(4000, "training steps of the autoencoder")
     codec_batch: int = setting(16, "frames per step of the autoencoder")
@@ -133,7 +133,9 @@ class TrainConfig:
     hidden: int = setting(256, "width of the network")
     depth: int = setting(8, "blocks of the network")
     heads: int = setting(4, "attention heads of the network")
-    patch: int = setting(2, "latent cells along each side of a patch")
+    patch: int = setting(4, "latent cells along each side of a patch")
+    cells: int = setting(64, "channels of the convolutions over latent cells")
+    cell_depth: int = setting(2, "convolution blocks at each size of cells, down and up")
     window: int = setting(0, "frames within this distance are seen; 0: all")
     text_width: int = setting(192, "width of the prompt encoder")
     text_depth: int = setting(3, "blocks of the prompt encoder")
@@ -181,15 +183,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = ("steps", "tokens", "micro_tokens", "learning_rate", "clip", "max_frames")
         counts = ("min_frames", "codec_batch", "log_every", "eval_every", "sample_every")
-        shape = ("hidden", "depth", "heads", "patch", "text_width", "text_depth", "codec_channels")
-        for name in (*positive, *counts, *shape, "save_every", "codec_rate", "codec_steps"):
+        shape = ("hidden", "depth", "heads", "patch", "cells", "text_width", "text_depth")
+        codec = ("codec_channels", "codec_rate", "codec_steps")
+        for name in (*positive, *counts, *shape, *codec, "save_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
         for name in ("prompt_dropout", "context_dropout", "held_out", "decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 0 and under 1")
         numbers = ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight")
-        for name in (*numbers, "warmup", "window"):
+        for name in (*numbers, "warmup", "window", "cell_depth"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be a number and at least 0")
         if not 0 <= self.seed < 2**63:
@@ -218,6 +221,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 128,
         "depth": 4,
         "heads": 2,
+        "cells": 32,
         "text_width": 96,
         "text_depth": 2,
         "codec_width": 32,
@@ -228,6 +232,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {},
     "base": {
         "size": "128",
+        "compression": 8,
+        "codec_channels": 16,
+        "patch": 2,
+        "cells": 128,
         "hidden": 512,
         "depth": 16,
         "heads": 8,

@@ -324,6 +324,8 @@ def _network_config(
         depth=config.depth,
         heads=config.heads,
         patch=config.patch,
+        cells=config.cells,
+        cell_depth=config.cell_depth,
         window=config.window,
     )
 

@@ -36,6 +36,7 @@ def write_model(path: Path, kind: str = "flowception", codec: str = "autoencoder
         depth=2,
         heads=2,
         patch=cells // 2,
+        cells=8,
     )
     process = ProcessConfig(kind=kind)
     prompts = {"a dog surfing": 2, "a cat": 1}

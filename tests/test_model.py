@@ -20,7 +20,7 @@ from flowcept.sampler import Given, clip_generator, concat_prompts, guided, samp
 from flowcept.settings import SampleConfig
 
 SMALL = ModelConfig(
-    channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2
+    channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2, cells=8
 )
 
 
@@ -314,6 +314,8 @@ def test_content_means_nothing_but_itself() -> None:
         {"max_count": -1},
         {"patch": 0},
         {"heads": 0},
+        {"cells": 0},
+        {"cell_depth": -1},
     ],
 )
 def test_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
@@ -321,6 +323,55 @@ def test_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
         ModelConfig(**settings)
 
 
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_squares_of_cells_merge_and_divide(side: int) -> None:
+    cell_FHWC = torch.randn(2, 2 * side, 3 * side, 5)
+    merged_FHWC = model.merged(cell_FHWC, side)
+    assert merged_FHWC.shape == (2, 2, 3, side * side * 5)
+    square_C = cell_FHWC[1, side : 2 * side, 2 * side : 3 * side].flatten()
+    assert torch.equal(merged_FHWC[1, 1, 2], square_C)
+    assert torch.equal(model.divided(merged_FHWC, side), cell_FHWC)
+
+
+@pytest.mark.parametrize(("patch", "merges"), [(1, [1]), (2, [2]), (3, [3]), (8, [2, 2, 2])])
+def test_cells_become_patches_of_any_size(patch: int, merges: list[int]) -> None:
+    config = replace(SMALL, height=2 * patch, width=patch, patch=patch)
+    assert config.merges == merges
+    assert config.patches == 2
+    net = Network(config).eval()
+    state = clip(3, 0)
+    state = replace(state, latent_FCHW=torch.randn(3, 3, 2 * patch, patch))
+    with torch.no_grad():
+        net.cells.velocity.weight.normal_()
+        velocity_FCHW = net(state, PROMPTS[0]).velocity_FCHW
+    assert velocity_FCHW.shape == state.latent_FCHW.shape
+    assert (velocity_FCHW.flatten(1).std(1) > 0).all()
+
+
+@pytest.mark.parametrize("cell_depth", [0, 1])
+def test_convolutions_stay_within_a_frame(cell_depth: int) -> None:
+    """With silent transformer blocks a frame's velocity is its own, edge to edge."""
+    torch.manual_seed(0)
+    net = Network(replace(SMALL, cell_depth=cell_depth)).eval()
+    with torch.no_grad():
+        for parameter in net.cells.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.25)
+    state = CLIPS[0]
+    changed_FCHW = state.latent_FCHW.clone()
+    changed_FCHW[1] += 1
+    before = net(state, PROMPTS[0]).velocity_FCHW
+    after = net(replace(state, latent_FCHW=changed_FCHW), PROMPTS[0]).velocity_FCHW
+    assert (before[1] != after[1]).all()
+    others = [0, 2, 3]
+    assert torch.equal(before[others], after[others])
+
+
 def test_states_of_roles_use_their_embedding() -> None:
     net = network()
     assert net.frame_role.weight.shape[0] == len(Role)
+
+
+def test_squared_relu_has_its_derivative() -> None:
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(model.SquaredRelu.apply(x), x.clamp(min=0) ** 2)
+    assert torch.autograd.gradcheck(model.SquaredRelu.apply, (x,))
