@@ -169,7 +169,12 @@ def _check_size(card: Card, path: Path) -> None:
     network, text, codec = card.network, card.text, card.codec
     places = network.height // network.patch + network.width // network.patch + network.patches
     least = network.hidden * (12 * network.depth * network.hidden + network.max_count + places)
-    least += 36 * network.cell_depth * network.cells**2
+    channels = network.cell_channels
+    least += 18 * network.cells * network.channels
+    least += 36 * network.cell_depth * sum(c**2 for c in channels)
+    larger = [*channels[1:], network.hidden]
+    merges = zip(network.merges, channels, larger, strict=True)
+    least += sum(2 * side**2 * c * merged for side, c, merged in merges)
     if text.kind == "bytes":
         per_token = text.buckets + text.tokens + text.max_bytes
         least += text.width * (12 * text.depth * text.width + per_token)

@@ -29,7 +29,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import mul
 from typing import Any
 
 import torch
@@ -82,6 +81,11 @@ class ModelConfig:
         halvings = (self.patch & -self.patch).bit_length() - 1
         odd = self.patch >> halvings
         return [2] * halvings + [odd] * (odd > 1 or not halvings)
+
+    @property
+    def cell_channels(self) -> list[int]:
+        """Channels of the cells before each merging."""
+        return [self.cells * 2**size for size in range(len(self.merges))]
 
 
 INDEX_PERIOD = 1000.0  # frames: the slowest rotary wave; clips of that length stay distinguishable
@@ -175,6 +179,14 @@ class SquaredRelu(torch.autograd.Function):
         return (grad * y).mul_(2)
 
 
+def _silence(*layers: nn.Linear | nn.Conv2d) -> None:
+    """Layers that say nothing at first."""
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What every block needs to know of a state, computed once."""
@@ -199,8 +211,7 @@ class Block(nn.Module):
         self.up = nn.Linear(width, config.mlp_ratio * width)
         self.down = nn.Linear(config.mlp_ratio * width, width)
         self.offset = nn.Parameter(torch.zeros(6, width))
-        nn.init.zeros_(self.prompt_out.weight)
-        nn.init.zeros_(self.prompt_out.bias)
+        _silence(self.prompt_out)
 
     def forward(
         self, x_RPD: Tensor, modulation_R16D: Tensor, prompt_S1D: Tensor, layout: Layout
@@ -256,9 +267,7 @@ class CellBlock(nn.Module):
         self.film = nn.Linear(width, 2 * channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        for layer in (self.film, self.second):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        _silence(self.film, self.second)
 
     def forward(self, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
         y_FHWC = convolve(self.first, modulated(x_FHWC, self.film(condition_FD)))
@@ -282,10 +291,9 @@ class Cells(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.sides = config.merges
-        channels = [config.cells * 2**size for size in range(len(self.sides))]
+        self.sides, channels = config.merges, config.cell_channels
         larger = [*channels[1:], config.hidden]
-        areas = [side * side for side in self.sides]
+        squares = [side * side * c for side, c in zip(self.sides, channels, strict=True)]
 
         def blocks() -> nn.ModuleList:
             return nn.ModuleList(
@@ -295,13 +303,11 @@ class Cells(nn.Module):
 
         self.first = nn.Conv2d(config.channels, channels[0], 3, padding=1)
         self.down, self.up = blocks(), blocks()
-        self.merge = nn.ModuleList(map(nn.Linear, map(mul, areas, channels), larger))
-        self.divide = nn.ModuleList(map(nn.Linear, larger, map(mul, areas, channels)))
+        self.merge = nn.ModuleList(map(nn.Linear, squares, larger))
+        self.divide = nn.ModuleList(map(nn.Linear, larger, squares))
         self.film = nn.Linear(config.hidden, 2 * channels[0])
         self.velocity = nn.Conv2d(channels[0], config.channels, 3, padding=1)
-        for layer in (self.film, self.velocity):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        _silence(self.film, self.velocity)
 
     def to_patches(self, latent_FCHW: Tensor, condition_FD: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Patches ``[F, H, W, D]`` of the latents, and the cells of each size before them."""
@@ -351,9 +357,7 @@ class Network(nn.Module):
         nn.init.normal_(self.frame_role.weight, std=0.02)
         nn.init.normal_(self.clip_role.weight, std=0.02)
         zeroed = (self.modulation, self.final, self.count)  # gates start closed
-        for layer in (*zeroed, self.log_missing, self.log_missing_first):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        _silence(*zeroed, self.log_missing, self.log_missing_first)
         self.checkpoint_blocks = False  # trade time for memory in training
 
     @torch.no_grad()
