@@ -253,10 +253,7 @@ def codec(bench: Bench) -> dict[str, Any]:
 
 
 def _psnr(made_FHW3: Frames, real_FHW3: Frames) -> float:
-    """Mean over frames; one that is equal to the last bit, as where nothing moves, counts as BEST.
-
-    BEST is 100 dB.
-    """
+    """Mean over frames; one equal to the last bit, as where nothing moves, counts as BEST."""
     psnr_F = metrics.psnr_per_frame(to_images(made_FHW3), to_images(real_FHW3))
     return float(psnr_F.clamp(max=BEST).mean())
 
