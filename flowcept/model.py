@@ -15,8 +15,9 @@ learned offset in each. The prompt enters by cross-attention, and the sum of its
 time.
 
 A patch is coarse: a thing's outline crosses it anywhere. So latent cells become patches, and
-patches velocities, by convolutions within each frame (``Cells``): the blocks say what is where and
-how it moves, the convolutions how it looks there.
+patches velocities, by convolutions (``Cells``) within each frame, which also see the same place in
+the visible frame before and after: the blocks say what is where and how it moves, the convolutions
+how it looks there, and that it still looks so in the next frame.
 
 Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip),
 P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, K counts, A the
@@ -45,15 +46,15 @@ from flowcept.frames import FrameState, Prediction, PromptTokens
 class ModelConfig:
     """Shape of the network. Part of every model file."""
 
-    channels: int = 16  # of a latent
-    height: int = 8  # of a latent
-    width: int = 8  # of a latent
+    channels: int = 6  # of a latent
+    height: int = 16  # of a latent
+    width: int = 16  # of a latent
     max_count: int = 64  # largest total missing count that can be predicted
     text_width: int = 192  # of a prompt token
     hidden: int = 256  # width of a token
     depth: int = 8  # blocks
     heads: int = 4
-    patch: int = 2  # latent cells along each side of a patch
+    patch: int = 4  # latent cells along each side of a patch
     cells: int = 64  # channels of a latent cell; larger cells, on the way to a patch, have more
     cell_depth: int = 2  # convolution blocks at each size of cells, before and after the blocks
     mlp_ratio: int = 4
@@ -164,6 +165,11 @@ def normed(x: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],))
 
 
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Adaptive normalisation: normalised features, scaled and shifted."""
+    return torch.addcmul(shift, normed(x), 1 + scale)
+
+
 class SquaredRelu(torch.autograd.Function):
     """``relu(x) ** 2``, with one product in the backward pass where autograd would make four."""
 
@@ -181,10 +187,8 @@ class SquaredRelu(torch.autograd.Function):
 
 def _silence(*layers: nn.Linear | nn.Conv2d) -> None:
     """Layers that say nothing at first."""
-    for layer in layers:
-        nn.init.zeros_(layer.weight)
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
+    for parameter in itertools.chain.from_iterable(layer.parameters() for layer in layers):
+        nn.init.zeros_(parameter)
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,7 @@ class Block(nn.Module):
     ) -> Tensor:
         modulation = modulation_R16D + self.offset.to(modulation_R16D.dtype)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
-        y_RPD = torch.addcmul(shift, normed(x_RPD), 1 + scale)
+        y_RPD = modulated(x_RPD, shift, scale)
         qkv = self.qkv(y_RPD).unflatten(-1, (3, self.heads, -1))
         q, k = rotate(normed(qkv[:, :, :2]), layout.rotation).unbind(2)
         y_RPD = attend(q, k, qkv[:, :, 2], layout.within).flatten(2)
@@ -229,15 +233,15 @@ class Block(nn.Module):
         y_RPD = attend(normed(q), normed(k), v, layout.to_prompt).flatten(2)
         x_RPD = x_RPD + self.prompt_out(y_RPD)
 
-        y_RPD = torch.addcmul(mlp_shift, normed(x_RPD), 1 + mlp_scale)
+        y_RPD = modulated(x_RPD, mlp_shift, mlp_scale)
         z_RPD: Tensor = SquaredRelu.apply(self.up(y_RPD))  # type: ignore[no-untyped-call]
         return torch.addcmul(x_RPD, mlp_gate, self.down(z_RPD))
 
 
-def modulated(x: Tensor, scale_and_shift: Tensor) -> Tensor:
-    """Normalised features of the cells of each frame, scaled and shifted: ``[F, H, W, C]``."""
-    scale, shift = scale_and_shift[:, None, None].to(x.dtype).chunk(2, dim=-1)
-    return torch.addcmul(shift, normed(x), 1 + scale)
+def filmed(layer: nn.Linear, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
+    """Adaptive normalisation of the cells of each frame, by the condition of its row."""
+    scale, shift = layer(condition_FD)[:, None, None].to(x_FHWC.dtype).chunk(2, dim=-1)
+    return modulated(x_FHWC, shift, scale)
 
 
 def convolve(layer: nn.Conv2d, x_FHWC: Tensor) -> Tensor:
@@ -259,27 +263,52 @@ def divided(x_FHWC: Tensor, side: int) -> Tensor:
     return x_FhwyxC.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """Which frames have a visible one of their own clip before and after them, next in the row."""
+
+    before_F: Tensor  # bool
+    after_F: Tensor  # bool
+
+    @staticmethod
+    def of(index_F: Tensor) -> Neighbours:
+        """From the index of each frame within its clip, clip by clip."""
+        before_F = index_F > 0
+        return Neighbours(before_F, F.pad(before_F[1:], (0, 1)))
+
+    def beside(self, x_FHWC: Tensor) -> Tensor:
+        """What the frames before and after hold at each place, 0 where none is."""
+        before_FHWC = x_FHWC.roll(1, 0) * self.before_F[:, None, None, None]
+        after_FHWC = x_FHWC.roll(-1, 0) * self.after_F[:, None, None, None]
+        return torch.cat([before_FHWC, after_FHWC], dim=-1)
+
+
 class CellBlock(nn.Module):
-    """Two convolutions within each frame; its row's condition scales and shifts what they see."""
+    """Two convolutions within each frame, and between them a look at the frames beside it.
+
+    Its row's condition scales and shifts what a frame shows.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.film = nn.Linear(width, 2 * channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.beside = nn.Linear(2 * channels, channels, bias=False)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        _silence(self.film, self.second)
+        _silence(self.film, self.beside, self.second)
 
-    def forward(self, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
-        y_FHWC = convolve(self.first, modulated(x_FHWC, self.film(condition_FD)))
+    def forward(self, x_FHWC: Tensor, condition_FD: Tensor, neighbours: Neighbours) -> Tensor:
+        y_FHWC = convolve(self.first, filmed(self.film, x_FHWC, condition_FD))
+        y_FHWC = y_FHWC + self.beside(neighbours.beside(y_FHWC))
         return x_FHWC + convolve(self.second, F.silu(y_FHWC))
 
 
 class CellBlocks(nn.ModuleList):
     """Blocks one after another."""
 
-    def forward(self, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
+    def forward(self, x_FHWC: Tensor, condition_FD: Tensor, neighbours: Neighbours) -> Tensor:
         for block in self:
-            x_FHWC = block(x_FHWC, condition_FD)
+            x_FHWC = block(x_FHWC, condition_FD, neighbours)
         return x_FHWC
 
 
@@ -309,23 +338,32 @@ class Cells(nn.Module):
         self.velocity = nn.Conv2d(channels[0], config.channels, 3, padding=1)
         _silence(self.film, self.velocity)
 
-    def to_patches(self, latent_FCHW: Tensor, condition_FD: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def to_patches(
+        self, latent_FCHW: Tensor, condition_FD: Tensor, neighbours: Neighbours
+    ) -> tuple[Tensor, list[Tensor]]:
         """Patches ``[F, H, W, D]`` of the latents, and the cells of each size before them."""
         x_FHWC = convolve(self.first, latent_FCHW.permute(0, 2, 3, 1))
         cells = []
         for side, blocks, merge in zip(self.sides, self.down, self.merge, strict=True):
-            x_FHWC = blocks(x_FHWC, condition_FD)
+            x_FHWC = blocks(x_FHWC, condition_FD, neighbours)
             cells.append(x_FHWC)
             x_FHWC = merge(merged(x_FHWC, side))
         return x_FHWC, cells
 
-    def to_velocity(self, patch_FHWD: Tensor, cells: list[Tensor], condition_FD: Tensor) -> Tensor:
+    def to_velocity(
+        self,
+        patch_FHWD: Tensor,
+        cells: list[Tensor],
+        condition_FD: Tensor,
+        neighbours: Neighbours,
+    ) -> Tensor:
         """The velocity ``[F, C, H, W]`` that patches say, float32."""
         x_FHWC = patch_FHWD
         ways = zip(self.sides, self.up, self.divide, cells, strict=True)
         for side, blocks, divide, same_FHWC in reversed(list(ways)):
-            x_FHWC = blocks(same_FHWC + divided(divide(x_FHWC), side), condition_FD)
-        x_FHWC = F.silu(modulated(x_FHWC, self.film(condition_FD)))
+            x_FHWC = same_FHWC + divided(divide(x_FHWC), side)
+            x_FHWC = blocks(x_FHWC, condition_FD, neighbours)
+        x_FHWC = F.silu(filmed(self.film, x_FHWC, condition_FD))
         return convolve(self.velocity, x_FHWC).permute(0, 3, 1, 2).float()
 
 
@@ -406,8 +444,8 @@ class Network(nn.Module):
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
         prompt_S1D = prompt.token_SD[:, None]
         condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
-        condition_FD = condition_RD[frame_rows]
-        patch_FHWD, cells = self.cells.to_patches(state.latent_FCHW, condition_FD)
+        condition_FD, neighbours = condition_RD[frame_rows], Neighbours.of(state.index_F)
+        patch_FHWD, cells = self.cells.to_patches(state.latent_FCHW, condition_FD, neighbours)
         x_RPD = self._embed(patch_FHWD, clip_rows, frame_rows)
         modulation_R16D = self.modulation(condition_RD).unflatten(-1, (1, 6, -1))
         modulation_R16D = modulation_R16D.to(x_RPD.dtype)
@@ -420,11 +458,11 @@ class Network(nn.Module):
             else:
                 x_RPD = block(x_RPD, modulation_R16D, prompt_S1D, layout)
         shift, scale = self.final(condition_RD)[:, None].to(x_RPD.dtype).chunk(2, dim=-1)
-        x_RPD = torch.addcmul(shift, normed(x_RPD), 1 + scale)
+        x_RPD = modulated(x_RPD, shift, scale)
         clip_BD, frame_FPD = x_RPD[clip_rows, 0], x_RPD[frame_rows]
         patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
         return Prediction(
-            velocity_FCHW=self.cells.to_velocity(patch_FHWD, cells, condition_FD),
+            velocity_FCHW=self.cells.to_velocity(patch_FHWD, cells, condition_FD, neighbours),
             log_missing_F=self.log_missing(frame_FPD[:, 0])[:, 0].float(),
             log_missing_first_B=self.log_missing_first(clip_BD)[:, 0].float(),
             count_logits_BK=self.count(clip_BD).float(),

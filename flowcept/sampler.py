@@ -82,6 +82,23 @@ def sample(
     return [done[clip] for clip in range(len(given))]
 
 
+@dataclass(frozen=True)
+class Motion:
+    """What the sampler itself remembers of each visible frame, in the order of the state."""
+
+    age_F: Tensor  # int64 on the CPU: steps since the frame appeared
+    velocity_FCHW: Tensor  # of the step before; without meaning at age 0
+
+    def rows(self, chosen: Sequence[int]) -> Motion:
+        return Motion(self.age_F[chosen], self.velocity_FCHW[chosen])
+
+    def insert(self, count: int, rows: Sequence[int]) -> Motion:
+        """The same with new frames of age 0; ``rows`` is from ``insertion_rows``."""
+        more_NCHW = self.velocity_FCHW.new_zeros(count, *self.velocity_FCHW.shape[1:])
+        age_F = torch.cat([self.age_F, self.age_F.new_zeros(count)])
+        return Motion(age_F, torch.cat([self.velocity_FCHW, more_NCHW])).rows(rows)
+
+
 @torch.no_grad()
 def sample_steps(
     model: Model,
@@ -103,36 +120,38 @@ def sample_steps(
         for one, generator in zip(given, generators, strict=True)
     ]
     state = frames.concat([_initial(one) for one in given])
-    age_F = torch.full_like(state.role_F, config.steps, device="cpu")
+    finished_F = torch.full_like(state.role_F, config.steps, device="cpu")
+    motion = Motion(finished_F, torch.zeros_like(state.latent_FCHW))
     counts = [clip.start() for clip in growth]
-    state, age_F, new = _insert(state, age_F, counts, growth)
+    state, motion, new = _insert(state, motion, counts, growth)
     clips = tuple(range(len(given)))
     index = 0
     while True:
+        ages_BF = motion.age_F.split(state.lengths)
         finished = [
             row
-            for row, (clip, ages) in enumerate(zip(clips, age_F.split(state.lengths), strict=True))
+            for row, (clip, ages) in enumerate(zip(clips, ages_BF, strict=True))
             if growth[clip].complete(index) and bool((ages == config.steps).all())
         ]
         latents = state.latent_FCHW.split(state.lengths)
         done = {clips[row]: latents[row] for row in finished}
         ids = tuple(tuple(growth[clip].ids) for clip in clips)
-        yield Step(index, clips, state, age_F, ids, new, done)
+        yield Step(index, clips, state, motion.age_F, ids, new, done)
         running = [row for row in range(len(clips)) if row not in finished]
         if not running:
             return
         if finished:
-            age_F = age_F[frames.frame_rows(state.lengths, running)]
+            motion = motion.rows(frames.frame_rows(state.lengths, running))
             state, clips = frames.select(state, running), tuple(clips[row] for row in running)
         prediction = model(state, clips)
-        state, age_F = _move(state, prediction, age_F, config.steps, process.shift)
+        state, motion = _move(state, motion, prediction, config, process.shift)
         counts = [
             growth[clip].count(index, log_missing, logits, length)
             for clip, log_missing, logits, length in zip(
                 clips, *_per_clip(state, prediction), state.lengths, strict=True
             )
         ]
-        state, age_F, new = _insert(state, age_F, counts, [growth[clip] for clip in clips])
+        state, motion, new = _insert(state, motion, counts, [growth[clip] for clip in clips])
         index += 1
         tau = torch.full_like(state.tau_B, index / config.steps)
         state = replace(state, tau_B=tau)
@@ -154,16 +173,34 @@ def _initial(given: Given) -> FrameState:
 
 
 def _move(
-    state: FrameState, prediction: Prediction, age_F: Tensor, steps: int, shift: float
-) -> tuple[FrameState, Tensor]:
-    """Every flowing frame one Euler step on, by its own change of denoising progress."""
-    older_F = (age_F + 1).clamp(max=steps)
-    now_F, next_F = age_F.double() / steps, older_F.double() / steps
-    change_F = (shifted(next_F, shift) - shifted(now_F, shift)).to(state.latent_FCHW)
-    latent_FCHW = state.latent_FCHW + change_F[:, None, None, None] * prediction.velocity_FCHW
+    state: FrameState, motion: Motion, prediction: Prediction, config: SampleConfig, shift: float
+) -> tuple[FrameState, Motion]:
+    """Every flowing frame one step on, by its own change of denoising progress.
+
+    Euler's step follows the velocity of now. The multistep one (Adams and Bashforth's of second
+    order, for steps of unequal size) goes on bending it as it has bent since the step before; a
+    frame's first step is Euler's.
+    """
+    steps, age_F = config.steps, motion.age_F
+    before_F, now_F, next_F = (
+        shifted((age_F + more).clamp(0, steps).double() / steps, shift) for more in (-1, 0, 1)
+    )
+    velocity_FCHW = prediction.velocity_FCHW
+    if config.solver == "multistep":
+        bend_F = torch.where(age_F > 0, (next_F - now_F) / (2 * (now_F - before_F)), 0)
+        change_FCHW = velocity_FCHW - motion.velocity_FCHW
+        velocity_FCHW = velocity_FCHW + _per_frame(bend_F, velocity_FCHW) * change_FCHW
+    latent_FCHW = state.latent_FCHW + _per_frame(next_F - now_F, velocity_FCHW) * velocity_FCHW
     flowing_F = (age_F < steps).to(state.latent_FCHW.device)[:, None, None, None]
     latent_FCHW = torch.where(flowing_F, latent_FCHW, state.latent_FCHW)
-    return replace(state, latent_FCHW=latent_FCHW, time_F=next_F.to(state.time_F)), older_F
+    older_F = (age_F + 1).clamp(max=steps)
+    time_F = (older_F.double() / steps).to(state.time_F)
+    state = replace(state, latent_FCHW=latent_FCHW, time_F=time_F)
+    return state, Motion(older_F, prediction.velocity_FCHW)
+
+
+def _per_frame(factor_F: Tensor, like_FCHW: Tensor) -> Tensor:
+    return factor_F.to(like_FCHW)[:, None, None, None]
 
 
 def _per_clip(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], list[Tensor]]:
@@ -180,13 +217,13 @@ def _per_clip(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], 
 
 
 def _insert(
-    state: FrameState, age_F: Tensor, counts: list[list[int]], growth: Sequence[Growth]
-) -> tuple[FrameState, Tensor, tuple[tuple[int, ...], ...]]:
+    state: FrameState, motion: Motion, counts: list[list[int]], growth: Sequence[Growth]
+) -> tuple[FrameState, Motion, tuple[tuple[int, ...], ...]]:
     """New noise frames of age 0 in the gaps; also their names, clip by clip."""
     shape = state.latent_FCHW.shape[1:]
     new = tuple(clip.born(gaps) for clip, gaps in zip(growth, counts, strict=True))
     if not any(new):
-        return state, age_F, new
+        return state, motion, new
     noise = [
         torch.randn(shape, generator=clip.generator)
         for clip, names in zip(growth, new, strict=True)
@@ -194,8 +231,8 @@ def _insert(
     ]
     latent_NCHW = torch.stack(noise).to(state.latent_FCHW)
     rows = frames.insertion_rows(state.lengths, counts)
-    age_F = torch.cat([age_F, age_F.new_zeros(len(noise))])[rows]
-    return frames.insert(state, counts, latent_NCHW, rows), age_F, new
+    motion = motion.insert(len(noise), rows)
+    return frames.insert(state, counts, latent_NCHW, rows), motion, new
 
 
 class Growth:

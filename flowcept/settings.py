@@ -14,6 +14,7 @@ from typing import Any
 from flowcept.errors import UserError
 
 INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
+SOLVERS = ("multistep", "euler")
 ORDERS = ("learned", "random", "left-to-right", "bisection")
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
@@ -28,6 +29,9 @@ class SampleConfig:
     """Controls of the sampler; the command line takes its defaults from here."""
 
     steps: int = setting(16, "denoising steps; twice as many evaluations at most")
+    solver: str = setting(
+        "multistep", "of the flow: multistep (a frame's last two velocities) or euler (its last)"
+    )
     guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none")
     rate_guidance: float = setting(1.0, "strength of the prompt in length and place of new frames")
     rate_temperature: float = setting(
@@ -63,7 +67,8 @@ class SampleConfig:
             raise UserError(f"--min-length {low} is over --max-length {high}")
         if self.frames is not None and (self.frames < low or (high and self.frames > high)):
             raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
-        for name, known in (("insertion", INSERTIONS), ("order", ORDERS)):
+        choices = (("solver", SOLVERS), ("insertion", INSERTIONS), ("order", ORDERS))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise UserError(f"{_flag(name)} must be one of {', '.join(known)}")
         bounded = self.frames is not None or self.min_length is not None
@@ -94,7 +99,7 @@ class ContextMixture:
     first: float = 0.17  # image-to-video
     first_last: float = 0.13  # interpolation
     keyframes: float = 0.07  # both ends and one to three frames between
-    alternate: float = 0.05  # every second frame: doubling a clip's rate
+    alternate: float = 0.12  # every second frame (a clip's rate doubled); half the draws do not fit
     first_k: float = 0.05  # extension forward
     last_k: float = 0.05  # extension backward
     runs: float = 0.03  # scene completion: two or three runs anywhere

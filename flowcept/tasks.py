@@ -402,6 +402,7 @@ class Words(TypedDict, total=False):
     scale: int | None
     watch: Watch | None
     steps: int
+    solver: str
     guidance: float
     rate_guidance: float
     rate_temperature: float

@@ -236,6 +236,8 @@ def train(
     dtype = pick_dtype(config.dtype, device)
     if dtype == torch.float16:
         raise UserError("training in float16 is not stable: use --dtype bfloat16 or float32")
+    origin = checkpoint.load(Path(config.init)) if config.init else None
+    codec = _new_codec(config, origin)
     with _team(device) as team:
         say = console if team.first() and not quiet else _silent
         if not resume:
@@ -252,8 +254,9 @@ def train(
         )
         for finding in images.findings:
             say(f"dropped {finding}")
-        origin = checkpoint.load(Path(config.init)) if config.init else None
-        codec = _codec(images, run, config, origin, team, device, dtype, say, shown)
+        codec = codec.to(device)
+        if origin is None:
+            codec = _fitted(codec, images, run, config, team, dtype, say, shown)
         latents = _in_turn(
             team,
             lambda: LatentStore(
@@ -372,20 +375,12 @@ def _open_run(run: Path, config: TrainConfig, team: Team) -> None:
     team.wait()
 
 
-def _codec(
-    images: FrameStore,
-    run: Path,
-    config: TrainConfig,
-    origin: Weights | None,
-    team: Team,
-    device: torch.device,
-    dtype: torch.dtype,
-    say: Console,
-    quiet: bool,
-) -> Codec:
-    """The codec of this run: fitted here, or taken from a model, a file or the run's own cache."""
+def _new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
+    """The codec that the settings name, not fitted yet, or that of the model to go on from.
+
+    Raises ``UserError`` where frames do not divide into its cells and the network's patches.
+    """
     torch.manual_seed(config.seed)
-    train_clips, _ = _split(images, config)
     if origin is not None:
         codec = origin.codec
     elif config.codec == "pixels":
@@ -397,14 +392,27 @@ def _codec(
         codec = build_codec(kind)
     else:
         codec = load_pretrained(Path(config.codec))
-    multiple = codec.config.compression * config.patch
+    patch = config.patch if origin is None else origin.card.network.patch
+    multiple = codec.config.compression * patch
     if any(side % multiple for side in config.frame_size):
         raise UserError(f"--size {config.size} must be a multiple of {multiple} (codec and patch)")
-    codec = codec.to(device)
-    if origin is not None:
-        return codec
+    return codec
+
+
+def _fitted(
+    codec: Codec,
+    images: FrameStore,
+    run: Path,
+    config: TrainConfig,
+    team: Team,
+    dtype: torch.dtype,
+    say: Console,
+    quiet: bool,
+) -> Codec:
+    """The codec trained on the clips, where it is ours, and its statistics; once per run."""
     fitted = run / "codec.safetensors"
     if not fitted.exists() and team.first():
+        train_clips, _ = _split(images, config)
         if isinstance(codec, Autoencoder):
             codec = _fit_autoencoder(codec, images, train_clips, run, config, dtype, say, quiet)
         codec.fit_statistics(_some_images(images, train_clips, config.seed))

@@ -31,7 +31,15 @@ from flowcept.text import TextConfig
 
 CARD = Card(
     network=ModelConfig(
-        channels=4, height=4, width=6, max_count=5, text_width=12, hidden=16, depth=2, heads=2
+        channels=4,
+        height=4,
+        width=6,
+        max_count=5,
+        text_width=12,
+        hidden=16,
+        depth=2,
+        heads=2,
+        patch=2,
     ),
     process=ProcessConfig(schedule="power:2"),
     text=TextConfig(width=12, depth=1, heads=2, tokens=3, max_bytes=20),

@@ -20,8 +20,9 @@ from flowcept.sampler import Given, clip_generator, concat_prompts, guided, samp
 from flowcept.settings import SampleConfig
 
 SMALL = ModelConfig(
-    channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2, cells=8
-)
+    channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2,
+    patch=2, cells=8,
+)  # fmt: skip
 
 
 def network(window: int = 0, seed: int = 0) -> Network:
@@ -349,21 +350,36 @@ def test_cells_become_patches_of_any_size(patch: int, merges: list[int]) -> None
 
 
 @pytest.mark.parametrize("cell_depth", [0, 1])
-def test_convolutions_stay_within_a_frame(cell_depth: int) -> None:
-    """With silent transformer blocks a frame's velocity is its own, edge to edge."""
+def test_convolutions_see_their_frame_and_those_beside_it(cell_depth: int) -> None:
+    """With silent transformer blocks a frame's velocity is its own, edge to edge.
+
+    Each block of cells looks one visible frame further, never into another clip.
+    """
     torch.manual_seed(0)
     net = Network(replace(SMALL, cell_depth=cell_depth)).eval()
     with torch.no_grad():
         for parameter in net.cells.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.25)
-    state = CLIPS[0]
-    changed_FCHW = state.latent_FCHW.clone()
-    changed_FCHW[1] += 1
-    before = net(state, PROMPTS[0]).velocity_FCHW
-    after = net(replace(state, latent_FCHW=changed_FCHW), PROMPTS[0]).velocity_FCHW
-    assert (before[1] != after[1]).all()
-    others = [0, 2, 3]
-    assert torch.equal(before[others], after[others])
+    state = frames.concat([CLIPS[0], CLIPS[1], CLIPS[2]])
+    prompt = concat_prompts([PROMPTS[0], PROMPTS[1], PROMPTS[2]])
+    before = net(state, prompt).velocity_FCHW
+    for changed in range(sum(state.lengths)):
+        changed_FCHW = state.latent_FCHW.clone()
+        changed_FCHW[changed] += 1
+        after = net(replace(state, latent_FCHW=changed_FCHW), prompt).velocity_FCHW
+        reach = 2 * cell_depth * len(net.config.merges)
+        differs = (before != after).flatten(1)
+        for frame, clip in enumerate(state.clip_F):
+            seen = clip == state.clip_F[changed] and abs(frame - changed) <= reach
+            assert differs[frame].all() if seen else not differs[frame].any()
+
+
+def test_neighbours_are_the_frames_beside_in_the_same_clip() -> None:
+    neighbours = model.Neighbours.of(torch.tensor([0, 1, 2, 0, 0, 1]))
+    x_FHWC = torch.arange(1.0, 7.0)[:, None, None, None]
+    before, after = neighbours.beside(x_FHWC).flatten(1).unbind(1)
+    assert before.tolist() == [0, 1, 2, 0, 0, 5]
+    assert after.tolist() == [2, 3, 0, 0, 6, 0]
 
 
 def test_states_of_roles_use_their_embedding() -> None:

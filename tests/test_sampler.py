@@ -93,27 +93,38 @@ class FrameOracle:
         return Prediction(velocity.reshape(-1, 1, 1, 1), zeros[state.clip_F], zeros, logits)
 
 
-def one_frame_error(steps: int, shift: float = 1.0, *, reverse: bool = False) -> float:
-    """Root mean square over 8 noises of Euler's end against the exact flow's ``mu + s x_0``."""
+def one_frame_error(
+    steps: int, shift: float = 1.0, *, solver: str = "euler", reverse: bool = False
+) -> float:
+    """Root mean square over 8 noises of the end against the exact flow's ``mu + s x_0``."""
     mu, deviation = 0.7, 0.5
     oracle = FrameOracle(
         torch.tensor([mu]).double(), torch.tensor([[deviation**2]]).double(), shift, reverse
     )
     given = [Given(torch.zeros(0, 1, 1, 1, dtype=torch.float64), (True,))] * 8
     process = ProcessConfig(shift=shift)
-    config = SampleConfig(steps=steps, frames=1)
+    config = SampleConfig(steps=steps, frames=1, solver=solver)
     run = list(sample_steps(oracle, given, generators(8, 3), config, process, max_length=1))
     start = run[0].state.latent_FCHW[:, 0, 0, 0]
     end = torch.cat([run[-1].done[b] for b in range(8)])[:, 0, 0, 0]
     return float((end - (mu + deviation * start)).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_velocity_error_halves_when_steps_double(shift: float) -> None:
-    errors = [one_frame_error(steps, shift) for steps in (25, 50, 100, 200)]
+@pytest.mark.parametrize("shift", [1.0, 1.5])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("multistep", 2)])
+def test_velocity_error_falls_by_the_order_of_the_solver(
+    shift: float, solver: str, order: int
+) -> None:
+    """Twice the steps, half the error; with the steps' history, a quarter."""
+    errors = [one_frame_error(steps, shift, solver=solver) for steps in (50, 100, 200)]
     for coarse, fine in itertools.pairwise(errors):
-        assert 1.8 < coarse / fine < 2.2, errors
+        assert 0.9 * 2**order < coarse / fine < 1.2 * 2**order, errors
     assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_sixteen_multistep_steps_beat_a_hundred_of_euler(shift: float) -> None:
+    assert one_frame_error(16, shift, solver="multistep") < one_frame_error(100, shift)
 
 
 def test_planted_mistake_is_seen_time_reversed() -> None:

@@ -236,15 +236,15 @@ def test_nothing_to_resume(folder: Path, tmp_path: Path):
         ({"text_source": "/no/text"}, "/no/text"),
     ],
 )
-def test_unsuitable_settings_are_one_line_before_any_training(
+def test_unsuitable_settings_are_one_line_before_anything_is_done(
     folder: Path, tmp_path: Path, changes, named, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(CodecTrainer, "step", lambda *_: pytest.fail("the codec is trained"))
-    monkeypatch.setattr(Trainer, "train_step", lambda *_: pytest.fail("the network is trained"))
+    monkeypatch.setattr(train, "FrameStore", lambda *_: pytest.fail("the clips are decoded"))
     with pytest.raises(UserError) as error:
         train.train(folder, tmp_path / "run", replace(TINY, **changes), quiet=True)
     assert named in str(error.value)
     assert str(error.value).splitlines() == [str(error.value)]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_clips(tmp_path: Path):

@@ -97,7 +97,7 @@ def main() -> None:
     print("| sampling: full-sequence | flowception | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     flowception, full = ProcessConfig(), ProcessConfig(kind="full-sequence")
-    config = ModelConfig(channels=6, height=16, width=16, patch=4, max_count=64)
+    config = ModelConfig()  # the default preset's, for 64 pixels
     for length in options.lengths:
         seen = drawn(length, flowception, options.draws, options.seed)
         steps = walked(length, flowception, options.steps, options.seed)

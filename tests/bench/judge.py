@@ -29,6 +29,7 @@ from flowcept.checkpoint import load_tree, save_tree
 
 SIDE = 64
 TAKEN = 9  # frames of a clip that are looked at, evenly spread
+WOBBLE = 2.0  # pixels by which pictures are pushed about in training
 
 
 def taken(frames_FHW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -115,12 +116,27 @@ def draw(actors: Sequence[str], clips: int, seed: int) -> tuple[NDArray[np.uint8
 
 
 def _worn(image_BTCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the clips a little blurred and noisy: a codec's loss must not confuse the judge."""
+    """Half of the clips blurred, noisy and wobbling a little: loss of detail is not another action.
+
+    What wobbles, wobbles anew in every frame, by up to ``WOBBLE`` pixels, so that it moves nowhere.
+    """
     flat = image_BTCHW.flatten(0, 1)
     blurred = F.avg_pool2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     share_B = torch.rand(len(image_BTCHW), 1, 1, 1, 1, generator=generator).mul(2).sub(1).clamp(0)
     mixed = torch.lerp(image_BTCHW, blurred.view_as(image_BTCHW), share_B)
-    return mixed + 0.06 * share_B * torch.randn(mixed.shape, generator=generator)
+    mixed = mixed + 0.06 * share_B * torch.randn(mixed.shape, generator=generator)
+
+    height, width = image_BTCHW.shape[-2:]
+    share_N = share_B.expand(-1, TAKEN, -1, -1, -1).reshape(-1, 1, 1, 1)
+    push = torch.rand(len(share_N), 2, 6, 6, generator=generator).mul(2).sub(1) * WOBBLE * share_N
+    push_N2HW = F.interpolate(push, (height, width), mode="bicubic", align_corners=True)
+    still_N23 = torch.eye(2, 3).expand(len(push), -1, -1)
+    place_NHW2 = F.affine_grid(still_N23, [len(push), 1, height, width], align_corners=False)
+    place_NHW2 = place_NHW2 + push_N2HW.movedim(1, -1) * 2 / width
+    pushed = F.grid_sample(
+        mixed.flatten(0, 1), place_NHW2, padding_mode="border", align_corners=False
+    )
+    return pushed.view_as(image_BTCHW)
 
 
 def train(actors: Sequence[str], *, clips: int, steps: int, seed: int) -> Judge:
