@@ -83,20 +83,20 @@ def sample(
 
 
 @dataclass(frozen=True)
-class Motion:
-    """What the sampler itself remembers of each visible frame, in the order of the state."""
+class History:
+    """What the sampler remembers of each visible frame, in the order of the state."""
 
     age_F: Tensor  # int64 on the CPU: steps since the frame appeared
     velocity_FCHW: Tensor  # of the step before; without meaning at age 0
 
-    def rows(self, chosen: Sequence[int]) -> Motion:
-        return Motion(self.age_F[chosen], self.velocity_FCHW[chosen])
+    def rows(self, chosen: Sequence[int]) -> History:
+        return History(self.age_F[chosen], self.velocity_FCHW[chosen])
 
-    def insert(self, count: int, rows: Sequence[int]) -> Motion:
+    def insert(self, count: int, rows: Sequence[int]) -> History:
         """The same with new frames of age 0; ``rows`` is from ``insertion_rows``."""
         more_NCHW = self.velocity_FCHW.new_zeros(count, *self.velocity_FCHW.shape[1:])
         age_F = torch.cat([self.age_F, self.age_F.new_zeros(count)])
-        return Motion(age_F, torch.cat([self.velocity_FCHW, more_NCHW])).rows(rows)
+        return History(age_F, torch.cat([self.velocity_FCHW, more_NCHW])).rows(rows)
 
 
 @torch.no_grad()
@@ -121,13 +121,13 @@ def sample_steps(
     ]
     state = frames.concat([_initial(one) for one in given])
     finished_F = torch.full_like(state.role_F, config.steps, device="cpu")
-    motion = Motion(finished_F, torch.zeros_like(state.latent_FCHW))
+    history = History(finished_F, torch.zeros_like(state.latent_FCHW))
     counts = [clip.start() for clip in growth]
-    state, motion, new = _insert(state, motion, counts, growth)
+    state, history, new = _insert(state, history, counts, growth)
     clips = tuple(range(len(given)))
     index = 0
     while True:
-        ages_BF = motion.age_F.split(state.lengths)
+        ages_BF = history.age_F.split(state.lengths)
         finished = [
             row
             for row, (clip, ages) in enumerate(zip(clips, ages_BF, strict=True))
@@ -136,22 +136,22 @@ def sample_steps(
         latents = state.latent_FCHW.split(state.lengths)
         done = {clips[row]: latents[row] for row in finished}
         ids = tuple(tuple(growth[clip].ids) for clip in clips)
-        yield Step(index, clips, state, motion.age_F, ids, new, done)
+        yield Step(index, clips, state, history.age_F, ids, new, done)
         running = [row for row in range(len(clips)) if row not in finished]
         if not running:
             return
         if finished:
-            motion = motion.rows(frames.frame_rows(state.lengths, running))
+            history = history.rows(frames.frame_rows(state.lengths, running))
             state, clips = frames.select(state, running), tuple(clips[row] for row in running)
         prediction = model(state, clips)
-        state, motion = _move(state, motion, prediction, config, process.shift)
+        state, history = _move(state, history, prediction, config, process.shift)
         counts = [
             growth[clip].count(index, log_missing, logits, length)
             for clip, log_missing, logits, length in zip(
                 clips, *_per_clip(state, prediction), state.lengths, strict=True
             )
         ]
-        state, motion, new = _insert(state, motion, counts, [growth[clip] for clip in clips])
+        state, history, new = _insert(state, history, counts, [growth[clip] for clip in clips])
         index += 1
         tau = torch.full_like(state.tau_B, index / config.steps)
         state = replace(state, tau_B=tau)
@@ -173,22 +173,22 @@ def _initial(given: Given) -> FrameState:
 
 
 def _move(
-    state: FrameState, motion: Motion, prediction: Prediction, config: SampleConfig, shift: float
-) -> tuple[FrameState, Motion]:
+    state: FrameState, history: History, prediction: Prediction, config: SampleConfig, shift: float
+) -> tuple[FrameState, History]:
     """Every flowing frame one step on, by its own change of denoising progress.
 
     Euler's step follows the velocity of now. The multistep one (Adams and Bashforth's of second
     order, for steps of unequal size) goes on bending it as it has bent since the step before; a
     frame's first step is Euler's.
     """
-    steps, age_F = config.steps, motion.age_F
+    steps, age_F = config.steps, history.age_F
     before_F, now_F, next_F = (
         shifted((age_F + more).clamp(0, steps).double() / steps, shift) for more in (-1, 0, 1)
     )
     velocity_FCHW = prediction.velocity_FCHW
     if config.solver == "multistep":
         bend_F = torch.where(age_F > 0, (next_F - now_F) / (2 * (now_F - before_F)), 0)
-        change_FCHW = velocity_FCHW - motion.velocity_FCHW
+        change_FCHW = velocity_FCHW - history.velocity_FCHW
         velocity_FCHW = velocity_FCHW + _per_frame(bend_F, velocity_FCHW) * change_FCHW
     latent_FCHW = state.latent_FCHW + _per_frame(next_F - now_F, velocity_FCHW) * velocity_FCHW
     flowing_F = (age_F < steps).to(state.latent_FCHW.device)[:, None, None, None]
@@ -196,7 +196,7 @@ def _move(
     older_F = (age_F + 1).clamp(max=steps)
     time_F = (older_F.double() / steps).to(state.time_F)
     state = replace(state, latent_FCHW=latent_FCHW, time_F=time_F)
-    return state, Motion(older_F, prediction.velocity_FCHW)
+    return state, History(older_F, prediction.velocity_FCHW)
 
 
 def _per_frame(factor_F: Tensor, like_FCHW: Tensor) -> Tensor:
@@ -217,13 +217,13 @@ def _per_clip(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], 
 
 
 def _insert(
-    state: FrameState, motion: Motion, counts: list[list[int]], growth: Sequence[Growth]
-) -> tuple[FrameState, Motion, tuple[tuple[int, ...], ...]]:
+    state: FrameState, history: History, counts: list[list[int]], growth: Sequence[Growth]
+) -> tuple[FrameState, History, tuple[tuple[int, ...], ...]]:
     """New noise frames of age 0 in the gaps; also their names, clip by clip."""
     shape = state.latent_FCHW.shape[1:]
     new = tuple(clip.born(gaps) for clip, gaps in zip(growth, counts, strict=True))
     if not any(new):
-        return state, motion, new
+        return state, history, new
     noise = [
         torch.randn(shape, generator=clip.generator)
         for clip, names in zip(growth, new, strict=True)
@@ -231,8 +231,8 @@ def _insert(
     ]
     latent_NCHW = torch.stack(noise).to(state.latent_FCHW)
     rows = frames.insertion_rows(state.lengths, counts)
-    motion = motion.insert(len(noise), rows)
-    return frames.insert(state, counts, latent_NCHW, rows), motion, new
+    history = history.insert(len(noise), rows)
+    return frames.insert(state, counts, latent_NCHW, rows), history, new
 
 
 class Growth:
