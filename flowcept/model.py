@@ -252,8 +252,8 @@ def convolve(layer: nn.Conv2d, x_FHWC: Tensor) -> Tensor:
 
 def merged(x_FHWC: Tensor, side: int) -> Tensor:
     """Squares of ``side`` cells become one: ``[F, H / side, W / side, side * side * C]``."""
-    frames, height, width, channels = x_FHWC.shape
-    x_FhywxC = x_FHWC.reshape(frames, height // side, side, width // side, side, channels)
+    num_frames, height, width, channels = x_FHWC.shape
+    x_FhywxC = x_FHWC.reshape(num_frames, height // side, side, width // side, side, channels)
     return x_FhywxC.transpose(2, 3).flatten(3)
 
 

@@ -182,8 +182,9 @@ def _move(
     frame's first step is Euler's.
     """
     steps, age_F = config.steps, history.age_F
+    younger_F, older_F = (age_F - 1).clamp(min=0), (age_F + 1).clamp(max=steps)
     before_F, now_F, next_F = (
-        shifted((age_F + more).clamp(0, steps).double() / steps, shift) for more in (-1, 0, 1)
+        shifted(ages_F.double() / steps, shift) for ages_F in (younger_F, age_F, older_F)
     )
     velocity_FCHW = prediction.velocity_FCHW
     if config.solver == "multistep":
@@ -193,7 +194,6 @@ def _move(
     latent_FCHW = state.latent_FCHW + _per_frame(next_F - now_F, velocity_FCHW) * velocity_FCHW
     flowing_F = (age_F < steps).to(state.latent_FCHW.device)[:, None, None, None]
     latent_FCHW = torch.where(flowing_F, latent_FCHW, state.latent_FCHW)
-    older_F = (age_F + 1).clamp(max=steps)
     time_F = (older_F.double() / steps).to(state.time_F)
     state = replace(state, latent_FCHW=latent_FCHW, time_F=time_F)
     return state, History(older_F, prediction.velocity_FCHW)

@@ -369,8 +369,8 @@ def test_convolutions_see_their_frame_and_those_beside_it(cell_depth: int) -> No
         after = net(replace(state, latent_FCHW=changed_FCHW), prompt).velocity_FCHW
         reach = 2 * cell_depth * len(net.config.merges)
         differs = (before != after).flatten(1)
-        for frame, clip in enumerate(state.clip_F):
-            seen = clip == state.clip_F[changed] and abs(frame - changed) <= reach
+        for frame, own in enumerate(state.clip_F):
+            seen = own == state.clip_F[changed] and abs(frame - changed) <= reach
             assert differs[frame].all() if seen else not differs[frame].any()
 
 
