@@ -632,14 +632,16 @@ def draw_batch(
     process: ProcessConfig,
     mixture: ContextMixture,
     prompt_dropout: float,
+    given_prompt_dropout: float,
     context_dropout: float,
 ) -> Batch:
     """The batch of one step: clips in shuffled order until ``tokens`` are reached.
 
     A function of its arguments alone, so that training continues exactly. ``order`` are the clips
     to draw from, ``cursor`` is how many were drawn before; every pass over them is shuffled anew.
-    At least ``least`` clips are in a batch. The tokens of a clip are those of its visible frames
-    and of its own row.
+    At least ``least`` clips are in a batch. A clip with given frames has its own share without a
+    prompt: where the words always say who is seen, nothing is learned from the frames. The tokens
+    of a clip are those of its visible frames and of its own row.
     """
     generator = torch.Generator().manual_seed(_mixed(seed, 1, step))
     pairs: list[tuple[FrameState, Target]] = []
@@ -671,7 +673,8 @@ def draw_batch(
             continue
         last = taken
         pairs.append(pair)
-        prompts.append("" if drop_prompt < prompt_dropout else clips.captions[clip])
+        dropout = given_prompt_dropout if any(context) else prompt_dropout
+        prompts.append("" if drop_prompt < dropout else clips.captions[clip])
         size += (pair[0].lengths[0] + 1) * tokens_per_frame
     return Batch(tuple(pairs), tuple(prompts), taken)
 

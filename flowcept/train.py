@@ -646,6 +646,7 @@ class Trainer:
             process=self.card.process,
             mixture=config.context,
             prompt_dropout=config.prompt_dropout,
+            given_prompt_dropout=config.given_prompt_dropout,
             context_dropout=config.context_dropout,
         )
 
@@ -720,6 +721,7 @@ class Trainer:
             process=self.card.process,
             mixture=config.context,
             prompt_dropout=0.0,
+            given_prompt_dropout=0.0,
             context_dropout=0.0,
         )
         counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))

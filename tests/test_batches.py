@@ -42,6 +42,7 @@ def draw(clips: Clips, order: list[int] | None = None, **changes: object) -> Bat
         "process": ProcessConfig(),
         "mixture": NO_CONTEXT,
         "prompt_dropout": 0.0,
+        "given_prompt_dropout": 0.0,
         "context_dropout": 0.0,
     }
     return draw_batch(clips, order or list(range(len(clips.lengths))), **settings | changes)
@@ -158,6 +159,25 @@ def test_prompts_are_dropped_in_their_share():
     error = (0.16 / len(batch.prompts)) ** 0.5
     assert abs(dropped - 0.2) < 4 * error
     assert "" not in draw(clips, tokens=5000).prompts
+
+
+def test_clips_with_given_frames_have_their_own_share_without_a_prompt():
+    """About 500 clips of each kind, 4 standard errors each."""
+    clips = Clips([6] * 20)
+    half = replace(FIRST, none=FIRST.first)
+    batch = draw(
+        clips, tokens=10000 * 5, mixture=half, given_prompt_dropout=0.6, prompt_dropout=0.2
+    )
+    early = [
+        (bool(int(state.role_F[0]) != Role.GENERATED), prompt == "")
+        for (state, _), prompt in zip(batch.pairs, batch.prompts, strict=True)
+        if float(state.tau_B) < 1
+    ]
+    for given, share in ((True, 0.6), (False, 0.2)):
+        dropped = [empty for kind, empty in early if kind == given]
+        assert len(dropped) > 300
+        error = (share * (1 - share) / len(dropped)) ** 0.5
+        assert abs(sum(dropped) / len(dropped) - share) < 4 * error
 
 
 def test_contexts_are_dropped_in_their_share():

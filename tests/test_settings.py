@@ -85,6 +85,7 @@ def test_extremes_of_sampling_are_allowed(changes):
         ({"log_every": 0}, "--log-every"),
         ({"codec_batch": 0}, "--codec-batch"),
         ({"prompt_dropout": 1.0}, "--prompt-dropout"),
+        ({"given_prompt_dropout": 1.5}, "--given-prompt-dropout"),
         ({"context_dropout": -0.1}, "--context-dropout"),
         ({"held_out": 1.0}, "--held-out"),
         ({"decay": 1.5}, "--decay"),

@@ -95,6 +95,7 @@ def config(steps: int, seed: int) -> TrainConfig:
         text_depth=1,
         context=ContextMixture(1, 0, 0, 0, 0, 0, 0, 0),
         prompt_dropout=0.0,
+        given_prompt_dropout=0.0,
         held_out=0.01,
         steps=steps,
         tokens=1160,
