@@ -158,7 +158,9 @@ class TrainConfig:
     rate_weight: float = setting(0.1, "weight of the missing counts' likelihood")
     count_weight: float = setting(0.1, "weight of the total count's cross-entropy")
     prompt_dropout: float = setting(0.1, "share of clips without given frames shown without prompt")
-    given_prompt_dropout: float = setting(0.5, "share of clips with given frames, likewise")
+    given_prompt_dropout: float = setting(
+        0.5, "share of clips with given frames shown without prompt"
+    )
     context_dropout: float = setting(0.1, "share of clips shown without context")
     # optimisation
     steps: int = setting(20000, "training steps of the network")
@@ -194,13 +196,8 @@ class TrainConfig:
         for name in (*positive, *counts, *shape, *codec, "save_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
-        for name in (
-            "prompt_dropout",
-            "given_prompt_dropout",
-            "context_dropout",
-            "held_out",
-            "decay",
-        ):
+        dropouts = ("prompt_dropout", "given_prompt_dropout", "context_dropout")
+        for name in (*dropouts, "held_out", "decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 0 and under 1")
         numbers = ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight")
