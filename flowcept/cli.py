@@ -189,6 +189,7 @@ class Session:
         frames = _frames(settings.pop("frames"))
         self.controls = settings | {"frames": None if frames == "auto" else int(frames)}
         self.results: list[dict[str, Any]] = []
+        self.told = 0.0  # bytes that were estimated
         self._check()
 
     def _check(self) -> None:
@@ -256,6 +257,10 @@ class Session:
     ) -> None:
         """One clip of ``total``: sample with a bar and a preview, write, tell."""
         shared = self.shared
+        estimate = studio.estimate(SampleConfig(**controls), shared.scale)
+        if estimate > self.told:
+            self.say(f"up to about {estimate / 2**30:.1f} GiB of memory")
+            self.told = estimate
         with self._bar(studio, controls["steps"]) as watch:
             clip = call(
                 negative_prompt=shared.negative_prompt,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowcept import __version__, checkpoint, video
+from flowcept import __version__, checkpoint, memory, video
 from flowcept.checkpoint import Card, Weights
 from flowcept.data import to_frames, to_images
 from flowcept.device import autocast, pick_device, pick_dtype
@@ -235,14 +235,29 @@ class Studio:
         words = dict.fromkeys(words_of(prompt))
         return [w for w in words if w not in known and w not in COMMON_WORDS] if known else []
 
-    def estimate(self, frames: int) -> float:
-        """Bytes that a clip of so many frames takes while it is made, roughly."""
-        config = self.card.network
-        tokens = 2 * (frames + 1) * (config.patches + 1)  # both sides of guidance
-        width = 4 if self.dtype == torch.float32 else 2
-        weights = sum(p.numel() for m in self.weights.modules().values() for p in m.parameters())
-        pixels = frames * self.card.size[0] * self.card.size[1] * 3
-        return weights * (4 + width) + tokens * config.hidden * width * 24 + pixels * 12
+    def estimate(self, config: SampleConfig, scale: int | None = None) -> float:
+        """Bytes that the program takes at most while it makes a clip with these controls.
+
+        Given frames come on top where they are more than the controls allow.
+        """
+        weights = memory.parameter_bytes(*self.weights.modules().values())
+        return memory.PROGRAM + weights + self._work(self._longest(config), config, scale)
+
+    def _longest(self, config: SampleConfig) -> int:
+        longest = config.frames or config.max_length or self.card.max_length
+        return max(longest, config.min_length or 0)
+
+    def _work(self, frames: int, config: SampleConfig, scale: int | None) -> float:
+        """Bytes beside the program and its weights."""
+        sides = 1 if config.guidance == config.rate_guidance == 1 else 2
+        activations = memory.sampling_bytes(self.card.network, sides * frames)
+        height, width = self.card.size
+        pixels = frames * height * width * 3 * (8 + 3 * self._factor(scale) ** 2)
+        return memory.HELD * activations + pixels
+
+    def _factor(self, scale: int | None) -> int:
+        """Whole-number enlargement of the made frames."""
+        return scale or -(-SHORT_SIDE // min(self.card.size))
 
     def _given(self, frames_FHW3: Frames | None, gaps: Sequence[bool]) -> Given:
         """Given frames of the model's size as latents."""
@@ -262,8 +277,8 @@ class Studio:
         generator = clip_generator(ask.seed)
         notes = self._notes(ask)
         config = self._with_length(given, ask.config, generator)
-        longest = config.frames or config.max_length or self.card.max_length
-        self._check_memory(max(longest, config.min_length or 0))
+        need = max(self._longest(config), len(given.latent_FCHW))
+        self._check_memory(need, ask)
         growth: Growth = []
         done = order = None
         leans = ask.prompt != ask.negative_prompt
@@ -296,7 +311,7 @@ class Studio:
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
                 raise
-            raise self._out_of_memory(config.frames or self.card.max_length) from error
+            raise self._out_of_memory(need, ask) from error
         return Clip(frames_FHW3, self.card.fps, ask.seed, {}, notes, growth, order)
 
     def _with_length(
@@ -330,19 +345,17 @@ class Studio:
             )
         return notes
 
-    def _check_memory(self, frames: int) -> None:
+    def _check_memory(self, frames: int, ask: Ask) -> None:
         free = _free_memory(self.device)
-        if free is not None and self.estimate(frames) > free:
-            raise self._out_of_memory(frames)
+        if free is not None and self._work(frames, ask.config, ask.scale) > free:
+            raise self._out_of_memory(frames, ask)
 
-    def _out_of_memory(self, frames: int) -> UserError:
-        need = self.estimate(frames) / 2**30
-        what = "--frames or --max-length"
-        if self.dtype == torch.float32:
-            what += ", or take --dtype bfloat16"
+    def _out_of_memory(self, frames: int, ask: Ask) -> UserError:
+        need = self._work(frames, ask.config, ask.scale) / 2**30
         return UserError(
             f"not enough memory: {frames} frames of {self.card.size[1]}x{self.card.size[0]} take "
-            f"about {need:.1f} GiB; lower {what}, or use a model of smaller frames"
+            f"about {need:.1f} GiB; lower --frames or --max-length, take --guidance 1, or use a "
+            "model of smaller frames"
         )
 
     def _record(self, command: str, ask: Ask, made: Clip) -> dict[str, Any]:
@@ -365,7 +378,7 @@ class Studio:
 
     def _finish(self, made: Clip, record: dict[str, Any], ask: Ask) -> Clip:
         """Enlarged, at the playback rate, with its record."""
-        factor = ask.scale or -(-SHORT_SIDE // min(self.card.size))
+        factor = self._factor(ask.scale)
         rate = ask.fps or made.fps
         record = record | {"fps": rate, "scale": factor}
         frames_FHW3 = video.scale(made.frames_FHW3, factor)

@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from flowcept import charts, checkpoint, data, process, video
+from flowcept import charts, checkpoint, data, memory, process, video
 from flowcept.checkpoint import Card, Weights
 from flowcept.codec import (
     Autoencoder,
@@ -606,13 +606,19 @@ class Trainer:
         )
 
     def _memory(self) -> float:
-        """Bytes that training takes, roughly: weights with their optimiser, and activations."""
+        """Bytes that training takes: the program, weights with optimiser and average, and work.
+
+        Work is counted on clips of the mean length, in one part of a step.
+        """
         weights = sum(p.numel() for p in self.learner.parameters())
-        config = self.card.network
+        law = self.card.lengths
+        mean = round(sum(n * count for n, count in law.items()) / sum(law.values()))
         tokens = min(self.config.micro_tokens, self.config.tokens)
-        kept = 1 if self.config.checkpointing else config.depth
-        width = 2 if self.dtype != torch.float32 else 4
-        return 20 * weights + tokens * config.hidden * width * (34 * kept + 2 * config.depth)
+        clips = max(tokens // ((mean + 1) * (self.card.network.patches + 1)), 1)
+        work = memory.training_bytes(self.learner.network, [mean] * clips)
+        if self.dtype != torch.float32:
+            work //= 2
+        return memory.PROGRAM + 20 * weights + memory.HELD * work
 
     def _average(
         self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int
@@ -727,7 +733,8 @@ class Trainer:
         counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))
         totals: Counter[str] = Counter()
         self.averaged.eval()
-        for part in data.split_batch(batch, config.micro_tokens, self.tokens_per_frame):
+        at_once = min(config.micro_tokens, config.tokens)  # no more than a step of training
+        for part in data.split_batch(batch, at_once, self.tokens_per_frame):
             _, sums = self._forward(self.averaged, batch, part, counts)
             totals.update({name: float(value) for name, value in sums.items()})
         return {f"held_out_{k}": v for k, v in _means(totals, counts, Team()).items()}

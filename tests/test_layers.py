@@ -16,7 +16,7 @@ LAYERS = [
     {"process", "theatre"},
     {"attention", "loss", "metrics", "charts", "features"},
     {"model", "text", "codec", "data"},
-    {"sampler", "checkpoint"},
+    {"sampler", "checkpoint", "memory"},
     {"tasks", "train", "evaluate"},
     {"cli"},
 ]

@@ -1,0 +1,155 @@
+"""How much memory the work of a network takes, told before it is done.
+
+For training the network itself runs on tensors without contents (PyTorch's ``meta`` device), and
+every storage that an operation makes is counted from its birth to its end; so no change of the
+network can make that wrong. It loads a second's worth of PyTorch, too much to wait for before every
+clip: what one evaluation takes is a formula, which a test holds against the count. What neither can
+see are measured constants: the program itself, and what an allocator holds beyond what is alive.
+
+Shape suffixes: q queries, k keys, v values of an attention; F frames of all clips, S prompt tokens,
+D their width.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flowcept.attention import SMALL
+from flowcept.frames import FrameState, PromptTokens
+from flowcept.model import ModelConfig, Network
+
+PROGRAM = 290 * 2**20  # bytes of Python, PyTorch and its compiled kernels (measured, Linux, x86-64)
+HELD = 1.4  # what the allocator holds over what is alive (measured on Linux)
+PROMPT = 8  # tokens of a prompt, about
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive, but for those of the weights; the peak."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self.sizes = {weight.untyped_storage()._cdata: 0 for weight in weights}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.now += self.sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+class _Fused(TorchFunctionMode):
+    """Attention keeps no scores, as on every device but this one, where it would be unfused."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if func is F.scaled_dot_product_attention:
+            q, k, v = args
+            if not q.requires_grad or k.shape[2] > SMALL:
+                return (q + v.mean()).to(q.dtype)  # of the output's shape, and depends on both
+        return func(*args, **(kwargs or {}))
+
+
+def sampling_bytes(config: ModelConfig, frames: int) -> int:
+    """Peak of the activations of one evaluation on so many frames, both sides of guidance counted.
+
+    The same in every precision: autocast keeps copies in both.
+    """
+    cells = 9.3 * config.height * config.width * config.cells  # a block of the finest cells
+    remembered = sum(
+        config.height * config.width * channels / 4**size
+        for size, channels in enumerate(config.cell_channels)
+    )
+    tokens = 20.5 * (config.patches + 1) * config.hidden + remembered  # a block of tokens
+    return int(4 * frames * max(cells, tokens))
+
+
+def evaluation_bytes(network: Network, lengths: Sequence[int]) -> int:
+    """The same for clips of these lengths, counted; float32."""
+    with torch.no_grad():
+        return _peak(network, lengths)
+
+
+def training_bytes(network: Network, lengths: Sequence[int]) -> int:
+    """Peak of activations and gradients of one step on clips of these lengths, counted; float32.
+
+    Under autocast to half precision it is half as much.
+    """
+    return _peak(network, lengths)
+
+
+class _Work(nn.Module):
+    """One evaluation, with its backward pass where gradients are on."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, state: FrameState, prompt: PromptTokens) -> None:
+        said = self.network(state, prompt)
+        if torch.is_grad_enabled():
+            heads = (said.velocity_FCHW, said.log_missing_F, said.log_missing_first_B)
+            loss = said.count_logits_BK.square().sum()
+            for head in heads:
+                loss = loss + head.square().sum()
+            loss.backward()
+
+
+def _peak(network: Network, lengths: Sequence[int]) -> int:
+    config, num_frames = network.config, sum(lengths)
+    state = FrameState(
+        torch.empty(num_frames, config.channels, config.height, config.width),
+        torch.zeros(num_frames),
+        torch.zeros(num_frames, dtype=torch.long),
+        torch.zeros(len(lengths)),
+        torch.ones(len(lengths), dtype=torch.bool),
+        tuple(lengths),
+    ).to("meta")
+    tokens = torch.empty(PROMPT * len(lengths), config.text_width, device="meta")
+    prompt = PromptTokens(tokens, (PROMPT,) * len(lengths))
+    work = _Work(network)
+    weights = {
+        name: torch.empty_like(weight, device="meta", dtype=torch.float32).requires_grad_()
+        for name, weight in work.named_parameters()
+    }
+    live = _Live(weights.values())
+    with _Fused(), live:
+        torch.func.functional_call(work, weights, (state, prompt))
+    return live.peak
+
+
+def parameter_bytes(*modules: nn.Module) -> int:
+    """Bytes of all weights."""
+    return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
