@@ -67,10 +67,6 @@ def make_plan(
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
     """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
-    if plan.query_order is not None:
-        q_RPNE = q_RPNE[plan.query_order]
-    if plan.key_order is not None:
-        k_SPNE, v_SPNE = k_SPNE[plan.key_order], v_SPNE[plan.key_order]
     ops = xformers_ops() if q_RPNE.is_cuda else None
     out_RPNE = (
         _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)
@@ -80,24 +76,35 @@ def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor
     return out_RPNE if plan.back_order is None else out_RPNE[plan.back_order]
 
 
+PART = 2**15  # key tokens that are gathered at once: local attention sees each of them many times
+
+
 def _attend_sdpa(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
-    query_sizes = [group.runs * group.queries for group in plan.groups]
-    key_sizes = [group.runs * group.keys for group in plan.groups]
-    parts = zip(
-        plan.groups,
-        q_RPNE.split(query_sizes),
-        k_SPNE.split(key_sizes),
-        v_SPNE.split(key_sizes),
-        strict=True,
-    )
-    outputs = []
-    for group, *qkv in parts:
-        query, key, value = (
-            x.unflatten(0, (group.runs, -1)).flatten(1, 2).transpose(1, 2) for x in qkv
-        )
-        out = _softmax_attention(query, key, value).transpose(1, 2)
-        outputs.append(out.reshape(-1, *q_RPNE.shape[1:]))
+    outputs: list[Tensor] = []
+    query_at = key_at = 0
+    for group in plan.groups:
+        most = max(PART // (group.keys * k_SPNE.shape[1]), 1)
+        for first in range(0, group.runs, most):
+            runs = min(most, group.runs - first)
+            query_end = query_at + runs * group.queries
+            key_end = key_at + runs * group.keys
+            query, key, value = (
+                _rows(x, order, start, end).unflatten(0, (runs, -1)).flatten(1, 2).transpose(1, 2)
+                for x, order, start, end in (
+                    (q_RPNE, plan.query_order, query_at, query_end),
+                    (k_SPNE, plan.key_order, key_at, key_end),
+                    (v_SPNE, plan.key_order, key_at, key_end),
+                )
+            )
+            out = _softmax_attention(query, key, value).transpose(1, 2)
+            outputs.append(out.reshape(-1, *q_RPNE.shape[1:]))
+            query_at, key_at = query_end, key_end
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _rows(x: Tensor, order: Tensor | None, start: int, end: int) -> Tensor:
+    """Rows ``start`` to ``end`` of ``x`` in that order."""
+    return x[start:end] if order is None else x[order[start:end]]
 
 
 SMALL = 1024  # keys up to which a CPU's plain matrix products beat its fused backward pass
@@ -121,6 +128,10 @@ def _attend_xformers(
     plan: Plan,
 ) -> Tensor:
     """The same by one call of memory-efficient attention over a block diagonal."""
+    if plan.query_order is not None:
+        q_RPNE = q_RPNE[plan.query_order]
+    if plan.key_order is not None:
+        k_SPNE, v_SPNE = k_SPNE[plan.key_order], v_SPNE[plan.key_order]
     widths = (q_RPNE.shape[1], k_SPNE.shape[1])
     if widths not in plan.block_masks:
         from xformers.ops.fmha.attn_bias import BlockDiagonalMask

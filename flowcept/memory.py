@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from flowcept.attention import SMALL
 from flowcept.frames import FrameState, PromptTokens
-from flowcept.model import ModelConfig, Network
+from flowcept.model import PART, ModelConfig, Network
 
 PROGRAM = 290 * 2**20  # bytes of Python, PyTorch and its compiled kernels (measured, Linux, x86-64)
 HELD = 1.4  # what the allocator holds over what is alive (measured on Linux)
@@ -85,15 +85,19 @@ class _Fused(TorchFunctionMode):
 def sampling_bytes(config: ModelConfig, frames: int) -> int:
     """Peak of the activations of one evaluation on so many frames, both sides of guidance counted.
 
-    The same in every precision: autocast keeps copies in both.
+    Either a block of the finest cells takes most or a block of tokens: some tensors of all frames
+    that stay, and some that are worked on by parts. The same in every precision, since autocast
+    keeps copies in both.
     """
-    cells = 9.3 * config.height * config.width * config.cells  # a block of the finest cells
+    cells = config.height * config.width * config.cells
     remembered = sum(
         config.height * config.width * channels / 4**size
         for size, channels in enumerate(config.cell_channels)
     )
-    tokens = 20.5 * (config.patches + 1) * config.hidden + remembered  # a block of tokens
-    return int(4 * frames * max(cells, tokens))
+    tokens = (config.patches + 1) * config.hidden
+    of_cells = 3.5 * cells * frames + 4.3 * min(cells * frames, PART)
+    of_tokens = 12.4 * tokens * frames + 8.1 * min(tokens * frames, PART)
+    return int(4 * (remembered * frames + max(of_cells, of_tokens)))
 
 
 def evaluation_bytes(network: Network, lengths: Sequence[int]) -> int:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,6 +185,27 @@ class SquaredRelu(torch.autograd.Function):
         return (grad * y).mul_(2)
 
 
+PART = 2**22  # numbers of a tensor that are worked on at once, where no gradient needs them all
+
+
+def by_parts(work: Callable[[slice], Tensor], like: Tensor) -> Tensor:
+    """What ``work`` makes of all rows of ``like``, part by part where that saves memory.
+
+    Training keeps what all parts need anyway.
+    """
+    rows, row_size = len(like), math.prod(like.shape[1:])
+    most = rows if torch.is_grad_enabled() else max(PART // row_size, 1)
+    if most >= rows:
+        return work(slice(0, rows))
+    first = work(slice(0, most))
+    whole = first.new_empty(rows, *first.shape[1:])
+    whole[:most] = first
+    for start in range(most, rows, most):
+        part = slice(start, min(start + most, rows))
+        whole[part] = work(part)
+    return whole
+
+
 def _silence(*layers: nn.Linear | nn.Conv2d) -> None:
     """Layers that say nothing at first."""
     for parameter in itertools.chain.from_iterable(layer.parameters() for layer in layers):
@@ -233,9 +254,12 @@ class Block(nn.Module):
         y_RPD = attend(normed(q), normed(k), v, layout.to_prompt).flatten(2)
         x_RPD = x_RPD + self.prompt_out(y_RPD)
 
-        y_RPD = modulated(x_RPD, mlp_shift, mlp_scale)
-        z_RPD: Tensor = SquaredRelu.apply(self.up(y_RPD))  # type: ignore[no-untyped-call]
-        return torch.addcmul(x_RPD, mlp_gate, self.down(z_RPD))
+        def mlp(rows: slice) -> Tensor:
+            y_RPD = modulated(x_RPD[rows], mlp_shift[rows], mlp_scale[rows])
+            z_RPD: Tensor = SquaredRelu.apply(self.up(y_RPD))  # type: ignore[no-untyped-call]
+            return torch.addcmul(x_RPD[rows], mlp_gate[rows], self.down(z_RPD))
+
+        return by_parts(mlp, x_RPD)
 
 
 def filmed(layer: nn.Linear, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
@@ -276,10 +300,12 @@ class Neighbours:
         before_F = index_F > 0
         return Neighbours(before_F, F.pad(before_F[1:], (0, 1)))
 
-    def beside(self, x_FHWC: Tensor) -> Tensor:
-        """What the frames before and after hold at each place, 0 where none is."""
-        before_FHWC = x_FHWC.roll(1, 0) * self.before_F[:, None, None, None]
-        after_FHWC = x_FHWC.roll(-1, 0) * self.after_F[:, None, None, None]
+    def beside(self, x_FHWC: Tensor, rows: slice) -> Tensor:
+        """What the frames before and after these rows hold at each place, 0 where none is."""
+        low, high = max(rows.start - 1, 0), min(rows.stop + 1, len(x_FHWC))
+        near_FHWC, own = x_FHWC[low:high], slice(rows.start - low, rows.stop - low)
+        before_FHWC = near_FHWC.roll(1, 0)[own] * self.before_F[rows, None, None, None]
+        after_FHWC = near_FHWC.roll(-1, 0)[own] * self.after_F[rows, None, None, None]
         return torch.cat([before_FHWC, after_FHWC], dim=-1)
 
 
@@ -298,9 +324,15 @@ class CellBlock(nn.Module):
         _silence(self.film, self.beside, self.second)
 
     def forward(self, x_FHWC: Tensor, condition_FD: Tensor, neighbours: Neighbours) -> Tensor:
-        y_FHWC = convolve(self.first, filmed(self.film, x_FHWC, condition_FD))
-        y_FHWC = y_FHWC + self.beside(neighbours.beside(y_FHWC))
-        return x_FHWC + convolve(self.second, F.silu(y_FHWC))
+        def alone(rows: slice) -> Tensor:
+            return convolve(self.first, filmed(self.film, x_FHWC[rows], condition_FD[rows]))
+
+        def together(rows: slice) -> Tensor:
+            z_FHWC = y_FHWC[rows] + self.beside(neighbours.beside(y_FHWC, rows))
+            return x_FHWC[rows] + convolve(self.second, F.silu(z_FHWC))
+
+        y_FHWC = by_parts(alone, x_FHWC)
+        return by_parts(together, x_FHWC)
 
 
 class CellBlocks(nn.ModuleList):
@@ -347,7 +379,7 @@ class Cells(nn.Module):
         for side, blocks, merge in zip(self.sides, self.down, self.merge, strict=True):
             x_FHWC = blocks(x_FHWC, condition_FD, neighbours)
             cells.append(x_FHWC)
-            x_FHWC = merge(merged(x_FHWC, side))
+            x_FHWC = _coarser(merge, x_FHWC, side)
         return x_FHWC, cells
 
     def to_velocity(
@@ -357,14 +389,32 @@ class Cells(nn.Module):
         condition_FD: Tensor,
         neighbours: Neighbours,
     ) -> Tensor:
-        """The velocity ``[F, C, H, W]`` that patches say, float32."""
+        """The velocity ``[F, C, H, W]`` that patches say, float32; ``cells`` are used up."""
         x_FHWC = patch_FHWD
-        ways = zip(self.sides, self.up, self.divide, cells, strict=True)
-        for side, blocks, divide, same_FHWC in reversed(list(ways)):
-            x_FHWC = same_FHWC + divided(divide(x_FHWC), side)
-            x_FHWC = blocks(x_FHWC, condition_FD, neighbours)
-        x_FHWC = F.silu(filmed(self.film, x_FHWC, condition_FD))
-        return convolve(self.velocity, x_FHWC).permute(0, 3, 1, 2).float()
+        ways = list(zip(self.sides, self.up, self.divide, strict=True))
+        for side, blocks, divide in reversed(ways):
+            x_FHWC = blocks(_finer(divide, x_FHWC, side, cells.pop()), condition_FD, neighbours)
+
+        def velocity(rows: slice) -> Tensor:
+            y_FHWC = F.silu(filmed(self.film, x_FHWC[rows], condition_FD[rows]))
+            return convolve(self.velocity, y_FHWC)
+
+        return by_parts(velocity, x_FHWC).permute(0, 3, 1, 2).float()
+
+
+def _coarser(layer: nn.Linear, x_FHWC: Tensor, side: int) -> Tensor:
+    def work(rows: slice) -> Tensor:
+        y_FHWC: Tensor = layer(merged(x_FHWC[rows], side))
+        return y_FHWC
+
+    return by_parts(work, x_FHWC)
+
+
+def _finer(layer: nn.Linear, x_FHWC: Tensor, side: int, same_FHWC: Tensor) -> Tensor:
+    def work(rows: slice) -> Tensor:
+        return same_FHWC[rows] + divided(layer(x_FHWC[rows]), side)
+
+    return by_parts(work, same_FHWC)
 
 
 class Network(nn.Module):

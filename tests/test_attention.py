@@ -90,10 +90,12 @@ CASES = pytest.mark.parametrize(
 
 @CASES
 @pytest.mark.parametrize("small", [0, 1024], ids=["fused", "plain"])
+@pytest.mark.parametrize("part", [1, 50, attention.PART])
 def test_segments_equal_the_dense_mask(
-    plan: Plan, seen_RS: Tensor, tokens: int, small: int, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, seen_RS: Tensor, tokens: int, small: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "SMALL", small)
+    monkeypatch.setattr(attention, "PART", part)
     q, k, v = draw_qkv(*seen_RS.shape, tokens)
     weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=q.dtype)
     out, expected = attend(q, k, v, plan), dense_rows(q, k, v, seen_RS)

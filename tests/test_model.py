@@ -11,7 +11,7 @@ from test_attention import clip_mask, dense_rows, prompt_mask
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from flowcept import frames, model
+from flowcept import attention, frames, model
 from flowcept.attention import Plan
 from flowcept.frames import FrameState, Prediction, PromptTokens, Role
 from flowcept.model import ModelConfig, Network
@@ -377,9 +377,45 @@ def test_convolutions_see_their_frame_and_those_beside_it(cell_depth: int) -> No
 def test_neighbours_are_the_frames_beside_in_the_same_clip() -> None:
     neighbours = model.Neighbours.of(torch.tensor([0, 1, 2, 0, 0, 1]))
     x_FHWC = torch.arange(1.0, 7.0)[:, None, None, None]
-    before, after = neighbours.beside(x_FHWC).flatten(1).unbind(1)
-    assert before.tolist() == [0, 1, 2, 0, 0, 5]
-    assert after.tolist() == [2, 3, 0, 0, 6, 0]
+    for start, stop in [(0, 6), (0, 2), (2, 4), (3, 6), (5, 6)]:
+        rows = slice(start, stop)
+        before, after = neighbours.beside(x_FHWC, rows).flatten(1).unbind(1)
+        assert before.tolist() == [0, 1, 2, 0, 0, 5][rows]
+        assert after.tolist() == [2, 3, 0, 0, 6, 0][rows]
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("part", [1, 700, 3000])
+def test_parts_change_nothing_but_memory(
+    window: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluated frame by frame, or by a few frames, of which the last part has fewer."""
+    net = network(window=window).eval()
+    state, prompt = frames.concat(CLIPS), concat_prompts(PROMPTS)
+    with torch.no_grad():
+        whole = net(state, prompt)
+        monkeypatch.setattr(model, "PART", part)
+        monkeypatch.setattr(attention, "PART", part)
+        parts = net(state, prompt)
+    for a, b in zip(outputs(parts), outputs(whole), strict=True):
+        close(a, b)
+
+
+def test_parts_cover_all_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "PART", 30)
+    x = torch.arange(50.0).reshape(10, 5)
+    asked: list[slice] = []
+
+    def work(rows: slice) -> torch.Tensor:
+        asked.append(rows)
+        return x[rows] + 1
+
+    with torch.no_grad():
+        assert torch.equal(model.by_parts(work, torch.zeros(10, 2, 5)), x + 1)
+    assert asked == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+    asked.clear()
+    assert torch.equal(model.by_parts(work, torch.zeros(10, 2, 5)), x + 1)
+    assert asked == [slice(0, 10)]
 
 
 def test_states_of_roles_use_their_embedding() -> None:
