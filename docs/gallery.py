@@ -133,6 +133,7 @@ def make(gallery: Gallery) -> None:
     gallery.section("interp")
     two = ["cat-first.png", "cat-last.png", "-p", "a cat flying at sunset"]
     gallery.clip("interp-1", "interp", *two, "--frames", "auto", sheet=True)
+    gallery.clip("interp-3", "interp", *two[:2], remark="no prompt")
     four = [f"frog-{k}.png" for k in (0, 4, 8, -1)]
     gallery.clip("interp-2", "interp", *four, "-p", "a frog bouncing")
 

@@ -83,6 +83,7 @@ class Prediction:
     log_missing_F: Tensor  # log of the mean count missing right of each frame
     log_missing_first_B: Tensor  # the same for the gap before the first frame
     count_logits_BK: Tensor  # log-law, up to a constant, of the total missing in all open gaps
+    seen_BV: Tensor | None = None  # what the given frames say, in the words of a prompt's tokens
 
 
 @dataclass(frozen=True)

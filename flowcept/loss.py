@@ -3,27 +3,30 @@
 Sums and counts stay apart so that a batch may be cut into parts, or spread over processes, and
 still have the loss of the whole.
 
-Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K counts.
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K counts, V the
+width of a prompt token.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowcept.frames import FrameState, Prediction
+from flowcept.frames import FrameState, Prediction, Role
 from flowcept.process import Target
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the three terms."""
+    """Weights of the terms."""
 
     velocity_weight: float = 1.0  # mean squared error of the velocity over flowing frames
     rate_weight: float = 0.1  # Poisson likelihood of the missing count, mean over open gaps
     count_weight: float = 0.1  # cross-entropy of the total missing count, mean over clips
+    seen_weight: float = 0.1  # relative error of what given frames say, mean over their clips
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,14 @@ class Counts:
     flowing: int  # frames that flow
     gaps: int  # open gaps of clips with tau < 1
     clips: int  # clips with tau < 1
+    given: int  # clips with given frames
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
-            self.flowing + other.flowing, self.gaps + other.gaps, self.clips + other.clips
+            self.flowing + other.flowing,
+            self.gaps + other.gaps,
+            self.clips + other.clips,
+            self.given + other.given,
         )
 
 
@@ -44,7 +51,8 @@ def count_terms(state: FrameState) -> Counts:
     """How many frames, gaps and clips of a state are scored."""
     early_B = state.tau_B < 1
     gaps = (state.open_F & early_B[state.clip_F]).sum() + (state.open_first_B & early_B).sum()
-    return Counts(int(state.flowing_F.sum()), int(gaps), int(early_B.sum()))
+    given = len(state.clip_F[state.role_F != Role.GENERATED].unique())
+    return Counts(int(state.flowing_F.sum()), int(gaps), int(early_B.sum()), given)
 
 
 def poisson_nll(log_mean: Tensor, count: Tensor) -> Tensor:
@@ -52,8 +60,13 @@ def poisson_nll(log_mean: Tensor, count: Tensor) -> Tensor:
     return log_mean.exp() - count * log_mean
 
 
-def loss_sums(prediction: Prediction, state: FrameState, target: Target) -> dict[str, Tensor]:
-    """Sums over what ``count_terms`` counts: ``velocity``, ``missing`` and ``count``."""
+def loss_sums(
+    prediction: Prediction, state: FrameState, target: Target, said_BV: Tensor
+) -> dict[str, Tensor]:
+    """Sums over what ``count_terms`` counts: ``velocity``, ``missing``, ``count`` and ``seen``.
+
+    ``said_BV`` is what each prompt says, the sum of its tokens; zero where there is no prompt.
+    """
     early_B = state.tau_B < 1
     error_F = (prediction.velocity_FCHW.float() - target.velocity_FCHW).square().mean((1, 2, 3))
     gap_F = poisson_nll(prediction.log_missing_F.float(), target.missing_F)
@@ -65,7 +78,19 @@ def loss_sums(prediction: Prediction, state: FrameState, target: Target) -> dict
         "velocity": (error_F * state.flowing_F).sum(),
         "missing": (gap_F * scored_F).sum() + (gap_B * scored_B).sum(),
         "count": (count_B * early_B).sum(),
+        "seen": _seen_sum(prediction, state, said_BV),
     }
+
+
+def _seen_sum(prediction: Prediction, state: FrameState, said_BV: Tensor) -> Tensor:
+    """Relative squared error of what given frames say against what their prompt says."""
+    assert prediction.seen_BV is not None
+    square_B = said_BV.square().sum(1)
+    given_F = (state.role_F != Role.GENERATED).to(square_B)
+    given_B = torch.zeros_like(square_B).index_add(0, state.clip_F, given_F)
+    error_B = (prediction.seen_BV.float() - said_BV).square().sum(1)
+    scored_B = (given_B > 0) & (square_B > 0)
+    return (error_B / square_B.clamp(min=1e-6) * scored_B).sum()
 
 
 def total_loss(sums: dict[str, Tensor], counts: Counts, config: LossConfig) -> Tensor:
@@ -74,4 +99,5 @@ def total_loss(sums: dict[str, Tensor], counts: Counts, config: LossConfig) -> T
         config.velocity_weight * sums["velocity"] / max(counts.flowing, 1)
         + config.rate_weight * sums["missing"] / max(counts.gaps, 1)
         + config.count_weight * sums["count"] / max(counts.clips, 1)
+        + config.seen_weight * sums["seen"] / max(counts.given, 1)
     )

@@ -12,7 +12,8 @@ What a token outputs depends on what it is:
 
 Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
 learned offset in each. The prompt enters by cross-attention, and the sum of its tokens with the
-time.
+time. What the given frames of a clip show is one more token of its prompt, which training teaches
+to say what the words would: so a picture without words still tells all frames alike who is seen.
 
 A patch is coarse: a thing's outline crosses it anywhere. So latent cells become patches, and
 patches velocities, by convolutions (``Cells``) within each frame, which also see the same place in
@@ -39,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowcept import frames
 from flowcept.attention import Plan, attend, make_plan
-from flowcept.frames import FrameState, Prediction, PromptTokens
+from flowcept.frames import FrameState, Prediction, PromptTokens, Role
 
 
 @dataclass(frozen=True)
@@ -402,7 +403,7 @@ class Cells(nn.Module):
         return by_parts(velocity, x_FHWC).permute(0, 3, 1, 2).float()
 
 
-def _coarser(layer: nn.Linear, x_FHWC: Tensor, side: int) -> Tensor:
+def _coarser(layer: nn.Module, x_FHWC: Tensor, side: int) -> Tensor:
     def work(rows: slice) -> Tensor:
         y_FHWC: Tensor = layer(merged(x_FHWC[rows], side))
         return y_FHWC
@@ -410,7 +411,7 @@ def _coarser(layer: nn.Linear, x_FHWC: Tensor, side: int) -> Tensor:
     return by_parts(work, x_FHWC)
 
 
-def _finer(layer: nn.Linear, x_FHWC: Tensor, side: int, same_FHWC: Tensor) -> Tensor:
+def _finer(layer: nn.Module, x_FHWC: Tensor, side: int, same_FHWC: Tensor) -> Tensor:
     def work(rows: slice) -> Tensor:
         return same_FHWC[rows] + divided(layer(x_FHWC[rows]), side)
 
@@ -436,6 +437,8 @@ class Network(nn.Module):
         self.frame_role = nn.Embedding(3, width)  # by Role
         self.clip_role = nn.Embedding(2, width)  # first gap closed, open
         self.prompt_sum = nn.Linear(config.text_width, width)
+        self.look = nn.Linear(width, width)
+        self.seen = nn.Linear(width, config.text_width, bias=False)
         self.modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final = nn.Linear(width, 2 * width)
@@ -445,7 +448,7 @@ class Network(nn.Module):
         nn.init.normal_(self.frame_role.weight, std=0.02)
         nn.init.normal_(self.clip_role.weight, std=0.02)
         zeroed = (self.modulation, self.final, self.count)  # gates start closed
-        _silence(*zeroed, self.log_missing, self.log_missing_first)
+        _silence(*zeroed, self.log_missing, self.log_missing_first, self.seen)
         self.checkpoint_blocks = False  # trade time for memory in training
 
     @torch.no_grad()
@@ -487,15 +490,22 @@ class Network(nn.Module):
             log_missing_F=prediction.log_missing_F[frame_rows],
             log_missing_first_B=prediction.log_missing_first_B[back],
             count_logits_BK=prediction.count_logits_BK[back],
+            seen_BV=None if prediction.seen_BV is None else prediction.seen_BV[back],
         )
 
     def _predict(self, state: FrameState, prompt: PromptTokens) -> Prediction:
         device = state.latent_FCHW.device
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
+        neighbours = Neighbours.of(state.index_F)
+        condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
+        patch_FHWD, cells = self.cells.to_patches(
+            state.latent_FCHW, condition_RD[frame_rows], neighbours
+        )
+        seen_BV = self.read(state, patch_FHWD)
+        prompt = _with_token(prompt, seen_BV.detach())  # it is taught by words alone
         prompt_S1D = prompt.token_SD[:, None]
         condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
-        condition_FD, neighbours = condition_RD[frame_rows], Neighbours.of(state.index_F)
-        patch_FHWD, cells = self.cells.to_patches(state.latent_FCHW, condition_FD, neighbours)
+        condition_FD = condition_RD[frame_rows]
         x_RPD = self._embed(patch_FHWD, clip_rows, frame_rows)
         modulation_R16D = self.modulation(condition_RD).unflatten(-1, (1, 6, -1))
         modulation_R16D = modulation_R16D.to(x_RPD.dtype)
@@ -516,7 +526,17 @@ class Network(nn.Module):
             log_missing_F=self.log_missing(frame_FPD[:, 0])[:, 0].float(),
             log_missing_first_B=self.log_missing_first(clip_BD)[:, 0].float(),
             count_logits_BK=self.count(clip_BD).float(),
+            seen_BV=seen_BV,
         )
+
+    def read(self, state: FrameState, patch_FHWD: Tensor) -> Tensor:
+        """What the given frames of each clip say, as a token of a prompt; nothing without any."""
+        shown_FD = F.silu(self.look(patch_FHWD)).mean((1, 2)).float()
+        given_F1 = (state.role_F != Role.GENERATED).float()[:, None]
+        zero_BD = shown_FD.new_zeros(len(state.lengths), shown_FD.shape[1])
+        sum_BD = zero_BD.index_add(0, state.clip_F, given_F1 * shown_FD)
+        seen_BV: Tensor = self.seen(normed(sum_BD)).float()
+        return seen_BV
 
     def _layout(
         self, state: FrameState, prompt: PromptTokens, frame_rows: Tensor, dtype: torch.dtype
@@ -563,6 +583,16 @@ class Network(nn.Module):
         clip_BPD = self.clip_row.expand(len(clip_rows), -1, -1)
         row_RPD = torch.cat([clip_BPD, frame_FPD]).to(patch_FHWD.dtype)
         return row_RPD[torch.cat([clip_rows, frame_rows]).argsort()]
+
+
+def _with_token(prompt: PromptTokens, token_BV: Tensor) -> PromptTokens:
+    """Each prompt with one more token at its end."""
+    own = prompt.token_SD.split(list(prompt.lengths))
+    more = token_BV.to(prompt.token_SD.dtype)[:, None]
+    return PromptTokens(
+        torch.cat([part for pair in zip(own, more, strict=True) for part in pair]),
+        tuple(n + 1 for n in prompt.lengths),
+    )
 
 
 def _row_numbers(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 from flowcept.errors import UserError
 
 INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
-SOLVERS = ("multistep", "euler")
+SOLVERS = ("euler", "multistep")
 ORDERS = ("learned", "random", "left-to-right", "bisection")
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
@@ -30,7 +30,7 @@ class SampleConfig:
 
     steps: int = setting(16, "denoising steps; twice as many evaluations at most")
     solver: str = setting(
-        "multistep", "of the flow: multistep (a frame's last two velocities) or euler (its last)"
+        "euler", "of the flow: euler (a frame's last velocity) or multistep (its last two)"
     )
     guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none")
     rate_guidance: float = setting(1.0, "strength of the prompt in length and place of new frames")

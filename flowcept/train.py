@@ -506,8 +506,11 @@ class Learner(nn.Module):
         counts: Counts,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss with the means over ``counts``, and the sums of its terms."""
-        prediction = self.network(state, self.text(prompts))
-        sums = loss_sums(prediction, state, target)
+        tokens = self.text(prompts)
+        with torch.no_grad():  # the prompt learns nothing from what frames say of it
+            parts = tokens.token_SD.float().split(list(tokens.lengths))
+            said = [part.sum(0) * bool(p) for part, p in zip(parts, prompts, strict=True)]
+        sums = loss_sums(self.network(state, tokens), state, target, torch.stack(said))
         return total_loss(sums, counts, self.weights), sums
 
 
@@ -662,7 +665,7 @@ class Trainer:
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))
+        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0, 0))
         own = list(range(self.team.rank, len(batch.pairs), self.team.size))
         share = replace(
             batch,
@@ -730,7 +733,7 @@ class Trainer:
             given_prompt_dropout=0.0,
             context_dropout=0.0,
         )
-        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0))
+        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0, 0))
         totals: Counter[str] = Counter()
         self.averaged.eval()
         at_once = min(config.micro_tokens, config.tokens)  # no more than a step of training
@@ -898,6 +901,7 @@ def _means(totals: Mapping[str, float], counts: Counts, team: Team) -> dict[str,
         sums = sums.float().to(device)
         dist.all_reduce(sums)
     over = {"velocity": counts.flowing, "missing": counts.gaps, "count": counts.clips}
+    over["seen"] = counts.given
     return {
         name: value / max(over[name], 1) for name, value in zip(names, sums.tolist(), strict=True)
     }

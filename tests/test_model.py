@@ -77,7 +77,8 @@ def outputs(prediction: Prediction) -> list[Tensor]:
 
 def score(prediction: Prediction) -> Tensor:
     """A sum over clips of something that uses every output."""
-    return sum((out.sin() * (i + 1)).sum() for i, out in enumerate(outputs(prediction)))
+    every = [*outputs(prediction), prediction.seen_BV]
+    return sum((out.sin() * (i + 1)).sum() for i, out in enumerate(every))
 
 
 def run(net: Network, chosen: Sequence[int]) -> Prediction:
@@ -129,7 +130,7 @@ def test_network_equals_one_with_dense_masked_attention(
     gradient = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     own = clip_mask(lengths, window)
-    other = prompt_mask(lengths, [PROMPTS[b].lengths[0] for b in ORDER])
+    other = prompt_mask(lengths, [PROMPTS[b].lengths[0] + 1 for b in ORDER])  # what is seen, too
 
     def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         del plan
@@ -154,7 +155,7 @@ def test_packing_equals_padding_with_a_mask(monkeypatch: pytest.MonkeyPatch) -> 
         return [list(range(ends[b], ends[b + 1])) for b in range(5)]
 
     own = spans([(CLIPS[b].lengths[0] + 1) * tokens for b in ORDER])
-    prompts = spans([PROMPTS[b].lengths[0] for b in ORDER])
+    prompts = spans([PROMPTS[b].lengths[0] + 1 for b in ORDER])  # what is seen, too
 
     def padded(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         del plan
@@ -416,6 +417,36 @@ def test_parts_cover_all_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
     assert torch.equal(model.by_parts(work, torch.zeros(10, 2, 5)), x + 1)
     assert asked == [slice(0, 10)]
+
+
+def test_given_frames_are_read_clip_by_clip() -> None:
+    """What they show, each one alike, normalised; generated frames say nothing, however clean."""
+    net, generated = network(), Role.GENERATED
+    roles = [Role.ACTIVE, generated, generated, Role.PASSIVE]
+    some = replace(CLIPS[0], role_F=torch.tensor(roles))
+    none = replace(CLIPS[2], role_F=torch.full((6,), generated), time_F=torch.ones(6))
+    one = replace(CLIPS[4], role_F=torch.tensor([generated, Role.ACTIVE, generated, generated]))
+    patch_FHWD = torch.randn(14, 2, 2, 32)
+    seen_BV = net.read(frames.concat([some, none, one]), patch_FHWD)
+    shown_FD = torch.nn.functional.silu(net.look(patch_FHWD)).mean((1, 2))
+    close(seen_BV[0], net.seen(model.normed(shown_FD[0] + shown_FD[3])))
+    assert not seen_BV[1].any()
+    close(seen_BV[2], net.seen(model.normed(shown_FD[11])))
+
+
+def test_what_is_seen_reaches_all_frames_of_its_clip_only() -> None:
+    """Another token changes every frame of its clip, also where blocks see neighbours only."""
+    net, state = network(window=1), frames.concat([CLIPS[0], CLIPS[2]])
+    state = replace(state, role_F=torch.tensor([1, 0, 0, 0, 1, 0, 0, 0, 0, 0]))
+    words = concat_prompts([PROMPTS[0], PROMPTS[2]])
+    with torch.no_grad():
+        before = net(state, words)
+        read = net.read
+        net.read = lambda *parts: read(*parts) * torch.tensor([[1.0], [2.0]])  # type: ignore[method-assign]
+        after = net(state, words)
+    differs_F = (before.velocity_FCHW != after.velocity_FCHW).flatten(1).any(1)
+    assert differs_F.tolist() == [False] * 4 + [True] * 6
+    assert after.seen_BV is not None
 
 
 def test_states_of_roles_use_their_embedding() -> None:

@@ -41,7 +41,7 @@ from flowcept.data import to_frames, to_images
 from flowcept.device import autocast
 from flowcept.evaluate import BEST, QUARTERS, quarter
 from flowcept.sampler import Given, clip_generator, guided, sample
-from flowcept.settings import SampleConfig
+from flowcept.settings import SOLVERS, SampleConfig
 from flowcept.theatre import Scene
 
 Frames = NDArray[np.uint8]
@@ -551,9 +551,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--guidance", type=float, default=SampleConfig().guidance)
     parser.add_argument("--steps", type=int, default=SampleConfig().steps)
+    parser.add_argument("--solver", choices=SOLVERS, default=SampleConfig().solver)
     parser.add_argument("--seed", type=int, default=4321)
     options = parser.parse_args()
-    settings = SampleConfig(steps=options.steps, guidance=options.guidance)
+    settings = SampleConfig(steps=options.steps, solver=options.solver, guidance=options.guidance)
     judge = judging.load(options.judge)
     bench = Bench(options.model, judge, options.seed, settings)
     if not set(bench.cast) <= set(judge.actors):
@@ -563,6 +564,7 @@ def main() -> None:
         "machine": machine.described(),
         "seed": options.seed,
         "steps": options.steps,
+        "solver": options.solver,
         "guidance": options.guidance,
         "model_steps": bench.studio.card.steps,
         "sha256": hashlib.sha256(checkpoint.find(options.model).read_bytes()).hexdigest(),
