@@ -28,7 +28,7 @@ def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - like dataclass
 class SampleConfig:
     """Controls of the sampler; the command line takes its defaults from here."""
 
-    steps: int = setting(16, "denoising steps; twice as many evaluations at most")
+    steps: int = setting(8, "denoising steps; twice as many evaluations at most")
     solver: str = setting(
         "euler", "of the flow: euler (a frame's last velocity) or multistep (its last two)"
     )
