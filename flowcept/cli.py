@@ -259,7 +259,8 @@ class Session:
         shared = self.shared
         estimate = studio.estimate(SampleConfig(**controls), shared.scale)
         if estimate > self.told:
-            self.say(f"up to about {estimate / 2**30:.1f} GiB of memory")
+            if not shared.quiet and not shared.as_json:
+                typer.echo(f"up to about {estimate / 2**30:.1f} GiB of memory", err=True)
             self.told = estimate
         with self._bar(studio, controls["steps"]) as watch:
             clip = call(

@@ -609,19 +609,21 @@ class Trainer:
         )
 
     def _memory(self) -> float:
-        """Bytes that training takes: the program, weights with optimiser and average, and work.
+        """Bytes that training takes: the program, weights and what goes with them, and work.
 
+        With each weight go its gradient, two moments, the average, and two temporaries of a step.
         Work is counted on clips of the mean length, in one part of a step.
         """
-        weights = sum(p.numel() for p in self.learner.parameters())
+        weights = float(sum(p.numel() for p in self.learner.parameters()))
         law = self.card.lengths
         mean = round(sum(n * count for n, count in law.items()) / sum(law.values()))
         tokens = min(self.config.micro_tokens, self.config.tokens)
         clips = max(tokens // ((mean + 1) * (self.card.network.patches + 1)), 1)
-        work = memory.training_bytes(self.learner.network, [mean] * clips)
+        work = float(memory.training_bytes(self.learner.network, [mean] * clips))
         if self.dtype != torch.float32:
-            work //= 2
-        return memory.PROGRAM + 20 * weights + memory.HELD * work
+            work *= memory.HALF
+            weights *= 30 / 28  # a copy in half precision
+        return memory.PROGRAM + 28 * weights + memory.HELD * work
 
     def _average(
         self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int

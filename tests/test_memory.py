@@ -51,8 +51,7 @@ def kept(network: Network, lengths: list[int]) -> int:
 
 @pytest.mark.parametrize("changes", [{}, {"window": 2}, {"cell_depth": 1}, {"patch": 2}])
 def test_training_is_counted_as_autograd_keeps_it(changes):
-    """The peak is what is kept at the end of the forward pass (but for row numbers), and little
-    more."""
+    """The peak is what the forward pass keeps (but for row numbers), and little more."""
     network = Network(ModelConfig(**SMALL | changes))
     real = kept(network, LENGTHS)
     counted = memory.training_bytes(network, LENGTHS)
