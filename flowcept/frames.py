@@ -4,7 +4,7 @@ Many clips lie end to end in it, visible frames only: nothing is padded, and no 
 means anything but itself.
 
 Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, N new frames,
-K counts 0..largest, S prompt tokens, D their width.
+K counts 0..largest, S prompt tokens, D or V their width.
 """
 
 from __future__ import annotations
@@ -63,7 +63,18 @@ class FrameState:
     @property
     def flowing_F(self) -> Tensor:
         """Generated frames that still move."""
-        return (self.role_F == Role.GENERATED) & (self.time_F < 1)
+        return ~self.given_F & (self.time_F < 1)
+
+    @property
+    def given_F(self) -> Tensor:
+        """Whether each frame is a context frame."""
+        return self.role_F != Role.GENERATED
+
+    @property
+    def given_B(self) -> Tensor:
+        """Whether each clip has a context frame."""
+        counts = torch.zeros(len(self.lengths), device=self.role_F.device)
+        return counts.index_add(0, self.clip_F, self.given_F.float()) > 0
 
     @property
     def open_F(self) -> Tensor:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowcept.frames import FrameState, Prediction, Role
+from flowcept.frames import FrameState, Prediction
 from flowcept.process import Target
 
 
@@ -51,8 +50,9 @@ def count_terms(state: FrameState) -> Counts:
     """How many frames, gaps and clips of a state are scored."""
     early_B = state.tau_B < 1
     gaps = (state.open_F & early_B[state.clip_F]).sum() + (state.open_first_B & early_B).sum()
-    given = len(state.clip_F[state.role_F != Role.GENERATED].unique())
-    return Counts(int(state.flowing_F.sum()), int(gaps), int(early_B.sum()), given)
+    return Counts(
+        int(state.flowing_F.sum()), int(gaps), int(early_B.sum()), int(state.given_B.sum())
+    )
 
 
 def poisson_nll(log_mean: Tensor, count: Tensor) -> Tensor:
@@ -86,10 +86,8 @@ def _seen_sum(prediction: Prediction, state: FrameState, said_BV: Tensor) -> Ten
     """Relative squared error of what given frames say against what their prompt says."""
     assert prediction.seen_BV is not None
     square_B = said_BV.square().sum(1)
-    given_F = (state.role_F != Role.GENERATED).to(square_B)
-    given_B = torch.zeros_like(square_B).index_add(0, state.clip_F, given_F)
     error_B = (prediction.seen_BV.float() - said_BV).square().sum(1)
-    scored_B = (given_B > 0) & (square_B > 0)
+    scored_B = state.given_B & (square_B > 0)
     return (error_B / square_B.clamp(min=1e-6) * scored_B).sum()
 
 

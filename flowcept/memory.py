@@ -132,18 +132,24 @@ class _Work(nn.Module):
             loss.backward()
 
 
-def _peak(network: Network, lengths: Sequence[int]) -> int:
-    config, num_frames = network.config, sum(lengths)
+def blank(
+    config: ModelConfig, lengths: Sequence[int], device: str = "meta"
+) -> tuple[FrameState, PromptTokens]:
+    """Clips of so many visible frames, half-way and without given ones, with prompts: all zeros."""
+    num_frames, num_clips = sum(lengths), len(lengths)
     state = FrameState(
-        torch.empty(num_frames, config.channels, config.height, config.width),
-        torch.zeros(num_frames),
-        torch.zeros(num_frames, dtype=torch.long),
-        torch.zeros(len(lengths)),
-        torch.ones(len(lengths), dtype=torch.bool),
+        torch.zeros(num_frames, config.channels, config.height, config.width, device=device),
+        torch.full((num_frames,), 0.5, device=device),
+        torch.zeros(num_frames, dtype=torch.long, device=device),
+        torch.full((num_clips,), 0.5, device=device),
+        torch.ones(num_clips, dtype=torch.bool, device=device),
         tuple(lengths),
-    ).to("meta")
-    tokens = torch.empty(PROMPT * len(lengths), config.text_width, device="meta")
-    prompt = PromptTokens(tokens, (PROMPT,) * len(lengths))
+    )
+    tokens = torch.zeros(PROMPT * num_clips, config.text_width, device=device)
+    return state, PromptTokens(tokens, (PROMPT,) * num_clips)
+
+
+def _peak(network: Network, lengths: Sequence[int]) -> int:
     work = _Work(network)
     weights = {
         name: torch.empty_like(weight, device="meta", dtype=torch.float32).requires_grad_()
@@ -151,7 +157,7 @@ def _peak(network: Network, lengths: Sequence[int]) -> int:
     }
     live = _Live(weights.values())
     with _Fused(), live:
-        torch.func.functional_call(work, weights, (state, prompt))
+        torch.func.functional_call(work, weights, blank(network.config, lengths))
     return live.peak
 
 

@@ -21,8 +21,8 @@ the visible frame before and after: the blocks say what is where and how it move
 how it looks there, and that it still looks so in the next frame.
 
 Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip),
-P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, K counts, A the
-axes index, row and column. Cells have their channels last.
+P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, V their width,
+K counts, A the axes index, row and column. Cells have their channels last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowcept import frames
 from flowcept.attention import Plan, attend, make_plan
-from flowcept.frames import FrameState, Prediction, PromptTokens, Role
+from flowcept.frames import FrameState, Prediction, PromptTokens
 
 
 @dataclass(frozen=True)
@@ -532,7 +532,7 @@ class Network(nn.Module):
     def read(self, state: FrameState, patch_FHWD: Tensor) -> Tensor:
         """What the given frames of each clip say, as a token of a prompt; nothing without any."""
         shown_FD = F.silu(self.look(patch_FHWD)).mean((1, 2)).float()
-        given_F1 = (state.role_F != Role.GENERATED).float()[:, None]
+        given_F1 = state.given_F.float()[:, None]
         zero_BD = shown_FD.new_zeros(len(state.lengths), shown_FD.shape[1])
         sum_BD = zero_BD.index_add(0, state.clip_F, given_F1 * shown_FD)
         seen_BV: Tensor = self.seen(normed(sum_BD)).float()

@@ -614,16 +614,16 @@ class Trainer:
         With each weight go its gradient, two moments, the average, and two temporaries of a step.
         Work is counted on clips of the mean length, in one part of a step.
         """
-        weights = float(sum(p.numel() for p in self.learner.parameters()))
+        weights = sum(p.numel() for p in self.learner.parameters())
         law = self.card.lengths
         mean = round(sum(n * count for n, count in law.items()) / sum(law.values()))
         tokens = min(self.config.micro_tokens, self.config.tokens)
         clips = max(tokens // ((mean + 1) * (self.card.network.patches + 1)), 1)
-        work = float(memory.training_bytes(self.learner.network, [mean] * clips))
+        each, share = 28, 1.0  # bytes that go with a weight; of the work counted in float32
         if self.dtype != torch.float32:
-            work *= memory.HALF
-            weights *= 30 / 28  # a copy in half precision
-        return memory.PROGRAM + 28 * weights + memory.HELD * work
+            each, share = 30, memory.HALF  # one more copy of the weights
+        work = share * memory.training_bytes(self.learner.network, [mean] * clips)
+        return memory.PROGRAM + each * weights + memory.HELD * work
 
     def _average(
         self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int
@@ -902,8 +902,12 @@ def _means(totals: Mapping[str, float], counts: Counts, team: Team) -> dict[str,
         device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
         sums = sums.float().to(device)
         dist.all_reduce(sums)
-    over = {"velocity": counts.flowing, "missing": counts.gaps, "count": counts.clips}
-    over["seen"] = counts.given
+    over = {
+        "velocity": counts.flowing,
+        "missing": counts.gaps,
+        "count": counts.clips,
+        "seen": counts.given,
+    }
     return {
         name: value / max(over[name], 1) for name, value in zip(names, sums.tolist(), strict=True)
     }

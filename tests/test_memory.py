@@ -11,25 +11,10 @@ import pytest
 import torch
 
 from flowcept import memory
-from flowcept.frames import FrameState, PromptTokens
 from flowcept.model import ModelConfig, Network
 
 SMALL = {"height": 8, "width": 8, "hidden": 64, "depth": 2, "heads": 2, "cells": 16}
 LENGTHS = [5, 9, 12]
-
-
-def work(network: Network, lengths: list[int]) -> tuple[FrameState, PromptTokens]:
-    config, count = network.config, sum(lengths)
-    state = FrameState(
-        torch.randn(count, config.channels, config.height, config.width),
-        torch.rand(count),
-        torch.zeros(count, dtype=torch.long),
-        torch.rand(len(lengths)),
-        torch.ones(len(lengths), dtype=torch.bool),
-        tuple(lengths),
-    )
-    clips = (memory.PROMPT,) * len(lengths)
-    return state, PromptTokens(torch.randn(sum(clips), config.text_width), clips)
 
 
 def kept(network: Network, lengths: list[int]) -> int:
@@ -44,7 +29,7 @@ def kept(network: Network, lengths: list[int]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        said = network(*work(network, lengths))
+        said = network(*memory.blank(network.config, lengths, "cpu"))
     assert said.velocity_FCHW.requires_grad
     return sum(size for size, _ in found.values())
 

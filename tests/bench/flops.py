@@ -21,12 +21,10 @@ import machine
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept.frames import FrameState, PromptTokens
+from flowcept import memory
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig, draw, draw_delays
 from flowcept.sampler import clip_generator
-
-PROMPT = 8
 
 
 class Counter:
@@ -47,16 +45,7 @@ class Counter:
         return self._count(visible, backward=True)
 
     def _count(self, visible: int, *, backward: bool) -> float:
-        config = self.config
-        state = FrameState(
-            torch.empty(visible, config.channels, config.height, config.width),
-            torch.full((visible,), 0.5),
-            torch.zeros(visible, dtype=torch.long),
-            torch.tensor([0.5]),
-            torch.tensor([True]),
-            (visible,),
-        ).to("meta")
-        prompt = PromptTokens(torch.empty(PROMPT, config.text_width, device="meta"), (PROMPT,))
+        state, prompt = memory.blank(self.config, [visible])
         with FlopCounterMode(display=False) as counter:
             said = self.network(state, prompt)
             if backward:
