@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,8 @@ def make_plan(
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
     """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
+    if not len(q_RPNE):
+        return q_RPNE
     ops = xformers_ops() if q_RPNE.is_cuda else None
     out_RPNE = (
         _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)
@@ -80,31 +82,38 @@ PART = 2**15  # key tokens that are gathered at once: local attention sees each 
 
 
 def _attend_sdpa(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
-    outputs: list[Tensor] = []
-    query_at = key_at = 0
+    runs: list[int] = []  # that attend in one call
+    queries: list[int] = []  # rows of all their queries
+    keys: list[int] = []
     for group in plan.groups:
         most = max(PART // (group.keys * k_SPNE.shape[1]), 1)
         for first in range(0, group.runs, most):
-            runs = min(most, group.runs - first)
-            query_end = query_at + runs * group.queries
-            key_end = key_at + runs * group.keys
-            query, key, value = (
-                _rows(x, order, start, end).unflatten(0, (runs, -1)).flatten(1, 2).transpose(1, 2)
-                for x, order, start, end in (
-                    (q_RPNE, plan.query_order, query_at, query_end),
-                    (k_SPNE, plan.key_order, key_at, key_end),
-                    (v_SPNE, plan.key_order, key_at, key_end),
-                )
-            )
-            out = _softmax_attention(query, key, value).transpose(1, 2)
-            outputs.append(out.reshape(-1, *q_RPNE.shape[1:]))
-            query_at, key_at = query_end, key_end
+            runs.append(min(most, group.runs - first))
+            queries.append(runs[-1] * group.queries)
+            keys.append(runs[-1] * group.keys)
+    parts = (
+        _parts(q_RPNE, plan.query_order, queries),
+        _parts(k_SPNE, plan.key_order, keys),
+        _parts(v_SPNE, plan.key_order, keys),
+    )
+    outputs: list[Tensor] = []
+    for count, *qkv in zip(runs, *parts, strict=True):
+        query, key, value = (x.unflatten(0, (count, -1)).flatten(1, 2).transpose(1, 2) for x in qkv)
+        out = _softmax_attention(query, key, value).transpose(1, 2)
+        outputs.append(out.reshape(-1, *q_RPNE.shape[1:]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _rows(x: Tensor, order: Tensor | None, start: int, end: int) -> Tensor:
-    """Rows ``start`` to ``end`` of ``x`` in that order."""
-    return x[start:end] if order is None else x[order[start:end]]
+def _parts(x: Tensor, order: Tensor | None, sizes: Sequence[int]) -> Iterable[Tensor]:
+    """The rows of ``x`` in that order, so many at a time.
+
+    One cut for all, since the backward pass of each cut alone fills a tensor as large as ``x``.
+    Without gradients rows are gathered when their turn comes.
+    """
+    if order is None or torch.is_grad_enabled():
+        x = x if order is None else x.index_select(0, order)
+        return torch.split(x, list(sizes))
+    return (x.index_select(0, rows) for rows in order.split(list(sizes)))
 
 
 SMALL = 1024  # keys up to which a CPU's plain matrix products beat its fused backward pass
