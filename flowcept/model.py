@@ -17,9 +17,8 @@ to say what the words would: so a picture without words still tells all frames a
 
 A patch is coarse: a thing's outline crosses it anywhere. So latent cells become patches, and
 patches velocities, by convolutions (``Cells``) within each frame, which also see the same place in
-the visible frame before and after. What moves is not at the same place: so the largest cells look
-for their like in those two frames and in the nearest finished ones (``Match``). The blocks say what
-is where and how it moves, the cells how it looks there, and that it looks as it does elsewhere.
+the visible frame before and after: the blocks say what is where and how it moves, the convolutions
+how it looks there, and that it still looks so in the next frame.
 
 Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip),
 P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, V their width,
@@ -40,7 +39,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from flowcept import frames
-from flowcept.attention import Group, Plan, attend, make_plan
+from flowcept.attention import Plan, attend, make_plan
 from flowcept.frames import FrameState, Prediction, PromptTokens
 
 
@@ -66,7 +65,7 @@ class ModelConfig:
         positive = (self.hidden, self.depth, self.heads, self.patch, self.channels, self.cells)
         if min(*positive, self.height, self.width, self.mlp_ratio, self.text_width) < 1:
             raise ValueError("the network's sizes must be positive")
-        if self.hidden % self.heads or self.head_width % 8:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 8:
             raise ValueError("hidden must be heads times a multiple of 8")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError("the latent's height and width must be multiples of the patch")
@@ -77,11 +76,6 @@ class ModelConfig:
     def patches(self) -> int:
         """Patches per frame."""
         return (self.height // self.patch) * (self.width // self.patch)
-
-    @property
-    def head_width(self) -> int:
-        """Features of an attention head."""
-        return self.hidden // self.heads
 
     @property
     def merges(self) -> list[int]:
@@ -294,51 +288,18 @@ def divided(x_FHWC: Tensor, side: int) -> Tensor:
     return x_FhwyxC.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def nearest_finished(state: FrameState) -> tuple[Tensor, Tensor]:
-    """The nearest frame of the same clip before each frame, and after it, whose flow time is 1.
-
-    Its own number where there is none.
-    """
-    num_frames, device = len(state.time_F), state.time_F.device
-    number_F = torch.arange(num_frames, device=device)
-    first_F = number_F - state.index_F
-    last_F = first_F + torch.tensor(state.lengths, device=device)[state.clip_F] - 1
-    finished_F = state.time_F == 1
-    before_F = torch.where(finished_F, number_F, -1).cummax(0).values.roll(1)
-    after_F = (
-        torch.where(finished_F, number_F, num_frames).flip(0).cummin(0).values.flip(0).roll(-1)
-    )
-    return (
-        torch.where((first_F <= before_F) & (before_F < number_F), before_F, number_F),
-        torch.where((number_F < after_F) & (after_F <= last_F), after_F, number_F),
-    )
-
-
 @dataclass(frozen=True)
 class Neighbours:
-    """The frames of the same clip that the cells of each frame see."""
+    """Which frames have a visible one of their own clip before and after them, next in the row."""
 
-    before_F: Tensor  # bool: whether a visible one comes before it, next in the row
-    after_F: Tensor  # bool: the same after it
-    matched: Plan  # itself, those two, and the nearest finished ones before and after
-    rotation: tuple[Tensor, Tensor]  # of the largest cells, over (index, row, column)
+    before_F: Tensor  # bool
+    after_F: Tensor  # bool
 
     @staticmethod
-    def of(state: FrameState, config: ModelConfig) -> Neighbours:
-        before_F = state.index_F > 0
-        after_F = F.pad(before_F[1:], (0, 1))
-        number_F = torch.arange(len(before_F), device=before_F.device)
-        seen = (number_F, number_F - 1 * before_F, number_F + 1 * after_F, *nearest_finished(state))
-        order = torch.stack(seen, dim=1).flatten()
-        plan = Plan((Group(len(number_F), 1, len(seen)),), None, order, None)
-
-        scale = config.patch // config.merges[-1]
-        rows, columns = config.height // scale, config.width // scale
-        place_PA = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        place_FPA = place_PA.to(number_F.device).expand(len(number_F), -1, -1)
-        index_FPA = state.index_F[:, None, None].expand(-1, rows * columns, 1)
-        position_FPA = torch.cat([index_FPA, place_FPA], dim=-1)
-        return Neighbours(before_F, after_F, plan, rotary(position_FPA, config.head_width))
+    def of(index_F: Tensor) -> Neighbours:
+        """From the index of each frame within its clip, clip by clip."""
+        before_F = index_F > 0
+        return Neighbours(before_F, F.pad(before_F[1:], (0, 1)))
 
     def beside(self, x_FHWC: Tensor, rows: slice) -> Tensor:
         """What the frames before and after these rows hold at each place, 0 where none is."""
@@ -349,54 +310,21 @@ class Neighbours:
         return torch.cat([before_FHWC, after_FHWC], dim=-1)
 
 
-class Match(nn.Module):
-    """Attention of a frame's cells over all cells of the frames that they see."""
-
-    def __init__(self, channels: int, head_width: int) -> None:
-        super().__init__()
-        self.heads = -(-channels // head_width)
-        inside = self.heads * head_width
-        self.qkv = nn.Linear(channels, 3 * inside, bias=False)
-        self.sharpness = nn.Parameter(torch.ones(head_width))
-        self.out = nn.Linear(inside, channels, bias=False)
-        _silence(self.out)
-
-    def forward(self, x_FHWC: Tensor, neighbours: Neighbours) -> Tensor:
-        cosine, sine = neighbours.rotation
-
-        def projected(rows: slice) -> Tensor:
-            qkv = self.qkv(normed(x_FHWC[rows])).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
-            qk, v_FP1NE = qkv.split((2, 1), dim=2)
-            rotation = (cosine[rows].to(qkv.dtype), sine[rows].to(qkv.dtype))
-            q_FPNE, k_FPNE = rotate(normed(qk), rotation).unbind(2)
-            q_FPNE = q_FPNE * self.sharpness.to(qkv.dtype)
-            return torch.stack([q_FPNE, k_FPNE, v_FP1NE.squeeze(2)], dim=2)
-
-        q_FPNE, k_FPNE, v_FPNE = by_parts(projected, x_FHWC).unbind(2)
-        found_FPNE = attend(q_FPNE, k_FPNE, v_FPNE, neighbours.matched)
-        y_FPC: Tensor = self.out(found_FPNE.flatten(2))
-        return y_FPC.view(x_FHWC.shape)
-
-
 class CellBlock(nn.Module):
     """Two convolutions within each frame, and between them a look at the frames beside it.
 
-    Its row's condition scales and shifts what a frame shows. The largest cells match first.
+    Its row's condition scales and shifts what a frame shows.
     """
 
-    def __init__(self, channels: int, config: ModelConfig, *, matches: bool) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.match = Match(channels, config.head_width) if matches else None
-        self.film = nn.Linear(config.hidden, 2 * channels)
+        self.film = nn.Linear(width, 2 * channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.beside = nn.Linear(2 * channels, channels, bias=False)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         _silence(self.film, self.beside, self.second)
 
     def forward(self, x_FHWC: Tensor, condition_FD: Tensor, neighbours: Neighbours) -> Tensor:
-        if self.match is not None:
-            x_FHWC = x_FHWC + self.match(x_FHWC, neighbours)
-
         def alone(rows: slice) -> Tensor:
             return convolve(self.first, filmed(self.film, x_FHWC[rows], condition_FD[rows]))
 
@@ -431,10 +359,7 @@ class Cells(nn.Module):
 
         def blocks() -> nn.ModuleList:
             return nn.ModuleList(
-                CellBlocks(
-                    CellBlock(c, config, matches=c == channels[-1])
-                    for _ in range(config.cell_depth)
-                )
+                CellBlocks(CellBlock(c, config.hidden) for _ in range(config.cell_depth))
                 for c in channels
             )
 
@@ -571,7 +496,7 @@ class Network(nn.Module):
     def _predict(self, state: FrameState, prompt: PromptTokens) -> Prediction:
         device = state.latent_FCHW.device
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
-        neighbours = Neighbours.of(state, self.config)
+        neighbours = Neighbours.of(state.index_F)
         condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
         patch_FHWD, cells = self.cells.to_patches(
             state.latent_FCHW, condition_RD[frame_rows], neighbours
@@ -631,7 +556,7 @@ class Network(nn.Module):
             ],
             dim=-1,
         )
-        cosine, sine = rotary(position_RPA, config.head_width)
+        cosine, sine = rotary(position_RPA, config.hidden // config.heads)
         return Layout(
             rotation=(cosine.to(dtype), sine.to(dtype)),
             within=attention_plan(state.lengths, config.window, device),

@@ -61,7 +61,7 @@ def stirred(card: Card = CARD) -> Weights:
     for module in weights.modules().values():
         for tensor in module.state_dict().values():
             tensor.add_(torch.randn_like(tensor) * 0.1)
-        module.eval()
+        module.eval().requires_grad_(requires_grad=False)  # as loaded: PyTorch takes other kernels
     return weights
 
 

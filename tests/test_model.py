@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -121,46 +120,6 @@ def test_order_of_a_pack_does_not_matter() -> None:
             close(a, c)
 
 
-def matched_counts(state: FrameState) -> Tensor:
-    """How often the cells of one frame see those of another, from the definition, frame by frame.
-
-    Their own, the frames next to it, and the nearest finished ones; its own once more for each of
-    the four that does not exist.
-    """
-    times, counts_FF = state.time_F.tolist(), torch.zeros(len(state.time_F), len(state.time_F))
-    ends = torch.tensor([0, *state.lengths]).cumsum(0).tolist()
-    for first, end in itertools.pairwise(ends):
-        for f in range(first, end):
-            before, after = range(f - 1, first - 1, -1), range(f + 1, end)
-            seen = [f]
-            for side in (before, after):
-                seen.append(next(iter(side), f))
-                seen.append(next((g for g in side if times[g] == 1), f))
-            for g in seen:
-                counts_FF[f, g] += 1
-    return counts_FF
-
-
-def dense_match(q: Tensor, k: Tensor, v: Tensor, counts_FF: Tensor) -> Tensor:
-    """The attention of cells written out, over all cells of all frames."""
-    scores = torch.einsum("apne,bqne->napbq", q, k) / q.shape[-1] ** 0.5
-    weighted = (scores + counts_FF.log()[:, None, :, None]).flatten(3).softmax(-1)
-    return torch.einsum("napt,tne->apne", weighted, v.flatten(0, 1))
-
-
-def test_matches_are_found_in_the_frames_of_the_definition() -> None:
-    state = frames.concat([CLIPS[b] for b in ORDER])
-    state = replace(state, time_F=torch.where(torch.arange(15) % 4 == 1, 1.0, state.time_F))
-    plan = model.Neighbours.of(state, SMALL).matched
-    found_FF = torch.zeros(15, 15)
-    for f, seen in enumerate(plan.key_order.view(15, 5)):
-        for g in seen:
-            found_FF[f, g] += 1
-    assert torch.equal(found_FF, matched_counts(state))
-    assert plan.query_order is None
-    assert plan.back_order is None
-
-
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_network_equals_one_with_dense_masked_attention(
     window: int, monkeypatch: pytest.MonkeyPatch
@@ -173,12 +132,8 @@ def test_network_equals_one_with_dense_masked_attention(
     own = clip_mask(lengths, window)
     other = prompt_mask(lengths, [PROMPTS[b].lengths[0] + 1 for b in ORDER])  # what is seen, too
 
-    counts_FF = matched_counts(frames.concat([CLIPS[b] for b in ORDER]))
-
     def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         del plan
-        if len(q) == len(counts_FF):
-            return dense_match(q, k, v, counts_FF)
         return dense_rows(q, k, v, own if q.shape[1] == k.shape[1] else other)
 
     monkeypatch.setattr(model, "attend", masked)
@@ -202,12 +157,8 @@ def test_packing_equals_padding_with_a_mask(monkeypatch: pytest.MonkeyPatch) -> 
     own = spans([(CLIPS[b].lengths[0] + 1) * tokens for b in ORDER])
     prompts = spans([PROMPTS[b].lengths[0] + 1 for b in ORDER])  # what is seen, too
 
-    counts_FF = matched_counts(frames.concat([CLIPS[b] for b in ORDER]))
-
     def padded(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         del plan
-        if len(q) == len(counts_FF):
-            return dense_match(q, k, v, counts_FF)
         shape, keys = q.shape, own if q.shape[1] == k.shape[1] else prompts
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         q_BTNE = pad_sequence([q[rows] for rows in own], batch_first=True)
@@ -401,16 +352,15 @@ def test_cells_become_patches_of_any_size(patch: int, merges: list[int]) -> None
 
 @pytest.mark.parametrize("cell_depth", [0, 1])
 def test_convolutions_see_their_frame_and_those_beside_it(cell_depth: int) -> None:
-    """With silent transformer blocks and matches a frame's velocity is its own, edge to edge.
+    """With silent transformer blocks a frame's velocity is its own, edge to edge.
 
     Each block of cells looks one visible frame further, never into another clip.
     """
     torch.manual_seed(0)
     net = Network(replace(SMALL, cell_depth=cell_depth)).eval()
     with torch.no_grad():
-        for name, parameter in net.cells.named_parameters():
-            if not name.endswith("match.out.weight"):
-                parameter.copy_(torch.randn_like(parameter) * 0.25)
+        for parameter in net.cells.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.25)
     state = frames.concat([CLIPS[0], CLIPS[1], CLIPS[2]])
     prompt = concat_prompts([PROMPTS[0], PROMPTS[1], PROMPTS[2]])
     before = net(state, prompt).velocity_FCHW
@@ -425,28 +375,8 @@ def test_convolutions_see_their_frame_and_those_beside_it(cell_depth: int) -> No
             assert differs[frame].all() if seen else not differs[frame].any()
 
 
-def test_a_match_reaches_finished_frames_however_far() -> None:
-    """With silent blocks and convolutions that see no other frame, through the cells' matches."""
-    torch.manual_seed(0)
-    net = Network(replace(SMALL, cell_depth=1)).eval()
-    with torch.no_grad():
-        for name, parameter in net.cells.named_parameters():
-            if not name.endswith("beside.weight"):
-                parameter.copy_(torch.randn_like(parameter) * 0.25)
-    state = replace(CLIPS[2], time_F=torch.tensor([1.0, 0.2, 0.3, 0.4, 0.5, 0.6]))
-    for finished, reached in ((1.0, [True] * 6), (0.9, [True, True, True, False, False, False])):
-        state = replace(state, time_F=state.time_F.index_fill(0, torch.tensor([0]), finished))
-        before = net(state, PROMPTS[2]).velocity_FCHW
-        latent_FCHW = state.latent_FCHW.clone()
-        latent_FCHW[0] += 1
-        after = net(replace(state, latent_FCHW=latent_FCHW), PROMPTS[2]).velocity_FCHW
-        assert (before != after).flatten(1).any(1).tolist() == reached  # two matches, one each way
-
-
 def test_neighbours_are_the_frames_beside_in_the_same_clip() -> None:
-    clips = frames.concat([CLIPS[1], CLIPS[4], CLIPS[1]])
-    clips = replace(clips, lengths=(3, 1, 2))
-    neighbours = model.Neighbours.of(clips, SMALL)
+    neighbours = model.Neighbours.of(torch.tensor([0, 1, 2, 0, 0, 1]))
     x_FHWC = torch.arange(1.0, 7.0)[:, None, None, None]
     for start, stop in [(0, 6), (0, 2), (2, 4), (3, 6), (5, 6)]:
         rows = slice(start, stop)
