@@ -67,8 +67,6 @@ def make_plan(
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
     """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
-    if not len(q_RPNE):
-        return q_RPNE
     ops = xformers_ops() if q_RPNE.is_cuda else None
     out_RPNE = (
         _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)
