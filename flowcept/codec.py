@@ -20,7 +20,7 @@ What is unusual here:
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,15 +105,18 @@ class Codec(nn.Module):
 
         ValueError for another number of channels.
         """
+        return torch.cat(list(self.decode_parts(latent_FCHW)))
+
+    @torch.no_grad()
+    def decode_parts(self, latent_FCHW: Tensor) -> Iterator[Tensor]:
+        """The same, some frames at a time, so that a long clip is never whole in float32."""
         _, channels, height, width = latent_FCHW.shape
         if channels != self.config.channels:
             raise ValueError(f"latents have {channels} channels, not {self.config.channels}")
         mean_C11, std_C11 = self._statistics()
-        images = []
         for chunk_FCHW in self._chunks(latent_FCHW, height * width * self.config.compression**2):
             raw_FCHW = chunk_FCHW.to(std_C11) * std_C11 + mean_C11
-            images.append(self.decode_raw(self._place(raw_FCHW)).float().clamp(-1, 1).contiguous())
-        return torch.cat(images)
+            yield self.decode_raw(self._place(raw_FCHW)).float().clamp(-1, 1).contiguous()
 
     @torch.no_grad()
     def fit_statistics(self, images: Iterable[Tensor]) -> None:

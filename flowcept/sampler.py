@@ -145,13 +145,15 @@ def sample_steps(
             state, clips = frames.select(state, running), tuple(clips[row] for row in running)
         prediction = model(state, clips)
         state, history = _move(state, history, prediction, config, process.shift)
-        counts = [
-            growth[clip].count(index, log_missing, logits, length)
-            for clip, log_missing, logits, length in zip(
-                clips, *_per_clip(state, prediction), state.lengths, strict=True
-            )
-        ]
-        state, history, new = _insert(state, history, counts, [growth[clip] for clip in clips])
+        new = ((),) * len(clips)
+        if not all(growth[clip].complete(index) for clip in clips):  # then no device is asked
+            counts = [
+                growth[clip].count(index, log_missing, logits, length)
+                for clip, log_missing, logits, length in zip(
+                    clips, *_per_clip(state, prediction), state.lengths, strict=True
+                )
+            ]
+            state, history, new = _insert(state, history, counts, [growth[clip] for clip in clips])
         index += 1
         tau = torch.full_like(state.tau_B, index / config.steps)
         state = replace(state, tau_B=tau)

@@ -252,7 +252,7 @@ class Studio:
         sides = 1 if config.guidance == config.rate_guidance == 1 else 2
         activations = memory.sampling_bytes(self.card.network, sides * frames)
         height, width = self.card.size
-        pixels = frames * height * width * 3 * (8 + 3 * self._factor(scale) ** 2)
+        pixels = frames * height * width * 3 * (2 + 3 * self._factor(scale) ** 2)
         return memory.HELD * activations + pixels
 
     def _factor(self, scale: int | None) -> int:
@@ -300,14 +300,15 @@ class Studio:
                     self.card.process,
                     max_length=self.card.max_length,
                 ):
-                    growth.append(_visible(step))
+                    growth.append(_visible(step, config.steps))
                     if ask.watch:
                         ask.watch(step)
                     if step.done:
                         done, order = step.done[0], list(step.ids[0])
                 assert done is not None
                 assert order is not None
-                frames_FHW3 = to_frames(self.weights.codec.decode(done))
+                parts = self.weights.codec.decode_parts(done)
+                frames_FHW3 = np.concatenate([to_frames(part) for part in parts])
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
                 raise
@@ -470,9 +471,9 @@ def _seed(seed: int | None) -> int:
     return seed
 
 
-def _visible(step: Step) -> list[tuple[int, float, bool]]:
+def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     new = set(step.new[0])
-    times = step.state.time_F.tolist()
+    times = (step.age_F / num_steps).tolist()  # known on the CPU: asks no device
     return [(name, time, name in new) for name, time in zip(step.ids[0], times, strict=True)]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_attention import clip_mask, dense_rows, prompt_mask
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pad_sequence
 
 from flowcept import attention, frames, model
@@ -235,6 +236,24 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     score(run(net, range(5))).backward()
     for p, g in zip(net.parameters(), gradient, strict=True):
         close(p.grad, g)
+
+
+def test_compiled_blocks_serve_packs_of_other_lengths() -> None:
+    """What lies between attentions is compiled for one pack, generalised for another, then kept.
+
+    A backend that only counts stands in for the compiler.
+    """
+    net, plain, counter = network(), network(), CompileCounter()
+    for block in net.blocks:
+        block.compile(dynamic=True, backend=counter)
+    counts = []
+    for chosen in ([0, 2], [1, 4, 3], [2, 0, 4, 1], [4, 2, 0]):
+        for a, b in zip(outputs(run(net, chosen)), outputs(run(plain, chosen)), strict=True):
+            close(a, b)
+        score(run(net, chosen)).backward()
+        counts.append(counter.frame_count)
+    assert counts[0] >= 3, "three parts of a block: before, between and after two attentions"
+    assert counts[1:] == [counts[1]] * 3
 
 
 def test_a_fresh_network_starts_from_nothing() -> None:

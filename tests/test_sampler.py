@@ -26,6 +26,7 @@ from oracle import (
 )
 from torch import Tensor
 
+from flowcept import sampler
 from flowcept.errors import UserError
 from flowcept.frames import FrameState, Prediction, PromptTokens, Role
 from flowcept.process import ProcessConfig, shifted
@@ -469,6 +470,29 @@ def test_together_equals_alone() -> None:
         assert torch.equal(go([b])[0], together[b])
     for b, latent in zip([2, 0], go([2, 0]), strict=True):
         assert torch.equal(latent, together[b])
+
+
+@pytest.mark.parametrize(("kind", "reads"), [("flowception", 6), ("full-sequence", 0)])
+def test_counts_are_read_only_while_frames_may_appear(
+    kind: str, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device every reading waits for it: none comes after ``tau = 1``."""
+    read: list[int] = []
+    plain = sampler._per_clip
+
+    def counted(state: FrameState, prediction: Prediction) -> object:
+        read.append(len(state.lengths))
+        return plain(state, prediction)
+
+    monkeypatch.setattr(sampler, "_per_clip", counted)
+    config, process = SampleConfig(steps=6, frames=9), ProcessConfig(kind=kind)
+    run = sample_steps(
+        LengthOracle(LAW, parse_schedule("linear"), 1), [empty()], generators(1, 2), config,
+        process, max_length=24,
+    )  # fmt: skip
+    steps = list(run)
+    assert len(steps[-1].done[0]) == 9
+    assert len(read) == reads
 
 
 def test_steps_tell_what_happened() -> None:

@@ -6,9 +6,9 @@ python tests/bench/comparison.py scenes others --run runs/compare --features mob
 
 Arms that are compared share data, codec, network, weights at the start (by seed) and the tokens of
 a training step; they differ in one setting. Every arm is scored on the same real clips, which none
-was trained on, with their captions and the same seeds. ``processes`` is trained twice, for equally many tokens and for
-equally many clips. What was trained or scored is kept in ``--run`` and not done again, so a run
-that is cut goes on where it stopped, and two of them may share the work if their ``--seeds`` differ.
+was trained on, with their captions and the same seeds. ``processes`` is trained twice, for equally
+many tokens and for equally many clips. What was trained or scored is kept in ``--run`` and not done
+again: a run that is cut goes on where it stopped, and two may share the work by other ``--seeds``.
 """
 
 from __future__ import annotations
