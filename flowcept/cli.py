@@ -22,7 +22,7 @@ import typer
 
 from flowcept import __version__
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, TrainConfig, check_keyframes
+from flowcept.settings import SampleConfig, TrainConfig, check_keyframes, defaults
 
 if TYPE_CHECKING:
     from flowcept.sampler import Step
@@ -133,8 +133,8 @@ def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:  # noqa:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 
-def _sampler_flags() -> list[inspect.Parameter]:
-    flags = []
+def _sampler_flags(command: str) -> list[inspect.Parameter]:
+    flags, start = [], defaults(command)
     for one in fields(SampleConfig):
         flag, meaning = "--" + one.name.replace("_", "-"), one.metadata["help"]
         if one.name == "frames":
@@ -142,7 +142,8 @@ def _sampler_flags() -> list[inspect.Parameter]:
             flags.append(_parameter("frames", str, option))
         elif one.name != "insertion":  # for benchmarks, from Python
             kind = KINDS[str(one.type)]
-            flags.append(_parameter(one.name, kind, typer.Option(one.default, flag, help=meaning)))
+            option = typer.Option(getattr(start, one.name), flag, help=meaning)
+            flags.append(_parameter(one.name, kind, option))
     return flags
 
 
@@ -167,7 +168,11 @@ def _with_flags(
     return wrap
 
 
-SAMPLING = [*(_parameter(name, *kind) for name, kind in SHARED.items()), *_sampler_flags()]
+def _sampling(command: str) -> list[inspect.Parameter]:
+    """The flags of a generating command beside its own."""
+    return [*(_parameter(name, *kind) for name, kind in SHARED.items()), *_sampler_flags(command)]
+
+
 Fit = Annotated[
     str, typer.Option("--fit", help="how a picture gets the model's size: crop, pad, stretch")
 ]
@@ -368,7 +373,7 @@ def _per_clip(session: Session, call: Callable[..., Clip], studio: Studio, **ext
 
 
 @app.command()
-@_with_flags(SAMPLING)
+@_with_flags(_sampling("gen"))
 def gen(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="one clip for each", metavar="PROMPT...")
@@ -475,7 +480,7 @@ def _check_seed(seed: int | None) -> None:
 
 
 @app.command()
-@_with_flags(SAMPLING)
+@_with_flags(_sampling("i2v"))
 def i2v(
     image: Annotated[Path, typer.Argument(help="the first frame")],
     prompt: Prompt = "",
@@ -501,7 +506,7 @@ def i2v(
 
 
 @app.command()
-@_with_flags(SAMPLING)
+@_with_flags(_sampling("interp"))
 def interp(
     keyframes: Annotated[list[Path], typer.Argument(help="two pictures or more, or one clip")],
     prompt: Prompt = "",
@@ -554,7 +559,7 @@ def interp(
 
 
 @app.command()
-@_with_flags(SAMPLING)
+@_with_flags(_sampling("extend"))
 def extend(
     clip: Annotated[Path, typer.Argument(help="the clip to go on from")],
     prompt: Prompt = "",
@@ -653,7 +658,7 @@ LENGTHS = ("frames", "min_length", "max_length")  # of the clips themselves, in 
 
 
 @app.command()
-@_with_flags([flag for flag in _sampler_flags() if flag.name not in LENGTHS])
+@_with_flags([flag for flag in _sampler_flags("evaluate") if flag.name not in LENGTHS])
 def evaluate(
     model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],

@@ -24,7 +24,7 @@ from flowcept.data import to_frames, to_images
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.sampler import Given, Step, clip_generator, guided, inverse_cdf, sample_steps
-from flowcept.settings import SampleConfig, check_keyframes
+from flowcept.settings import SampleConfig, check_keyframes, defaults
 from flowcept.text import words_of
 from flowcept.video import Sound
 
@@ -123,7 +123,7 @@ class Studio:
         **words: Unpack[Words],
     ) -> Clip:
         """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap."""
-        ask, count = _ask(prompt, words), len(keyframes_FHW3)
+        ask, count = _ask(prompt, words, defaults("interp")), len(keyframes_FHW3)
         if count < 2:
             raise UserError("interp needs two keyframes at least")
         check_keyframes(ask.config, count, multi)
@@ -441,11 +441,12 @@ class Ask:
     watch: Watch | None = None  # called after every step of the sampler
 
 
-def _ask(prompt: str, words: Words) -> Ask:
-    """The shared keywords of a call, checked; without a seed a random one."""
+def _ask(prompt: str, words: Words, start: SampleConfig | None = None) -> Ask:
+    """The shared keywords of a call, checked; a random seed without one, the rest as ``start``."""
     values: dict[str, Any] = dict(words)
     known = {f.name for f in fields(SampleConfig)}
-    config = SampleConfig(**{name: values.pop(name) for name in list(values) if name in known})
+    controls = {name: values.pop(name) for name in list(values) if name in known}
+    config = replace(start or SampleConfig(), **controls)
     seed = _seed(values.pop("seed", None))
     unknown = set(values) - {f.name for f in fields(Ask)}
     if unknown:

@@ -196,6 +196,14 @@ def test_interp_frames_between(studio):
     assert (found[0], found[-1], len(made)) == (0, 8, 9)
 
 
+def test_interp_has_defaults_of_its_own(studio):
+    """Said in the file, and given way to what is asked for."""
+    plain, asked = studio.interp(noise(2), seed=1), studio.interp(noise(2), seed=1, guidance=3.0)
+    other = studio.generate("a dog", seed=1, frames=3)
+    said = [(clip.settings["steps"], clip.settings["guidance"]) for clip in (plain, asked, other)]
+    assert said == [(4, 1.0), (4, 3.0), (8, 2.0)]
+
+
 @pytest.mark.parametrize(("count", "multi"), [(2, 1), (4, 3), (20, 1), (3, LONGEST + 5)])
 def test_interp_multi_in_windows(studio, count, multi):
     keys = noise(count)

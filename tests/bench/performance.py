@@ -33,12 +33,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept import checkpoint, data, frames, model, process, theatre
+from flowcept import checkpoint, data, frames, memory, model, process, theatre, video
 from flowcept.attention import Plan
 from flowcept.checkpoint import Card, Weights
-from flowcept.codec import CodecConfig
+from flowcept.codec import CodecConfig, build_codec
 from flowcept.device import autocast
 from flowcept.frames import FrameState, Prediction, PromptTokens
 from flowcept.loss import Counts, LossConfig, count_terms
@@ -185,6 +187,85 @@ def masked(lengths: Sequence[int], longest: int) -> Iterator[None]:
         model.attend = plain
 
 
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, views left out: what nothing fused would move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        written = [x for x in tree_leaves(made) if isinstance(x, Tensor)]
+        known = {x.untyped_storage()._cdata for x in read}
+        fresh = any(x.untyped_storage()._cdata not in known for x in written)
+        if fresh or func._schema.is_mutable:
+            self.bytes += sum(x.numel() * x.element_size() for x in read + written)
+        return made
+
+
+def floors(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each part beside its operations over the matrix rate, its bytes over bandwidth."""
+    a, b = (torch.randn(2048, 2048, dtype=BFLOAT16) for _ in range(2))
+    large = torch.randn(2**26)
+    other = torch.empty_like(large)
+    rate = 2 * 2048**3 / statistics.median(seconds(lambda: a @ b) for _ in range(20))
+    bandwidth = (
+        2 * 4 * 2**26 / statistics.median(seconds(lambda: other.copy_(large)) for _ in range(20))
+    )
+    state, target, counts = subject.batch(4096)
+    seen, words = memory.blank(subject.config, [16, 16], "cpu")
+    codec = build_codec(CodecConfig("autoencoder", 4, subject.config.channels, 64)).eval()
+    image_FCHW, latent_FCHW = torch.rand(16, 3, 64, 64), subject.latent(16, 1)
+
+    def evaluation() -> None:
+        with autocast(CPU, BFLOAT16), torch.inference_mode():
+            subject.network(seen, words)
+
+    def encode() -> None:
+        with autocast(CPU, BFLOAT16):
+            codec.encode(image_FCHW)
+
+    def decode() -> None:
+        with autocast(CPU, BFLOAT16):
+            codec.decode(latent_FCHW)
+
+    parts: dict[str, Work] = {
+        "training step, 4,096 tokens": lambda: subject.step(state, target, counts),
+        "evaluation, 16 frames, both sides of guidance": evaluation,
+        "encode 16 frames": encode,
+        "decode 16 frames": decode,
+    }
+    found: dict[str, Any] = {"gflops": rate / 1e9, "gbytes_per_s": bandwidth / 1e9}
+    for name, work in parts.items():
+        work()
+        with FlopCounterMode(display=False) as counter:
+            work()
+        with Traffic() as traffic:
+            work()
+        found[name] = {
+            "s": statistics.median(seconds(work) for _ in range(options.pairs)),
+            "operations_s": counter.get_total_flops() / rate,
+            "bytes_s": traffic.bytes / bandwidth,
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        frames_FHW3 = np.random.default_rng(0).integers(0, 255, (16, 256, 256, 3), dtype=np.uint8)
+        path = Path(folder) / "out.mp4"
+        found["write 16 frames of 256 px as mp4"] = {
+            "s": statistics.median(
+                seconds(lambda: video.write_video(path, frames_FHW3, 12)) for _ in range(5)
+            )
+        }
+    return found
+
+
 def matrix(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Forward and backward at 4,096 tokens against the rate of plain matrix products."""
     state, target, counts = subject.batch(4096)
@@ -327,18 +408,23 @@ def guidance(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
 LONG = """
 import resource, sys, time
-from flowcept import cli
+from flowcept import tasks
+path, frames, output = sys.argv[1:]
+studio = tasks.load(path)
 started = time.perf_counter()
-try:
-    cli.main()
-finally:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print("cost", time.perf_counter() - started, peak)
+clip = studio.generate(
+    "a dog", frames=int(frames), steps=2, guidance=1.0, scale=1, seed=1
+)
+clip.save(output)
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
 def length(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
-    """Time and memory of one clip by its number of frames, frames within 4 seen, 128 pixels."""
+    """Making and writing one clip by its frames, of which those within 4 are seen; 128 pixels.
+
+    A process for each; loading is not timed, but its memory counts.
+    """
     config = ModelConfig(height=32, width=32, max_count=64, window=4)
     torch.manual_seed(0)
     card = Card(
@@ -352,13 +438,11 @@ def length(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
         path = Path(folder) / "long.safetensors"
         checkpoint.save(weights, path)
         for count in options.lengths:
-            words = ["gen", "a dog", "-m", str(path), "--frames", str(count), "--steps", "2"]
-            words += ["--guidance", "1", "--scale", "1", "--seed", "1"]
-            words += ["-o", f"{folder}/{count}.mp4"]
+            words = [str(path), str(count), f"{folder}/{count}.mp4"]
             done = subprocess.run(
                 [sys.executable, "-c", LONG, *words], check=True, capture_output=True, text=True
             )
-            _, took, peak = done.stdout.strip().splitlines()[-1].split()
+            took, peak = done.stdout.split()
             found[str(count)] = {"s": float(took), "GiB": float(peak)}
     return found
 
@@ -415,7 +499,8 @@ def startup(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
 
 SECTIONS = {
-    f.__name__: f for f in (matrix, training, sampling, outside, guidance, length, loader, startup)
+    f.__name__: f
+    for f in (floors, matrix, training, sampling, outside, guidance, length, loader, startup)
 }
 
 
@@ -487,6 +572,23 @@ def rows(done: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         )
 
 
+def floor_rows(part: dict[str, Any]) -> Iterator[str]:
+    """The table of parts and their floors."""
+    yield (
+        f"Matrix products {part['gflops']:.0f} GFLOP/s (bfloat16, 2,048 squared), copying "
+        f"{part['gbytes_per_s']:.1f} GB/s.\n"
+    )
+    yield "| part | measured | operations over matrix rate | bytes moved over bandwidth |"
+    yield "|---|---|---|---|"
+    for name, one in part.items():
+        if isinstance(one, dict):
+            floor = [f"{one[k] * 1e3:.0f} ms" if k in one else "" for k in FLOORS]
+            yield f"| {name} | {one['s'] * 1e3:.0f} ms | {floor[0]} | {floor[1]} |"
+
+
+FLOORS = ("operations_s", "bytes_s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="JSON of what is done so far")
@@ -502,6 +604,8 @@ def main() -> None:
             done[name] = SECTIONS[name](subject, options)
             options.output.write_text(json.dumps(done, indent=1) + "\n")
     print(f"{done['machine']}; {options.pairs} pairs, medians\n")
+    if "floors" in done:
+        print("\n".join(floor_rows(done["floors"])) + "\n")
     print("| figure | asked | measured |\n|---|---|---|")
     print("\n".join(f"| {figure} | {asked} | {found} |" for figure, asked, found in rows(done)))
 

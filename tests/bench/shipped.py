@@ -5,7 +5,8 @@ python tests/bench/shipped.py --judge judge.safetensors --output figures.json
 
 Every section can be run alone (`--only gen lengths`), and a run that is cut goes on where it
 stopped: `--output` keeps what is done. Real clips come fresh from the theatre, with seeds that no
-training used. Default settings unless a row says otherwise.
+training used. Default settings of the command: ``--steps``, ``--solver`` and ``--guidance`` change
+those of all sections but ``interp`` and ``double``.
 
 Shape suffixes: F frames, B clips, C H W, 3 colours.
 """
@@ -41,7 +42,7 @@ from flowcept.data import to_frames, to_images
 from flowcept.device import autocast
 from flowcept.evaluate import BEST, QUARTERS, quarter
 from flowcept.sampler import Given, clip_generator, guided, sample
-from flowcept.settings import SOLVERS, SampleConfig
+from flowcept.settings import SOLVERS, SampleConfig, defaults
 from flowcept.theatre import Scene
 
 Frames = NDArray[np.uint8]
@@ -80,9 +81,11 @@ class Bench:
     def real(self, scene: Scene, number: int) -> Frames:
         return theatre.draw_clip(scene, self.size, np.random.default_rng([self.seed, 92, number]))
 
-    def make(self, jobs: Sequence[Job], label: str) -> list[Frames]:
+    def make(
+        self, jobs: Sequence[Job], label: str, settings: SampleConfig | None = None
+    ) -> list[Frames]:
         """The clips of the jobs; lengths are the model's unless ``missing`` says them."""
-        studio, done = self.studio, []
+        studio, done, settings = self.studio, [], settings or self.settings
         text, network = studio.weights.text, studio.card.network
         with tqdm(total=len(jobs), desc=label, unit="clip") as bar:
             for start in range(0, len(jobs), BATCH):
@@ -103,14 +106,14 @@ class Bench:
                         studio.weights.network,
                         [text([job.prompt]) for job in part],
                         [text([""])] * len(part),
-                        self.settings.guidance if any(job.prompt for job in part) else 1.0,
-                        self.settings.rate_guidance,
+                        settings.guidance if any(job.prompt for job in part) else 1.0,
+                        settings.rate_guidance,
                     )
                     latents = sample(
                         model,
                         given,
                         [clip_generator(job.seed) for job in part],
-                        self.settings,
+                        settings,
                         studio.card.process,
                         max_length=studio.card.max_length,
                     )
@@ -118,12 +121,14 @@ class Bench:
                 bar.update(len(part))
         return done
 
-    def both(self, jobs: Sequence[Job], label: str) -> dict[str, list[Frames]]:
+    def both(
+        self, jobs: Sequence[Job], label: str, settings: SampleConfig | None = None
+    ) -> dict[str, list[Frames]]:
         """The clips of the jobs, and those of the same jobs without their prompts."""
         bare = [replace(job, prompt="") for job in jobs]
         return {
-            "with prompt": self.make(jobs, f"{label} with prompt"),
-            "without prompt": self.make(bare, f"{label} without prompt"),
+            "with prompt": self.make(jobs, f"{label} with prompt", settings),
+            "without prompt": self.make(bare, f"{label} without prompt", settings),
         }
 
     def hits(self, clips: Sequence[Frames], scenes: Sequence[Scene]) -> dict[str, float]:
@@ -274,7 +279,7 @@ def interp(bench: Bench) -> dict[str, Any]:
     ]
     result: dict[str, Any] = {
         name: float(np.mean([_psnr(m[1:-1], r[1:-1]) for m, r in zip(made, real, strict=True)]))
-        for name, made in bench.both(jobs, "interp").items()
+        for name, made in bench.both(jobs, "interp", defaults("interp")).items()
     }
     result["linear"] = float(np.mean([_psnr(_linear(r, len(r) - 1), r[1:-1]) for r in real]))
     return result
@@ -302,7 +307,7 @@ def double(bench: Bench) -> dict[str, Any]:
         jobs.append(Job(bench.prompt(scene, 6000 + n), 6000 + n, clip[::2], between, missing))
     result: dict[str, Any] = {
         name: float(np.mean([_psnr(m[1::2], r[1::2]) for m, r in zip(made, real, strict=True)]))
-        for name, made in bench.both(jobs, "double").items()
+        for name, made in bench.both(jobs, "double", defaults("interp")).items()
     }
     result["linear"] = float(np.mean([_psnr(_linear(r, 2), r[1::2]) for r in real]))
     result["minterpolate"] = float(
