@@ -91,7 +91,7 @@ def config(steps: int, seed: int) -> TrainConfig:
         codec="pixels",
         patch=3,
         depth=7,
-        text_width=64,
+        text_width=96,
         text_depth=1,
         context=ContextMixture(1, 0, 0, 0, 0, 0, 0, 0),
         prompt_dropout=0.0,
