@@ -339,6 +339,8 @@ class Studio:
                 f"the model never saw {', '.join(map(repr, unknown))}; it knows for example: "
                 + ", ".join(known[:40])
             )
+        if ask.negative_prompt and config.guidance == config.rate_guidance == 1:
+            notes.append("the negative prompt has no effect without guidance: add --guidance 2")
         if config.frames and config.frames > 2 * self.card.max_length:
             notes.append(
                 f"{config.frames} frames are far more than the longest trained clip, "

@@ -204,6 +204,12 @@ def test_interp_has_defaults_of_its_own(studio):
     assert said == [(4, 1.0), (4, 3.0), (8, 2.0)]
 
 
+@pytest.mark.parametrize(("guidance", "told"), [({}, True), ({"guidance": 2.0}, False)])
+def test_a_negative_prompt_without_guidance_is_told(studio, guidance, told):
+    made = studio.interp(noise(2), negative_prompt="a cat", seed=1, steps=1, **guidance)
+    assert any("negative prompt" in note for note in made.notes) == told
+
+
 @pytest.mark.parametrize(("count", "multi"), [(2, 1), (4, 3), (20, 1), (3, LONGEST + 5)])
 def test_interp_multi_in_windows(studio, count, multi):
     keys = noise(count)
