@@ -65,12 +65,8 @@ def make_plan(
     )
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
-    """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries.
-
-    Never compiled: the runs are other ones in every step, what lies between attentions is not.
-    """
+    """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
     ops = xformers_ops() if q_RPNE.is_cuda else None
     out_RPNE = (
         _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)

@@ -220,6 +220,7 @@ class Layout:
     rotation: tuple[Tensor, Tensor]
     within: Plan
     to_prompt: Plan
+    attend: Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
 
 
 class Block(nn.Module):
@@ -247,12 +248,12 @@ class Block(nn.Module):
         y_RPD = modulated(x_RPD, shift, scale)
         qk, v = self.qkv(y_RPD).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
         q, k = rotate(normed(qk), layout.rotation).unbind(2)
-        y_RPD = attend(q, k, v.squeeze(2), layout.within).flatten(2)
+        y_RPD = layout.attend(q, k, v.squeeze(2), layout.within).flatten(2)
         x_RPD = torch.addcmul(x_RPD, gate, self.out(y_RPD))
 
         q = self.prompt_q(normed(x_RPD)).unflatten(-1, (self.heads, -1))
         k, v = self.prompt_kv(prompt_S1D).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        y_RPD = attend(normed(q), normed(k), v, layout.to_prompt).flatten(2)
+        y_RPD = layout.attend(normed(q), normed(k), v, layout.to_prompt).flatten(2)
         x_RPD = x_RPD + self.prompt_out(y_RPD)
 
         def mlp(rows: slice) -> Tensor:
@@ -450,6 +451,16 @@ class Network(nn.Module):
         zeroed = (self.modulation, self.final, self.count)  # gates start closed
         _silence(*zeroed, self.log_missing, self.log_missing_first, self.seen)
         self.checkpoint_blocks = False  # trade time for memory in training
+        self.uncompiled_attend: Callable[[Tensor, Tensor, Tensor, Plan], Tensor] | None = None
+
+    def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
+        """Compile the blocks for packs of any lengths, with the options of ``torch.compile``.
+
+        Attention stays out: its runs are other ones in every step, what lies between is not.
+        """
+        self.uncompiled_attend = torch.compiler.disable(attend)  # loads a second of PyTorch
+        for block in self.blocks:
+            block.compile(dynamic=True, **options)
 
     @torch.no_grad()
     def count_to(self, max_count: int) -> None:
@@ -561,6 +572,7 @@ class Network(nn.Module):
             rotation=(cosine.to(dtype), sine.to(dtype)),
             within=attention_plan(state.lengths, config.window, device),
             to_prompt=prompt_plan(state.lengths, prompt.lengths, device),
+            attend=self.uncompiled_attend or attend,
         )
 
     def _condition(

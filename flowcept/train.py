@@ -549,8 +549,7 @@ class Trainer:
         self.averaged = AveragedModel(self.learner, multi_avg_fn=self._average)
         self.averaged.requires_grad_(requires_grad=False)
         if config.compile:
-            for block in network.blocks:
-                block.compile(dynamic=True)
+            network.compile_blocks()
         self.worker: nn.Module = self.learner
         if team.size > 1:
             self.worker = DistributedDataParallel(self.learner)

@@ -244,8 +244,7 @@ def test_compiled_blocks_serve_packs_of_other_lengths() -> None:
     A backend that only counts stands in for the compiler.
     """
     net, plain, counter = network(), network(), CompileCounter()
-    for block in net.blocks:
-        block.compile(dynamic=True, backend=counter)
+    net.compile_blocks(backend=counter)
     counts = []
     for chosen in ([0, 2], [1, 4, 3], [2, 0, 4, 1], [4, 2, 0]):
         for a, b in zip(outputs(run(net, chosen)), outputs(run(plain, chosen)), strict=True):

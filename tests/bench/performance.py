@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -406,8 +405,14 @@ def guidance(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     return found | {"clips per evaluation at guidance 1": sorted(set(calls))}
 
 
+PEAK = """
+from pathlib import Path
+for line in Path("/proc/self/status").read_text().splitlines():
+    if line.startswith("VmHWM:"):
+        print(int(line.split()[1]) / 2**20)
+"""
 LONG = """
-import resource, sys, time
+import sys, time
 from flowcept import tasks
 path, frames, output = sys.argv[1:]
 studio = tasks.load(path)
@@ -416,7 +421,15 @@ clip = studio.generate(
     "a dog", frames=int(frames), steps=2, guidance=1.0, scale=1, seed=1
 )
 clip.save(output)
-print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(time.perf_counter() - started)
+"""
+GEN = """
+import sys
+from flowcept import cli
+try:
+    cli.main()
+except SystemExit:
+    pass
 """
 
 
@@ -440,7 +453,10 @@ def length(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
         for count in options.lengths:
             words = [str(path), str(count), f"{folder}/{count}.mp4"]
             done = subprocess.run(
-                [sys.executable, "-c", LONG, *words], check=True, capture_output=True, text=True
+                [sys.executable, "-c", LONG + PEAK, *words],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             took, peak = done.stdout.split()
             found[str(count)] = {"s": float(took), "GiB": float(peak)}
@@ -487,7 +503,9 @@ def startup(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         words = ("-m", "flowcept.cli", "gen", "a dog surfing", "-q", "--seed", "1")
         gen_s = [seconds(run(*words, "-o", f"{folder}/{i}.mp4")) for i in range(options.pairs)]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        measured = [sys.executable, "-c", GEN + PEAK, *words[2:], "-o", f"{folder}/last.mp4"]
+        done = subprocess.run(measured, check=True, capture_output=True, text=True)
+        peak = float(done.stdout.split()[-1])
     return {
         "help_s": statistics.median(help_s),
         "load_s": load["b_s"] - load["a_s"],
