@@ -161,6 +161,7 @@ class Comparison:
         seconds = time.perf_counter() - started
         found = feature_scores(self.features, work.real, made, options.sample_seed)
         drift = drift_scores(work.real, made, self.features)
+        sharp = drift["sharpness"]
         records = train._records(path.parent / "log.jsonl")
         return {
             "distance": found["of clips"],
@@ -170,7 +171,7 @@ class Comparison:
             "length": fmean(len(clip.image_FCHW) for clip in made),
             "real length": fmean(len(clip.image_FCHW) for clip in work.real),
             "drift": drift["distance"],
-            "sharpness": [m / r for m, r in zip(*_sharpness(drift), strict=True)],
+            "sharpness": [m / r for m, r in zip(sharp["made"], sharp["real"], strict=True)],
             "motion": fmean(metrics.motion(clip.image_FCHW) for clip in made)
             / fmean(metrics.motion(clip.image_FCHW) for clip in work.real),
             "interp": interp_scores(work.between_ends(), None, options.sample_seed)["model"][
@@ -193,10 +194,6 @@ def _copied(source: Path, target: Path, *names: str) -> None:
         copy = shutil.copytree if (source / name).is_dir() else shutil.copy
         copy(source / name, scratch / name)
     scratch.rename(target)
-
-
-def _sharpness(drift: dict[str, Any]) -> tuple[list[float], list[float]]:
-    return drift["sharpness"]["made"], drift["sharpness"]["real"]
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {

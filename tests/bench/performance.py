@@ -407,9 +407,9 @@ def guidance(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
 PEAK = """
 from pathlib import Path
-for line in Path("/proc/self/status").read_text().splitlines():
-    if line.startswith("VmHWM:"):
-        print(int(line.split()[1]) / 2**20)
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM:"))
 """
 LONG = """
 import sys, time
@@ -421,7 +421,7 @@ clip = studio.generate(
     "a dog", frames=int(frames), steps=2, guidance=1.0, scale=1, seed=1
 )
 clip.save(output)
-print(time.perf_counter() - started)
+print(time.perf_counter() - started, peak())
 """
 LOAD = """
 import time
@@ -433,12 +433,11 @@ checkpoint.load(checkpoint.find("theatre"))
 print(imported - started, time.perf_counter() - imported)
 """
 GEN = """
-import sys
 from flowcept import cli
 try:
     cli.main()
-except SystemExit:
-    pass
+finally:
+    print(peak())
 """
 
 
@@ -462,7 +461,7 @@ def length(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
         for count in options.lengths:
             words = [str(path), str(count), f"{folder}/{count}.mp4"]
             done = subprocess.run(
-                [sys.executable, "-c", LONG + PEAK, *words],
+                [sys.executable, "-c", PEAK + LONG, *words],
                 check=True,
                 capture_output=True,
                 text=True,
@@ -514,7 +513,7 @@ def startup(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         words = ("-m", "flowcept.cli", "gen", "a dog surfing", "-q", "--seed", "1")
         gen_s = [seconds(run(*words, "-o", f"{folder}/{i}.mp4")) for i in range(options.pairs)]
-        measured = [sys.executable, "-c", GEN + PEAK, *words[2:], "-o", f"{folder}/last.mp4"]
+        measured = [sys.executable, "-c", PEAK + GEN, *words[2:], "-o", f"{folder}/last.mp4"]
         done = subprocess.run(measured, check=True, capture_output=True, text=True)
         peak = float(done.stdout.split()[-1])
     return {
@@ -556,13 +555,13 @@ def rows(done: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield (
             f"padded sampling of 16 clips ({part['longest']} frames) over packed",
             "1.8 x",
-            (_spread(part)),
+            _spread(part),
         )
     if part := done.get("outside"):
         yield (
             "sampling outside the network",
             "5 %",
-            (", ".join(f"{name} {share:.1%}" for name, share in part.items())),
+            ", ".join(f"{name} {share:.1%}" for name, share in part.items()),
         )
     if part := done.get("guidance"):
         for name in ("1 clips", "8 clips"):
@@ -589,7 +588,7 @@ def rows(done: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield (
             "shipped model beside import torch",
             ".5 s",
-            (f"{part['load_s']:.2f} s ({part['torch_s']:.2f} s for torch)"),
+            f"{part['load_s']:.2f} s ({part['torch_s']:.2f} s for torch)",
         )
         yield (
             'gen "a dog surfing", whole process',
