@@ -61,6 +61,7 @@ class Shared:
     scale: int | None
     device: str
     dtype: str
+    compile: bool
     threads: int
     preview: Path | None
     sheet: Path | None
@@ -101,6 +102,10 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "dtype": (
         str,
         typer.Option("auto", "--dtype", help="auto, float32, bfloat16 or float16"),
+    ),
+    "compile": (
+        bool,
+        typer.Option(False, "--compile", help="torch.compile of the blocks; pays for many clips"),
     ),
     "threads": (int, typer.Option(0, "--threads", help="of the processor; 0: as many as it has")),
     "preview": (
@@ -248,7 +253,10 @@ class Session:
 
         if self.shared.threads:
             torch.set_num_threads(self.shared.threads)
-        return tasks.load(self.shared.model, device=self.shared.device, dtype=self.shared.dtype)
+        shared = self.shared
+        return tasks.load(
+            shared.model, device=shared.device, dtype=shared.dtype, compile=shared.compile
+        )
 
     def make(
         self,

@@ -23,12 +23,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flowcept.attention import SMALL
+from flowcept import attention
 from flowcept.frames import FrameState, PromptTokens
 from flowcept.model import PART, ModelConfig, Network
 
-PROGRAM = 290 * 2**20  # bytes of Python, PyTorch and its compiled kernels (measured, Linux, x86-64)
-HELD = 1.5  # what the allocator holds over what is alive (measured on Linux)
+PROGRAM = 410 * 2**20  # bytes of Python, PyTorch and its compiled kernels (measured, Linux, x86-64)
+HELD = 1.5  # what the allocator holds in training over what is alive (measured on Linux)
 HALF = 0.52  # of the bytes of training stay under autocast to half precision (measured)
 PROMPT = 8  # tokens of a prompt, about
 
@@ -78,7 +78,7 @@ class _Fused(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         if func is F.scaled_dot_product_attention:
             q, k, v = args
-            if not q.requires_grad or k.shape[2] > SMALL:
+            if not q.requires_grad or k.shape[2] > attention.SMALL:
                 return (q + v.mean()).to(q.dtype)  # of the output's shape, and depends on both
         return func(*args, **(kwargs or {}))
 
@@ -86,9 +86,9 @@ class _Fused(TorchFunctionMode):
 def sampling_bytes(config: ModelConfig, frames: int) -> int:
     """Peak of the activations of one evaluation on so many frames, both sides of guidance counted.
 
-    Either a block of the finest cells takes most or a block of tokens: some tensors of all frames
-    that stay, and some that are worked on by parts. The same in every precision, since autocast
-    keeps copies in both.
+    Either a block of the finest cells takes most, or a block of tokens, or in it the keys that
+    local attention gathers: some tensors of all frames that stay, and some that are worked on by
+    parts. The same in every precision, since autocast keeps copies in both.
     """
     cells = config.height * config.width * config.cells
     remembered = sum(
@@ -98,7 +98,9 @@ def sampling_bytes(config: ModelConfig, frames: int) -> int:
     tokens = (config.patches + 1) * config.hidden
     of_cells = 3.5 * cells * frames + 4.3 * min(cells * frames, PART)
     of_tokens = 12.4 * tokens * frames + 8.1 * min(tokens * frames, PART)
-    return int(4 * (remembered * frames + max(of_cells, of_tokens)))
+    seen = 2 * config.window * (config.patches + 1) * frames  # keys, over all queries
+    of_keys = 9 * tokens * frames + 2.6 * config.hidden * min(seen, attention.PART)
+    return int(4 * (remembered * frames + max(of_cells, of_tokens, of_keys)))
 
 
 def evaluation_bytes(network: Network, lengths: Sequence[int]) -> int:

@@ -186,16 +186,17 @@ class SquaredRelu(torch.autograd.Function):
         return (grad * y).mul_(2)
 
 
-PART = 2**22  # numbers of a tensor that are worked on at once, where no gradient needs them all
+PART = 2**20  # numbers of a tensor that are worked on at once, where no gradient needs them all
 
 
 def by_parts(work: Callable[[slice], Tensor], like: Tensor) -> Tensor:
     """What ``work`` makes of all rows of ``like``, part by part where that saves memory.
 
-    Training keeps what all parts need anyway.
+    Training keeps what all parts need anyway, and a compiled graph must not depend on their number.
     """
     rows, row_size = len(like), math.prod(like.shape[1:])
-    most = rows if torch.is_grad_enabled() else max(PART // row_size, 1)
+    whole_at_once = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    most = rows if whole_at_once else max(PART // row_size, 1)
     if most >= rows:
         return work(slice(0, rows))
     first = work(slice(0, most))

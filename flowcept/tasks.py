@@ -64,12 +64,21 @@ class Clip:
         )
 
 
-def load(model: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Studio:
-    """Open a model file, or a shipped model by name, on a device."""
+def load(
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,  # noqa: A002 - the word of the flag
+) -> Studio:
+    """Open a model file, or a shipped model by name, on a device; ``compile`` its blocks."""
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
     path = checkpoint.find(model)
-    return Studio(checkpoint.load(path), path.stem, where, precision)
+    weights = checkpoint.load(path)
+    if compile:
+        weights.network.compile_blocks()
+    return Studio(weights, path.stem, where, precision)
 
 
 class Studio:
@@ -252,8 +261,8 @@ class Studio:
         sides = 1 if config.guidance == config.rate_guidance == 1 else 2
         activations = memory.sampling_bytes(self.card.network, sides * frames)
         height, width = self.card.size
-        pixels = frames * height * width * 3 * (2 + 3 * self._factor(scale) ** 2)
-        return memory.HELD * activations + pixels
+        pixels = frames * height * width * 3 * (2 + 2 * self._factor(scale) ** 2)
+        return max(activations, pixels)  # one after the other
 
     def _factor(self, scale: int | None) -> int:
         """Whole-number enlargement of the made frames."""
