@@ -27,7 +27,7 @@ from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
 from flowcept.text import PromptEncoder, TextConfig, build_encoder
 
-FORMAT = 1  # of the JSON; a reader takes its own and older ones
+FORMAT = 2  # of the file; of 1 the logits of counts meant something else
 LARGEST_DEPTH = 1000  # blocks; building more would take minutes even without memory
 SIZE_ALLOWANCE = 2**24  # bytes that a card may call for beyond what its file holds
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
@@ -76,7 +76,12 @@ class Weights:
 
 def build(card: Card) -> Weights:
     """The modules that a card describes, with fresh weights."""
-    return Weights(Network(card.network), build_encoder(card.text), build_codec(card.codec), card)
+    return Weights(
+        Network(card.network, card.process),
+        build_encoder(card.text),
+        build_codec(card.codec),
+        card,
+    )
 
 
 def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -130,7 +135,7 @@ def read_card(path: Path) -> Card:
 def load(path: Path) -> Weights:
     """Read a model; weights become float32 on the CPU.
 
-    Raises ``UserError``, one line, for a file that is missing, not a model of ours, of a newer
+    Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
     card = _card(_header(path), path)
@@ -237,6 +242,11 @@ def _header(path: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > FORMAT:
         raise UserError(
             f"{path} has format {version!r}, this flowcept reads up to {FORMAT}: upgrade flowcept"
+        )
+    if version < FORMAT:
+        raise UserError(
+            f"{path} has format {version}, which an older flowcept wrote: this one reads {FORMAT}; "
+            "train it again"
         )
     return dict(info)
 

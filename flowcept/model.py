@@ -6,7 +6,9 @@ the clip may note what concerns it as a whole. So the sequence is an array of ro
 adaptive normalisation broadcasts, clips of equal length attend in one call, and nothing is padded.
 What a token outputs depends on what it is:
 
-* clip token: log-missing of the gap before the first frame, logits of the total missing count;
+* clip token: log-missing of the gap before the first frame, logits of the number of frames that
+  the whole clip will have been given, which ``process.missing_logits`` turns into those of the
+  total missing count;
 * frame token: log-missing of the gap to its right;
 * patch: velocity.
 
@@ -41,6 +43,7 @@ from torch.utils.checkpoint import checkpoint
 from flowcept import frames
 from flowcept.attention import Plan, attend, make_plan
 from flowcept.frames import FrameState, Prediction, PromptTokens
+from flowcept.process import ProcessConfig, missing_logits
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class ModelConfig:
     channels: int = 6  # of a latent
     height: int = 16  # of a latent
     width: int = 16  # of a latent
-    max_count: int = 64  # largest total missing count that can be predicted
+    max_count: int = 64  # largest number of generated frames in a clip that can be predicted
     text_width: int = 192  # of a prompt token
     hidden: int = 256  # width of a token
     depth: int = 8  # blocks
@@ -60,6 +63,7 @@ class ModelConfig:
     cell_depth: int = 2  # convolution blocks at each size of cells, before and after the blocks
     mlp_ratio: int = 4
     window: int = 0  # a frame sees frames within this distance; 0: all frames
+    causal: bool = False  # a frame sees none after it, and the clip's row no frame
 
     def __post_init__(self) -> None:
         positive = (self.hidden, self.depth, self.heads, self.patch, self.channels, self.cells)
@@ -95,24 +99,28 @@ PLACE_PERIOD = 100.0  # patches along a side
 TIME_WAVES = 128  # sines, and as many cosines, that describe a flow time in [0, 1]
 
 
-def attention_plan(lengths: Sequence[int], window: int, device: torch.device) -> Plan:
+def attention_plan(
+    lengths: Sequence[int], window: int, device: torch.device, *, causal: bool = False
+) -> Plan:
     """Who sees whom among rows: within a clip all, or frames within ``window`` and the clip row.
 
-    The clip row sees its whole clip always.
+    The clip row sees its whole clip; where frames are ``causal`` itself only, since all see it.
     """
     queries: list[list[int]] = []
     keys: list[list[int]] = []
     start = 0
     for length in lengths:
         rows = list(range(start, start + length + 1))
-        if not window or length <= window + 1:
+        reach = window or length
+        if not causal and length <= reach + 1:
             queries.append(rows)
             keys.append(rows)
         else:
             queries += [[row] for row in rows]
-            keys.append(rows)
+            keys.append([start] if causal else rows)
             for frame in range(length):
-                first, last = max(frame - window, 0), min(frame + window + 1, length)
+                first = max(frame - reach, 0)
+                last = frame + 1 if causal else min(frame + reach + 1, length)
                 keys.append([start, *rows[1 + first : 1 + last]])
         start += length + 1
     return make_plan(queries, keys, device)
@@ -298,10 +306,11 @@ class Neighbours:
     after_F: Tensor  # bool
 
     @staticmethod
-    def of(index_F: Tensor) -> Neighbours:
+    def of(index_F: Tensor, *, causal: bool = False) -> Neighbours:
         """From the index of each frame within its clip, clip by clip."""
         before_F = index_F > 0
-        return Neighbours(before_F, F.pad(before_F[1:], (0, 1)))
+        after_F = F.pad(before_F[1:], (0, 1))
+        return Neighbours(before_F, torch.zeros_like(after_F) if causal else after_F)
 
     def beside(self, x_FHWC: Tensor, rows: slice) -> Tensor:
         """What the frames before and after these rows hold at each place, 0 where none is."""
@@ -423,9 +432,9 @@ def _finer(layer: nn.Module, x_FHWC: Tensor, side: int, same_FHWC: Tensor) -> Te
 class Network(nn.Module):
     """``FrameState`` and prompts in, ``Prediction`` out."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, process: ProcessConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.process = config, process
         width = config.hidden
         rows, columns = config.height // config.patch, config.width // config.patch
         self.cells = Cells(config)
@@ -465,9 +474,9 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def count_to(self, max_count: int) -> None:
-        """Let the count posterior reach further; what it says of known counts stays in proportion.
+        """Let the law of sizes reach further; what it says of known ones stays in proportion.
 
-        New counts start as likely as the least likely one, whatever the state.
+        New sizes start as likely as the least likely one, whatever the state.
         """
         more = max_count - self.config.max_count
         if more < 0:
@@ -508,7 +517,7 @@ class Network(nn.Module):
     def _predict(self, state: FrameState, prompt: PromptTokens) -> Prediction:
         device = state.latent_FCHW.device
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
-        neighbours = Neighbours.of(state.index_F)
+        neighbours = Neighbours.of(state.index_F, causal=self.config.causal)
         condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
         patch_FHWD, cells = self.cells.to_patches(
             state.latent_FCHW, condition_RD[frame_rows], neighbours
@@ -537,7 +546,7 @@ class Network(nn.Module):
             velocity_FCHW=self.cells.to_velocity(patch_FHWD, cells, condition_FD, neighbours),
             log_missing_F=self.log_missing(frame_FPD[:, 0])[:, 0].float(),
             log_missing_first_B=self.log_missing_first(clip_BD)[:, 0].float(),
-            count_logits_BK=self.count(clip_BD).float(),
+            count_logits_BK=missing_logits(self.count(clip_BD).float(), state, self.process),
             seen_BV=seen_BV,
         )
 
@@ -571,7 +580,7 @@ class Network(nn.Module):
         cosine, sine = rotary(position_RPA, config.hidden // config.heads)
         return Layout(
             rotation=(cosine.to(dtype), sine.to(dtype)),
-            within=attention_plan(state.lengths, config.window, device),
+            within=attention_plan(state.lengths, config.window, device, causal=config.causal),
             to_prompt=prompt_plan(state.lengths, prompt.lengths, device),
             attend=self.uncompiled_attend or attend,
         )

@@ -6,7 +6,7 @@ exact. ``tau`` never depends on the delays. And a draw that teaches nothing, or 
 not fit a clip, gives None: the caller goes on to the next clip. Drawing again for the same clip
 would weigh short and long clips differently and so bend the law of lengths.
 
-Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent.
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K counts.
 """
 
 from __future__ import annotations
@@ -202,6 +202,35 @@ def draw(
         total_B=torch.tensor([len(context) - len(visible)]),
     )
     return state, target
+
+
+LEAST_HIDDEN = 1e-7  # probability that a frame is still hidden just before ``tau = 1``
+BEYOND = -1e4  # logit of a size that a law does not reach: next to nothing, and still a number
+
+
+def missing_logits(size_logits_BK: Tensor, state: FrameState, config: ProcessConfig) -> Tensor:
+    """The log-law, up to a constant, of how many frames are missing, from one of how many come.
+
+    ``size_logits_BK`` is over the number of generated frames of the whole clip, as far as what is
+    seen tells it. What the mere number of visible ones tells is known and need not be learned: of
+    those that were hidden at ``tau = 0`` each has appeared by ``tau`` with probability kappa, so by
+    Bayes' rule ``P(K) ~ P(visible + K) binomial(appeared + K, appeared) (1 - kappa)^K``. The law of
+    a baseline, whose number of frames is known, is taken for that of the missing ones.
+    """
+    if config.kind != "flowception":
+        return size_logits_BK
+    clip_F, nothing_B = state.clip_F, torch.zeros_like(state.tau_B)
+    visible_B = nothing_B.index_add(0, clip_F, (~state.given_F).to(nothing_B))
+    active_B = nothing_B.index_add(0, clip_F, (state.role_F == Role.ACTIVE).to(nothing_B))
+    one_gap_B = active_B + state.open_first_B == 1
+    appeared_B1 = (visible_B - config.num_start * one_gap_B).clamp(min=0)[:, None]
+    count_K = torch.arange(size_logits_BK.shape[1], device=clip_F.device)
+    kappa_B = parse_schedule(config.schedule).kappa(state.tau_B.clamp(0, 1))
+    hidden_B1 = (1 - kappa_B).clamp(min=LEAST_HIDDEN).log()[:, None]
+    ways_BK = torch.lgamma(appeared_B1 + count_K + 1) - torch.lgamma(count_K + 1.0)
+    size_BK, largest = visible_B[:, None].long() + count_K, len(count_K) - 1
+    law_BK = size_logits_BK.gather(1, size_BK.clamp(max=largest))
+    return torch.where(size_BK <= largest, law_BK, BEYOND) + ways_BK + count_K * hidden_B1
 
 
 def concat(pairs: Sequence[tuple[FrameState, Target]]) -> tuple[FrameState, Target]:

@@ -29,6 +29,9 @@ class SampleConfig:
     """Controls of the sampler; the command line takes its defaults from here."""
 
     steps: int = setting(8, "denoising steps; twice as many evaluations at most")
+    late_steps: int | None = setting(
+        None, "of them after which no frame can appear: fewer are faster; default as many as steps"
+    )
     solver: str = setting(
         "euler", "of the flow: euler (a frame's last velocity) or multistep (its last two)"
     )
@@ -51,7 +54,7 @@ class SampleConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "frames", "min_length", "max_length"):
+        for name in ("steps", "late_steps", "frames", "min_length", "max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= LARGEST:
                 raise UserError(f"{_flag(name)} must be from 1 to {LARGEST}, not {value}")
@@ -62,6 +65,8 @@ class SampleConfig:
                 raise UserError(
                     f"{_flag(name)} must be {bound} 0 and at most {LARGEST}, not {value}"
                 )
+        if self.late_steps is not None and self.late_steps > self.steps:
+            raise UserError(f"--late-steps {self.late_steps} is over --steps {self.steps}")
         low, high = self.min_length or 1, self.max_length
         if high is not None and low > high:
             raise UserError(f"--min-length {low} is over --max-length {high}")
@@ -151,6 +156,7 @@ class TrainConfig:
     cells: int = setting(64, "channels of the convolutions over latent cells")
     cell_depth: int = setting(2, "convolution blocks at each size of cells, down and up")
     window: int = setting(0, "frames within this distance are seen; 0: all")
+    causal: bool = setting(False, "frames see earlier ones only (autoregressive)")
     text_width: int = setting(192, "width of the prompt encoder")
     text_depth: int = setting(3, "blocks of the prompt encoder")
     text_source: str = setting(
@@ -213,6 +219,8 @@ class TrainConfig:
         for name in (*numbers, "warmup", "window", "cell_depth"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be a number and at least 0")
+        if self.causal and self.process != "autoregressive":
+            raise UserError("--causal is for --process autoregressive: others see all frames")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
         if self.min_frames > self.max_frames:

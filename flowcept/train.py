@@ -330,6 +330,7 @@ def _network_config(
         cells=config.cells,
         cell_depth=config.cell_depth,
         window=config.window,
+        causal=config.causal,
     )
 
 
@@ -536,11 +537,13 @@ class Trainer:
         self.card = self._card(folder, fps, origin)
         torch.manual_seed(config.seed)
         if origin is None:
-            network, text = Network(self.card.network), build_encoder(self.card.text)
+            network = Network(self.card.network, self.card.process)
+            text = build_encoder(self.card.text)
             if isinstance(text, ByteEncoder):
                 text.know(self.card.words)
         else:
             network, text = origin.network, origin.text
+            network.process = self.card.process
             network.requires_grad_().train()
             if self.card.text.kind == "bytes":
                 text.requires_grad_()

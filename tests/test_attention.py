@@ -41,13 +41,14 @@ def dense_rows(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, seen_RS: Tensor) 
     return dense(*flat, seen_TU).view(q_RPNE.shape)
 
 
-def clip_mask(lengths: Sequence[int], window: int) -> Tensor:
+def clip_mask(lengths: Sequence[int], window: int, *, causal: bool = False) -> Tensor:
     """Which row sees which, from the definition; a clip's own row lies before its frames."""
     rows = [(b, f) for b, n in enumerate(lengths) for f in (None, *range(n))]
 
     def sees(a: tuple[int, int | None], b: tuple[int, int | None]) -> bool:
         near = not window or a[1] is None or b[1] is None or abs(a[1] - b[1]) <= window
-        return a[0] == b[0] and near
+        later = causal and b[1] is not None and (a[1] is None or b[1] > a[1])
+        return a[0] == b[0] and near and not later
 
     return torch.tensor([[sees(a, b) for b in rows] for a in rows])
 
@@ -77,6 +78,9 @@ def plans() -> list[tuple[str, Plan, Tensor, int]]:
         for window in (0, 1, 2):
             plan = attention_plan(lengths, window, CPU)
             cases.append((f"{lengths} window {window}", plan, clip_mask(lengths, window), TOKENS))
+            plan = attention_plan(lengths, window, CPU, causal=True)
+            mask = clip_mask(lengths, window, causal=True)
+            cases.append((f"{lengths} window {window}, causal", plan, mask, TOKENS))
         prompts = tuple(2 + b % 3 for b in range(len(lengths)))
         plan = prompt_plan(lengths, prompts, CPU)
         cases.append((f"{lengths} prompt", plan, prompt_mask(lengths, prompts), 1))

@@ -186,7 +186,7 @@ def test_read_card_needs_no_weights(model: Path, tmp_path: Path):
 
 def test_the_file_holds_no_paths_and_only_known_parts(model: Path):
     assert {name.split(".")[0] for name in load_file(model)} == {"network", "text", "codec"}
-    assert card_of(model) == json.loads(json.dumps({"format": 1, **asdict(CARD)}))
+    assert card_of(model) == json.loads(json.dumps({"format": checkpoint.FORMAT, **asdict(CARD)}))
 
 
 # Writing
@@ -445,9 +445,16 @@ def test_tensors_that_lie_outside_the_file(model: Path, tmp_path: Path):
 
 
 def test_a_newer_format_asks_for_an_upgrade(changed):
-    message = refused(changed(card=lambda c: c.update(format=2)))
+    message = refused(changed(card=lambda c: c.update(format=checkpoint.FORMAT + 1)))
     assert "upgrade" in message
-    assert "2" in message
+    assert str(checkpoint.FORMAT + 1) in message
+
+
+def test_an_older_format_is_named(changed):
+    """Its weights have the same shapes and another meaning."""
+    message = refused(changed(card=lambda c: c.update(format=1)))
+    assert "format 1" in message
+    assert "train it again" in message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "nonsense", "[" * 100_000])

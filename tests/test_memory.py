@@ -12,6 +12,7 @@ import torch
 
 from flowcept import memory
 from flowcept.model import ModelConfig, Network
+from flowcept.process import ProcessConfig
 
 SMALL = {"height": 8, "width": 8, "hidden": 64, "depth": 2, "heads": 2, "cells": 16}
 LENGTHS = [5, 9, 12]
@@ -37,7 +38,7 @@ def kept(network: Network, lengths: list[int]) -> int:
 @pytest.mark.parametrize("changes", [{}, {"window": 2}, {"cell_depth": 1}, {"patch": 2}])
 def test_training_is_counted_as_autograd_keeps_it(changes):
     """The peak is what the forward pass keeps (but for row numbers), and little more."""
-    network = Network(ModelConfig(**SMALL | changes))
+    network = Network(ModelConfig(**SMALL | changes), ProcessConfig())
     real = kept(network, LENGTHS)
     counted = memory.training_bytes(network, LENGTHS)
     assert 0.98 * real < counted < 1.3 * real
@@ -45,14 +46,14 @@ def test_training_is_counted_as_autograd_keeps_it(changes):
 
 
 def test_checkpointing_is_seen():
-    network = Network(ModelConfig(**SMALL | {"depth": 6, "cells": 4}))
+    network = Network(ModelConfig(**SMALL | {"depth": 6, "cells": 4}), ProcessConfig())
     plain = memory.training_bytes(network, LENGTHS)
     network.checkpoint_blocks = True
     assert memory.training_bytes(network, LENGTHS) < 0.6 * plain
 
 
 def test_counting_computes_nothing_and_leaves_the_network_as_it_is():
-    network = Network(ModelConfig(**SMALL))
+    network = Network(ModelConfig(**SMALL), ProcessConfig())
     before = [p.detach().clone() for p in network.parameters()]
     huge = memory.evaluation_bytes(network, [200_000])
     assert huge > 2**30
@@ -69,7 +70,7 @@ def test_counting_computes_nothing_and_leaves_the_network_as_it_is():
 @pytest.mark.parametrize("clip", [20, 150, 1000])
 def test_the_formula_for_sampling_agrees_with_the_count(changes, clip):
     config = ModelConfig(**changes)
-    counted = memory.evaluation_bytes(Network(config), [clip, clip])
+    counted = memory.evaluation_bytes(Network(config, ProcessConfig()), [clip, clip])
     assert memory.sampling_bytes(config, 2 * clip) == pytest.approx(counted, rel=0.2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pad_sequence
 
-from flowcept import attention, frames, model
+from flowcept import attention, frames, model, process
 from flowcept.attention import Plan
 from flowcept.frames import FrameState, Prediction, PromptTokens, Role
 from flowcept.model import ModelConfig, Network
@@ -26,10 +27,10 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-def network(window: int = 0, seed: int = 0) -> Network:
+def network(window: int = 0, seed: int = 0, *, causal: bool = False) -> Network:
     """A network whose every weight counts: fresh gates are closed and would hide mistakes."""
     torch.manual_seed(seed)
-    net = Network(replace(SMALL, window=window)).eval()
+    net = Network(replace(SMALL, window=window, causal=causal), ProcessConfig()).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.25)
@@ -121,16 +122,17 @@ def test_order_of_a_pack_does_not_matter() -> None:
             close(a, c)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_network_equals_one_with_dense_masked_attention(
-    window: int, monkeypatch: pytest.MonkeyPatch
+    window: int, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, lengths = network(window), [CLIPS[b].lengths[0] for b in ORDER]
+    net, lengths = network(window, causal=causal), [CLIPS[b].lengths[0] for b in ORDER]
     packed = run(net, ORDER)
     score(packed).backward()
     gradient = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
-    own = clip_mask(lengths, window)
+    own = clip_mask(lengths, window, causal=causal)
     other = prompt_mask(lengths, [PROMPTS[b].lengths[0] + 1 for b in ORDER])  # what is seen, too
 
     def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
@@ -144,6 +146,23 @@ def test_network_equals_one_with_dense_masked_attention(
     score(reference).backward()
     for (name, p), g in zip(net.named_parameters(), gradient, strict=True):
         close(p.grad, g, msg=name)
+
+
+def test_causal_frames_do_not_know_what_follows() -> None:
+    """Without the setting they do."""
+    state = replace(CLIPS[2], role_F=torch.zeros(6, dtype=torch.long))
+    noise = torch.randn(state.latent_FCHW.shape)
+    for causal in (True, False):
+        net, unlike = network(causal=causal), []
+        base = net(state, PROMPTS[2]).velocity_FCHW
+        for frame in range(6):
+            latent_FCHW = state.latent_FCHW.clone()
+            latent_FCHW[frame] = noise[frame]
+            other = net(replace(state, latent_FCHW=latent_FCHW), PROMPTS[2]).velocity_FCHW
+            unlike.append((other - base).abs().amax((1, 2, 3)) > 1e-6)
+        changed_FF = torch.stack(unlike)
+        expected_FF = torch.ones(6, 6, dtype=torch.bool)
+        assert torch.equal(changed_FF, expected_FF.triu() if causal else expected_FF)
 
 
 def test_packing_equals_padding_with_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +227,8 @@ def test_tau_past_one_counts_as_one() -> None:
         assert torch.equal(a, c)
 
 
-def test_counts_that_reach_further() -> None:
-    """Old counts keep their proportions, new ones are as likely as the least likely bias says."""
+def test_sizes_that_reach_further() -> None:
+    """Old sizes keep their proportions, new ones are as likely as the least likely bias says."""
     net = network()
     before = run(net, range(5))
     old = net.config.max_count
@@ -217,9 +236,16 @@ def test_counts_that_reach_further() -> None:
     after = run(net, range(5))
     for a, b in zip(outputs(before)[:3], outputs(after)[:3], strict=True):
         assert torch.equal(a, b)
-    close(after.count_logits_BK[:, : old + 1], before.count_logits_BK)
+    for b, state in enumerate(CLIPS):
+        reached = old + 1 - int((~state.given_F).sum())
+        assert reached > 0
+        close(after.count_logits_BK[b, :reached], before.count_logits_BK[b, :reached])
+    empty = next(b for b, state in enumerate(CLIPS) if state.lengths == (0,))
+    kappa = float(CLIPS[empty].tau_B.clamp(max=1))
+    new_K = torch.arange(old + 1.0, old + 4)
     least = net.count.bias[: old + 1].min()
-    assert (after.count_logits_BK[:, old + 1 :] == least).all()
+    hidden = max(1 - kappa, process.LEAST_HIDDEN)
+    close(after.count_logits_BK[empty, old + 1 :], least + new_K * math.log(hidden))
     assert after.count_logits_BK.shape == (5, old + 4)
     assert net.config.max_count == old + 3
     net.count_to(old + 3)
@@ -264,9 +290,14 @@ def test_compiled_blocks_serve_packs_of_other_lengths(
 
 
 def test_a_fresh_network_starts_from_nothing() -> None:
+    """It knows no size from another; what the visible frames' number says of it is not learned."""
     torch.manual_seed(0)
-    for out in outputs(run(Network(SMALL), range(5))):
+    said = run(Network(SMALL, ProcessConfig()), range(5))
+    for out in outputs(said)[:3]:
         assert out.abs().max().item() == 0
+    nothing = torch.zeros_like(said.count_logits_BK)
+    expected = process.missing_logits(nothing, frames.concat(CLIPS), ProcessConfig())
+    close(said.count_logits_BK, expected)
 
 
 @pytest.mark.parametrize("num_start", [0, 1, 2])
@@ -366,7 +397,7 @@ def test_cells_become_patches_of_any_size(patch: int, merges: list[int]) -> None
     config = replace(SMALL, height=2 * patch, width=patch, patch=patch)
     assert config.merges == merges
     assert config.patches == 2
-    net = Network(config).eval()
+    net = Network(config, ProcessConfig()).eval()
     state = clip(3, 0)
     state = replace(state, latent_FCHW=torch.randn(3, 3, 2 * patch, patch))
     with torch.no_grad():
@@ -383,7 +414,7 @@ def test_convolutions_see_their_frame_and_those_beside_it(cell_depth: int) -> No
     Each block of cells looks one visible frame further, never into another clip.
     """
     torch.manual_seed(0)
-    net = Network(replace(SMALL, cell_depth=cell_depth)).eval()
+    net = Network(replace(SMALL, cell_depth=cell_depth), ProcessConfig()).eval()
     with torch.no_grad():
         for parameter in net.cells.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import fields, replace
 
@@ -122,6 +123,62 @@ def test_targets_are_the_oracle_plus_noise(kind: str, config: ProcessConfig) -> 
     state, target, oracle = draws(kind, config, CLIPS, seed=3)
     worst = deviations(state, target, oracle(state, range(len(state.lengths))))
     assert max(worst.values()) < TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
+
+
+def size_logits(state: FrameState) -> Tensor:
+    """The law of generated frames behind the given ones of each clip, ``[B, K]``."""
+    given_B = [int(part.sum()) for part in state.given_F.long().split(state.lengths)]
+    logits_BK = torch.full((len(given_B), max(AR1_LAW) + 1), process.BEYOND)
+    for row, given in enumerate(given_B):
+        for n, p in AR1_LAW.items():
+            if n > given:
+                logits_BK[row, n - given] = math.log(p)
+    return logits_BK
+
+
+@pytest.mark.parametrize(("kind", "config"), CASES, ids=[f"{k}-{c.schedule}" for k, c in CASES])
+def test_the_law_of_sizes_is_all_that_a_posterior_needs(kind: str, config: ProcessConfig) -> None:
+    """How many have appeared by when turns it into a calibrated posterior of the missing ones."""
+    state, target, oracle = draws(kind, config, CLIPS, seed=5)
+    if kind == "alternate":  # the given frames say how many there are
+        given_B = torch.tensor([int(p.sum()) for p in state.given_F.long().split(state.lengths)])
+        logits_BK = torch.full((len(given_B), max(AR1_LAW) + 1), process.BEYOND)
+        logits_BK[torch.arange(len(given_B)), given_B - 1] = 0
+    else:
+        logits_BK = size_logits(state)
+    said = replace(
+        oracle(state, range(len(state.lengths))),
+        count_logits_BK=process.missing_logits(logits_BK, state, config),
+    )
+    found = deviations(state, target, said)
+    worst = {name: z for name, z in found.items() if name.startswith("P(")}
+    assert max(worst.values()) < TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
+
+
+@pytest.mark.parametrize("mistake", ["start frame forgotten", "wrong schedule", "no evidence"])
+def test_a_mistake_in_the_posterior_is_seen(mistake: str) -> None:
+    config = ProcessConfig()
+    state, target, oracle = draws("none", config, CLIPS, seed=5)
+    wrong = {
+        "start frame forgotten": ProcessConfig(num_start=0),
+        "wrong schedule": ProcessConfig(schedule="power:2"),
+        "no evidence": ProcessConfig(kind="full-sequence"),
+    }[mistake]
+    said = oracle(state, range(len(state.lengths)))
+    said = replace(said, count_logits_BK=process.missing_logits(size_logits(state), state, wrong))
+    found = deviations(state, target, said)
+    assert max(z for name, z in found.items() if name.startswith("P(")) > TOLERANCE
+
+
+def test_sizes_out_of_reach_are_unlikely_and_finite() -> None:
+    """With more frames visible than the law knows, and after ``tau = 1``."""
+    state, _, _ = draws("none", ProcessConfig(), 200, seed=6)
+    logits_BK = process.missing_logits(torch.zeros(len(state.lengths), 3), state, ProcessConfig())
+    assert logits_BK.isfinite().all()
+    visible_B1 = torch.tensor(state.lengths)[:, None]
+    beyond_BK = visible_B1 + torch.arange(3) > 2
+    assert (logits_BK[beyond_BK] < -5000).all()
+    assert (logits_BK[~beyond_BK] > -100).all()
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def test_every_setting_says_what_it_means(kind):
     ("changes", "flag"),
     [
         ({"steps": 0}, "--steps"),
+        ({"late_steps": 0}, "--late-steps"),
+        ({"steps": 4, "late_steps": 5}, "--late-steps"),
         ({"frames": 0}, "--frames"),
         ({"min_length": -1}, "--min-length"),
         ({"max_length": 0}, "--max-length"),

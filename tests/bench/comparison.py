@@ -46,6 +46,7 @@ PROCESSES = [
     Arm("flowception"),
     Arm("full-sequence", {"process": "full-sequence"}),
     Arm("autoregressive", {"process": "autoregressive"}),
+    Arm("autoregressive, causal", {"process": "autoregressive", "causal": True}),
 ]
 TABLES: dict[str, list[Arm]] = {
     "processes": [
@@ -162,7 +163,7 @@ class Comparison:
         found = feature_scores(self.features, work.real, made, options.sample_seed)
         drift = drift_scores(work.real, made, self.features)
         sharp = drift["sharpness"]
-        records = train._records(path.parent / "log.jsonl")
+        records, steps = train._records(path.parent / "log.jsonl"), checkpoint.read_card(path).steps
         return {
             "distance": found["of clips"],
             "changes": found.get("of changes"),
@@ -178,9 +179,9 @@ class Comparison:
                 "psnr"
             ],
             "sampling_s": seconds,
-            "steps": checkpoint.read_card(path).steps,
-            "clips": sum(r["clips"] for r in records if "clips" in r) * TrainConfig().log_every,
-            "tokens": sum(r["tokens"] for r in records if "tokens" in r) * TrainConfig().log_every,
+            "steps": steps,
+            "clips": steps * fmean(r["clips"] for r in records if "clips" in r),
+            "tokens": steps * fmean(r["tokens"] for r in records if "tokens" in r),
             "hours": max(r["hours"] for r in records if "hours" in r),
         }
 

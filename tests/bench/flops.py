@@ -33,7 +33,7 @@ class Counter:
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         with torch.device("meta"):
-            self.network = Network(config)
+            self.network = Network(config, ProcessConfig())
 
     @functools.cache  # noqa: B019 - the counter lives as long as the program
     def forward(self, visible: int) -> float:

@@ -216,7 +216,7 @@ def matrix_rate(bench: Bench) -> float:
 
 def _network(bench: Bench, config: ModelConfig) -> Network:
     torch.manual_seed(0)
-    return Network(config).to(bench.device)
+    return Network(config, ProcessConfig()).to(bench.device)
 
 
 def _step(network: Network, lengths: Sequence[int], bench: Bench) -> Work:

@@ -95,7 +95,7 @@ class Subject:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.config = ModelConfig()
-        self.network = Network(self.config)
+        self.network = Network(self.config, ProcessConfig())
         with torch.no_grad():  # fresh gates are closed: open them, as training does
             for parameter in self.network.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
