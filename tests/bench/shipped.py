@@ -556,21 +556,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--guidance", type=float, default=SampleConfig().guidance)
     parser.add_argument("--steps", type=int, default=SampleConfig().steps)
+    parser.add_argument("--late-steps", type=int, default=SampleConfig().late_steps)
     parser.add_argument("--solver", choices=SOLVERS, default=SampleConfig().solver)
     parser.add_argument("--seed", type=int, default=4321)
     options = parser.parse_args()
-    settings = SampleConfig(steps=options.steps, solver=options.solver, guidance=options.guidance)
+    settings = SampleConfig(
+        steps=options.steps,
+        late_steps=options.late_steps,
+        solver=options.solver,
+        guidance=options.guidance,
+    )
     judge = judging.load(options.judge)
     bench = Bench(options.model, judge, options.seed, settings)
     if not set(bench.cast) <= set(judge.actors):
         parser.error("the judge does not know the model's actors: train it with --model")
     done = json.loads(options.output.read_text()) if options.output.exists() else {}
+    between = defaults("interp")
     about = {
         "machine": machine.described(),
         "seed": options.seed,
-        "steps": options.steps,
-        "solver": options.solver,
-        "guidance": options.guidance,
+        "steps": settings.steps,
+        "late_steps": settings.late_steps,
+        "solver": settings.solver,
+        "guidance": settings.guidance,
+        "interp": {"steps": between.steps, "guidance": between.guidance},
         "model_steps": bench.studio.card.steps,
         "sha256": hashlib.sha256(checkpoint.find(options.model).read_bytes()).hexdigest(),
     }
