@@ -275,8 +275,7 @@ class Session:
             if not shared.quiet and not shared.as_json:
                 typer.echo(f"up to about {estimate / 2**30:.1f} GiB of memory", err=True)
             self.told = estimate
-        steps, late = controls["steps"], controls["late_steps"]
-        with self._bar(studio, steps + (late or steps)) as watch:
+        with self._bar(studio, controls["steps"]) as watch:
             clip = call(
                 negative_prompt=shared.negative_prompt,
                 seed=seed,
@@ -316,12 +315,12 @@ class Session:
             typer.echo(json.dumps(self.results, ensure_ascii=False, indent=1))
 
     @contextmanager
-    def _bar(self, studio: Studio, total: int) -> Iterator[Callable[[Step], None]]:
-        """A bar of so many evaluations at most, with the preview."""
+    def _bar(self, studio: Studio, steps: int) -> Iterator[Callable[[Step], None]]:
         from tqdm import tqdm
 
-        quiet = self.shared.quiet
-        bar = tqdm(total=total, desc=self.command, unit="step", disable=quiet, delay=1)
+        bar = tqdm(
+            total=2 * steps, desc=self.command, unit="step", disable=self.shared.quiet, delay=1
+        )
 
         def watch(step: Step) -> None:
             if step.index:

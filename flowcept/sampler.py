@@ -57,7 +57,7 @@ class Model(Protocol):
 class Step:
     """The clips after one step. ``ids`` name frames: the order in which they appeared."""
 
-    index: int  # extended time in units of a step: 0 for the start; see ``stride``
+    index: int  # 0 for the start, then steps done
     clips: tuple[int, ...]  # clips that still run, in the order of the state
     state: FrameState
     age_F: Tensor  # int64 steps since a frame appeared; context frames are born finished
@@ -88,17 +88,15 @@ class History:
 
     age_F: Tensor  # int64 on the CPU: steps since the frame appeared
     velocity_FCHW: Tensor  # of the step before; without meaning at age 0
-    stride: int = 1  # by which ages grew in the step before
 
     def rows(self, chosen: Sequence[int]) -> History:
-        return replace(self, age_F=self.age_F[chosen], velocity_FCHW=self.velocity_FCHW[chosen])
+        return History(self.age_F[chosen], self.velocity_FCHW[chosen])
 
     def insert(self, count: int, rows: Sequence[int]) -> History:
         """The same with new frames of age 0; ``rows`` is from ``insertion_rows``."""
         more_NCHW = self.velocity_FCHW.new_zeros(count, *self.velocity_FCHW.shape[1:])
         age_F = torch.cat([self.age_F, self.age_F.new_zeros(count)])
-        velocity_FCHW = torch.cat([self.velocity_FCHW, more_NCHW])
-        return replace(self, age_F=age_F, velocity_FCHW=velocity_FCHW).rows(rows)
+        return History(age_F, torch.cat([self.velocity_FCHW, more_NCHW])).rows(rows)
 
 
 @torch.no_grad()
@@ -146,8 +144,7 @@ def sample_steps(
             history = history.rows(frames.frame_rows(state.lengths, running))
             state, clips = frames.select(state, running), tuple(clips[row] for row in running)
         prediction = model(state, clips)
-        ahead = stride(index, config) if process.kind == "flowception" else 1
-        state, history = _move(state, history, prediction, config, process.shift, ahead)
+        state, history = _move(state, history, prediction, config, process.shift)
         new = ((),) * len(clips)
         if not all(growth[clip].complete(index) for clip in clips):  # then no device is asked
             counts = [
@@ -157,7 +154,7 @@ def sample_steps(
                 )
             ]
             state, history, new = _insert(state, history, counts, [growth[clip] for clip in clips])
-        index += ahead
+        index += 1
         tau = torch.full_like(state.tau_B, index / config.steps)
         state = replace(state, tau_B=tau)
 
@@ -177,36 +174,17 @@ def _initial(given: Given) -> FrameState:
     )
 
 
-def stride(index: int, config: SampleConfig) -> int:
-    """Steps that are taken at once from ``index``: 1 before ``tau = 1``.
-
-    After it nothing appears any more and every evaluation is of all frames, so that fewer and
-    longer steps may do: ``late_steps`` of them, as equal as whole steps can be.
-    """
-    steps, late = config.steps, config.late_steps or config.steps
-    walked = index - steps
-    if walked < 0 or late >= steps:
-        return 1
-    done = walked * late // steps  # late steps that are wholly behind
-    return -(-(done + 1) * steps // late) - walked
-
-
 def _move(
-    state: FrameState,
-    history: History,
-    prediction: Prediction,
-    config: SampleConfig,
-    shift: float,
-    ahead: int,
+    state: FrameState, history: History, prediction: Prediction, config: SampleConfig, shift: float
 ) -> tuple[FrameState, History]:
-    """Every flowing frame ``ahead`` steps on, by its own change of denoising progress.
+    """Every flowing frame one step on, by its own change of denoising progress.
 
     Euler's step follows the velocity of now. The multistep one (Adams and Bashforth's of second
     order, for steps of unequal size) goes on bending it as it has bent since the step before; a
     frame's first step is Euler's.
     """
     steps, age_F = config.steps, history.age_F
-    younger_F, older_F = (age_F - history.stride).clamp(min=0), (age_F + ahead).clamp(max=steps)
+    younger_F, older_F = (age_F - 1).clamp(min=0), (age_F + 1).clamp(max=steps)
     before_F, now_F, next_F = (
         shifted(ages_F.double() / steps, shift) for ages_F in (younger_F, age_F, older_F)
     )
@@ -220,7 +198,7 @@ def _move(
     latent_FCHW = torch.where(flowing_F, latent_FCHW, state.latent_FCHW)
     time_F = (older_F.double() / steps).to(state.time_F)
     state = replace(state, latent_FCHW=latent_FCHW, time_F=time_F)
-    return state, History(older_F, prediction.velocity_FCHW, ahead)
+    return state, History(older_F, prediction.velocity_FCHW)
 
 
 def _per_frame(factor_F: Tensor, like_FCHW: Tensor) -> Tensor:

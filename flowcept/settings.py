@@ -29,9 +29,6 @@ class SampleConfig:
     """Controls of the sampler; the command line takes its defaults from here."""
 
     steps: int = setting(8, "denoising steps; twice as many evaluations at most")
-    late_steps: int | None = setting(
-        None, "of them after which no frame can appear: fewer are faster; default as many as steps"
-    )
     solver: str = setting(
         "euler", "of the flow: euler (a frame's last velocity) or multistep (its last two)"
     )
@@ -54,7 +51,7 @@ class SampleConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "late_steps", "frames", "min_length", "max_length"):
+        for name in ("steps", "frames", "min_length", "max_length"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= LARGEST:
                 raise UserError(f"{_flag(name)} must be from 1 to {LARGEST}, not {value}")
@@ -65,8 +62,6 @@ class SampleConfig:
                 raise UserError(
                     f"{_flag(name)} must be {bound} 0 and at most {LARGEST}, not {value}"
                 )
-        if self.late_steps is not None and self.late_steps > self.steps:
-            raise UserError(f"--late-steps {self.late_steps} is over --steps {self.steps}")
         low, high = self.min_length or 1, self.max_length
         if high is not None and low > high:
             raise UserError(f"--min-length {low} is over --max-length {high}")

@@ -427,7 +427,6 @@ class Words(TypedDict, total=False):
     scale: int | None
     watch: Watch | None
     steps: int
-    late_steps: int | None
     solver: str
     guidance: float
     rate_guidance: float

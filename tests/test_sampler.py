@@ -383,63 +383,6 @@ def test_clock_at_every_number_of_steps() -> None:
         assert hidden == 0
 
 
-LATE = [(8, 4), (8, 3), (8, 8), (8, 1), (7, 5), (16, 7), (1, 1)]
-
-
-@pytest.mark.parametrize(("steps", "late"), LATE)
-def test_late_steps_are_fewer_and_change_no_length(steps: int, late: int) -> None:
-    """The same frames appear in the same places; each still makes its whole way."""
-    ends, calls = [], []
-    for number in (None, late):
-        config = SampleConfig(steps=steps, late_steps=number)
-        model, noise = LengthOracle(LAW), {}
-
-        def moved(state: FrameState, clips: Sequence[int], model: LengthOracle = model):
-            return replace(model(state, clips), velocity_FCHW=torch.ones_like(state.latent_FCHW))
-
-        for step in sample_steps(
-            moved, [empty()], generators(1, 7), config, ProcessConfig(shift=2.0), max_length=24
-        ):
-            row = {name: row for row, name in enumerate(step.ids[0])}
-            noise |= {name: step.state.latent_FCHW[row[name]] for name in step.new[0]}
-        assert (step.state.time_F == 1).all()
-        way = step.state.latent_FCHW - torch.stack([noise[name] for name in step.ids[0]])
-        torch.testing.assert_close(way, torch.ones_like(way))
-        ends.append(step.ids)
-        calls.append(model.calls)
-    assert ends[0] == ends[1]
-    assert calls[0] - calls[1] <= steps - late
-    assert calls[1] <= steps + late
-    if late == 1:
-        assert calls[1] == steps + 1
-
-
-@pytest.mark.parametrize(("steps", "late"), LATE)
-def test_multistep_knows_how_long_each_step_was(steps: int, late: int) -> None:
-    """A velocity that rises evenly is followed exactly, but for each frame's first step."""
-
-    def rising(state: FrameState, clips: Sequence[int]) -> Prediction:
-        said = LengthOracle(LAW)(state, clips)
-        time_FCHW = state.time_F[:, None, None, None].expand_as(state.latent_FCHW)
-        return replace(said, velocity_FCHW=2 * time_FCHW)
-
-    config = SampleConfig(steps=steps, late_steps=late, solver="multistep")
-    noise: dict[int, Tensor] = {}
-    first: dict[int, float] = {}  # progress of the first step
-    for step in sample_steps(
-        rising, [empty()], generators(1, 7), config, ProcessConfig(), max_length=24
-    ):
-        row = {name: row for row, name in enumerate(step.ids[0])}
-        for name in step.new[0]:
-            noise[name] = step.state.latent_FCHW[row[name]]
-        for name, age in zip(step.ids[0], step.age_F.tolist(), strict=True):
-            if age > 0:
-                first.setdefault(name, age / steps)
-    way = step.state.latent_FCHW - torch.stack([noise[name] for name in step.ids[0]])
-    missed = torch.tensor([first[name] ** 2 for name in step.ids[0]]).view(-1, 1, 1, 1)
-    torch.testing.assert_close(way, 1 - missed)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 49])
 def test_baselines_keep_time_and_length(steps: int) -> None:
     given = Given(torch.ones(2, 1, 1, 1), (False, True, False))

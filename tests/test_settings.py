@@ -44,8 +44,6 @@ def test_every_setting_says_what_it_means(kind):
     ("changes", "flag"),
     [
         ({"steps": 0}, "--steps"),
-        ({"late_steps": 0}, "--late-steps"),
-        ({"steps": 4, "late_steps": 5}, "--late-steps"),
         ({"frames": 0}, "--frames"),
         ({"min_length": -1}, "--min-length"),
         ({"max_length": 0}, "--max-length"),
@@ -98,6 +96,7 @@ def test_extremes_of_sampling_are_allowed(changes):
         ({"min_frames": 9, "max_frames": 8}, "--min-frames"),
         ({"export_dtype": "float16"}, "--export-dtype"),
         ({"fit": "squash"}, "--fit"),
+        ({"causal": True}, "--causal"),
         ({"size": "big"}, "--size"),
         ({"size": "0x64"}, "--size"),
         ({"size": "64x"}, "--size"),

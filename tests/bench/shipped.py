@@ -556,13 +556,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--guidance", type=float, default=SampleConfig().guidance)
     parser.add_argument("--steps", type=int, default=SampleConfig().steps)
-    parser.add_argument("--late-steps", type=int, default=SampleConfig().late_steps)
     parser.add_argument("--solver", choices=SOLVERS, default=SampleConfig().solver)
     parser.add_argument("--seed", type=int, default=4321)
     options = parser.parse_args()
     settings = SampleConfig(
         steps=options.steps,
-        late_steps=options.late_steps,
         solver=options.solver,
         guidance=options.guidance,
     )
@@ -576,7 +574,6 @@ def main() -> None:
         "machine": machine.described(),
         "seed": options.seed,
         "steps": settings.steps,
-        "late_steps": settings.late_steps,
         "solver": settings.solver,
         "guidance": settings.guidance,
         "interp": {"steps": between.steps, "guidance": between.guidance},
