@@ -52,6 +52,11 @@ class Card:
     version: str = __version__  # of the package that wrote the file
 
     @property
+    def min_length(self) -> int:
+        """Frames of the shortest trained clip."""
+        return min(self.lengths)
+
+    @property
     def max_length(self) -> int:
         """Frames of the longest trained clip."""
         return max(self.lengths)

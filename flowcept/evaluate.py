@@ -130,6 +130,7 @@ class Evaluation:
                     [clip_generator(self.seed + i) for i in part],
                     self.config,
                     self.card.process,
+                    min_length=self.card.min_length,
                     max_length=self.card.max_length,
                 )
                 for i, latent_FCHW in zip(part, latents, strict=True):

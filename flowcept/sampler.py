@@ -74,10 +74,12 @@ def sample(
     process: ProcessConfig,
     *,
     max_length: int,
+    min_length: int = 1,
 ) -> list[Tensor]:
     """The latents ``[F, C, H, W]`` of each clip; see ``sample_steps``."""
     done: dict[int, Tensor] = {}
-    for step in sample_steps(model, given, generators, config, process, max_length=max_length):
+    bounds = {"min_length": min_length, "max_length": max_length}
+    for step in sample_steps(model, given, generators, config, process, **bounds):
         done |= step.done
     return [done[clip] for clip in range(len(given))]
 
@@ -108,15 +110,16 @@ def sample_steps(
     process: ProcessConfig,
     *,
     max_length: int,
+    min_length: int = 1,
 ) -> Iterator[Step]:
     """Sample clips step by step; each yields the state, new frames and finished clips.
 
-    ``generators`` are on the CPU, one per clip. ``max_length`` bounds clips where the
-    configuration does not. The latents' device is where the work is done. The baselines, whose
+    ``generators`` are on the CPU, one per clip. ``min_length`` and ``max_length`` bound clips where
+    the configuration does not. The latents' device is where the work is done. The baselines, whose
     length must be known, need ``config.frames`` or the given frames' ``missing``.
     """
     growth = [
-        Growth(one, generator, config, process, max_length)
+        Growth(one, generator, config, process, min_length, max_length)
         for one, generator in zip(given, generators, strict=True)
     ]
     state = frames.concat([_initial(one) for one in given])
@@ -250,6 +253,7 @@ class Growth:
         generator: torch.Generator,
         config: SampleConfig,
         process: ProcessConfig,
+        min_length: int,
         max_length: int,
     ) -> None:
         self.given, self.generator, self.config, self.process = given, generator, config, process
@@ -260,8 +264,9 @@ class Growth:
         self.segments = list(range(num_given + 1))  # of each gap
         self.widths = [1.0] * (num_given + 1)  # of each gap, as a share of its segment
         exact = config.frames
-        self.low = exact or config.min_length or 1
-        self.high = exact or config.max_length or max(max_length, num_given, self.low)
+        least = exact or config.min_length or 1
+        self.high = exact or config.max_length or max(max_length, num_given, least)
+        self.low = max(least, min(min_length, self.high)) if config.min_length is None else least
         self.remaining = list(given.missing) if given.missing is not None else None
         if self.remaining is None and process.kind != "flowception":
             if exact is None:

@@ -39,7 +39,9 @@ class SampleConfig:
     )
     length_scale: float = setting(1.0, "multiplies the number of frames still to come")
     frames: int | None = setting(None, "number of frames, or auto: the model chooses")
-    min_length: int | None = setting(None, "least number of frames")
+    min_length: int | None = setting(
+        None, "least number of frames; by default the shortest trained"
+    )
     max_length: int | None = setting(
         None, "largest number of frames; by default the longest trained"
     )

@@ -307,6 +307,7 @@ class Studio:
                     [generator],
                     config,
                     self.card.process,
+                    min_length=self.card.min_length,
                     max_length=self.card.max_length,
                 ):
                     growth.append(_visible(step, config.steps))

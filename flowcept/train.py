@@ -783,6 +783,7 @@ class Trainer:
                 generators,
                 settings,
                 self.card.process,
+                min_length=self.card.min_length,
                 max_length=self.card.max_length,
             )
         pictures = [data.to_frames(self.codec.decode(latent)) for latent in latents]

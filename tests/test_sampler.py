@@ -229,6 +229,23 @@ def test_bounds_cut_the_law(settings: dict[str, int], low: int, high: int) -> No
     assert total_variation(lengths(SampleConfig(steps=4, **settings)), law) < bound(law) + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("settings", "low", "high"),
+    [({}, 10, 99), ({"min_length": 1}, 0, 99), ({"min_length": 13}, 13, 99),
+     ({"max_length": 12}, 12, 12), ({"max_length": 8}, 8, 8), ({"frames": 3}, 3, 3)],
+)  # fmt: skip
+def test_the_shortest_trained_length_bounds_where_settings_do_not(
+    settings: dict[str, int], low: int, high: int
+) -> None:
+    config = SampleConfig(steps=4, **settings)
+    out = sample(
+        LengthOracle(LAW), [empty()] * CLIPS, generators(CLIPS, 1), config, ProcessConfig(),
+        min_length=10, max_length=64,
+    )  # fmt: skip
+    law = cut(LAW, low, high) if "frames" not in settings else {3: 1.0}
+    assert total_variation([len(latent) for latent in out], law) < bound(law) + 1e-9
+
+
 @pytest.mark.parametrize("wanted", [1, 2, 8, 11, 30, 70])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_exactly_so_many_frames(wanted: int, steps: int) -> None:
@@ -373,7 +390,7 @@ def test_clock_at_every_number_of_steps() -> None:
         age = torch.arange(steps + 1)
         assert (age.double() / steps).to(torch.float32)[-1] == 1
         hidden = 7
-        growth = Growth(empty(), clip_generator(steps), replace(config, frames=8), process, 9)
+        growth = Growth(empty(), clip_generator(steps), replace(config, frames=8), process, 1, 9)
         visible = sum(growth.start())
         for index in range(steps):
             counts = growth.count(index, torch.zeros(1).double(), torch.zeros(9), visible)

@@ -115,6 +115,7 @@ class Bench:
                         [clip_generator(job.seed) for job in part],
                         settings,
                         studio.card.process,
+                        min_length=studio.card.min_length,
                         max_length=studio.card.max_length,
                     )
                     done += [to_frames(studio.weights.codec.decode(latent)) for latent in latents]
