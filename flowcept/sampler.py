@@ -264,9 +264,10 @@ class Growth:
         self.segments = list(range(num_given + 1))  # of each gap
         self.widths = [1.0] * (num_given + 1)  # of each gap, as a share of its segment
         exact = config.frames
-        least = exact or config.min_length or 1
-        self.high = exact or config.max_length or max(max_length, num_given, least)
-        self.low = max(least, min(min_length, self.high)) if config.min_length is None else least
+        asked = exact or config.min_length
+        self.least = 1 if asked else min_length  # no shorter clip exists, whatever the network says
+        self.high = exact or config.max_length or max(max_length, num_given, asked or 1)
+        self.low = asked or min(min_length, self.high)
         self.remaining = list(given.missing) if given.missing is not None else None
         if self.remaining is None and process.kind != "flowception":
             if exact is None:
@@ -327,7 +328,9 @@ class Growth:
         scale, temperature = self.config.length_scale, self.config.rate_temperature
         if scale != 1:
             # Bounds cut a scaled count. To condition on them would let scales over 1 shorten clips.
-            scaled = scale * inverse_cdf(sharpened(count_logits_K, temperature), uniform)
+            least = min(max(self.least - length, 0), len(count_logits_K) - 1)
+            law_K = sharpened(count_logits_K[least:], temperature)
+            scaled = scale * (least + inverse_cdf(law_K, uniform))
             return min(max(math.floor(scaled + self._uniform()), low), high)
         allowed_K = count_logits_K[low : high + 1]
         if not len(allowed_K):  # more than the network can say: only the bound is known
