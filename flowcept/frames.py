@@ -73,8 +73,12 @@ class FrameState:
     @property
     def given_B(self) -> Tensor:
         """Whether each clip has a context frame."""
-        counts = torch.zeros(len(self.lengths), device=self.role_F.device)
-        return counts.index_add(0, self.clip_F, self.given_F.float()) > 0
+        return self.count_B(self.given_F) > 0
+
+    def count_B(self, marked_F: Tensor) -> Tensor:
+        """How many frames of each clip are marked, as floats."""
+        zero_B = torch.zeros(len(self.lengths), device=marked_F.device)
+        return zero_B.index_add(0, self.clip_F, marked_F.float())
 
     @property
     def open_F(self) -> Tensor:

@@ -6,9 +6,9 @@ the clip may note what concerns it as a whole. So the sequence is an array of ro
 adaptive normalisation broadcasts, clips of equal length attend in one call, and nothing is padded.
 What a token outputs depends on what it is:
 
-* clip token: log-missing of the gap before the first frame, logits of the number of frames that
-  the whole clip will have been given, which ``process.missing_logits`` turns into those of the
-  total missing count;
+* clip token: log-missing of the gap before the first frame, logits of how many
+  generated frames the whole clip will have, which ``process.missing_logits`` turns into those of
+  the total missing count;
 * frame token: log-missing of the gap to its right;
 * patch: velocity.
 

@@ -219,12 +219,10 @@ def missing_logits(size_logits_BK: Tensor, state: FrameState, config: ProcessCon
     """
     if config.kind != "flowception":
         return size_logits_BK
-    clip_F, nothing_B = state.clip_F, torch.zeros_like(state.tau_B)
-    visible_B = nothing_B.index_add(0, clip_F, (~state.given_F).to(nothing_B))
-    active_B = nothing_B.index_add(0, clip_F, (state.role_F == Role.ACTIVE).to(nothing_B))
-    one_gap_B = active_B + state.open_first_B == 1
+    visible_B = state.count_B(~state.given_F)
+    one_gap_B = state.count_B(state.role_F == Role.ACTIVE) + state.open_first_B == 1
     appeared_B1 = (visible_B - config.num_start * one_gap_B).clamp(min=0)[:, None]
-    count_K = torch.arange(size_logits_BK.shape[1], device=clip_F.device)
+    count_K = torch.arange(size_logits_BK.shape[1], device=visible_B.device)
     kappa_B = parse_schedule(config.schedule).kappa(state.tau_B.clamp(0, 1))
     hidden_B1 = (1 - kappa_B).clamp(min=LEAST_HIDDEN).log()[:, None]
     ways_BK = torch.lgamma(appeared_B1 + count_K + 1) - torch.lgamma(count_K + 1.0)

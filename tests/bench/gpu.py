@@ -14,7 +14,6 @@ of a padded clip, B clips.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import statistics
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept import attention, memory
+from flowcept import attention, memory, train
 from flowcept.attention import Plan
 from flowcept.device import autocast
 from flowcept.model import ModelConfig, Network, attention_plan
@@ -360,14 +359,11 @@ def _most(bench: Bench, work: Callable[[int], None]) -> int:
 def clip(bench: Bench) -> dict[str, Any]:
     """One clip by the network of each preset, eager and with compiled blocks; without the codec."""
     found: dict[str, Any] = {}
-    names = {f.name for f in dataclasses.fields(ModelConfig)}
     for preset, changes in PRESETS.items():
         settings = TrainConfig(**changes)
-        shared = {n: getattr(settings, n) for n in names if hasattr(settings, n)}
         cells = max(bench.scale.side // settings.compression, settings.patch)
-        config = ModelConfig(
-            **shared, channels=settings.codec_channels, height=cells, width=cells, max_count=256
-        )
+        latent = (settings.codec_channels, cells, cells)
+        config = train._network_config(settings, latent, 256, train._text_config(settings))
         network = _network(bench, config).eval()
         works: dict[str, Work] = {
             "eager": lambda n=network: _clip(bench, n, bench.scale.frames, ProcessConfig())
