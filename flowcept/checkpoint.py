@@ -132,6 +132,15 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
 
 
+def is_model(path: Path) -> bool:
+    """Whether a file says that it is a model of ours; of which format, and whole, is not asked."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "flowcept" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def read_card(path: Path) -> Card:
     """The card of a model file, without its weights."""
     return _card(_header(path), path)

@@ -670,6 +670,9 @@ LENGTHS = ("frames", "min_length", "max_length")  # of the clips themselves, in 
 def evaluate(
     model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
+    task: Annotated[
+        str, typer.Option("--task", help="gen: from captions; i2v: from first frames too")
+    ] = "gen",
     clips: Annotated[int, typer.Option("--clips", help="of the folder that are drawn")] = 64,
     features: Annotated[
         Path | None,
@@ -716,6 +719,7 @@ def evaluate(
         checkpoint.find(model),
         folder,
         config,
+        task=task,
         clips=clips,
         features=features,
         seed=seed,

@@ -1,10 +1,11 @@
 """Scores of a model against a folder of clips: ``flowcept evaluate MODEL DATA``.
 
-Clips of the folder are drawn by a seed; for each one the model makes a clip of its caption, and one
-between its first and last frame. What is compared: features (Fréchet distance, density and
-coverage), lengths, missing frames (against repeating and blending), the course of quality along
-the clip, motion, and whether the network's posterior of the number of missing frames is to be
-trusted. Every score stands beside its number of samples; intervals are bootstraps over clips.
+Clips of the folder are drawn by a seed; for each one the model makes a clip of its caption, or of
+caption and first frame, and one between its first and last frame. What is compared: features
+(Fréchet distance, density and coverage), lengths, missing frames (against repeating and blending),
+the course of quality along the clip, motion, and whether the network's posterior of the number of
+missing frames is to be trusted. Every score stands beside its number of samples; intervals are
+bootstraps over clips.
 
 Shape suffixes: F frames, C H W, N clips, D features, K counts.
 """
@@ -38,6 +39,7 @@ RESAMPLES = 200  # of the bootstrap
 QUARTERS = 4
 STATES = 8  # of every clip, for the count posterior
 NEIGHBOURS = 5  # of density and coverage
+TASKS = ("gen", "i2v")
 BEST = 100.0  # dB: frames equal to the last bit count as this
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
@@ -152,6 +154,17 @@ class Evaluation:
         ]
         return self.make(given, [clip.caption for clip in self.real], "clips of captions")
 
+    def of_first_frames(self) -> list[Clip]:
+        """A clip for every caption and first frame; lengths as in ``of_captions``."""
+        known = self.card.process.kind != "flowception"
+        given = []
+        for clip in self.real:
+            missing = len(clip.image_FCHW) - 1
+            latent_FCHW = self.encode(clip.image_FCHW[:1])
+            gaps = (False, missing > 0 or not known)
+            given.append(Given(latent_FCHW, gaps, (0, missing) if known else None))
+        return self.make(given, [clip.caption for clip in self.real], "clips of first frames")
+
     def between_ends(self) -> list[tuple[Clip, Clip]]:
         """Real clips of three frames or more, each with what is made between its ends."""
         real = [clip for clip in self.real if len(clip.image_FCHW) > 2]
@@ -176,6 +189,7 @@ def evaluate(
     folder: Path,
     config: SampleConfig,
     *,
+    task: str = "gen",
     clips: int = 64,
     features: Path | None = None,
     seed: int = 0,
@@ -183,7 +197,13 @@ def evaluate(
     dtype: str = "auto",
     progress: Progress = lambda *_: None,
 ) -> Scores:
-    """Score a model file against a folder of clips. Raises ``UserError`` for unusable input."""
+    """Score a model file against a folder of clips. Raises ``UserError`` for unusable input.
+
+    ``task`` says what the model is given of each clip: ``gen`` its caption, ``i2v`` its first frame
+    too. Missing frames are made between first and last in any case.
+    """
+    if task not in TASKS:
+        raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
     if clips < 2:
         raise UserError(f"--clips must be at least 2, not {clips}")
     network = load_features(features, pick_device(device)) if features else None
@@ -195,10 +215,11 @@ def evaluate(
         notes.append(f"the folder has {len(work.real)} usable clips, not {clips}")
     if not network:
         notes.append("no distances of features: give --features FILE")
-    made = work.of_captions()
+    made = work.of_captions() if task == "gen" else work.of_first_frames()
     pairs = work.between_ends()
     if not pairs:
         notes.append("no clip has a frame between its ends: nothing to interpolate")
+    seen = (features_of(network, work.real), features_of(network, made)) if network else None
     posterior = work.card.process.kind == "flowception"
     if not posterior:
         notes.append(f"{work.card.process.kind} chooses no length: each clip got the real one's")
@@ -207,6 +228,7 @@ def evaluate(
             "model": model.name,
             "model_steps": work.card.steps,
             "data": folder.resolve().name,
+            "task": task,
             "clips": len(work.real),
             "seed": seed,
             "settings": {k: v for k, v in asdict(config).items() if v is not None},
@@ -217,10 +239,10 @@ def evaluate(
             "python": platform.python_version(),
             "machine": platform.machine(),
         },
-        features=feature_scores(network, work.real, made, seed) if network else None,
+        features=feature_scores(network.name, *seen, seed) if network and seen else None,
         lengths=length_scores(work.real, made),
         interp=interp_scores(pairs, network, seed) if pairs else None,
-        drift=drift_scores(work.real, made, network),
+        drift=drift_scores(work.real, made, network, seen),
         motion={
             "real": _mean([metrics.motion(clip.image_FCHW) for clip in work.real]),
             "made": _mean([metrics.motion(clip.image_FCHW) for clip in made]),
@@ -247,33 +269,37 @@ def interval(
     return score(range(count)), float(low), float(high)
 
 
-def feature_scores(
-    network: FeatureNetwork, real: Sequence[Clip], made: Sequence[Clip], seed: int
-) -> dict[str, Any]:
-    """Fréchet distances, density and coverage of equally many real and made clips.
+def features_of(network: FeatureNetwork, clips: Sequence[Clip]) -> ClipFeatures:
+    """What a feature network sees in clips."""
+    return network([clip.image_FCHW for clip in clips])
+
+
+def feature_scores(name: str, a: ClipFeatures, b: ClipFeatures, seed: int) -> dict[str, Any]:
+    """Fréchet distances, density and coverage of equally many real clips (a) and made ones (b).
+
+    ``name`` is what the distance is called.
 
     A bootstrap of a Fréchet distance has fewer distinct clips than the sample, and the distance
     grows as samples get fewer; so its interval tells the spread and lies above the score.
     """
-    a, b = (network([clip.image_FCHW for clip in clips]) for clips in (real, made))
 
     def clips(chosen: Sequence[int]) -> float:
         rows = list(chosen)
         return metrics.frechet_of_samples(a.clip_ND[rows], b.clip_ND[rows])
 
     scores: dict[str, Any] = {
-        "name": network.name,
-        "clips": [len(real), len(made)],
-        "of clips": interval(clips, len(real), seed),
+        "name": name,
+        "clips": [len(a.clip_ND), len(b.clip_ND)],
+        "of clips": interval(clips, len(a.clip_ND), seed),
     }
     if a.frame_FD is not None and b.frame_FD is not None:
-        every = range(len(real))
+        every = range(len(a.clip_ND))
         scores["frames"] = [len(a.frame_FD), len(b.frame_FD)]
         scores["of frames"] = metrics.frechet_of_samples(a.frame_FD, b.frame_FD)
         changes = a.changes(every), b.changes(every)
         if min(map(len, changes)) > 1:
             scores["of changes"] = metrics.frechet_of_samples(*changes)
-    if len(real) > NEIGHBOURS:
+    if len(a.clip_ND) > NEIGHBOURS:
         density, coverage = metrics.density_and_coverage(a.clip_ND, b.clip_ND, NEIGHBOURS)
         scores |= {"density": density, "coverage": coverage, "neighbours": NEIGHBOURS}
     return scores
@@ -343,32 +369,46 @@ def _mean_of(values: Sequence[float]) -> Callable[[Sequence[int]], float]:
 
 
 def drift_scores(
-    real: Sequence[Clip], made: Sequence[Clip], network: FeatureNetwork | None
+    real: Sequence[Clip],
+    made: Sequence[Clip],
+    network: FeatureNetwork | None,
+    features: tuple[ClipFeatures, ClipFeatures] | None,
 ) -> dict[str, Any]:
-    """Sharpness and distance of features by quarter of the clip; made against real."""
+    """Sharpness and distance of features by quarter of the clip; made against real.
 
-    def parts(clips: Sequence[Clip], number: int) -> list[Tensor]:
-        images = [clip.image_FCHW for clip in clips]
-        return [image_FCHW[quarter(len(image_FCHW), number)] for image_FCHW in images]
-
+    ``features`` are the network's of the real clips and of the made ones.
+    """
     scores: dict[str, Any] = {"sharpness": {}}
     for name, clips in (("real", real), ("made", made)):
         scores["sharpness"][name] = [
-            _mean([float(metrics.sharpness(part).mean()) for part in parts(clips, number)])
+            _mean([float(metrics.sharpness(part).mean()) for part in _parts(clips, number)])
             for number in range(QUARTERS)
         ]
-    if network:
+    if network and features:
         distances = []
         for number in range(QUARTERS):
-            a, b = (_frame_features(network, parts(clips, number)) for clips in (real, made))
+            a, b = (
+                _features_of_parts(network, clips, seen, number)
+                for clips, seen in zip((real, made), features, strict=True)
+            )
             distances.append(metrics.frechet_of_samples(a, b))
         scores["distance"] = distances
     return scores
 
 
-def _frame_features(network: FeatureNetwork, clips: Sequence[Tensor]) -> Tensor:
-    found: ClipFeatures = network(clips)
-    return found.clip_ND if found.frame_FD is None else found.frame_FD
+def _parts(clips: Sequence[Clip], number: int) -> list[Tensor]:
+    images = [clip.image_FCHW for clip in clips]
+    return [image_FCHW[quarter(len(image_FCHW), number)] for image_FCHW in images]
+
+
+def _features_of_parts(
+    network: FeatureNetwork, clips: Sequence[Clip], seen: ClipFeatures, number: int
+) -> Tensor:
+    """Of frames, which were looked at already, or else of the parts as clips of their own."""
+    if seen.frame_FD is None:
+        return network(_parts(clips, number)).clip_ND
+    lengths = enumerate(seen.lengths)
+    return torch.cat([seen.frames(clip)[quarter(length, number)] for clip, length in lengths])
 
 
 def quarter(num_frames: int, number: int) -> slice:
@@ -436,7 +476,7 @@ def table(scores: Scores) -> list[str]:
     """The scores as lines of text."""
     about = scores.about
     lines = [
-        f"{about['model']} ({about['model_steps']} steps) on {about['data']}: "
+        f"{about['model']} ({about['model_steps']} steps), {about['task']} on {about['data']}: "
         f"{about['clips']} clips, seed {about['seed']}, {about['dtype']} on {about['device']}"
     ]
 

@@ -28,7 +28,7 @@ PROCESSES = ("flowception", "full-sequence", "autoregressive")
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """How delays are drawn. Part of every model file."""
+    """How delays and ``tau`` are drawn. Part of every model file."""
 
     kind: str = "flowception"  # flowception, or a baseline: full-sequence, autoregressive
     schedule: str = "linear"  # linear, cosine, power or power:EXPONENT; flowception only
@@ -37,6 +37,7 @@ class ProcessConfig:
     )
     shift: float = 1.0  # over 1 spends more of the denoising on noise
     block: int = 1  # frames that start together; autoregressive only
+    late: float = 0.5  # share of draws past ``tau = 1``, in training alone; flowception only
 
     def __post_init__(self) -> None:
         if self.kind not in PROCESSES:
@@ -44,6 +45,8 @@ class ProcessConfig:
         parse_schedule(self.schedule)
         if self.num_start < 0 or self.block < 1 or not 0 < self.shift < float("inf"):
             raise ValueError("num_start must be at least 0, block at least 1, shift positive")
+        if not 0 < self.late < 1:
+            raise ValueError("late must lie between 0 and 1")
 
 
 LONGEST_RUN = 8  # most context frames in a row that training shows at either end
@@ -162,9 +165,16 @@ def draw_delays(
 
 
 def draw_tau(delay_F: Tensor, config: ProcessConfig, generator: torch.Generator) -> float:
-    """Extended time: uniform on [0, 2], or on the whole run of a baseline's clock."""
-    end = {"flowception": 2.0, "full-sequence": 1.0}.get(config.kind) or float(delay_F.max()) + 1
-    return float(torch.rand((), generator=generator, dtype=torch.float64)) * end
+    """Extended time: uniform on [0, 1], by ``late`` on [1, 2]; or on a baseline's whole run.
+
+    What a network should say of a state does not depend on how often it is shown, so that the share
+    is free, unlike a law of ``tau`` that depends on the delays.
+    """
+    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+    if config.kind == "flowception":
+        early = 1 - config.late
+        return uniform / early if uniform < early else 1 + (uniform - early) / config.late
+    return uniform * (1.0 if config.kind == "full-sequence" else float(delay_F.max()) + 1)
 
 
 def draw(

@@ -134,12 +134,12 @@ class TrainConfig:
     held_out: float = setting(0.02, "share of the clips that is never trained on")
     # codec
     codec: str = setting(
-        "autoencoder", "autoencoder, pixels, or a pretrained autoencoder's folder or file"
+        "autoencoder", "autoencoder, pixels, a model file, or a pretrained autoencoder's files"
     )
     compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16")
     codec_channels: int = setting(6, "channels of a latent")
     codec_width: int = setting(64, "channels of the autoencoder's first level")
-    codec_steps: int = setting(4000, "training steps of the autoencoder")
+    codec_steps: int = setting(4000, "training steps of the autoencoder; 0: as it is")
     codec_batch: int = setting(16, "frames per step of the autoencoder")
     codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder")
     adversarial: float = setting(
@@ -165,6 +165,9 @@ class TrainConfig:
     num_start: int = setting(1, "noise frames that a clip starts from")
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise")
     block: int = setting(1, "frames that start together (autoregressive)")
+    late: float = setting(
+        0.5, "share of the training after the last frame appeared; less is less work a clip"
+    )
     context: ContextMixture = field(default_factory=ContextMixture)  # how often each is shown
     # objective
     rate_weight: float = setting(0.1, "weight of the missing counts' likelihood")
@@ -204,7 +207,7 @@ class TrainConfig:
         positive = ("steps", "tokens", "micro_tokens", "learning_rate", "clip", "max_frames")
         counts = ("min_frames", "codec_batch", "log_every", "eval_every", "sample_every")
         shape = ("hidden", "depth", "heads", "patch", "cells", "text_width", "text_depth")
-        codec = ("codec_channels", "codec_rate", "codec_steps")
+        codec = ("codec_channels", "codec_rate")
         for name in (*positive, *counts, *shape, *codec, "save_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
@@ -213,7 +216,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 0 and under 1")
         numbers = ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight")
-        for name in (*numbers, "warmup", "window", "cell_depth"):
+        for name in (*numbers, "warmup", "window", "cell_depth", "codec_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be a number and at least 0")
         if self.causal and self.process != "autoregressive":

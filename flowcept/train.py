@@ -62,7 +62,12 @@ def process_config(config: TrainConfig) -> ProcessConfig:
     """The process to train; ``UserError`` for a kind or schedule that does not exist."""
     try:
         return ProcessConfig(
-            config.process, config.schedule, config.num_start, config.shift, config.block
+            config.process,
+            config.schedule,
+            config.num_start,
+            config.shift,
+            config.block,
+            config.late,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -392,7 +397,9 @@ def _new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
         )
         codec = build_codec(kind)
     else:
-        codec = load_pretrained(Path(config.codec))
+        path = Path(config.codec)
+        ours = checkpoint.is_model(path)
+        codec = checkpoint.load(path).codec.requires_grad_() if ours else load_pretrained(path)
     patch = config.patch if origin is None else origin.card.network.patch
     multiple = codec.config.compression * patch
     if any(side % multiple for side in config.frame_size):
@@ -414,7 +421,7 @@ def _fitted(
     fitted = run / "codec.safetensors"
     if not fitted.exists() and team.first():
         train_clips, _ = _split(images, config)
-        if isinstance(codec, Autoencoder):
+        if isinstance(codec, Autoencoder) and config.codec_steps:
             codec = _fit_autoencoder(codec, images, train_clips, run, config, dtype, say, quiet)
         codec.fit_statistics(_some_images(images, train_clips, config.seed))
         checkpoint.save_tree(codec.state_dict(), fitted)

@@ -130,26 +130,45 @@ def test_drift_is_seen_where_it_is(generator):
         image = clip.image_FCHW.clone()
         image[6:] = image[6:].mean((2, 3), keepdim=True)
         blurred.append(Clip(image, "a"))
-    sharpness = evaluate.drift_scores(real, blurred, None)["sharpness"]
+    sharpness = evaluate.drift_scores(real, blurred, None, None)["sharpness"]
     assert sharpness["made"][:3] == sharpness["real"][:3]
     assert sharpness["made"][3] < 1e-6 < sharpness["real"][3]
+
+
+def test_distances_by_quarter_are_those_of_the_quarters(generator, features):
+    """Taken from the features of whole clips, or of the quarters as clips: the same."""
+    network = load_features(features, torch.device("cpu"))
+    real, made = clips(generator, [3, 5, 8, 6]), clips(generator, [4, 2, 9, 7])
+    seen = tuple(evaluate.features_of(network, side) for side in (real, made))
+    found = evaluate.drift_scores(real, made, network, seen)["distance"]
+    for number, distance in enumerate(found):
+        parts = [
+            [Clip(part, "a") for part in evaluate._parts(side, number)] for side in (real, made)
+        ]
+        a, b = (evaluate.features_of(network, side).frame_FD for side in parts)
+        assert distance == pytest.approx(metrics.frechet_of_samples(a, b), rel=1e-4)
+
+
+def feature_scores(network, real, made):
+    seen = (evaluate.features_of(network, clips) for clips in (real, made))
+    return evaluate.feature_scores(network.name, *seen, seed=0)
 
 
 def test_feature_scores_of_equal_clips(generator, features):
     network = load_features(features, torch.device("cpu"))
     real = clips(generator, [3, 5, 4, 6, 5, 4, 3])
-    same = evaluate.feature_scores(network, real, real, seed=0)
+    same = feature_scores(network, real, real)
     value, low, high = same["of clips"]
     assert value == pytest.approx(0, abs=1e-6)
     assert low <= high
     assert same["of frames"] == same["of changes"] == pytest.approx(0, abs=1e-6)
     assert same["coverage"] == 1
     grey = [Clip(0.2 * clip.image_FCHW, "a") for clip in real]
-    other = evaluate.feature_scores(network, real, grey, seed=0)
+    other = feature_scores(network, real, grey)
     assert other["of clips"][0] > 0.05
     assert other["of frames"] > 0.05
     still = [Clip(clip.image_FCHW[:1].repeat(4, 1, 1, 1), "a") for clip in real]
-    assert evaluate.feature_scores(network, real, still, seed=0)["of changes"] > 0.05
+    assert feature_scores(network, real, still)["of changes"] > 0.05
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
@@ -164,18 +183,34 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     assert 0.82 < held / 200 < 0.96
 
 
+def test_a_clip_of_a_first_frame_begins_with_it(tiny_model, folder):
+    work = evaluate.Evaluation(
+        Path(tiny_model), folder, SampleConfig(steps=2), clips=4, seed=0, device="cpu",
+        dtype="float32", progress=lambda *_: None,
+    )  # fmt: skip
+    made = work.of_first_frames()
+    for real, clip in zip(work.real, made, strict=True):
+        with torch.inference_mode():
+            first = work.weights.codec.decode(work.encode(real.image_FCHW[:1]))
+        torch.testing.assert_close(clip.image_FCHW[:1], first, atol=1e-4, rtol=1e-4)
+        assert clip.caption == real.caption
+
+
 # ---- the command -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("task", ["gen", "i2v"])
 @pytest.mark.parametrize("kind", ["flowception", "full-sequence", "autoregressive"])
-def test_evaluate_end_to_end(flow, tmp_path, folder, features, kind):
+def test_evaluate_end_to_end(flow, tmp_path, folder, features, kind, task):
     model = write_model(tmp_path / "tiny.safetensors", kind)
     words = ["evaluate", model, folder, "--clips", 7, "--steps", 2, "--features", features, "-q"]
+    words += ["--task", task] if task != "gen" else []
     result = flow(*words, "-o", "s.json", "--sheet", "s.png")
     assert result.status == 0, result.err
     scores = json.loads(Path("s.json").read_text())
     assert scores["about"]["clips"] == 7
     assert scores["about"]["settings"]["steps"] == 2
+    assert scores["about"]["task"] == task
     assert "Fréchet MobileNet distance, 7 clips each" in result.out
     assert re.search(r"missing frames by model +PSNR \d", result.out)
     assert sum(scores["lengths"]["made"].values()) == 7
@@ -219,6 +254,7 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
         ([model, data, "-o", "no/where.json"], "no such folder"),
         ([model, data, "--sheet", "s.gif"], ".png"),
         ([model, data, "--seed", "-1"], "--seed"),
+        ([model, data, "--task", "interp"], "--task must be one of gen, i2v"),
         ([model, data, "--steps", "0"], "--steps"),
     ):
         result = flow("evaluate", *words, "-q")

@@ -106,18 +106,20 @@ CASES = [
     ("none", ProcessConfig()),
     ("none", ProcessConfig(schedule="cosine", num_start=0, shift=2.0)),
     ("none", ProcessConfig(schedule="power:2", num_start=2)),
+    ("none", ProcessConfig(late=0.2)),
     ("first", ProcessConfig()),
     ("first_last", ProcessConfig(shift=0.5)),
     ("alternate", ProcessConfig()),
     ("first_k", ProcessConfig(schedule="power:0.5")),
     ("last_k", ProcessConfig()),
 ]
+IDS = [f"{kind}-{config.schedule}-{config.late}" for kind, config in CASES]
 # 4,000 clips, about 3,500 draws with something to learn. Some 50 functions are looked at in each of
 # eight cases: of 400 normal deviations one is over 4.5 with probability .003, and seeds are fixed.
 CLIPS, TOLERANCE = 4000, 4.5
 
 
-@pytest.mark.parametrize(("kind", "config"), CASES, ids=[f"{k}-{c.schedule}" for k, c in CASES])
+@pytest.mark.parametrize(("kind", "config"), CASES, ids=IDS)
 def test_targets_are_the_oracle_plus_noise(kind: str, config: ProcessConfig) -> None:
     """``target - oracle`` is orthogonal to functions of the state, and the posterior calibrated."""
     state, target, oracle = draws(kind, config, CLIPS, seed=3)
@@ -136,7 +138,7 @@ def size_logits(state: FrameState) -> Tensor:
     return logits_BK
 
 
-@pytest.mark.parametrize(("kind", "config"), CASES, ids=[f"{k}-{c.schedule}" for k, c in CASES])
+@pytest.mark.parametrize(("kind", "config"), CASES, ids=IDS)
 def test_the_law_of_sizes_is_all_that_a_posterior_needs(kind: str, config: ProcessConfig) -> None:
     """How many have appeared by when turns it into a calibrated posterior of the missing ones."""
     state, target, oracle = draws(kind, config, CLIPS, seed=5)
@@ -379,11 +381,27 @@ def test_autoregressive_shows_clean_frames_and_one_block(
 @pytest.mark.parametrize(
     "settings",
     [{"kind": "x"}, {"schedule": "x"}, {"num_start": -1}, {"block": 0}, {"shift": 0.0},
+     {"late": 0.0}, {"late": 1.0}, {"late": float("nan")},
      {"shift": float("inf")}, {"shift": float("nan")}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         ProcessConfig(**settings)
+
+
+@pytest.mark.parametrize("late", [0.1, 0.5, 0.9])
+def test_late_is_the_share_of_draws_after_the_last_insertion(
+    late: float, generator: torch.Generator
+) -> None:
+    config = ProcessConfig(late=late)
+    drawn = torch.tensor([process.draw_tau(torch.zeros(1), config, generator) for _ in range(4000)])
+    after = drawn >= 1
+    deviation = (late * (1 - late) / len(drawn)) ** 0.5
+    assert abs(float(after.double().mean()) - late) < 4 * deviation
+    for part in (drawn[~after], drawn[after] - 1):  # uniform in each half
+        edge = 1.63 / len(part) ** 0.5  # Kolmogorov and Smirnov's, at the level of 1 %
+        steps = torch.arange(len(part)) / len(part)
+        assert float((part.sort().values - steps).abs().max()) < edge
 
 
 @pytest.mark.parametrize("weights", [{"none": -1.0}, dict.fromkeys(KINDS, 0.0)])

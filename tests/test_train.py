@@ -472,6 +472,25 @@ def test_pixels_train(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("no_sheets")
+@pytest.mark.parametrize("codec_steps", [0, 2])
+def test_a_codec_comes_from_another_model(
+    folder: Path, whole: Path, tmp_path: Path, codec_steps: int
+):
+    """As it is, or trained on; the network is a new one either way."""
+    other = whole / "model.safetensors"
+    config = replace(TINY, codec=str(other), codec_steps=codec_steps)
+    train.train(folder, tmp_path / "run", config, pause_at=1, quiet=True)
+    made, origin = (
+        checkpoint.load(path) for path in (tmp_path / "run" / "model.safetensors", other)
+    )
+    a, b = (dict(weights.codec.named_parameters()) for weights in (made, origin))
+    same = [torch.equal(a[name], b[name]) for name in a]
+    assert all(same) if codec_steps == 0 else not any(same)
+    assert all(float((a[name] - b[name]).abs().max()) < 0.1 for name in a), "it starts from there"
+    assert not torch.equal(made.network.modulation.weight, origin.network.modulation.weight)
+
+
+@pytest.mark.usefixtures("no_sheets")
 def test_frames_that_are_not_square(folder: Path, tmp_path: Path):
     train.train(folder, tmp_path / "run", replace(TINY, size="48x32"), pause_at=1, quiet=True)
     assert checkpoint.load(tmp_path / "run" / "model.safetensors").card.size == (32, 48)

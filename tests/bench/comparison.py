@@ -1,14 +1,17 @@
-"""The paper's claims on our own ground: docs/evidence.md's tables, one command.
+"""The paper's claims on our own ground: docs/evidence.md's tables and pictures, one command.
 
-flowcept theatre scenes --clips 2000 --seed 0 --actors dog,cat
-flowcept theatre others --clips 128 --seed 1 --actors dog,cat
-python tests/bench/comparison.py scenes others --run runs/compare --features mobilenet.safetensors
+flowcept theatre scenes --clips 3000 --seed 0 --actors dog,frog
+flowcept theatre others --clips 256 --seed 1 --actors dog,frog
+python tests/bench/comparison.py scenes others --run runs/theatre --features mobilenet.safetensors \
+    --codec weights/theatre.safetensors --tables processes curve
 
-Arms that are compared share data, codec, network, weights at the start (by seed) and the tokens of
-a training step; they differ in one setting. Every arm is scored on the same real clips, which none
-was trained on, with their captions and the same seeds. ``processes`` is trained twice, for equally
-many tokens and for equally many clips. What was trained or scored is kept in ``--run`` and not done
-again: a run that is cut goes on where it stopped, and two may share the work by other ``--seeds``.
+Arms that are compared share data, codec, weights at the start (by seed) and the tokens of a
+training step; they differ in one setting. The learning rate is constant and weights are averaged,
+so that a run may be scored on its way, and continued with more ``--steps``: twice as many keep all
+that was done. Every arm is scored on the same real clips, which none was trained on, with their
+captions and the same seeds. What was trained or scored is kept in ``--run`` and not done again: a
+run that is cut goes on where it stopped, and two may share the work by other ``--seeds`` once the
+first has its codec.
 """
 
 from __future__ import annotations
@@ -23,23 +26,46 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import flops
 import machine
 import torch
+from PIL import Image
 
-from flowcept import checkpoint, metrics, train
-from flowcept.evaluate import Evaluation, drift_scores, feature_scores, interp_scores, length_scores
-from flowcept.features import FeatureNetwork, load_features
+from flowcept import charts, checkpoint, metrics, train, video
+from flowcept.data import to_frames
+from flowcept.evaluate import (
+    QUARTERS,
+    Clip,
+    Evaluation,
+    drift_scores,
+    feature_scores,
+    features_of,
+    interp_scores,
+    length_scores,
+)
+from flowcept.features import ClipFeatures, FeatureNetwork, load_features
 from flowcept.settings import PRESETS, SampleConfig, TrainConfig
+
+Scored = dict[str, Any]
+SHEET = 12  # clips of a contact sheet
+DRAWS = 200  # clips over which operations are averaged
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row: what is set in training and in sampling."""
+    """One row: what is set in training and in sampling, and how long it is trained."""
 
     name: str
     training: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
-    clips_of: str = ""  # trained until it saw as many clips as this process, not as many tokens
+    share: float = 1.0  # of the steps
+    equal_clips: bool = False  # trained until it saw as many clips as flowception, not tokens
+    task: str = "gen"  # gen, i2v or interp
+
+
+def _but(default: object, **setting: object) -> dict[str, Any]:
+    """A setting, unless it is the default: so that equal runs have equal names."""
+    return {name: value for name, value in setting.items() if value != default}
 
 
 PROCESSES = [
@@ -48,37 +74,54 @@ PROCESSES = [
     Arm("autoregressive", {"process": "autoregressive"}),
     Arm("autoregressive, causal", {"process": "autoregressive", "causal": True}),
 ]
+EQUAL_CLIPS = [
+    replace(arm, name=f"{arm.name}, equal clips", equal_clips=True) for arm in PROCESSES[1:]
+]
+SHARES = (0.25, 0.5, 1.0)  # of the steps, at which a process is scored
+STEPS = (4, 8, 16, 32)
 TABLES: dict[str, list[Arm]] = {
-    "processes": [
-        *PROCESSES,
-        *(
-            replace(arm, name=f"{arm.name}, equal clips", clips_of="flowception")
-            for arm in PROCESSES[1:]
-        ),
+    "processes": [*PROCESSES, *EQUAL_CLIPS],
+    "i2v": [replace(arm, task="i2v") for arm in (*PROCESSES, *EQUAL_CLIPS)],
+    "interp": [replace(arm, task="interp") for arm in PROCESSES],
+    "curve": [
+        replace(arm, name=f"{arm.name}, {share:g} of the steps", share=share)
+        for arm in PROCESSES
+        for share in SHARES
     ],
+    "steps": [
+        Arm(f"{arm.name}, {steps} steps", arm.training, {"steps": steps})
+        for arm in PROCESSES[:2]
+        for steps in STEPS
+    ],
+    "late": [Arm(f"late {late:g}", _but(0.5, late=late)) for late in (0.5, 0.25)],
     "windows": [
-        Arm(f"{arm.name}, window {window or 'all'}", arm.training | {"window": window})
+        Arm(f"{arm.name}, window {window or 'all'}", arm.training | _but(0, window=window))
         for arm in PROCESSES[:2]
         for window in (1, 2, 4, 0)
     ],
     "orders": [
-        Arm(order, sampling={"order": order})
+        Arm(order, sampling=_but("learned", order=order))
         for order in ("learned", "random", "bisection", "left-to-right")
     ],
     "rules": [
-        Arm(f"{rule}, {steps} steps", sampling={"insertion": rule, "steps": steps})
+        Arm(f"{rule}, {steps} steps", {}, {"steps": steps} | _but("posterior", insertion=rule))
         for rule in ("posterior", "systematic", "bernoulli", "poisson")
-        for steps in (4, 8, 16, 32)
+        for steps in STEPS
     ],
-    "starts": [Arm(f"{count} start frames", {"num_start": count}) for count in (1, 3, 5)],
-    "schedules": [Arm(name, {"schedule": name}) for name in ("linear", "cosine", "power:2")],
+    "starts": [Arm(f"start frames: {count}", _but(1, num_start=count)) for count in (1, 3, 5)],
+    "schedules": [
+        Arm(name, _but("linear", schedule=name)) for name in ("linear", "cosine", "power:2")
+    ],
     "controls": [
         *(
-            Arm(f"temperature {t:g}", sampling={"rate_temperature": t})
-            for t in (0.0, 0.5, 1.0, 2.0)
+            Arm(f"temperature {value:g}", sampling=_but(1.0, rate_temperature=value))
+            for value in (0.0, 0.5, 1.0, 2.0)
         ),
-        *(Arm(f"length scale {s:g}", sampling={"length_scale": s}) for s in (0.5, 1.0, 2.0)),
-        *(Arm(f"rate guidance {w:g}", sampling={"rate_guidance": w}) for w in (1.0, 2.0)),
+        *(
+            Arm(f"length scale {value:g}", sampling=_but(1.0, length_scale=value))
+            for value in (0.5, 2.0)
+        ),
+        Arm("rate guidance 2", sampling={"rate_guidance": 2.0}),
     ],
 }
 
@@ -90,164 +133,292 @@ class Comparison:
         self.options, self.run = options, Path(options.run)
         self.run.mkdir(parents=True, exist_ok=True)
         self.features: FeatureNetwork = load_features(options.features, torch.device("cpu"))
+        self.of_real: ClipFeatures | None = None
 
-    def config(self, arm: Arm, seed: int, steps: int) -> TrainConfig:
+    # --- training
+
+    def config(self, arm: Arm, seed: int) -> TrainConfig:
+        """A small network; the rate is constant, since where a run ends is not known yet."""
         settings = PRESETS["tiny"] | {
+            "codec": self.options.codec or "autoencoder",
             "codec_steps": self.options.codec_steps,
+            "cells": 16,
+            "cell_depth": 1,
             "warmup": 50,
+            "decay": 0.0,
             "ema": 0.99,
             "held_out": 0.05,
-            "prompt_dropout": 0.1,
+            "steps": 10**6,
             "sample_every": 10**6,
             "eval_every": 10**6,
             "save_every": 200,
+            "log_every": 5,
             "seed": seed,
         }
-        return TrainConfig(**settings | arm.training | {"steps": steps})
+        return TrainConfig(**settings | arm.training)
+
+    def folder(self, arm: Arm, seed: int) -> Path:
+        settings = ",".join(f"{k}={v}" for k, v in sorted(arm.training.items())) or "plain"
+        return self.run / f"{settings.replace(':', '-')}-seed{seed}"
 
     def model(self, arm: Arm, seed: int) -> Path:
-        """The arm's model file, trained if it is not there yet."""
-        steps = self.options.steps
-        if arm.clips_of:
-            wanted = self._clips_a_step(Arm(arm.clips_of), seed)
-            steps = round(steps * wanted / self._clips_a_step(replace(arm, clips_of=""), seed))
-        settings = ",".join(f"{k}={v}" for k, v in sorted(arm.training.items())) or "plain"
-        folder = self.run / f"{settings.replace(':', '-')}-seed{seed}-steps{steps}"
-        if not (folder / "done").exists():
-            self._share(folder, seed)
-            train.train(
-                self.options.data, folder, self.config(arm, seed, steps),
-                resume=(folder / "config.toml").exists(), console=lambda _: None,
-            )  # fmt: skip
-            self._keep(folder, seed)
-            (folder / "state.safetensors").unlink(missing_ok=True)
-            (folder / "done").touch()
-        return folder / "model.safetensors"
+        """The arm's model file, trained so far if it is not there yet."""
+        last = self.steps(arm, seed)
+        for stop in self.stops(arm, seed):
+            if stop <= last:
+                self.trained(arm, seed, stop)
+        return self.trained(arm, seed, last)
 
-    def _share(self, folder: Path, seed: int) -> None:
-        """One codec and one cache of frames and latents per seed, from the first arm trained."""
-        kept = self.run / f"shared-seed{seed}"
-        if kept.exists() and not folder.exists():
-            _copied(kept, folder, "cache", "codec.safetensors")
+    def steps(self, arm: Arm, seed: int) -> int:
+        """After how many steps the arm is scored."""
+        steps: int = self.options.steps
+        if not arm.equal_clips:
+            return round(steps * arm.share)
+        wanted, own = (self.clips_a_step(one, seed) for one in (PROCESSES[0], arm))
+        return round(steps * wanted / own)
 
-    def _keep(self, folder: Path, seed: int) -> None:
-        kept = self.run / f"shared-seed{seed}"
-        if not kept.exists():
-            _copied(folder, kept, "cache", "codec.safetensors")
+    def stops(self, arm: Arm, seed: int) -> list[int]:
+        """After how many steps any table scores this run: they are kept in passing."""
+        same = [
+            other for other in (*TABLES["curve"], *EQUAL_CLIPS) if other.training == arm.training
+        ]
+        return sorted({self.steps(other, seed) for other in (*same, arm)})
 
-    def _clips_a_step(self, arm: Arm, seed: int) -> float:
-        log = self.model(arm, seed).parent / "log.jsonl"
-        return fmean(r["clips"] for r in train._records(log) if "clips" in r)
+    def clips_a_step(self, arm: Arm, seed: int) -> float:
+        """Mean over the first stop of the curve, which is reached before this is asked."""
+        first = round(self.options.steps * SHARES[0])
+        self.trained(arm, seed, first)
+        log = train._records(self.folder(arm, seed) / "log.jsonl")
+        return fmean(r["clips"] for r in log if "clips" in r and r["step"] <= first)
 
-    def scores(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """What the arm's model makes of the real clips' captions."""
+    def trained(self, arm: Arm, seed: int, steps: int) -> Path:
+        """The run's model file after exactly so many steps."""
+        folder = self.folder(arm, seed)
+        kept, newest = folder / f"model-{steps}.safetensors", folder / "model.safetensors"
+        if kept.exists():
+            return kept
+        if not folder.exists():
+            self._share(folder)
+        train.train(
+            self.options.data, folder, self.config(arm, seed),
+            resume=(folder / "config.toml").exists(), pause_at=steps, console=lambda _: None,
+        )  # fmt: skip
+        if checkpoint.read_card(newest).steps != steps:
+            raise SystemExit(
+                f"{folder} is past step {steps}: double --steps, or name another --run"
+            )
+        with video.replacing(kept) as scratch:
+            shutil.copy(newest, scratch)
+        return kept
+
+    def _share(self, folder: Path) -> None:
+        """One codec and one cache of frames and latents for all, from a run of one step."""
+        shared = self.run / "shared"
+        if not (shared / "model.safetensors").exists():
+            config = replace(self.config(PROCESSES[0], 0), steps=1)
+            started = (shared / "config.toml").exists()
+            train.train(self.options.data, shared, config, resume=started)
+        scratch = folder.with_name(f".{folder.name}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        (scratch / "cache").symlink_to((shared / "cache").resolve())
+        shutil.copy(shared / "codec.safetensors", scratch)
+        scratch.rename(folder)
+
+    # --- scores
+
+    def scores(self, arm: Arm, seed: int) -> Scored:
+        """What the arm's model makes of the real clips' captions, and of their frames."""
         options, path = self.options, self.model(arm, seed)
         made_with = {"steps": options.sampling_steps} | arm.sampling
-        key = json.dumps([path.parent.name, made_with, options.clips, options.sample_seed])
+        name = f"{path.parent.name}/{path.stem}"
+        key = json.dumps([name, arm.task, made_with, options.clips, options.sample_seed])
         kept = self.run / f"scores-seed{seed}.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
         if key not in known:
-            known[key] = self._scored(path, SampleConfig(**made_with))
+            known[key] = self._scored(path, SampleConfig(**made_with), arm.task)
             kept.write_text(json.dumps(known, indent=1) + "\n")
         return known[key]
 
-    def _scored(self, path: Path, config: SampleConfig) -> dict[str, Any]:
+    def _scored(self, path: Path, config: SampleConfig, task: str) -> Scored:
         options = self.options
-        work = Evaluation(
+        work = self._evaluation(path, config)
+        started = time.perf_counter()
+        if task == "interp":
+            pairs = work.between_ends()
+            found = interp_scores(pairs, None, options.sample_seed)
+            return {way: found[way]["psnr"] for way in ("model", "linear", "repeat")}
+        made = work.of_captions() if task == "gen" else work.of_first_frames()
+        seconds = time.perf_counter() - started
+        sheet = video.contact_sheets(
+            [to_frames(clip.image_FCHW) for clip in made[:SHEET]],
+            [clip.caption for clip in made[:SHEET]],
+        )
+        steps = f"{task}-{config.steps}{'' if config == SampleConfig(config.steps) else '-other'}"
+        video.save_image(sheet, path.with_name(f"{path.stem}-{steps}.png"))
+        return self._of_made(work, made) | self._budget(path, config) | {"sampling_s": seconds}
+
+    def _evaluation(self, path: Path, config: SampleConfig) -> Evaluation:
+        options = self.options
+        return Evaluation(
             path, options.real, config, clips=options.clips, seed=options.sample_seed,
             device="cpu", dtype="auto", progress=lambda *_: None,
         )  # fmt: skip
-        started = time.perf_counter()
-        made = work.of_captions()
-        seconds = time.perf_counter() - started
-        found = feature_scores(self.features, work.real, made, options.sample_seed)
-        drift = drift_scores(work.real, made, self.features)
-        sharp = drift["sharpness"]
-        records, steps = train._records(path.parent / "log.jsonl"), checkpoint.read_card(path).steps
+
+    def _of_made(self, work: Evaluation, made: Sequence[Clip]) -> Scored:
+        if self.of_real is None:
+            self.of_real = features_of(self.features, work.real)
+        seen = (self.of_real, features_of(self.features, made))
+        found = feature_scores(self.features.name, *seen, self.options.sample_seed)
+        drift = drift_scores(work.real, made, self.features, seen)
+        sharp, lengths = drift["sharpness"], length_scores(work.real, made)
         return {
             "distance": found["of clips"],
             "changes": found.get("of changes"),
             "coverage": found.get("coverage"),
-            "lengths": length_scores(work.real, made)["total_variation"],
+            "lengths": lengths["total_variation"],
+            "law": {side: lengths[side] for side in ("real", "made")},
             "length": fmean(len(clip.image_FCHW) for clip in made),
-            "real length": fmean(len(clip.image_FCHW) for clip in work.real),
             "drift": drift["distance"],
             "sharpness": [m / r for m, r in zip(sharp["made"], sharp["real"], strict=True)],
             "motion": fmean(metrics.motion(clip.image_FCHW) for clip in made)
             / fmean(metrics.motion(clip.image_FCHW) for clip in work.real),
-            "interp": interp_scores(work.between_ends(), None, options.sample_seed)["model"][
-                "psnr"
-            ],
-            "sampling_s": seconds,
-            "steps": steps,
-            "clips": steps * fmean(r["clips"] for r in records if "clips" in r),
-            "tokens": steps * fmean(r["tokens"] for r in records if "tokens" in r),
-            "hours": max(r["hours"] for r in records if "hours" in r),
         }
 
+    def _budget(self, path: Path, config: SampleConfig) -> Scored:
+        """Work of training so far and of sampling a clip; operations in units of 10^12."""
+        card = checkpoint.read_card(path)
+        log = train._records(path.parent / "log.jsonl")
+        log = [r for r in log if "clips" in r and r["step"] <= card.steps]
+        mixture = self.config(PROCESSES[0], 0).context
+        each, _ = flops.per_clip(card, mixture, DRAWS, seed=0)
+        clips = card.steps * fmean(r["clips"] for r in log)
+        return {
+            "training_steps": card.steps,
+            "clips": clips,
+            "tokens": card.steps * fmean(r["tokens"] for r in log),
+            "training": clips * each / 1000,
+            "sampling": flops.of_sampling(card, config.steps, DRAWS, seed=0)
+            * (1 if config.guidance == config.rate_guidance == 1 else 2)
+            / 1000,
+            "hours": max(r["hours"] for r in log),
+        }
 
-def _copied(source: Path, target: Path, *names: str) -> None:
-    """Some of a folder as another one, which is whole or not there."""
-    scratch = target.with_name(f".{target.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    for name in names:
-        copy = shutil.copytree if (source / name).is_dir() else shutil.copy
-        copy(source / name, scratch / name)
-    scratch.rename(target)
+    def codec_alone(self, seed: int) -> Scored:
+        """The score of the real clips when they only went through the codec: the best one can."""
+        work = self._evaluation(self.model(PROCESSES[0], seed), SampleConfig())
+        with torch.inference_mode():
+            made = [
+                Clip(work.weights.codec.decode(work.encode(clip.image_FCHW)).float(), clip.caption)
+                for clip in work.real
+            ]
+        return self._of_made(work, made)
 
 
-COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "distance (5 % to 95 %)": lambda s: "{:.0f} ({:.0f} to {:.0f})".format(*s["distance"]),
+def _pair(values: Sequence[float]) -> str:
+    return "{:.0f} ({:.0f} to {:.0f})".format(*values)
+
+
+Columns = dict[str, Callable[[Scored], str]]
+COLUMNS: Columns = {
+    "distance (5 % to 95 %)": lambda s: _pair(s["distance"]),
     "of changes": lambda s: f"{s['changes']:.0f}",
     "coverage": lambda s: f"{s['coverage']:.2f}",
-    "length, real": lambda s: f"{s['length']:.1f}, {s['real length']:.1f}",
+    "length": lambda s: f"{s['length']:.1f}",
     "lengths, total variation": lambda s: f"{s['lengths']:.2f}",
     "distance by quarter": lambda s: " ".join(f"{d:.0f}" for d in s["drift"]),
     "sharpness of real by quarter": lambda s: " ".join(f"{d:.2f}" for d in s["sharpness"]),
     "motion of real": lambda s: f"{s['motion']:.2f}",
-    "interp, dB": lambda s: f"{s['interp'][0]:.2f}",
-    "clips seen": lambda s: f"{s['clips']:.0f}",
-    "10^6 tokens": lambda s: f"{s['tokens'] / 1e6:.2f}",
+}
+BUDGET: Columns = {
+    "steps": lambda s: f"{s['training_steps']}",
+    "clips": lambda s: f"{s['clips']:.0f}",
+    "10^12 operations": lambda s: f"{s['training']:.0f}",
+    "a sampled clip": lambda s: f"{s['sampling']:.3f}",
     "training, sampling s": lambda s: f"{s['hours'] * 3600:.0f}, {s['sampling_s']:.0f}",
+}
+INTERP: Columns = {
+    way: lambda s, way=way: "{:.2f} ({:.2f} to {:.2f})".format(*s[way])  # type: ignore[misc]
+    for way in ("model", "linear", "repeat")
 }
 
 
-def rows(work: Comparison, arms: Sequence[Arm], seeds: Sequence[int]) -> Iterator[str]:
+def rows(work: Comparison, table: str, seeds: Sequence[int]) -> Iterator[str]:
     """A line of a table per arm and seed."""
-    yield f"| arm | seed | {' | '.join(COLUMNS)} |"
-    yield "|---" * (len(COLUMNS) + 2) + "|"
-    for arm in arms:
-        for seed in seeds:
+    columns = INTERP if table == "interp" else COLUMNS | BUDGET
+    yield f"| arm | seed | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for seed in seeds:
+        for arm in TABLES[table]:
             scores = work.scores(arm, seed)
-            yield f"| {arm.name} | {seed} | {' | '.join(f(scores) for f in COLUMNS.values())} |"
+            yield f"| {arm.name} | {seed} | {' | '.join(f(scores) for f in columns.values())} |"
+    if table == "processes":
+        scores = work.codec_alone(seeds[0])
+        cells = [f(scores) for f in COLUMNS.values()] + [""] * len(BUDGET)
+        yield f"| codec alone | | {' | '.join(cells)} |"
+
+
+def picture(work: Comparison, table: str, seeds: Sequence[int]) -> Image.Image | None:
+    """What a table shows best, as curves: means over the seeds."""
+    found = {arm.name: [work.scores(arm, seed) for seed in seeds] for arm in TABLES[table]}
+
+    def means(name: str, of: Callable[[Scored], float]) -> float:
+        return fmean(map(of, found[name]))
+
+    if table in ("curve", "steps"):
+        work_of = "training" if table == "curve" else "sampling"
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for name in found:
+            point = means(name, lambda s: s[work_of]), means(name, lambda s: s["distance"][0])
+            curves.setdefault(name.rsplit(",", 1)[0], []).append(point)
+        return charts.line_chart(
+            curves, title=f"{work.features.name} and the work of {work_of}",
+            x_label="10^12 operations", y_label="distance",
+        )  # fmt: skip
+    if table in ("processes", "i2v"):
+        curves = {
+            arm.name: [
+                (q + 1.0, means(arm.name, lambda s, q=q: s["drift"][q])) for q in range(QUARTERS)
+            ]
+            for arm in PROCESSES
+        }
+        return charts.line_chart(
+            curves, title=f"{work.features.name} along the clip", x_label="quarter",
+            y_label="distance",
+        )  # fmt: skip
+    return None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="clips to train on")
     parser.add_argument("real", type=Path, help="other clips, to score against")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--codec", default="", help="a model file whose codec is taken")
+    parser.add_argument("--codec-steps", type=int, default=0, help="that it is trained on")
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["processes"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=600, help="of training")
-    parser.add_argument("--codec-steps", type=int, default=600)
-    parser.add_argument("--sampling-steps", type=int, default=16)
+    parser.add_argument("--sampling-steps", type=int, default=8)
     parser.add_argument("--clips", type=int, default=128, help="that are scored")
     parser.add_argument("--sample-seed", type=int, default=0)
     options = parser.parse_args()
     work = Comparison(options)
     print(machine.described())
     print(
-        f"preset tiny, {options.steps} steps of training, codec {options.codec_steps}; "
-        f"{options.clips} clips, {options.sampling_steps} steps, seed {options.sample_seed}; "
-        f"{work.features.name}"
+        f"{options.steps} steps of training; {options.clips} clips, {options.sampling_steps} "
+        f"steps, seed {options.sample_seed}; {work.features.name}"
     )
     for table in options.tables:
         print(f"\n{table}\n")
-        for line in rows(work, TABLES[table], options.seeds):
+        for line in rows(work, table, options.seeds):
             print(line, flush=True)
+        drawn = picture(work, table, options.seeds)
+        if drawn is not None:
+            video.save_image(drawn, work.run / f"{table}.png")
 
 
 if __name__ == "__main__":

@@ -22,18 +22,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcept import memory
+from flowcept.checkpoint import Card
 from flowcept.model import ModelConfig, Network
-from flowcept.process import ProcessConfig, draw, draw_delays
+from flowcept.process import ProcessConfig, draw, draw_context, draw_delays
 from flowcept.sampler import clip_generator
+from flowcept.settings import ContextMixture
 
 
 class Counter:
     """Operations for one clip of so many visible frames, in units of 10^9."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, process: ProcessConfig) -> None:
         self.config = config
         with torch.device("meta"):
-            self.network = Network(config, ProcessConfig())
+            self.network = Network(config, process)
 
     @functools.cache  # noqa: B019 - the counter lives as long as the program
     def forward(self, visible: int) -> float:
@@ -54,12 +56,35 @@ class Counter:
         return counter.get_total_flops() / 1e9
 
 
+@functools.cache
+def counter_of(config: ModelConfig, process: ProcessConfig) -> Counter:
+    """The counter of a network, which remembers what it counted."""
+    return Counter(config, process)
+
+
 def drawn(length: int, process: ProcessConfig, draws: int, seed: int) -> list[int]:
     """Visible frames in training states of clips of this length."""
     generator = clip_generator(seed)
     latent_FCHW = torch.zeros(length, 1, 1, 1)
     found = (draw(latent_FCHW, [False] * length, process, generator) for _ in range(draws))
     return [pair[0].lengths[0] for pair in found if pair is not None]
+
+
+def per_clip(card: Card, mixture: ContextMixture, draws: int, seed: int) -> tuple[float, float]:
+    """Mean operations of training, forward and backward, and visible frames of a drawn clip.
+
+    Over lengths and contexts as the trainer draws them; what it passes over is passed over here.
+    """
+    counter, generator = counter_of(card.network, card.process), clip_generator(seed)
+    lengths = [n for n, count in card.lengths.items() for _ in range(count)]
+    seen: list[int] = []
+    while len(seen) < draws:
+        length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
+        context = draw_context(length, mixture, generator)
+        if context is not None:
+            pair = draw(torch.zeros(length, 1, 1, 1), context, card.process, generator)
+            seen += [pair[0].lengths[0]] if pair is not None else []
+    return sum(map(counter.both, seen)) / draws, sum(seen) / draws
 
 
 def walked(length: int, process: ProcessConfig, steps: int, seed: int) -> list[int]:
@@ -70,6 +95,17 @@ def walked(length: int, process: ProcessConfig, steps: int, seed: int) -> list[i
     born_F = (delay_F * steps).ceil()  # the step that inserts a frame
     last = int(born_F.max()) + steps
     return [int((born_F <= index).sum()) for index in range(last)]
+
+
+def of_sampling(card: Card, steps: int, draws: int, seed: int) -> float:
+    """Mean operations of sampling a clip of a length from the data, without guidance."""
+    counter, generator = counter_of(card.network, card.process), clip_generator(seed)
+    lengths = [n for n, count in card.lengths.items() for _ in range(count)]
+    total = 0.0
+    for number in range(draws):
+        length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
+        total += sum(map(counter.forward, walked(length, card.process, steps, number)))
+    return total / draws
 
 
 def main() -> None:
@@ -91,7 +127,7 @@ def main() -> None:
         seen = drawn(length, flowception, options.draws, options.seed)
         steps = walked(length, flowception, options.steps, options.seed)
         for window in options.windows:
-            counter = Counter(replace(config, window=window))
+            counter = Counter(replace(config, window=window), flowception)
             train = sum(map(counter.both, seen)) / len(seen)
             whole = counter.both(length)
             made = sum(map(counter.forward, steps))

@@ -17,7 +17,7 @@ from pathlib import Path
 import machine
 
 from flowcept import checkpoint
-from flowcept.evaluate import Evaluation, feature_scores, length_scores
+from flowcept.evaluate import Evaluation, feature_scores, features_of, length_scores
 from flowcept.features import load_features
 from flowcept.settings import SOLVERS, SampleConfig
 
@@ -39,6 +39,7 @@ def main() -> None:
         seed=options.seed, device="auto", dtype="auto", progress=lambda *_: None,
     )  # fmt: skip
     network = load_features(options.features, work.device)
+    real = features_of(network, work.real)
     print(machine.described())
     print(
         f"{len(work.real)} clips, guidance {config.guidance:g}, seed {options.seed}, "
@@ -52,7 +53,7 @@ def main() -> None:
             started = time.perf_counter()
             made = work.of_captions()
             seconds = time.perf_counter() - started
-            found = feature_scores(network, work.real, made, options.seed)
+            found = feature_scores(network.name, real, features_of(network, made), options.seed)
             score, low, high = found["of clips"]
             print(
                 f"| {solver} | {steps} | {score:.2f} ({low:.2f} to {high:.2f}) "
