@@ -147,6 +147,7 @@ def _sampler_flags(command: str) -> list[inspect.Parameter]:
             flags.append(_parameter("frames", str, option))
         elif one.name != "insertion":  # for benchmarks, from Python
             kind = KINDS[str(one.type)]
+            flag += f"/--no-{flag[2:]}" if kind is bool else ""
             option = typer.Option(getattr(start, one.name), flag, help=meaning)
             flags.append(_parameter(one.name, kind, option))
     return flags
@@ -473,8 +474,9 @@ def _read_jobs(path: Path) -> list[dict[str, Any]]:
             what = f"unknown setting {min(unknown)!r}" if unknown else "no prompt"
             raise UserError(f"{path}, line {number}: {what}")
         for name, value in job.items():
-            kinds = {"str": (str,), "float": (int, float)}.get(known[name], (int,))
-            fits = isinstance(value, kinds) and not isinstance(value, bool)
+            kinds = {"str": (str,), "float": (int, float), "bool": (bool,)}
+            fits = isinstance(value, kinds.get(known[name], (int,)))
+            fits &= isinstance(value, bool) == (known[name] == "bool")
             fits |= value is None and known[name] == "int | None"
             if not fits and not (name == "frames" and value == "auto"):
                 raise UserError(f"{path}, line {number}: {name} must be of type {known[name]}")

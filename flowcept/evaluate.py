@@ -125,6 +125,7 @@ class Evaluation:
                     [text([""])] * len(part),
                     self.config.guidance,
                     self.config.rate_guidance,
+                    cached=self.config.cache,
                 )
                 latents = sample(
                     model,

@@ -103,6 +103,16 @@ def sampling_bytes(config: ModelConfig, frames: int) -> int:
     return int(4 * (remembered * frames + max(of_cells, of_tokens, of_keys)))
 
 
+def cached_numbers(config: ModelConfig, frames: int) -> int:
+    """What a cache holds of so many frames: keys and values, and cells between convolutions."""
+    cells = sum(
+        config.height * config.width * channels // (1 << 2 * size)
+        for size, channels in enumerate(config.cell_channels)
+    )
+    tokens = (config.patches + 1) * config.hidden
+    return frames * 2 * (config.depth * tokens + config.cell_depth * cells)
+
+
 def evaluation_bytes(network: Network, lengths: Sequence[int]) -> int:
     """The same for clips of these lengths, counted; float32."""
     with torch.no_grad():

@@ -42,6 +42,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowcept import frames
 from flowcept.attention import Plan, attend, make_plan
+from flowcept.cache import Cache, Rest
 from flowcept.frames import FrameState, Prediction, PromptTokens
 from flowcept.process import ProcessConfig, missing_logits
 
@@ -100,11 +101,17 @@ TIME_WAVES = 128  # sines, and as many cosines, that describe a flow time in [0,
 
 
 def attention_plan(
-    lengths: Sequence[int], window: int, device: torch.device, *, causal: bool = False
+    lengths: Sequence[int],
+    window: int,
+    device: torch.device,
+    *,
+    causal: bool = False,
+    awake: Sequence[int] | None = None,
 ) -> Plan:
     """Who sees whom among rows: within a clip all, or frames within ``window`` and the clip row.
 
     The clip row sees its whole clip; where frames are ``causal`` itself only, since all see it.
+    Queries are of all rows, or of the ``awake`` ones, ascending; keys are of all.
     """
     queries: list[list[int]] = []
     keys: list[list[int]] = []
@@ -123,13 +130,18 @@ def attention_plan(
                 last = frame + 1 if causal else min(frame + reach + 1, length)
                 keys.append([start, *rows[1 + first : 1 + last]])
         start += length + 1
+    if awake is not None:
+        place = {row: number for number, row in enumerate(awake)}
+        asking = [[place[row] for row in run if row in place] for run in queries]
+        queries = [run for run in asking if run]
+        keys = [seen for seen, run in zip(keys, asking, strict=True) if run]
     return make_plan(queries, keys, device)
 
 
 def prompt_plan(
     lengths: Sequence[int], prompt_lengths: Sequence[int], device: torch.device
 ) -> Plan:
-    """The rows of each clip see the tokens of its prompt."""
+    """The rows of each clip, so many and one, see the tokens of its prompt."""
     return make_plan(_runs([n + 1 for n in lengths]), _runs(prompt_lengths), device)
 
 
@@ -222,6 +234,16 @@ def _silence(*layers: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(parameter)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Plan, "Cache | None"], Tensor]
+
+
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, plan: Plan, cache: Cache | None) -> Tensor:
+    """Attention of the rows that are evaluated over all rows, some of which may rest."""
+    if cache is not None:
+        k, v = cache.rows(k), cache.rows(v)
+    return attend(q, k, v, plan)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What every block needs to know of a state, computed once."""
@@ -229,7 +251,8 @@ class Layout:
     rotation: tuple[Tensor, Tensor]
     within: Plan
     to_prompt: Plan
-    attend: Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
+    attend: Attend
+    cache: Cache | None
 
 
 class Block(nn.Module):
@@ -257,12 +280,12 @@ class Block(nn.Module):
         y_RPD = modulated(x_RPD, shift, scale)
         qk, v = self.qkv(y_RPD).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
         q, k = rotate(normed(qk), layout.rotation).unbind(2)
-        y_RPD = layout.attend(q, k, v.squeeze(2), layout.within).flatten(2)
+        y_RPD = layout.attend(q, k, v.squeeze(2), layout.within, layout.cache).flatten(2)
         x_RPD = torch.addcmul(x_RPD, gate, self.out(y_RPD))
 
         q = self.prompt_q(normed(x_RPD)).unflatten(-1, (self.heads, -1))
         k, v = self.prompt_kv(prompt_S1D).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        y_RPD = layout.attend(normed(q), normed(k), v, layout.to_prompt).flatten(2)
+        y_RPD = layout.attend(normed(q), normed(k), v, layout.to_prompt, None).flatten(2)
         x_RPD = x_RPD + self.prompt_out(y_RPD)
 
         def mlp(rows: slice) -> Tensor:
@@ -304,21 +327,42 @@ class Neighbours:
 
     before_F: Tensor  # bool
     after_F: Tensor  # bool
+    cache: Cache | None = None  # of what resting frames hold
 
     @staticmethod
-    def of(index_F: Tensor, *, causal: bool = False) -> Neighbours:
+    def of(index_F: Tensor, *, causal: bool = False, cache: Cache | None = None) -> Neighbours:
         """From the index of each frame within its clip, clip by clip."""
         before_F = index_F > 0
         after_F = F.pad(before_F[1:], (0, 1))
-        return Neighbours(before_F, torch.zeros_like(after_F) if causal else after_F)
+        return Neighbours(before_F, torch.zeros_like(after_F) if causal else after_F, cache)
+
+    def all_frames(self, x_FHWC: Tensor) -> Tensor:
+        """What all frames hold, from what those hold that are evaluated."""
+        return x_FHWC if self.cache is None else self.cache.frames(x_FHWC)
 
     def beside(self, x_FHWC: Tensor, rows: slice) -> Tensor:
-        """What the frames before and after these rows hold at each place, 0 where none is."""
-        low, high = max(rows.start - 1, 0), min(rows.stop + 1, len(x_FHWC))
-        near_FHWC, own = x_FHWC[low:high], slice(rows.start - low, rows.stop - low)
-        before_FHWC = near_FHWC.roll(1, 0)[own] * self.before_F[rows, None, None, None]
-        after_FHWC = near_FHWC.roll(-1, 0)[own] * self.after_F[rows, None, None, None]
-        return torch.cat([before_FHWC, after_FHWC], dim=-1)
+        """What the frames before and after these rows hold at each place, 0 where none is.
+
+        ``x_FHWC`` is of all frames, the rows are numbers among those that are evaluated.
+        """
+        awake_F = None if self.cache is None else self.cache.awake_F
+        if awake_F is None:
+            low, high = max(rows.start - 1, 0), min(rows.stop + 1, len(x_FHWC))
+            near_FHWC, own = x_FHWC[low:high], slice(rows.start - low, rows.stop - low)
+            before_FHWC, after_FHWC = near_FHWC.roll(1, 0)[own], near_FHWC.roll(-1, 0)[own]
+            has_before_F, has_after_F = self.before_F[rows], self.after_F[rows]
+        else:
+            own_F = awake_F[rows]
+            before_FHWC = x_FHWC[(own_F - 1).clamp(min=0)]
+            after_FHWC = x_FHWC[(own_F + 1).clamp(max=len(x_FHWC) - 1)]
+            has_before_F, has_after_F = self.before_F[own_F], self.after_F[own_F]
+        return torch.cat(
+            [
+                before_FHWC * has_before_F[:, None, None, None],
+                after_FHWC * has_after_F[:, None, None, None],
+            ],
+            dim=-1,
+        )
 
 
 class CellBlock(nn.Module):
@@ -340,10 +384,11 @@ class CellBlock(nn.Module):
             return convolve(self.first, filmed(self.film, x_FHWC[rows], condition_FD[rows]))
 
         def together(rows: slice) -> Tensor:
-            z_FHWC = y_FHWC[rows] + self.beside(neighbours.beside(y_FHWC, rows))
+            z_FHWC = y_FHWC[rows] + self.beside(neighbours.beside(all_FHWC, rows))
             return x_FHWC[rows] + convolve(self.second, F.silu(z_FHWC))
 
         y_FHWC = by_parts(alone, x_FHWC)
+        all_FHWC = neighbours.all_frames(y_FHWC)
         return by_parts(together, x_FHWC)
 
 
@@ -461,14 +506,14 @@ class Network(nn.Module):
         zeroed = (self.modulation, self.final, self.count)  # gates start closed
         _silence(*zeroed, self.log_missing, self.log_missing_first, self.seen)
         self.checkpoint_blocks = False  # trade time for memory in training
-        self.uncompiled_attend: Callable[[Tensor, Tensor, Tensor, Plan], Tensor] | None = None
+        self.attend: Attend = attend_cached
 
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``.
 
         Attention stays out: its runs are other ones in every step, what lies between is not.
         """
-        self.uncompiled_attend = torch.compiler.disable(attend)  # loads a second of PyTorch
+        self.attend = torch.compiler.disable(attend_cached)  # loads a second of PyTorch
         for block in self.blocks:
             block.compile(dynamic=True, **options)
 
@@ -487,23 +532,28 @@ class Network(nn.Module):
         self.count.bias.copy_(F.pad(old.bias, (0, more), value=float(old.bias.min())))
         self.config = replace(self.config, max_count=max_count)
 
-    def forward(self, state: FrameState, prompt: PromptTokens) -> Prediction:
-        """Velocity, log-missing and count logits, float32, in the order of the state."""
+    def forward(
+        self, state: FrameState, prompt: PromptTokens, rest: Rest | None = None
+    ) -> Prediction:
+        """Velocity, log-missing and count logits, float32, in the order of the state.
+
+        What is said of frames that ``rest`` is 0.
+        """
         # Clips of equal shape next to each other attend in one call without being copied.
         clips = range(len(state.lengths))
         order = sorted(clips, key=lambda b: (state.lengths[b], prompt.lengths[b]))
-        shuffled = order != list(clips)
-        if shuffled:
-            back = sorted(clips, key=order.__getitem__)
-            given = state
-            state = frames.select(state, order)
-            tokens = prompt.token_SD.split(list(prompt.lengths))
-            prompt = PromptTokens(
-                torch.cat([tokens[b] for b in order]), tuple(prompt.lengths[b] for b in order)
-            )
-        prediction = self._predict(state, prompt)
-        if not shuffled:
-            return prediction
+        if order == list(clips):
+            return self._predict(state, prompt, rest)
+        back = sorted(clips, key=order.__getitem__)
+        given = state
+        state = frames.select(state, order)
+        tokens = prompt.token_SD.split(list(prompt.lengths))
+        prompt = PromptTokens(
+            torch.cat([tokens[b] for b in order]), tuple(prompt.lengths[b] for b in order)
+        )
+        if rest is not None:
+            rest = rest.select(given.lengths, order)
+        prediction = self._predict(state, prompt, rest)
         frame_rows = frames.frame_rows(state.lengths, back)
         assert [state.lengths[b] for b in back] == list(given.lengths)
         return Prediction(
@@ -514,15 +564,21 @@ class Network(nn.Module):
             seen_BV=None if prediction.seen_BV is None else prediction.seen_BV[back],
         )
 
-    def _predict(self, state: FrameState, prompt: PromptTokens) -> Prediction:
-        device = state.latent_FCHW.device
+    def _predict(self, state: FrameState, prompt: PromptTokens, rest: Rest | None) -> Prediction:
+        device, whole, cache = state.latent_FCHW.device, state, None
+        if rest is not None:
+            cache = rest.cache
+            cache.enter(rest.names, state.lengths, rest.resting_F)
+            state = frames.only(state, cache.awake_F, cache.awake_lengths)
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
-        neighbours = Neighbours.of(state.index_F, causal=self.config.causal)
+        neighbours = Neighbours.of(whole.index_F, causal=self.config.causal, cache=cache)
         condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
         patch_FHWD, cells = self.cells.to_patches(
             state.latent_FCHW, condition_RD[frame_rows], neighbours
         )
         seen_BV = self.read(state, patch_FHWD)
+        if cache is not None:
+            seen_BV = cache.seen_BV = seen_BV if cache.seen_BV is None else cache.seen_BV
         prompt = _with_token(prompt, seen_BV.detach())  # it is taught by words alone
         prompt_S1D = prompt.token_SD[:, None]
         condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
@@ -530,7 +586,7 @@ class Network(nn.Module):
         x_RPD = self._embed(patch_FHWD, clip_rows, frame_rows)
         modulation_R16D = self.modulation(condition_RD).unflatten(-1, (1, 6, -1))
         modulation_R16D = modulation_R16D.to(x_RPD.dtype)
-        layout = self._layout(state, prompt, frame_rows, x_RPD.dtype)
+        layout = self._layout(whole, state, prompt, frame_rows, x_RPD.dtype, cache)
         for block in self.blocks:
             if self.checkpoint_blocks and self.training:
                 x_RPD = checkpoint(
@@ -542,11 +598,20 @@ class Network(nn.Module):
         x_RPD = modulated(x_RPD, shift, scale)
         clip_BD, frame_FPD = x_RPD[clip_rows, 0], x_RPD[frame_rows]
         patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
+        velocity_FCHW = self.cells.to_velocity(patch_FHWD, cells, condition_FD, neighbours)
+        log_missing_F = self.log_missing(frame_FPD[:, 0])[:, 0].float()
+        if cache is not None and cache.awake_F is not None:
+            velocity_FCHW, log_missing_F = (
+                said.new_zeros(len(whole.time_F), *said.shape[1:]).index_copy_(
+                    0, cache.awake_F, said
+                )
+                for said in (velocity_FCHW, log_missing_F)
+            )
         return Prediction(
-            velocity_FCHW=self.cells.to_velocity(patch_FHWD, cells, condition_FD, neighbours),
-            log_missing_F=self.log_missing(frame_FPD[:, 0])[:, 0].float(),
+            velocity_FCHW=velocity_FCHW,
+            log_missing_F=log_missing_F,
             log_missing_first_B=self.log_missing_first(clip_BD)[:, 0].float(),
-            count_logits_BK=missing_logits(self.count(clip_BD).float(), state, self.process),
+            count_logits_BK=missing_logits(self.count(clip_BD).float(), whole, self.process),
             seen_BV=seen_BV,
         )
 
@@ -560,16 +625,24 @@ class Network(nn.Module):
         return seen_BV
 
     def _layout(
-        self, state: FrameState, prompt: PromptTokens, frame_rows: Tensor, dtype: torch.dtype
+        self,
+        whole: FrameState,
+        state: FrameState,
+        prompt: PromptTokens,
+        frame_rows: Tensor,
+        dtype: torch.dtype,
+        cache: Cache | None,
     ) -> Layout:
+        """Of the frames that are evaluated, ``state``, among all, ``whole``."""
         config, device = self.config, state.latent_FCHW.device
+        awake_F = None if cache is None else cache.awake_F
         rows, columns = config.height // config.patch, config.width // config.patch
         grid_PA = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
         middle = torch.tensor([[(rows - 1) / 2, (columns - 1) / 2]])
         place_PA = torch.cat([middle, grid_PA]).to(device)
         num_rows = len(state.lengths) + len(frame_rows)
         index_R = torch.full((num_rows,), -1.0, device=device)
-        index_R[frame_rows] = state.index_F.float()
+        index_R[frame_rows] = (whole.index_F if awake_F is None else whole.index_F[awake_F]).float()
         position_RPA = torch.cat(
             [
                 index_R[:, None, None].expand(-1, len(place_PA), 1),
@@ -580,9 +653,16 @@ class Network(nn.Module):
         cosine, sine = rotary(position_RPA, config.hidden // config.heads)
         return Layout(
             rotation=(cosine.to(dtype), sine.to(dtype)),
-            within=attention_plan(state.lengths, config.window, device, causal=config.causal),
+            within=attention_plan(
+                whole.lengths,
+                config.window,
+                device,
+                causal=config.causal,
+                awake=None if cache is None else cache.awake_rows,
+            ),
             to_prompt=prompt_plan(state.lengths, prompt.lengths, device),
-            attend=self.uncompiled_attend or attend,
+            attend=self.attend,
+            cache=cache,
         )
 
     def _condition(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from flowcept import frames
+from flowcept.cache import Cache, Rest
 from flowcept.frames import FrameState, Prediction, PromptTokens, Role
 from flowcept.process import ProcessConfig, shifted
 from flowcept.schedule import Schedule, parse_schedule
@@ -48,9 +49,15 @@ class Given:
 
 
 class Model(Protocol):
-    """What the sampler asks: a prediction for a state whose clips are these of the request."""
+    """What the sampler asks: a prediction for a state whose clips are these of the request.
 
-    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction: ...
+    ``resting_F``, a bool per frame on the CPU, names the finished frames once no new one can appear
+    anywhere: nothing is asked of them any more. Until then it is None.
+    """
+
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None
+    ) -> Prediction: ...
 
 
 @dataclass(frozen=True)
@@ -146,10 +153,12 @@ def sample_steps(
         if finished:
             history = history.rows(frames.frame_rows(state.lengths, running))
             state, clips = frames.select(state, running), tuple(clips[row] for row in running)
-        prediction = model(state, clips)
+        grown = all(growth[clip].complete(index) for clip in clips)
+        rests = grown and process.kind == "flowception"
+        prediction = model(state, clips, history.age_F == config.steps if rests else None)
         state, history = _move(state, history, prediction, config, process.shift)
         new = ((),) * len(clips)
-        if not all(growth[clip].complete(index) for clip in clips):  # then no device is asked
+        if not grown:  # then no device is asked
             counts = [
                 growth[clip].count(index, log_missing, logits, length)
                 for clip, log_missing, logits, length in zip(
@@ -454,7 +463,9 @@ def systematic(total: int, shares_G: Tensor, uniform: float) -> list[int]:
 class PromptedNetwork(Protocol):
     """A network as it is trained: states and prompt tokens in, predictions out."""
 
-    def __call__(self, state: FrameState, prompt: PromptTokens) -> Prediction: ...
+    def __call__(
+        self, state: FrameState, prompt: PromptTokens, rest: Rest | None
+    ) -> Prediction: ...
 
 
 def guided(
@@ -463,19 +474,28 @@ def guided(
     away: Sequence[PromptTokens],
     guidance: float,
     rate_guidance: float,
+    *,
+    cached: bool = True,
 ) -> Model:
     """A model that leans from the ``away`` prompts towards the ``prompts``, one of each per clip.
 
     Velocity: ``v = v_away + w (v - v_away)``; the same for log-missing and for the log-posterior
-    with ``rate_guidance``. Both sides run in one packed call; without guidance one side runs.
+    with ``rate_guidance``. Both sides run in one packed call; without guidance one side runs. It
+    serves one request: with ``cached`` it remembers what frames are that rest.
     """
+    cache = Cache()
 
-    def model(state: FrameState, clips: Sequence[int]) -> Prediction:
+    def model(state: FrameState, clips: Sequence[int], resting_F: Tensor | None) -> Prediction:
         wanted = [prompts[clip] for clip in clips]
-        if guidance == rate_guidance == 1:
-            return network(state, concat_prompts(wanted))
+        sides = 1 if guidance == rate_guidance == 1 else 2
+        names = tuple((side, clip) for side in range(sides) for clip in clips)
+        rest = None
+        if cached and resting_F is not None:
+            rest = Rest(cache, names, resting_F.repeat(sides))
+        if sides == 1:
+            return network(state, concat_prompts(wanted), rest)
         unwanted = [away[clip] for clip in clips]
-        both = network(frames.concat([state, state]), concat_prompts([*wanted, *unwanted]))
+        both = network(frames.concat([state, state]), concat_prompts([*wanted, *unwanted]), rest)
 
         def lean(values: Tensor, weight: float) -> Tensor:
             towards, base = values.chunk(2)

@@ -45,6 +45,9 @@ class SampleConfig:
     max_length: int | None = setting(
         None, "largest number of frames; by default the longest trained"
     )
+    cache: bool = setting(
+        True, "evaluate finished frames no more after the last insertion: a third less work"
+    )
     insertion: str = setting(
         "posterior", "how counts are drawn: posterior; systematic, bernoulli, poisson to compare"
     )

@@ -260,6 +260,9 @@ class Studio:
         """Bytes beside the program and its weights."""
         sides = 1 if config.guidance == config.rate_guidance == 1 else 2
         activations = memory.sampling_bytes(self.card.network, sides * frames)
+        if config.cache and self.card.process.kind == "flowception":
+            numbers = memory.cached_numbers(self.card.network, sides * frames)
+            activations += numbers * self.dtype.itemsize
         height, width = self.card.size
         pixels = frames * height * width * 3 * (2 + 2 * self._factor(scale) ** 2)
         return max(activations, pixels)  # one after the other
@@ -300,6 +303,7 @@ class Studio:
                     [text([ask.negative_prompt])],
                     config.guidance if leans else 1.0,
                     config.rate_guidance if leans else 1.0,
+                    cached=config.cache,
                 )
                 for step in sample_steps(
                     model,

@@ -94,7 +94,10 @@ class LengthOracle:
             logits_BK[rows, hidden[ok]] = log_p[ok]
         return logits_BK
 
-    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction:
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+    ) -> Prediction:
+        del resting_F
         assert len(clips) == len(state.lengths)
         self.calls += 1
         visible = torch.tensor(state.lengths)
@@ -156,7 +159,10 @@ class ClipOracle:
     shift: float = 1.0
     calls: int = 0
 
-    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction:
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+    ) -> Prediction:
+        del resting_F
         assert len(clips) == len(state.lengths)
         self.calls += 1
         x_F, t_F = state.latent_FCHW[:, 0, 0, 0].double(), state.time_F.double()

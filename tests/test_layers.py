@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"frames", "schedule", "video", "device", "settings"},
     {"process", "theatre"},
-    {"attention", "loss", "metrics", "charts", "features"},
+    {"attention", "cache", "loss", "metrics", "charts", "features"},
     {"model", "text", "codec", "data"},
     {"sampler", "checkpoint", "memory"},
     {"tasks", "train", "evaluate"},

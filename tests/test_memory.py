@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from flowcept import memory
+from flowcept.cache import Cache, Rest
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
 
@@ -72,6 +74,17 @@ def test_the_formula_for_sampling_agrees_with_the_count(changes, clip):
     config = ModelConfig(**changes)
     counted = memory.evaluation_bytes(Network(config, ProcessConfig()), [clip, clip])
     assert memory.sampling_bytes(config, 2 * clip) == pytest.approx(counted, rel=0.2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cell_depth": 1}, {"patch": 2}, {"depth": 3}])
+def test_the_numbers_in_a_cache_are_counted(changes):
+    network, cache = Network(ModelConfig(**SMALL | changes), ProcessConfig()), Cache()
+    state, prompt = memory.blank(network.config, [9], "cpu")
+    with torch.no_grad():
+        network(state, prompt, Rest(cache, (0,), torch.zeros(9, dtype=torch.bool)))
+    held = sum(kept.numel() for _, kept in cache._kept)
+    own_row = memory.cached_numbers(replace(network.config, cell_depth=0), 1)
+    assert held == memory.cached_numbers(network.config, 9) + own_row
 
 
 MEASURED = """

@@ -27,6 +27,7 @@ from oracle import (
 from torch import Tensor
 
 from flowcept import sampler
+from flowcept.cache import Rest
 from flowcept.errors import UserError
 from flowcept.frames import FrameState, Prediction, PromptTokens, Role
 from flowcept.process import ProcessConfig, shifted
@@ -83,7 +84,10 @@ class FrameOracle:
     shift: float = 1.0
     reverse: bool = False
 
-    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction:
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+    ) -> Prediction:
+        del resting_F
         rows, count = len(clips), len(self.mean)
         x = state.latent_FCHW[:, 0, 0, 0].double().view(rows, count)
         t = state.time_F.double().view(rows, count)
@@ -182,7 +186,10 @@ class Dropped(LengthOracle):
 
     mistake = ""
 
-    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction:
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+    ) -> Prediction:
+        del resting_F
         said = super().__call__(state, clips)
         tau = state.tau_B.double()[:, None]
         logits = said.count_logits_BK
@@ -339,7 +346,10 @@ class Flat:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, state: FrameState, clips: Sequence[int]) -> Prediction:
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+    ) -> Prediction:
+        del resting_F
         self.calls += 1
         return Prediction(
             torch.ones_like(state.latent_FCHW), torch.zeros_like(state.time_F),
@@ -454,8 +464,8 @@ def test_orders_differ_only_in_place() -> None:
 def test_given_frames_come_out_bit_for_bit(fill: float) -> None:
     """Whatever they hold, and however wild the velocity that is said of them."""
 
-    def wild(state: FrameState, clips: Sequence[int]) -> Prediction:
-        said = LengthOracle(LAW)(state, clips)
+    def wild(state: FrameState, clips: Sequence[int], resting_F: Tensor | None) -> Prediction:
+        said = LengthOracle(LAW)(state, clips, resting_F)
         return replace(said, velocity_FCHW=torch.full_like(state.latent_FCHW, math.inf))
 
     frames = torch.full((3, 2, 2, 2), fill)
@@ -589,7 +599,8 @@ class Prompted:
     def __init__(self) -> None:
         self.clips: list[int] = []
 
-    def __call__(self, state: FrameState, prompt: PromptTokens) -> Prediction:
+    def __call__(self, state: FrameState, prompt: PromptTokens, rest: Rest | None) -> Prediction:
+        del rest
         self.clips.append(len(state.lengths))
         assert len(prompt.lengths) == len(state.lengths)
         level_B = torch.stack([part.mean() for part in prompt.token_SD.split(list(prompt.lengths))])
@@ -612,7 +623,7 @@ def pack() -> tuple[FrameState, list[PromptTokens], list[PromptTokens]]:
 def test_guidance_of_one_is_one_plain_call() -> None:
     state, prompts, away = pack()
     network = Prompted()
-    said = guided(network, prompts, away, 1.0, 1.0)(state, [0, 1])
+    said = guided(network, prompts, away, 1.0, 1.0)(state, [0, 1], None)
     assert network.clips == [2]
     assert said.log_missing_first_B.tolist() == [3.0, 6.0]
 
@@ -621,7 +632,7 @@ def test_guidance_of_one_is_one_plain_call() -> None:
 def test_guidance_leans_in_one_packed_call(guidance: float, rate: float) -> None:
     state, prompts, away = pack()
     network = Prompted()
-    said = guided(network, prompts, away, guidance, rate)(state, [0, 1])
+    said = guided(network, prompts, away, guidance, rate)(state, [0, 1], None)
     assert network.clips == [4]
     wanted, unwanted = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 0.5])
     level, rates = (unwanted + w * (wanted - unwanted) for w in (guidance, rate))
@@ -646,5 +657,5 @@ def test_guidance_names_clips_by_their_place_in_the_request() -> None:
         state.latent_FCHW[:1], torch.zeros(1), torch.zeros(1).long(), torch.zeros(1),
         torch.ones(1).bool(), (1,),
     )  # fmt: skip
-    said = guided(Prompted(), prompts, away, 1.0, 1.0)(one, [1])
+    said = guided(Prompted(), prompts, away, 1.0, 1.0)(one, [1], None)
     assert said.log_missing_first_B.tolist() == [6.0]
