@@ -5,13 +5,14 @@ flowcept theatre others --clips 256 --seed 1 --actors dog,frog
 python tests/bench/comparison.py scenes others --run runs/theatre --features mobilenet.safetensors \
     --codec weights/theatre.safetensors --tables processes curve
 
-Arms that are compared share data, codec, weights at the start (by seed) and the tokens of a
-training step; they differ in one setting. The learning rate is constant and weights are averaged,
-so that a run may be scored on its way, and continued with more ``--steps``: twice as many keep all
-that was done. Every arm is scored on the same real clips, which none was trained on, with their
-captions and the same seeds. What was trained or scored is kept in ``--run`` and not done again: a
-run that is cut goes on where it stopped, and two may share the work by other ``--seeds`` once the
-first has its codec.
+Arms that are compared share data, codec, weights at the start and the tokens of a training step;
+they differ in one setting. The start is a network that was trained on single frames alone: what
+things look like is learned once, what is compared is how each process learns lengths and motion.
+The learning rate is constant and weights are averaged, so that a run may be scored on its way, and
+continued with more ``--steps``: twice as many keep all that was done. Every arm is scored on the
+same real clips, which none was trained on, with their captions and the same seeds. What was trained
+or scored is kept in ``--run`` and not done again: a run that is cut goes on where it stopped, and
+two may share the work by other ``--seeds`` once the first has its start and its cache.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from flowcept.evaluate import (
     length_scores,
 )
 from flowcept.features import ClipFeatures, FeatureNetwork, load_features
-from flowcept.settings import PRESETS, SampleConfig, TrainConfig
+from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
 
 Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet
@@ -152,7 +153,7 @@ class Comparison:
             "sample_every": 10**6,
             "eval_every": 10**6,
             "save_every": 200,
-            "log_every": 5,
+            "log_every": 1,
             "seed": seed,
         }
         return TrainConfig(**settings | arm.training)
@@ -198,9 +199,10 @@ class Comparison:
         if kept.exists():
             return kept
         if not folder.exists():
-            self._share(folder)
+            self._begin(arm, folder)
+        config = replace(self.config(arm, seed), init=str(folder / "start.safetensors"))
         train.train(
-            self.options.data, folder, self.config(arm, seed),
+            self.options.data, folder, config,
             resume=(folder / "config.toml").exists(), pause_at=steps, console=lambda _: None,
         )  # fmt: skip
         if checkpoint.read_card(newest).steps != steps:
@@ -211,19 +213,35 @@ class Comparison:
             shutil.copy(newest, scratch)
         return kept
 
-    def _share(self, folder: Path) -> None:
-        """One codec and one cache of frames and latents for all, from a run of one step."""
-        shared = self.run / "shared"
-        if not (shared / "model.safetensors").exists():
-            config = replace(self.config(PROCESSES[0], 0), steps=1)
-            started = (shared / "config.toml").exists()
-            train.train(self.options.data, shared, config, resume=started)
+    def _begin(self, arm: Arm, folder: Path) -> None:
+        """The folder of a new run: the common start, with the arm's attention, and the cache."""
         scratch = folder.with_name(f".{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        (scratch / "cache").symlink_to((shared / "cache").resolve())
-        shutil.copy(shared / "codec.safetensors", scratch)
+        start = checkpoint.load(self._start())
+        seen = {name: arm.training[name] for name in ("window", "causal") if name in arm.training}
+        network = replace(start.card.network, **seen)
+        start.network.config = network
+        card = replace(start.card, network=network)
+        checkpoint.save(replace(start, card=card), scratch / "start.safetensors")
+        (self.run / "cache").mkdir(exist_ok=True)
+        (scratch / "cache").symlink_to((self.run / "cache").resolve())
         scratch.rename(folder)
+
+    def _start(self) -> Path:
+        """What every run goes on from: a model that knows single frames, no length, no motion."""
+        start = self.run / "start"
+        steps = self.options.image_steps
+        if not (start / "done").exists():
+            alone = {"process": "full-sequence"}
+            config = replace(
+                self.config(Arm("", alone), 0), steps=steps, max_frames=1, decay=0.3, ema=0.995,
+                context=ContextMixture(1, 0, 0, 0, 0, 0, 0, 0), export_dtype="float32",
+            )  # fmt: skip
+            resume = (start / "config.toml").exists()
+            train.train(self.options.data, start, config, resume=resume)
+            (start / "done").touch()
+        return start / "model.safetensors"
 
     # --- scores
 
@@ -399,6 +417,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--codec", default="", help="a model file whose codec is taken")
     parser.add_argument("--codec-steps", type=int, default=0, help="that it is trained on")
+    parser.add_argument("--image-steps", type=int, default=3000, help="on single frames, for all")
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["processes"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=600, help="of training")
@@ -409,7 +428,8 @@ def main() -> None:
     work = Comparison(options)
     print(machine.described())
     print(
-        f"{options.steps} steps of training; {options.clips} clips, {options.sampling_steps} "
+        f"{options.image_steps} steps on single frames for all, then {options.steps} steps of "
+        f"training; {options.clips} clips, {options.sampling_steps} "
         f"steps, seed {options.sample_seed}; {work.features.name}"
     )
     for table in options.tables:

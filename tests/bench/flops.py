@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
+from statistics import fmean
 
 import machine
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcept import memory
+from flowcept.cache import Cache, Rest
 from flowcept.checkpoint import Card
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig, draw, draw_context, draw_delays
@@ -38,18 +41,28 @@ class Counter:
             self.network = Network(config, process)
 
     @functools.cache  # noqa: B019 - the counter lives as long as the program
-    def forward(self, visible: int) -> float:
+    def forward(self, visible: int, awake: int) -> float:
+        """One evaluation, in which all visible frames are ``awake`` or the others rest."""
+        if awake == visible:
+            with torch.no_grad():
+                return self._count(visible, None, backward=False)
+        cache = Cache()
+        awake_F = torch.zeros(visible, dtype=torch.bool)
+        awake_F[torch.linspace(0, visible - 1, awake).long()] = True
+        rest = Rest(cache, (0,), ~awake_F)
         with torch.no_grad():
-            return self._count(visible, backward=False)
+            self._count(visible, rest, backward=False)  # remembers
+            return self._count(visible, rest, backward=False)
 
     @functools.cache  # noqa: B019
     def both(self, visible: int) -> float:
-        return self._count(visible, backward=True)
+        """An evaluation and its backward pass."""
+        return self._count(visible, None, backward=True)
 
-    def _count(self, visible: int, *, backward: bool) -> float:
+    def _count(self, visible: int, rest: Rest | None, *, backward: bool) -> float:
         state, prompt = memory.blank(self.config, [visible])
         with FlopCounterMode(display=False) as counter:
-            said = self.network(state, prompt)
+            said = self.network(state, prompt, rest)
             if backward:
                 heads = (said.velocity_FCHW, said.log_missing_F, said.log_missing_first_B)
                 sum((head.sum() for head in heads), said.count_logits_BK.sum()).backward()
@@ -62,12 +75,12 @@ def counter_of(config: ModelConfig, process: ProcessConfig) -> Counter:
     return Counter(config, process)
 
 
-def drawn(length: int, process: ProcessConfig, draws: int, seed: int) -> list[int]:
-    """Visible frames in training states of clips of this length."""
+def drawn(length: int, process: ProcessConfig, draws: int, seed: int) -> list[tuple[int, int]]:
+    """Visible and flowing frames in training states of clips of this length."""
     generator = clip_generator(seed)
     latent_FCHW = torch.zeros(length, 1, 1, 1)
     found = (draw(latent_FCHW, [False] * length, process, generator) for _ in range(draws))
-    return [pair[0].lengths[0] for pair in found if pair is not None]
+    return [(p[0].lengths[0], int(p[0].flowing_F.sum())) for p in found if p is not None]
 
 
 def per_clip(card: Card, mixture: ContextMixture, draws: int, seed: int) -> tuple[float, float]:
@@ -87,14 +100,24 @@ def per_clip(card: Card, mixture: ContextMixture, draws: int, seed: int) -> tupl
     return sum(map(counter.both, seen)) / draws, sum(seen) / draws
 
 
-def walked(length: int, process: ProcessConfig, steps: int, seed: int) -> list[int]:
-    """Visible frames at each evaluation of one clip's sampling, delays as training draws them."""
+def walked(
+    length: int, process: ProcessConfig, steps: int, seed: int, *, cached: bool
+) -> list[tuple[int, int]]:
+    """Visible and evaluated frames at each evaluation of one clip's sampling.
+
+    Delays are those of training. ``cached``: as the sampler does it, where finished frames rest.
+    """
     if process.kind == "full-sequence":
-        return [length] * steps
+        return [(length, length)] * steps
     delay_F = draw_delays([False] * length, process, clip_generator(seed))
     born_F = (delay_F * steps).ceil()  # the step that inserts a frame
-    last = int(born_F.max()) + steps
-    return [int((born_F <= index).sum()) for index in range(last)]
+    found = []
+    for index in range(int(born_F.max()) + steps):
+        visible = int((born_F <= index).sum())
+        rests = cached and process.kind == "flowception" and index > steps
+        finished = int((born_F <= index - steps).sum()) if rests else 0
+        found.append((visible, visible - finished))
+    return found
 
 
 def of_sampling(card: Card, steps: int, draws: int, seed: int) -> float:
@@ -104,39 +127,58 @@ def of_sampling(card: Card, steps: int, draws: int, seed: int) -> float:
     total = 0.0
     for number in range(draws):
         length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
-        total += sum(map(counter.forward, walked(length, card.process, steps, number)))
+        way = walked(length, card.process, steps, number, cached=True)
+        total += sum(counter.forward(*frames) for frames in way)
     return total / draws
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--windows", type=int, nargs="+", default=[0, 4], help="0: all frames")
+    parser.add_argument("--late", type=float, nargs="+", default=[0.5, 0.25], help="of training")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(machine.described())
-    print(f"{options.draws} draws, {options.steps} steps, seed {options.seed}; 10^9 operations")
-    print("| frames | window | training: full-sequence | flowception | ratio", end=" ")
-    print("| sampling: full-sequence | flowception | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
-    flowception, full = ProcessConfig(), ProcessConfig(kind="full-sequence")
+    print(
+        f"{options.draws} draws, {options.steps} steps, seed {options.seed}; 10^9 operations, then "
+        "their ratio to full-sequence; of training also per frame that flows"
+    )
+    shares = " | ".join(f"late {late:g}" for late in options.late)
+    print(f"| frames | window | training: full-sequence | {shares}", end=" ")
+    print("| sampling: full-sequence | no cache | cache |")
+    print("|---" * (6 + len(options.late)) + "|")
     config = ModelConfig()  # the default preset's, for 64 pixels
     for length in options.lengths:
-        seen = drawn(length, flowception, options.draws, options.seed)
-        steps = walked(length, flowception, options.steps, options.seed)
         for window in options.windows:
-            counter = Counter(replace(config, window=window), flowception)
-            train = sum(map(counter.both, seen)) / len(seen)
-            whole = counter.both(length)
-            made = sum(map(counter.forward, steps))
-            base = sum(map(counter.forward, walked(length, full, options.steps, options.seed)))
-            print(
-                f"| {length} | {window or 'all'} | {whole:.1f} | {train:.1f} "
-                f"| {train / whole:.3f} | {base:.1f} | {made:.1f} | {made / base:.3f} |",
-                flush=True,
-            )
+            for cell in _cells(replace(config, window=window), length, options):
+                print(f"| {cell}", end=" ", flush=True)
+            print("|")
+
+
+def _cells(config: ModelConfig, length: int, options: argparse.Namespace) -> Iterator[str]:
+    """One row of the table."""
+    flowception, full = ProcessConfig(), ProcessConfig(kind="full-sequence")
+    counter = counter_of(config, flowception)
+    yield str(length)
+    yield str(config.window or "all")
+    whole = counter.both(length)
+    yield f"{whole:.1f}"
+    for late in options.late:
+        seen = drawn(length, replace(flowception, late=late), options.draws, options.seed)
+        each = fmean(counter.both(visible) for visible, _ in seen)
+        flowing = fmean(count for _, count in seen) / length
+        yield f"{each:.1f}: {each / whole:.2f}, {each / whole / flowing:.2f}"
+    base = None
+    for process, cached in ((full, False), (flowception, False), (flowception, True)):
+        way = walked(length, process, options.steps, options.seed, cached=cached)
+        made = sum(counter.forward(*frames) for frames in way)
+        yield f"{made:.0f}" if base is None else f"{made:.0f}: {made / base:.2f}"
+        base = base or made
 
 
 if __name__ == "__main__":

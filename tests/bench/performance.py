@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowcept import checkpoint, data, frames, memory, model, process, theatre, video
 from flowcept.attention import Plan
+from flowcept.cache import Rest
 from flowcept.checkpoint import Card, Weights
 from flowcept.codec import CodecConfig, build_codec
 from flowcept.device import autocast
@@ -321,7 +322,9 @@ def _sampled(subject: Subject, network: Any, clips: int, config: SampleConfig) -
     with autocast(CPU, BFLOAT16), torch.inference_mode():
         words = [prompts(subject.text, 1)] * clips
         return sample(
-            guided(network, words, words, config.guidance, config.rate_guidance),
+            guided(
+                network, words, words, config.guidance, config.rate_guidance, cached=config.cache
+            ),
             given,
             [clip_generator(clip) for clip in range(clips)],
             config,
@@ -333,9 +336,9 @@ def _sampled(subject: Subject, network: Any, clips: int, config: SampleConfig) -
 def sampling(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """16 clips packed against a buffer of the longest length for every one of them."""
     longest = max(theatre_lengths(1000, 1))
-    config = SampleConfig(guidance=1.0)
+    config = SampleConfig(guidance=1.0, cache=False)
 
-    def buffered(state: FrameState, prompt: PromptTokens) -> Prediction:
+    def buffered(state: FrameState, prompt: PromptTokens, _: Rest | None) -> Prediction:
         wide, rows = pad(state, longest)
         with masked(state.lengths, longest):
             said = subject.network(wide, prompt)
@@ -354,10 +357,10 @@ def outside(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """The share of sampling that is not the network: bookkeeping, noise, insertion, packing."""
     inside = 0.0
 
-    def timed(state: FrameState, prompt: PromptTokens) -> Prediction:
+    def timed(state: FrameState, prompt: PromptTokens, rest: Rest | None) -> Prediction:
         nonlocal inside
         started = time.perf_counter()
-        said = subject.network(state, prompt)
+        said = subject.network(state, prompt, rest)
         inside += time.perf_counter() - started
         return said
 
@@ -375,7 +378,7 @@ def outside(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 def guidance(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Both sides of guidance in one packed call against two calls; evaluations at guidance 1."""
 
-    def twice(state: FrameState, prompt: PromptTokens) -> Prediction:
+    def twice(state: FrameState, prompt: PromptTokens, _: Rest | None) -> Prediction:
         half = len(state.lengths) // 2
         tokens = prompt.token_SD.split([sum(prompt.lengths[:half]), sum(prompt.lengths[half:])])
         parts = []
@@ -389,7 +392,7 @@ def guidance(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for clips in (1, 8):
-        config = SampleConfig()
+        config = SampleConfig(cache=False)
         found[f"{clips} clips"] = paired(
             lambda clips=clips, config=config: _sampled(subject, subject.network, clips, config),
             lambda clips=clips, config=config: _sampled(subject, twice, clips, config),
@@ -397,12 +400,26 @@ def guidance(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         )
     calls: list[int] = []
 
-    def counted(state: FrameState, prompt: PromptTokens) -> Prediction:
+    def counted(state: FrameState, prompt: PromptTokens, rest: Rest | None) -> Prediction:
         calls.append(len(state.lengths))
-        return subject.network(state, prompt)
+        return subject.network(state, prompt, rest)
 
     _sampled(subject, counted, 1, SampleConfig(guidance=1.0))
     return found | {"clips per evaluation at guidance 1": sorted(set(calls))}
+
+
+def cache(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
+    """Sampling in which finished frames rest against evaluating every frame to the end."""
+    found = {}
+    for clips in (1, 8):
+        works = [
+            lambda clips=clips, kept=kept: _sampled(
+                subject, subject.network, clips, SampleConfig(cache=kept)
+            )
+            for kept in (True, False)
+        ]
+        found[f"{clips} clips"] = paired(*works, options.pairs)
+    return found
 
 
 PEAK = """
@@ -528,7 +545,7 @@ def startup(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
 SECTIONS = {
     f.__name__: f
-    for f in (floors, matrix, training, sampling, outside, guidance, length, loader, startup)
+    for f in (floors, matrix, training, sampling, outside, guidance, cache, length, loader, startup)
 }
 
 
@@ -563,6 +580,8 @@ def rows(done: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             "5 %",
             ", ".join(f"{name} {share:.1%}" for name, share in part.items()),
         )
+    for name, part in done.get("cache", {}).items():
+        yield f"finished frames evaluated over at rest, {name}", "1.5 x", _spread(part)
     if part := done.get("guidance"):
         for name in ("1 clips", "8 clips"):
             yield f"guidance in two calls over one, {name}", "1 x", _spread(part[name])
