@@ -166,7 +166,7 @@ def test_prompts_file(made):
         "\ufeffa dog",
         "",
         '{"prompt": "a cat", "frames": 3, "seed": 9, "output": "cat.apng", "negative-prompt": "x"}',
-        '{"prompt": "a", "frames": "auto", "min_length": null, "max-length": 4, "guidance": 3}',
+        '{"prompt": "a", "frames": "auto", "min_length": null, "max-length": 4, "cache": false}',
     ]
     Path("p.txt").write_text("\n".join(lines), encoding="utf-8")
     result = made("gen", "surfing", "--prompts-file", "p.txt", "--json", "-o", "o.apng")
@@ -177,7 +177,8 @@ def test_prompts_file(made):
     assert names == ["o-1.apng", "o-2.apng", "cat.apng", "o-4.apng"]
     assert records[2]["frames"] == video.probe(Path("cat.apng")).num_frames == 3
     assert records[2]["negative_prompt"] == "x"
-    assert (records[3]["guidance"], records[3]["max_length"]) == (3, 4)
+    assert (records[3]["cache"], records[3]["max_length"]) == (False, 4)
+    assert records[2]["cache"] is True
     assert records[3]["frames"] <= 4
 
 
@@ -470,6 +471,7 @@ def test_cuda_where_there_is_none(flow):
         ('{"prompt": "a", "steps": "2"}', "steps"),
         ('{"prompt": "a", "steps": 2.5}', "steps"),
         ('{"prompt": "a", "seed": true}', "seed"),
+        ('{"prompt": "a", "cache": 1}', "cache"),
         ('{"prompt": "a", "seed": -1}', "--seed"),
         ('{"prompt": "a", "steps": 0}', "--steps"),
         ('{"prompt": "a", "guidance": NaN}', "--guidance"),
