@@ -49,7 +49,7 @@ from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
 
 Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet
-DRAWS = 200  # clips over which operations are averaged
+DRAWS = 60  # clips over which operations are averaged
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,11 @@ class Comparison:
         key = json.dumps([name, arm.task, made_with, options.clips, options.sample_seed])
         kept = self.run / f"scores-seed{seed}.json"
         known = json.loads(kept.read_text()) if kept.exists() else {}
+        config = SampleConfig(**made_with)
         if key not in known:
-            known[key] = self._scored(path, SampleConfig(**made_with), arm.task)
+            known[key] = self._scored(path, config, arm.task)
             kept.write_text(json.dumps(known, indent=1) + "\n")
-        return known[key]
+        return known[key] if arm.task == "interp" else known[key] | self._budget(path, config)
 
     def _scored(self, path: Path, config: SampleConfig, task: str) -> Scored:
         options = self.options
@@ -274,7 +275,7 @@ class Comparison:
         )
         steps = f"{task}-{config.steps}{'' if config == SampleConfig(config.steps) else '-other'}"
         video.save_image(sheet, path.with_name(f"{path.stem}-{steps}.png"))
-        return self._of_made(work, made) | self._budget(path, config) | {"sampling_s": seconds}
+        return self._of_made(work, made) | {"sampling_s": seconds}
 
     def _evaluation(self, path: Path, config: SampleConfig) -> Evaluation:
         options = self.options
@@ -311,14 +312,13 @@ class Comparison:
         mixture = self.config(PROCESSES[0], 0).context
         each, _ = flops.per_clip(card, mixture, DRAWS, seed=0)
         clips = card.steps * fmean(r["clips"] for r in log)
+        sides = 1 if config.guidance == config.rate_guidance == 1 else 2
         return {
             "training_steps": card.steps,
             "clips": clips,
             "tokens": card.steps * fmean(r["tokens"] for r in log),
             "training": clips * each / 1000,
-            "sampling": flops.of_sampling(card, config.steps, DRAWS, seed=0)
-            * (1 if config.guidance == config.rate_guidance == 1 else 2)
-            / 1000,
+            "sampling": sides * flops.of_sampling(card, config.steps, DRAWS, seed=0) / 1000,
             "hours": max(r["hours"] for r in log),
         }
 
@@ -390,7 +390,7 @@ def picture(work: Comparison, table: str, seeds: Sequence[int]) -> Image.Image |
             point = means(name, lambda s: s[work_of]), means(name, lambda s: s["distance"][0])
             curves.setdefault(name.rsplit(",", 1)[0], []).append(point)
         return charts.line_chart(
-            curves, title=f"{work.features.name} and the work of {work_of}",
+            curves, title=f"distance of features and the work of {work_of}",
             x_label="10^12 operations", y_label="distance",
         )  # fmt: skip
     if table in ("processes", "i2v"):
@@ -401,7 +401,7 @@ def picture(work: Comparison, table: str, seeds: Sequence[int]) -> Image.Image |
             for arm in PROCESSES
         }
         return charts.line_chart(
-            curves, title=f"{work.features.name} along the clip", x_label="quarter",
+            curves, title="distance of features along the clip", x_label="quarter",
             y_label="distance",
         )  # fmt: skip
     return None
