@@ -5,7 +5,10 @@ clockwise, the ninth in the centre. Every frame turns the border by one, two or 
 for the clip; the length is 15, 20, 25 or 30, uniformly. No prompt, codec `pixels`.
 
 python tests/bench/ring.py --run run-ring --steps 415                  # clips seen as published
-python tests/bench/ring.py --run run-ring-long --steps 6000            # until it is learned
+python tests/bench/ring.py --run run-ring --steps 5000 --clips 30000   # until it is learned
+
+With ``--schedule power:0.5 --shift 4`` frames appear early and stay noise for longer, so that all
+are there before what they show is settled.
 
 A run that is cut goes on where it stopped. Printed: total variation of 512 lengths, the share on
 valid lengths, and the rule error (root mean square over pixels in 0..1, against the best of the
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import machine
 import numpy as np
@@ -84,9 +88,10 @@ def write_data(folder: Path, clips: int, seed: int) -> None:
     scratch.rename(folder)
 
 
-def config(steps: int, seed: int) -> TrainConfig:
+def config(steps: int, seed: int, **process: Any) -> TrainConfig:
     """A network of about as many weights as published (7.4 million), about 32 clips a step."""
     return TrainConfig(
+        **process,
         size="3",
         codec="pixels",
         patch=3,
@@ -137,11 +142,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8000, help="of the training folder")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schedule", default="linear", help="when frames appear")
+    parser.add_argument("--shift", type=float, default=1.0, help="over 1: they stay noise longer")
     options = parser.parse_args()
     folder = options.run.with_name(options.run.name + "-data")
     write_data(folder, options.clips, options.seed)
     resume = (options.run / "config.toml").exists()
-    settings = config(options.steps, options.seed)
+    process = {"schedule": options.schedule, "shift": options.shift}
+    settings = config(options.steps, options.seed, **process)
     model = train.train(folder, options.run, settings, resume=resume)
     weights = checkpoint.load(model)
     size = sum(p.numel() for p in weights.network.parameters()) / 1e6
@@ -149,9 +157,8 @@ def main() -> None:
     seen = sum(r["clips"] for r in records if "clips" in r) * settings.log_every
     print(machine.described())
     print(f"network of {size:.1f} million weights, {options.steps} steps, about {seen:.0f} clips, ")
-    print(
-        f"seed {options.seed}; rule error of shuffled real clips {shuffled_error(options.seed):.3f}"
-    )
+    shuffled = shuffled_error(options.seed)
+    print(f"{process}, seed {options.seed}; rule error of shuffled real clips {shuffled:.3f}")
     truth = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
     bars: dict[str, dict[int, float]] = {"truth": truth}
     for steps in (50, 10):
