@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from flowcept import video
+
 Color = tuple[int, int, int]
 
 WHITE: Color = (255, 255, 255)
@@ -139,7 +141,7 @@ def text_width(text: str, height: int = LABEL) -> float:
 
 def shorten(text: str, room: float, height: int = LABEL) -> str:
     """The text on one line, its end replaced by "..." where it would take more than ``room``."""
-    text = " ".join(text.split())
+    text = video.legible(text)
     if text_width(text, height) <= room:
         return text
     while text and text_width(text + "...", height) > room:

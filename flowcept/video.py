@@ -25,6 +25,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -869,10 +870,16 @@ def contact_sheets(
     return whole
 
 
+def legible(text: str) -> str:
+    """The text on one line; Pillow's own font has no accents, so letters lose theirs."""
+    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
 def _label(sheet: Image.Image, corner: tuple[int, int], text: str, width: int) -> None:
     """Draw one line of text, cut to a width in pixels."""
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
-    text = " ".join(text.split())
+    text = legible(text)
     cut = text
     while cut and draw.textlength(cut + "…" * (cut != text), font) > width:
         cut = cut[:-1]
