@@ -108,6 +108,7 @@ class Bench:
                         [text([""])] * len(part),
                         settings.guidance if any(job.prompt for job in part) else 1.0,
                         settings.rate_guidance,
+                        cached=settings.cache,
                     )
                     latents = sample(
                         model,
