@@ -178,7 +178,7 @@ def test_the_model_file_samples(whole: Path):
     with torch.no_grad():
         tokens = weights.text(["a red circle jumping"])
         (latent,) = sample(
-            lambda state, _: weights.network(state, tokens),
+            lambda state, *_: weights.network(state, tokens),
             given,
             [clip_generator(0)],
             SampleConfig(steps=3, frames=4),

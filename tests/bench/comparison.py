@@ -49,7 +49,6 @@ from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
 
 Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet
-DRAWS = 60  # clips over which operations are averaged
 
 
 @dataclass(frozen=True)
@@ -309,8 +308,8 @@ class Comparison:
         card = checkpoint.read_card(path)
         log = train._records(path.parent / "log.jsonl")
         log = [r for r in log if "clips" in r and r["step"] <= card.steps]
-        mixture = self.config(PROCESSES[0], 0).context
-        each, _ = flops.per_clip(card, mixture, DRAWS, seed=0)
+        mixture, draws = self.config(PROCESSES[0], 0).context, self.options.draws
+        each, _ = flops.per_clip(card, mixture, draws, seed=0)
         clips = card.steps * fmean(r["clips"] for r in log)
         sides = 1 if config.guidance == config.rate_guidance == 1 else 2
         return {
@@ -318,7 +317,7 @@ class Comparison:
             "clips": clips,
             "tokens": card.steps * fmean(r["tokens"] for r in log),
             "training": clips * each / 1000,
-            "sampling": sides * flops.of_sampling(card, config.steps, DRAWS, seed=0) / 1000,
+            "sampling": sides * flops.of_sampling(card, config.steps, draws, seed=0) / 1000,
             "hours": max(r["hours"] for r in log),
         }
 
@@ -424,6 +423,7 @@ def main() -> None:
     parser.add_argument("--sampling-steps", type=int, default=8)
     parser.add_argument("--clips", type=int, default=128, help="that are scored")
     parser.add_argument("--sample-seed", type=int, default=0)
+    parser.add_argument("--draws", type=int, default=60, help="that operations are averaged over")
     options = parser.parse_args()
     work = Comparison(options)
     print(machine.described())
