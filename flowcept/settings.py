@@ -283,3 +283,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What a resumed run may change: how long it goes on and what it reports, not what it computes.
 RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every", "export_dtype")
+
+# What a model to go on from has settled.
+OF_THE_MODEL = (
+    *("codec", "compression", "codec_channels", "codec_width", "codec_steps", "codec_rate"),
+    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "window", "causal"),
+    *("text_width", "text_depth", "text_source"),
+)

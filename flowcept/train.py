@@ -52,7 +52,14 @@ from flowcept.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
 from flowcept.sampler import Given, clip_generator, guided, sample
-from flowcept.settings import PRESETS, RESUMABLE, ContextMixture, SampleConfig, TrainConfig
+from flowcept.settings import (
+    OF_THE_MODEL,
+    PRESETS,
+    RESUMABLE,
+    ContextMixture,
+    SampleConfig,
+    TrainConfig,
+)
 from flowcept.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 
 Console = Callable[[str], None]
@@ -82,7 +89,8 @@ def loss_config(config: TrainConfig) -> LossConfig:
 def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
     """Settings from a preset, then a TOML file, then flags; later ones win.
 
-    Raises ``UserError`` for an unknown preset or setting, a wrong type, or a file that is no TOML.
+    Raises ``UserError`` for an unknown preset or setting, a wrong type, a file that is no TOML, or
+    a flag that a model to go on from has settled; its TOML may record what it was made with.
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}")
@@ -90,6 +98,10 @@ def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> Tra
     if toml is not None:
         settings |= read_config(toml)
     settings |= flags
+    fixed = [name for name in OF_THE_MODEL if name in flags]
+    if settings.get("init") and fixed:
+        flag = "--" + fixed[0].replace("_", "-")
+        raise UserError(f"{flag} is for a new network: --init takes it from the file; leave it out")
     return TrainConfig(**settings)
 
 

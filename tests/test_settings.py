@@ -156,6 +156,17 @@ def test_flags_win_over_file_over_preset(tmp_path: Path):
     assert config.context == ContextMixture(first=2.0)
 
 
+def test_a_flag_that_the_model_to_go_on_from_has_settled(tmp_path: Path):
+    """It would do nothing: it is refused. A file of settings may record it."""
+    for flags in ({"window": 2}, {"hidden": 64}, {"codec_steps": 0}):
+        with pytest.raises(UserError) as error:
+            make_config("small", None, {"init": "m.safetensors", **flags})
+        assert "--" + next(iter(flags)).replace("_", "-") in one_line(error)
+    recorded = toml(tmp_path, "hidden = 96\nwindow = 3")
+    assert make_config("small", recorded, {"init": "m.safetensors"}).hidden == 96
+    assert make_config("small", None, {"window": 2}).window == 2
+
+
 def test_unknown_preset():
     with pytest.raises(UserError, match="tiny") as error:
         make_config("huge", None, {})
