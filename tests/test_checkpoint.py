@@ -5,6 +5,7 @@ change one thing, and put it together again.
 """
 
 import copy
+import hashlib
 import json
 import math
 import resource
@@ -721,3 +722,12 @@ def test_a_file_that_is_no_state_is_refused(model: Path, tmp_path: Path):
     (tmp_path / "cut").write_bytes(whole.read_bytes()[:-50])
     for path in (model, tmp_path / "absent", tmp_path / "text", tmp_path / "cut"):
         refused(path, checkpoint.load_tree)
+
+
+def test_the_card_describes_the_file_beside_it():
+    """Size and checksum in the card are those of the shipped model."""
+    folder = Path(__file__).parents[1] / "weights"
+    model = (folder / "theatre.safetensors").read_bytes()
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{len(model):,} bytes" in card
+    assert hashlib.sha256(model).hexdigest() in card
