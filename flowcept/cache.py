@@ -1,9 +1,10 @@
 """What resting frames are remembered by: keys, values and cells of their last evaluation.
 
-Once no frame can appear any more, a finished frame *rests*: it is not evaluated again, and what the
-others look at of it stays as it was. A third of flowception's sampling falls away by that. A causal
-network says exactly the same. In any other a resting frame no longer answers to how the rest goes
-on, which changes what is made by too little to measure (docs/log.md).
+Once nothing is asked of a finished frame any more it *rests*: it is not evaluated again, and what
+the others look at of it stays as it was. A third of flowception's sampling falls away by that, and
+most of a causal autoregressive network's, which says exactly the same. In flowception's a resting
+frame no longer answers to how the rest goes on, which changes what is made by too little to measure
+(docs/log.md).
 
 Shape suffixes: F frames of all clips, B clips, R rows (each clip's own row, then its frames), V the
 width of a prompt token.

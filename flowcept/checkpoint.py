@@ -61,6 +61,14 @@ class Card:
         """Frames of the longest trained clip."""
         return max(self.lengths)
 
+    @property
+    def rests(self) -> bool:
+        """Whether finished frames may rest (``cache.Cache``).
+
+        Not in baselines whose frames see later ones: they would rest as of when those were noise.
+        """
+        return self.process.kind == "flowception" or self.network.causal
+
 
 @dataclass(frozen=True)
 class Weights:

@@ -125,7 +125,7 @@ class Evaluation:
                     [text([""])] * len(part),
                     self.config.guidance,
                     self.config.rate_guidance,
-                    cached=self.config.cache,
+                    cached=self.config.cache and self.weights.card.rests,
                 )
                 latents = sample(
                     model,

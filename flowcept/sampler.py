@@ -51,8 +51,9 @@ class Given:
 class Model(Protocol):
     """What the sampler asks: a prediction for a state whose clips are these of the request.
 
-    ``resting_F``, a bool per frame on the CPU, names the finished frames once no new one can appear
-    anywhere: nothing is asked of them any more. Until then it is None.
+    ``resting_F``, a bool per frame on the CPU, names the finished frames from ``tau = 1`` on, where
+    nothing is asked of them any more: no frame appears whose place is not known. Until then it is
+    None.
     """
 
     def __call__(
@@ -153,12 +154,11 @@ def sample_steps(
         if finished:
             history = history.rows(frames.frame_rows(state.lengths, running))
             state, clips = frames.select(state, running), tuple(clips[row] for row in running)
-        grown = all(growth[clip].complete(index) for clip in clips)
-        rests = grown and process.kind == "flowception"
+        rests = index >= config.steps
         prediction = model(state, clips, history.age_F == config.steps if rests else None)
         state, history = _move(state, history, prediction, config, process.shift)
         new = ((),) * len(clips)
-        if not grown:  # then no device is asked
+        if not all(growth[clip].complete(index) for clip in clips):  # else no device is asked
             counts = [
                 growth[clip].count(index, log_missing, logits, length)
                 for clip, log_missing, logits, length in zip(

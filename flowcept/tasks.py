@@ -303,7 +303,7 @@ class Studio:
                     [text([ask.negative_prompt])],
                     config.guidance if leans else 1.0,
                     config.rate_guidance if leans else 1.0,
-                    cached=config.cache,
+                    cached=config.cache and self.weights.card.rests,
                 )
                 for step in sample_steps(
                     model,

@@ -791,7 +791,14 @@ class Trainer:
         with autocast(self.device, self.dtype):
             tokens = [weights.text([prompt]) for prompt in prompts]
             empty = weights.text([""])
-            model = guided(weights.network, tokens, [empty] * len(prompts), settings.guidance, 1.0)
+            model = guided(
+                weights.network,
+                tokens,
+                [empty] * len(prompts),
+                settings.guidance,
+                1.0,
+                cached=self.card.rests,
+            )
             config = self.card.network
             nothing = torch.zeros(0, config.channels, config.height, config.width)
             given = [Given(nothing.to(self.device), (True,))] * len(prompts)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_checkpoint import CARD
 from test_model import CLIPS, PROMPTS, close, network, outputs
 from torch import Tensor
 
@@ -141,3 +142,53 @@ def test_sampling_evaluates_each_frame_for_as_many_steps_as_it_flows(guidance: f
     assert counts[True] == steps * frames_made + 1, "one had finished at tau = 1: the start frame"
     assert counts[False] > counts[True] + frames_made
     assert made[True].shape == made[False].shape
+
+
+@pytest.mark.parametrize("num_given", [0, 2])
+def test_a_causal_autoregressive_network_makes_exactly_the_same(num_given: int) -> None:
+    """Every frame is evaluated while it flows; those before it only when it appears."""
+    steps, frames_made = 3, 6
+    net = network(causal=True)
+    process = ProcessConfig("autoregressive")
+    evaluated: list[int] = []
+    hook = lambda _, inputs: evaluated.append(len(inputs[0]))  # noqa: E731
+    net.blocks[0].up.register_forward_pre_hook(hook)
+    given = Given(
+        torch.randn(num_given, 3, 4, 4, generator=clip_generator(0)),
+        (num_given == 0, *[False] * (num_given - 1), *[True] * (num_given > 0)),
+    )
+    made, counts = [], []
+    for cached in (True, False):
+        evaluated.clear()
+        (latent,) = sample(
+            guided(net, [PROMPTS[0]], [PROMPTS[1]], 2.0, 1.0, cached=cached),
+            [given],
+            [clip_generator(3)],
+            SampleConfig(steps=steps, frames=frames_made),
+            process,
+            max_length=8,
+        )
+        made.append(latent)
+        counts.append(sum(evaluated) // 2 - len(evaluated))  # without the clip's own rows
+    close(*made)
+    visible = range(num_given + 1, frames_made + 1)  # while each generated frame flows
+    assert counts[1] == steps * sum(visible)
+    later = sum(visible[1:]) + (steps - 1) * len(visible[1:])
+    assert counts[0] == steps * visible[0] + later, "the first frame flows before tau = 1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "causal", "rests"),
+    [
+        ("flowception", False, True),
+        ("full-sequence", False, False),
+        ("autoregressive", False, False),
+        ("autoregressive", True, True),
+    ],
+)
+def test_frames_rest_where_they_do_not_answer_to_later_ones(
+    kind: str, causal: bool, rests: bool
+) -> None:
+    network_config = replace(CARD.network, causal=causal)
+    card = replace(CARD, network=network_config, process=ProcessConfig(kind))
+    assert card.rests == rests

@@ -105,16 +105,17 @@ def walked(
 ) -> list[tuple[int, int]]:
     """Visible and evaluated frames at each evaluation of one clip's sampling.
 
-    Delays are those of training. ``cached``: as the sampler does it, where finished frames rest.
+    Delays are those of training. ``cached``: finished frames rest as in the sampler, from tau = 1
+    on, and all are evaluated whenever one has appeared.
     """
     if process.kind == "full-sequence":
         return [(length, length)] * steps
     delay_F = draw_delays([False] * length, process, clip_generator(seed))
     born_F = (delay_F * steps).ceil()  # the step that inserts a frame
-    found = []
+    found: list[tuple[int, int]] = []
     for index in range(int(born_F.max()) + steps):
         visible = int((born_F <= index).sum())
-        rests = cached and process.kind == "flowception" and index > steps
+        rests = cached and index > steps and visible == found[-1][0]
         finished = int((born_F <= index - steps).sum()) if rests else 0
         found.append((visible, visible - finished))
     return found
@@ -127,7 +128,7 @@ def of_sampling(card: Card, steps: int, draws: int, seed: int) -> float:
     total = 0.0
     for number in range(draws):
         length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
-        way = walked(length, card.process, steps, number, cached=True)
+        way = walked(length, card.process, steps, number, cached=card.rests)
         total += sum(counter.forward(*frames) for frames in way)
     return total / draws
 
