@@ -12,7 +12,8 @@ The learning rate is constant and weights are averaged, so that a run may be sco
 continued with more ``--steps``: twice as many keep all that was done. Every arm is scored on the
 same real clips, which none was trained on, with their captions and the same seeds. What was trained
 or scored is kept in ``--run`` and not done again: a run that is cut goes on where it stopped, and
-two may share the work by other ``--seeds`` once the first has its start and its cache.
+two may share the work, with other ``--seeds`` or other tables, once the first has its start and its
+cache and all networks that both tables have.
 """
 
 from __future__ import annotations
@@ -251,12 +252,13 @@ class Comparison:
         name = f"{path.parent.name}/{path.stem}"
         key = json.dumps([name, arm.task, made_with, options.clips, options.sample_seed])
         kept = self.run / f"scores-seed{seed}.json"
-        known = json.loads(kept.read_text()) if kept.exists() else {}
         config = SampleConfig(**made_with)
-        if key not in known:
-            known[key] = self._scored(path, config, arm.task)
-            kept.write_text(json.dumps(known, indent=1) + "\n")
-        return known[key] if arm.task == "interp" else known[key] | self._budget(path, config)
+        if key not in _known(kept):
+            scored = self._scored(path, config, arm.task)
+            with video.replacing(kept) as scratch:  # read anew: another program may have written
+                scratch.write_text(json.dumps(_known(kept) | {key: scored}, indent=1) + "\n")
+        found = _known(kept)[key]
+        return found if arm.task == "interp" else found | self._budget(path, config)
 
     def _scored(self, path: Path, config: SampleConfig, task: str) -> Scored:
         options = self.options
@@ -330,6 +332,10 @@ class Comparison:
                 for clip in work.real
             ]
         return self._of_made(work, made)
+
+
+def _known(scores: Path) -> dict[str, Scored]:
+    return json.loads(scores.read_text()) if scores.exists() else {}
 
 
 def _pair(values: Sequence[float]) -> str:
