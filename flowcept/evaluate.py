@@ -16,7 +16,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.features import ClipFeatures, FeatureNetwork, load_features
 from flowcept.process import draw, draw_context
-from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.request import from_nothing, request
+from flowcept.sampler import Given, clip_generator, finished
 from flowcept.settings import ContextMixture, SampleConfig
 
 BATCH = 16  # clips sampled at once
@@ -115,28 +116,19 @@ class Evaluation:
 
     def make(self, given: Sequence[Given], captions: Sequence[str], what: str) -> list[Clip]:
         """A clip for each given start and caption, by the sampler."""
-        text, made = self.weights.text, []
+        made: list[Clip] = []
         for start in range(0, len(given), BATCH):
             part = range(start, min(start + BATCH, len(given)))
             with autocast(self.device, self.dtype), torch.inference_mode():
-                model = guided(
-                    self.weights.network,
-                    [text([captions[i]]) for i in part],
-                    [text([""])] * len(part),
-                    self.config.guidance,
-                    self.config.rate_guidance,
-                    cached=self.config.cache and self.weights.card.rests,
-                )
-                latents = sample(
-                    model,
+                steps = request(
+                    self.weights,
                     [given[i] for i in part],
+                    [captions[i] for i in part],
+                    [""] * len(part),
                     [clip_generator(self.seed + i) for i in part],
                     self.config,
-                    self.card.process,
-                    min_length=self.card.min_length,
-                    max_length=self.card.max_length,
                 )
-                for i, latent_FCHW in zip(part, latents, strict=True):
+                for i, latent_FCHW in zip(part, finished(steps), strict=True):
                     image_FCHW = self.weights.codec.decode(latent_FCHW).float().cpu()
                     made.append(Clip(image_FCHW.clone(), captions[i]))
             self.progress(what, len(made), len(given))
@@ -144,13 +136,10 @@ class Evaluation:
 
     def of_captions(self) -> list[Clip]:
         """A clip for every caption. The baselines, which choose no length, get the real one's."""
-        network = self.card.network
-        nothing = torch.zeros(
-            0, network.channels, network.height, network.width, device=self.device
-        )
+        nothing = from_nothing(self.card, self.device)
         known = self.card.process.kind != "flowception"
         given = [
-            Given(nothing, (True,), (len(clip.image_FCHW),) if known else None)
+            replace(nothing, missing=(len(clip.image_FCHW),) if known else None)
             for clip in self.real
         ]
         return self.make(given, [clip.caption for clip in self.real], "clips of captions")

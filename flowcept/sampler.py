@@ -16,7 +16,7 @@ clip, N new frames, K counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -85,11 +85,16 @@ def sample(
     min_length: int = 1,
 ) -> list[Tensor]:
     """The latents ``[F, C, H, W]`` of each clip; see ``sample_steps``."""
-    done: dict[int, Tensor] = {}
     bounds = {"min_length": min_length, "max_length": max_length}
-    for step in sample_steps(model, given, generators, config, process, **bounds):
+    return finished(sample_steps(model, given, generators, config, process, **bounds))
+
+
+def finished(steps: Iterable[Step]) -> list[Tensor]:
+    """The latents ``[F, C, H, W]`` of each clip once all steps are done."""
+    done: dict[int, Tensor] = {}
+    for step in steps:
         done |= step.done
-    return [done[clip] for clip in range(len(given))]
+    return [done[clip] for clip in sorted(done)]
 
 
 @dataclass(frozen=True)

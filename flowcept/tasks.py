@@ -23,7 +23,8 @@ from flowcept.checkpoint import Card, Weights
 from flowcept.data import to_frames, to_images
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
-from flowcept.sampler import Given, Step, clip_generator, guided, inverse_cdf, sample_steps
+from flowcept.request import from_nothing, request
+from flowcept.sampler import Given, Step, clip_generator, inverse_cdf
 from flowcept.settings import SampleConfig, check_keyframes, defaults
 from flowcept.text import words_of
 from flowcept.video import Sound
@@ -260,7 +261,7 @@ class Studio:
         """Bytes beside the program and its weights."""
         sides = 1 if config.guidance == config.rate_guidance == 1 else 2
         activations = memory.sampling_bytes(self.card.network, sides * frames)
-        if config.cache and self.card.process.kind == "flowception":
+        if config.cache and self.card.rests:
             numbers = memory.cached_numbers(self.card.network, sides * frames)
             activations += numbers * self.dtype.itemsize
         height, width = self.card.size
@@ -273,10 +274,8 @@ class Studio:
 
     def _given(self, frames_FHW3: Frames | None, gaps: Sequence[bool]) -> Given:
         """Given frames of the model's size as latents."""
-        network = self.card.network
         if frames_FHW3 is None:
-            nothing = torch.zeros(0, network.channels, network.height, network.width)
-            return Given(nothing.to(self.device), tuple(gaps))
+            return from_nothing(self.card, self.device)
         with autocast(self.device, self.dtype):
             latent_FCHW = self.weights.codec.encode(to_images(frames_FHW3).to(self.device))
         return Given(latent_FCHW.float(), tuple(gaps))
@@ -293,27 +292,10 @@ class Studio:
         self._check_memory(need, ask)
         growth: Growth = []
         done = order = None
-        leans = ask.prompt != ask.negative_prompt
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
-                text = self.weights.text
-                model = guided(
-                    self.weights.network,
-                    [text([ask.prompt])],
-                    [text([ask.negative_prompt])],
-                    config.guidance if leans else 1.0,
-                    config.rate_guidance if leans else 1.0,
-                    cached=config.cache and self.weights.card.rests,
-                )
-                for step in sample_steps(
-                    model,
-                    [given],
-                    [generator],
-                    config,
-                    self.card.process,
-                    min_length=self.card.min_length,
-                    max_length=self.card.max_length,
-                ):
+                asked = ([given], [ask.prompt], [ask.negative_prompt], [generator])
+                for step in request(self.weights, *asked, config):
                     growth.append(_visible(step, config.steps))
                     if ask.watch:
                         ask.watch(step)

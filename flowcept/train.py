@@ -51,7 +51,8 @@ from flowcept.frames import FrameState
 from flowcept.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
-from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.request import from_nothing, request
+from flowcept.sampler import clip_generator, finished
 from flowcept.settings import (
     OF_THE_MODEL,
     PRESETS,
@@ -789,29 +790,11 @@ class Trainer:
             frames = sorted(self.latents.lengths)[len(self.latents.lengths) // 2]
         settings = SampleConfig(steps=12, frames=frames)
         with autocast(self.device, self.dtype):
-            tokens = [weights.text([prompt]) for prompt in prompts]
-            empty = weights.text([""])
-            model = guided(
-                weights.network,
-                tokens,
-                [empty] * len(prompts),
-                settings.guidance,
-                1.0,
-                cached=self.card.rests,
-            )
-            config = self.card.network
-            nothing = torch.zeros(0, config.channels, config.height, config.width)
-            given = [Given(nothing.to(self.device), (True,))] * len(prompts)
-            generators = [clip_generator(i) for i in range(len(prompts))]
-            latents = sample(
-                model,
-                given,
-                generators,
-                settings,
-                self.card.process,
-                min_length=self.card.min_length,
-                max_length=self.card.max_length,
-            )
+            count = len(prompts)
+            given = [from_nothing(self.card, self.device)] * count
+            generators = [clip_generator(i) for i in range(count)]
+            steps = request(weights, given, prompts, [""] * count, generators, settings)
+            latents = finished(steps)
         pictures = [data.to_frames(self.codec.decode(latent)) for latent in latents]
         (self.run / "samples").mkdir(exist_ok=True)
         labels = [prompt or "(no prompt)" for prompt in prompts]

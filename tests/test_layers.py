@@ -17,6 +17,7 @@ LAYERS = [
     {"attention", "cache", "loss", "metrics", "charts", "features"},
     {"model", "text", "codec", "data"},
     {"sampler", "checkpoint", "memory"},
+    {"request"},
     {"tasks", "train", "evaluate"},
     {"cli"},
 ]

@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from flowcept import charts, checkpoint, metrics, train, video
 from flowcept.data import to_frames
-from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.request import from_nothing
+from flowcept.sampler import clip_generator, guided, sample
 from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
 
 LENGTHS = (15, 20, 25, 30)
@@ -115,8 +116,6 @@ def config(steps: int, seed: int, **process: Any) -> TrainConfig:
 
 def made(path: Path, clips: int, steps: int) -> list[NDArray[np.uint8]]:
     weights = checkpoint.load(path)
-    network = weights.card.network
-    nothing = torch.zeros(0, network.channels, network.height, network.width)
     done: list[NDArray[np.uint8]] = []
     with torch.inference_mode():
         prompt = weights.text([""])
@@ -125,7 +124,7 @@ def made(path: Path, clips: int, steps: int) -> list[NDArray[np.uint8]]:
             prompts = [prompt] * len(part)
             latents = sample(
                 guided(weights.network, prompts, prompts, 1.0, 1.0),
-                [Given(nothing, (True,))] * len(part),
+                [from_nothing(weights.card)] * len(part),
                 [clip_generator(i) for i in part],
                 SampleConfig(steps=steps),
                 weights.card.process,

@@ -41,7 +41,8 @@ from flowcept import checkpoint, metrics, tasks, theatre
 from flowcept.data import to_frames, to_images
 from flowcept.device import autocast
 from flowcept.evaluate import BEST, QUARTERS, quarter
-from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.request import from_nothing, request
+from flowcept.sampler import Given, clip_generator, finished
 from flowcept.settings import SOLVERS, SampleConfig, defaults
 from flowcept.theatre import Scene
 
@@ -86,40 +87,32 @@ class Bench:
     ) -> list[Frames]:
         """The clips of the jobs; lengths are the model's unless ``missing`` says them."""
         studio, done, settings = self.studio, [], settings or self.settings
-        text, network = studio.weights.text, studio.card.network
         with tqdm(total=len(jobs), desc=label, unit="clip") as bar:
             for start in range(0, len(jobs), BATCH):
                 part = jobs[start : start + BATCH]
                 with autocast(studio.device, studio.dtype), torch.inference_mode():
-                    nothing = torch.zeros(0, network.channels, network.height, network.width)
                     given = [
-                        Given(
-                            nothing
+                        replace(
+                            from_nothing(studio.card)
                             if job.given_FHW3 is None
-                            else studio.weights.codec.encode(to_images(job.given_FHW3)).float(),
-                            job.gaps,
-                            job.missing,
+                            else Given(
+                                studio.weights.codec.encode(to_images(job.given_FHW3)).float(),
+                                job.gaps,
+                            ),
+                            missing=job.missing,
                         )
                         for job in part
                     ]
-                    model = guided(
-                        studio.weights.network,
-                        [text([job.prompt]) for job in part],
-                        [text([""])] * len(part),
-                        settings.guidance if any(job.prompt for job in part) else 1.0,
-                        settings.rate_guidance,
-                        cached=settings.cache,
-                    )
-                    latents = sample(
-                        model,
+                    steps = request(
+                        studio.weights,
                         given,
+                        [job.prompt for job in part],
+                        [""] * len(part),
                         [clip_generator(job.seed) for job in part],
                         settings,
-                        studio.card.process,
-                        min_length=studio.card.min_length,
-                        max_length=studio.card.max_length,
                     )
-                    done += [to_frames(studio.weights.codec.decode(latent)) for latent in latents]
+                    codec = studio.weights.codec
+                    done += [to_frames(codec.decode(latent)) for latent in finished(steps)]
                 bar.update(len(part))
         return done
 
