@@ -67,6 +67,7 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
              "--image-steps", 1, "--draws", 3, "--clips", 7, "--sampling-steps", 1]  # fmt: skip
     out = printed("comparison.py", *words, "--steps", 4, "--tables", "late", "interp")
     assert "| late 0.25 | 0 | " in out
+    assert "| +0 (+0 to +0) | " in out, "the first row's distance over itself"
     kept = sorted(path.name for path in (run / "plain-seed0").glob("model-*.safetensors"))
     assert kept == ["model-1.safetensors", "model-2.safetensors", "model-4.safetensors"]
     arm = checkpoint.read_card(run / "causal=True,process=autoregressive-seed0/model-4.safetensors")
