@@ -115,7 +115,7 @@ TABLES: dict[str, list[Arm]] = {
     "starts": [Arm(f"start frames: {count}", _but(1, num_start=count)) for count in (1, 3, 5)],
     "schedules": [
         Arm(name, _but("linear", schedule=name))
-        for name in ("linear", "cosine", "power:2", "power:0.5")
+        for name in ("linear", "power:0.25", "power:0.5", "cosine", "power:2")
     ],
     "controls": [
         *(
