@@ -32,7 +32,7 @@ from flowcept.errors import UserError
 from flowcept.features import ClipFeatures, FeatureNetwork, load_features
 from flowcept.process import draw, draw_context
 from flowcept.request import from_nothing, request
-from flowcept.sampler import Given, clip_generator, finished
+from flowcept.sampler import Given, clip_generator, latents_of
 from flowcept.settings import ContextMixture, SampleConfig
 
 BATCH = 16  # clips sampled at once
@@ -128,7 +128,7 @@ class Evaluation:
                     [clip_generator(self.seed + i) for i in part],
                     self.config,
                 )
-                for i, latent_FCHW in zip(part, finished(steps), strict=True):
+                for i, latent_FCHW in zip(part, latents_of(steps), strict=True):
                     image_FCHW = self.weights.codec.decode(latent_FCHW).float().cpu()
                     made.append(Clip(image_FCHW.clone(), captions[i]))
             self.progress(what, len(made), len(given))

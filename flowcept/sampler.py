@@ -86,10 +86,10 @@ def sample(
 ) -> list[Tensor]:
     """The latents ``[F, C, H, W]`` of each clip; see ``sample_steps``."""
     bounds = {"min_length": min_length, "max_length": max_length}
-    return finished(sample_steps(model, given, generators, config, process, **bounds))
+    return latents_of(sample_steps(model, given, generators, config, process, **bounds))
 
 
-def finished(steps: Iterable[Step]) -> list[Tensor]:
+def latents_of(steps: Iterable[Step]) -> list[Tensor]:
     """The latents ``[F, C, H, W]`` of each clip once all steps are done."""
     done: dict[int, Tensor] = {}
     for step in steps:

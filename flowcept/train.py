@@ -52,7 +52,7 @@ from flowcept.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
 from flowcept.request import from_nothing, request
-from flowcept.sampler import clip_generator, finished
+from flowcept.sampler import clip_generator, latents_of
 from flowcept.settings import (
     OF_THE_MODEL,
     PRESETS,
@@ -794,7 +794,7 @@ class Trainer:
             given = [from_nothing(self.card, self.device)] * count
             generators = [clip_generator(i) for i in range(count)]
             steps = request(weights, given, prompts, [""] * count, generators, settings)
-            latents = finished(steps)
+            latents = latents_of(steps)
         pictures = [data.to_frames(self.codec.decode(latent)) for latent in latents]
         (self.run / "samples").mkdir(exist_ok=True)
         labels = [prompt or "(no prompt)" for prompt in prompts]

@@ -41,8 +41,8 @@ from flowcept import checkpoint, metrics, tasks, theatre
 from flowcept.data import to_frames, to_images
 from flowcept.device import autocast
 from flowcept.evaluate import BEST, QUARTERS, quarter
-from flowcept.request import from_nothing, request
-from flowcept.sampler import Given, clip_generator, finished
+from flowcept.request import request
+from flowcept.sampler import clip_generator, latents_of
 from flowcept.settings import SOLVERS, SampleConfig, defaults
 from flowcept.theatre import Scene
 
@@ -92,15 +92,7 @@ class Bench:
                 part = jobs[start : start + BATCH]
                 with autocast(studio.device, studio.dtype), torch.inference_mode():
                     given = [
-                        replace(
-                            from_nothing(studio.card)
-                            if job.given_FHW3 is None
-                            else Given(
-                                studio.weights.codec.encode(to_images(job.given_FHW3)).float(),
-                                job.gaps,
-                            ),
-                            missing=job.missing,
-                        )
+                        replace(studio._given(job.given_FHW3, job.gaps), missing=job.missing)
                         for job in part
                     ]
                     steps = request(
@@ -112,7 +104,7 @@ class Bench:
                         settings,
                     )
                     codec = studio.weights.codec
-                    done += [to_frames(codec.decode(latent)) for latent in finished(steps)]
+                    done += [to_frames(codec.decode(latent)) for latent in latents_of(steps)]
                 bar.update(len(part))
         return done
 
