@@ -199,6 +199,7 @@ def _check_size(card: Card, path: Path) -> None:
     channels = network.cell_channels
     least += 18 * network.cells * network.channels
     least += 40 * network.cell_depth * sum(c**2 for c in channels)
+    least += 18 * network.between * network.cells**2
     larger = [*channels[1:], network.hidden]
     merges = zip(network.merges, channels, larger, strict=True)
     least += sum(2 * side**2 * c * merged for side, c, merged in merges)

@@ -15,6 +15,7 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Role(IntEnum):
@@ -64,6 +65,14 @@ class FrameState:
     def flowing_F(self) -> Tensor:
         """Generated frames that still move."""
         return ~self.given_F & (self.time_F < 1)
+
+    @property
+    def between_F(self) -> Tensor:
+        """Flowing frames of which both neighbours are finished."""
+        finished_F = F.pad((self.time_F >= 1).long(), (1, 1)).bool()
+        clip_F = F.pad(self.clip_F, (1, 1), value=-1)
+        both_F = finished_F[:-2] & finished_F[2:]
+        return self.flowing_F & both_F & (clip_F[:-2] == clip_F[2:])
 
     @property
     def given_F(self) -> Tensor:

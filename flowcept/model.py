@@ -20,7 +20,8 @@ to say what the words would: so a picture without words still tells all frames a
 A patch is coarse: a thing's outline crosses it anywhere. So latent cells become patches, and
 patches velocities, by convolutions (``Cells``) within each frame, which also see the same place in
 the visible frame before and after: the blocks say what is where and how it moves, the convolutions
-how it looks there, and that it still looks so in the next frame.
+how it looks there, and that it still looks so in the next frame. A frame between two finished ones
+has more convolutions over those two (``Between``).
 
 Shape suffixes: F frames of all clips, B clips, R rows (clip row, then its frames, clip by clip),
 P tokens per row, D width, N heads, E head width, C H W a latent, S prompt tokens, V their width,
@@ -62,6 +63,7 @@ class ModelConfig:
     patch: int = 4  # latent cells along each side of a patch
     cells: int = 64  # channels of a latent cell; larger cells, on the way to a patch, have more
     cell_depth: int = 2  # convolution blocks at each size of cells, before and after the blocks
+    between: int = 0  # convolution blocks over the two frames that one lies between; 0: none
     mlp_ratio: int = 4
     window: int = 0  # a frame sees frames within this distance; 0: all frames
     causal: bool = False  # a frame sees none after it, and the clip's row no frame
@@ -74,8 +76,8 @@ class ModelConfig:
             raise ValueError("hidden must be heads times a multiple of 8")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError("the latent's height and width must be multiples of the patch")
-        if self.window < 0 or self.max_count < 0 or self.cell_depth < 0:
-            raise ValueError("window, max_count and cell_depth must not be negative")
+        if min(self.window, self.max_count, self.cell_depth, self.between) < 0:
+            raise ValueError("window, max_count, cell_depth and between must not be negative")
 
     @property
     def patches(self) -> int:
@@ -302,7 +304,7 @@ def filmed(layer: nn.Linear, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
     return modulated(x_FHWC, shift, scale)
 
 
-def convolve(layer: nn.Conv2d, x_FHWC: Tensor) -> Tensor:
+def convolve(layer: nn.Module, x_FHWC: Tensor) -> Tensor:
     """A convolution of cells that have their channels last, as they stay in memory."""
     y_FCHW: Tensor = layer(x_FHWC.permute(0, 3, 1, 2))
     return y_FCHW.permute(0, 2, 3, 1)
@@ -401,6 +403,44 @@ class CellBlocks(nn.ModuleList):
         return x_FHWC
 
 
+class Between(nn.Module):
+    """What a frame between two finished ones may look like, from those two alone, as cells.
+
+    A frame just inserted is noise, so that all that is known of how it looks stands beside it; to
+    carry that along a motion takes more convolutions than a look at the same place.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.cells
+        self.first = nn.Conv2d(2 * config.channels, channels, 3, padding=1)
+        self.into = nn.ModuleList(_same(channels) for _ in range(config.between))
+        self.back = nn.ModuleList(_same(channels) for _ in range(config.between))
+        self.out = nn.Linear(channels, channels)
+        _silence(self.out, *self.back)
+
+    def features(self, before_FCHW: Tensor, after_FCHW: Tensor) -> Tensor:
+        """Cells ``[F, H, W, cells]`` of frames whose neighbours are given."""
+        x_FHWC = convolve(self.first, torch.cat([before_FCHW, after_FCHW], 1).permute(0, 2, 3, 1))
+        for into, back in zip(self.into, self.back, strict=True):
+            x_FHWC = x_FHWC + convolve(back, F.silu(convolve(into, normed(x_FHWC))))
+        return normed(x_FHWC)
+
+    def forward(self, latent_FCHW: Tensor, between: Tensor) -> Tensor:
+        """What the network adds to the cells of the frames of these numbers."""
+
+        def work(rows: slice) -> Tensor:
+            frame = between[rows]
+            y_FHWC: Tensor = self.out(self.features(latent_FCHW[frame - 1], latent_FCHW[frame + 1]))
+            return y_FHWC
+
+        return by_parts(work, latent_FCHW[:1].expand(len(between), *latent_FCHW.shape[1:]))
+
+
+def _same(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1)
+
+
 class Cells(nn.Module):
     """From latents to patches and from patches to velocities, by way of cells of growing size.
 
@@ -427,11 +467,14 @@ class Cells(nn.Module):
         self.velocity = nn.Conv2d(channels[0], config.channels, 3, padding=1)
         _silence(self.film, self.velocity)
 
+    def of_latents(self, latent_FCHW: Tensor) -> Tensor:
+        """Cells of the finest size."""
+        return convolve(self.first, latent_FCHW.permute(0, 2, 3, 1))
+
     def to_patches(
-        self, latent_FCHW: Tensor, condition_FD: Tensor, neighbours: Neighbours
+        self, x_FHWC: Tensor, condition_FD: Tensor, neighbours: Neighbours
     ) -> tuple[Tensor, list[Tensor]]:
-        """Patches ``[F, H, W, D]`` of the latents, and the cells of each size before them."""
-        x_FHWC = convolve(self.first, latent_FCHW.permute(0, 2, 3, 1))
+        """Patches ``[F, H, W, D]`` of the finest cells, and the cells of each size before them."""
         cells = []
         for side, blocks, merge in zip(self.sides, self.down, self.merge, strict=True):
             x_FHWC = blocks(x_FHWC, condition_FD, neighbours)
@@ -483,6 +526,8 @@ class Network(nn.Module):
         width = config.hidden
         rows, columns = config.height // config.patch, config.width // config.patch
         self.cells = Cells(config)
+        sees_both = config.between and not config.causal
+        self.between = Between(config) if sees_both else None
         self.row_place = nn.Parameter(torch.randn(rows, 1, width) * 0.02)
         self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
         self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
@@ -574,7 +619,7 @@ class Network(nn.Module):
         neighbours = Neighbours.of(whole.index_F, causal=self.config.causal, cache=cache)
         condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
         patch_FHWD, cells = self.cells.to_patches(
-            state.latent_FCHW, condition_RD[frame_rows], neighbours
+            self._cells(whole, state, cache), condition_RD[frame_rows], neighbours
         )
         seen_BV = self.read(state, patch_FHWD)
         if cache is not None:
@@ -614,6 +659,17 @@ class Network(nn.Module):
             count_logits_BK=missing_logits(self.count(clip_BD).float(), whole, self.process),
             seen_BV=seen_BV,
         )
+
+    def _cells(self, whole: FrameState, state: FrameState, cache: Cache | None) -> Tensor:
+        """Finest cells of the frames that are evaluated, ``state``, among all, ``whole``."""
+        x_FHWC = self.cells.of_latents(state.latent_FCHW)
+        if self.between is None or x_FHWC.is_meta:  # memory is counted of frames without such
+            return x_FHWC
+        between_F, awake_F = whole.between_F, None if cache is None else cache.awake_F
+        own = (between_F if awake_F is None else between_F[awake_F]).nonzero().flatten()
+        frame = own if awake_F is None else awake_F[own]
+        added_FHWC = self.between(whole.latent_FCHW, frame)
+        return x_FHWC.index_add(0, own, added_FHWC.to(x_FHWC.dtype))
 
     def read(self, state: FrameState, patch_FHWD: Tensor) -> Tensor:
         """What the given frames of each clip say, as a token of a prompt; nothing without any."""

@@ -155,6 +155,9 @@ class TrainConfig:
     patch: int = setting(4, "latent cells along each side of a patch")
     cells: int = setting(64, "channels of the convolutions over latent cells")
     cell_depth: int = setting(2, "convolution blocks at each size of cells, down and up")
+    between: int = setting(
+        0, "convolution blocks for frames between two finished ones, from those two; 0: none"
+    )
     window: int = setting(0, "frames within this distance are seen; 0: all")
     causal: bool = setting(False, "frames see earlier ones only (autoregressive)")
     text_width: int = setting(192, "width of the prompt encoder")
@@ -219,7 +222,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 0 and under 1")
         numbers = ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight")
-        for name in (*numbers, "warmup", "window", "cell_depth", "codec_steps"):
+        for name in (*numbers, "warmup", "window", "cell_depth", "between", "codec_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be a number and at least 0")
         if self.causal and self.process != "autoregressive":
@@ -287,6 +290,6 @@ RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every
 # What a model to go on from has settled.
 OF_THE_MODEL = (
     *("codec", "compression", "codec_channels", "codec_width", "codec_steps", "codec_rate"),
-    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "window", "causal"),
+    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "between", "window", "causal"),
     *("text_width", "text_depth", "text_source"),
 )

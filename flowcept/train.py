@@ -347,6 +347,7 @@ def _network_config(
         patch=config.patch,
         cells=config.cells,
         cell_depth=config.cell_depth,
+        between=config.between,
         window=config.window,
         causal=config.causal,
     )

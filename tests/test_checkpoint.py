@@ -555,6 +555,7 @@ def test_a_missing_part_of_the_card_is_named(changed, name):
         ("network", "depth", 10**9),
         ("network", "cells", 10**6),
         ("network", "cell_depth", 10**9),
+        ("network", "between", 10**9),
         ("text", "tokens", 10**10),
         ("text", "max_bytes", 10**11),
         ("text", "width", 12 * 10**8),

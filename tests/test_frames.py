@@ -46,6 +46,18 @@ def test_flowing_and_open_follow_role_and_time() -> None:
     assert state.open_F.tolist() == [True, True, True, False]
 
 
+def test_between_are_flowing_frames_beside_finished_ones_of_their_clip() -> None:
+    state = FrameState(
+        torch.zeros(9, 1, 1, 1),
+        torch.tensor([1.0, 0.9, 1.0, 0.5, 0.0, 1.0, 1.0, 0.2, 1.0]),
+        torch.tensor([Role.ACTIVE, 0, 0, 0, 0, Role.PASSIVE, Role.PASSIVE, 0, Role.PASSIVE]),
+        torch.zeros(3),
+        torch.ones(3, dtype=torch.bool),
+        (6, 1, 2),  # what flows in the last clip has no frame before it
+    )
+    assert state.between_F.nonzero().flatten().tolist() == [1]
+
+
 def test_select_takes_concat_apart() -> None:
     parts = [make((2,)), make((0,), 10), make((3,), 20)]
     whole = frames.concat(parts)

@@ -23,7 +23,7 @@ from flowcept.settings import SampleConfig
 
 SMALL = ModelConfig(
     channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2,
-    patch=2, cells=8,
+    patch=2, cells=8, between=1,
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def close(a: Tensor, b: Tensor, msg: str | None = None) -> None:
 def clip(length: int, seed: int) -> FrameState:
     generator = torch.Generator().manual_seed(seed)
     given = torch.rand(length, generator=generator) < 0.3
+    given[1:4] = torch.tensor([True, False, True])[: max(length - 1, 0)]  # one between two
     roles = torch.where(given, torch.randint(1, 3, (length,), generator=generator), 0)
     time = torch.rand(length, generator=generator)
     return FrameState(
@@ -375,6 +376,7 @@ def test_content_means_nothing_but_itself() -> None:
         {"heads": 0},
         {"cells": 0},
         {"cell_depth": -1},
+        {"between": -1},
     ],
 )
 def test_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
@@ -430,6 +432,31 @@ def test_convolutions_see_their_frame_and_those_beside_it(cell_depth: int) -> No
         for frame, own in enumerate(state.clip_F):
             seen = own == state.clip_F[changed] and abs(frame - changed) <= reach
             assert differs[frame].all() if seen else not differs[frame].any()
+
+
+def test_what_lies_between_two_finished_frames_sees_those_two() -> None:
+    """With all else silent, and a look at nothing further; other frames see their own alone."""
+    torch.manual_seed(0)
+    net = Network(replace(SMALL, cell_depth=0, between=2), ProcessConfig()).eval()
+    assert net.between is not None
+    with torch.no_grad():
+        for parameter in (*net.cells.parameters(), *net.between.parameters()):
+            parameter.copy_(torch.randn_like(parameter) * 0.25)
+    state = frames.concat([CLIPS[0], CLIPS[2]])
+    prompt = concat_prompts([PROMPTS[0], PROMPTS[2]])
+    between = state.between_F.nonzero().flatten().tolist()
+    assert between == [2, 6]
+    before = net(state, prompt).velocity_FCHW
+    for changed in range(sum(state.lengths)):
+        changed_FCHW = state.latent_FCHW.clone()
+        changed_FCHW[changed] += 1
+        after = net(replace(state, latent_FCHW=changed_FCHW), prompt).velocity_FCHW
+        differs = (before != after).flatten(1)
+        for frame in range(sum(state.lengths)):
+            seen = frame == changed or (frame in between and abs(frame - changed) == 1)
+            assert differs[frame].all() if seen else not differs[frame].any()
+    causal = Network(replace(SMALL, causal=True), ProcessConfig())
+    assert causal.between is None, "it would see what comes later"
 
 
 def test_neighbours_are_the_frames_beside_in_the_same_clip() -> None:

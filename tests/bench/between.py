@@ -1,0 +1,146 @@
+"""Teach a model's ``Between`` alone what a frame between two looks like, before all is trained on.
+
+flowcept theatre scenes --clips 10000 --seed 300
+python tests/bench/between.py theatre scenes -o start.safetensors --cache cache --minutes 25
+flowcept train scenes -o run --init start.safetensors ...
+
+In a training step of the whole network about one frame in ten lies between two finished ones; here
+all do, and nothing else is computed: about twenty times as many for the same work. They are
+convolutions from the latents of two frames to that of the frame between, under a layer that is
+thrown away; their output in the network is left at zero, or as it was. ``model`` may have none yet.
+
+Printed: latent error, and PSNR over linear blending of clips that were held out. Half of the time
+the learning rate falls to 0. Shape suffixes as in ``flowcept.model``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import machine
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowcept import checkpoint, data, metrics
+from flowcept.codec import Codec
+from flowcept.data import DataConfig, FrameStore, LatentStore
+from flowcept.model import Between, ModelConfig, Network, convolve
+
+BATCH = 32
+HELD_OUT = 64  # clips
+
+
+def grown(weights: checkpoint.Weights, between: int) -> checkpoint.Weights:
+    """The same model with convolutions between frames, which say nothing yet."""
+    config = replace(weights.card.network, between=between)
+    network = Network(config, weights.card.process)
+    missing, unknown = network.load_state_dict(weights.network.state_dict(), strict=False)
+    assert not unknown and all(name.startswith("between.") for name in missing)
+    return replace(weights, network=network, card=replace(weights.card, network=config))
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Clips to learn from, and others."""
+
+    known_FCHW: Tensor  # latents of all clips, float16
+    inner: Tensor  # numbers of those that are neither first nor last in their clip
+    held: list[tuple[Tensor, Tensor]]  # images and latents
+
+
+def read(folder: Path, weights: checkpoint.Weights, cache: Path) -> Scenes:
+    described = DataConfig(weights.card.size)
+    images = FrameStore(data.scan(folder, described), described, cache)
+    latents = LatentStore(images, weights.codec, cache, device="cpu", dtype=torch.bfloat16)
+    clips = [latents.latent(i) for i in range(len(latents))]
+    ends = itertools.accumulate(map(len, clips[HELD_OUT:]), initial=0)
+    inner = [torch.arange(a + 1, b - 1) for a, b in itertools.pairwise(ends)]
+    held = [(data.to_images(images.rows(i)), clips[i]) for i in range(HELD_OUT)]
+    return Scenes(torch.cat(clips[HELD_OUT:]).half(), torch.cat(inner), held)
+
+
+class Guess(nn.Module):
+    """The latent of a frame from those beside it; only the last layer is not the network's."""
+
+    def __init__(self, between: Between, config: ModelConfig) -> None:
+        super().__init__()
+        self.between = between
+        self.last = nn.Conv2d(config.cells, config.channels, 3, padding=1)
+
+    def forward(self, before_FCHW: Tensor, after_FCHW: Tensor) -> Tensor:
+        x_FHWC = self.between.features(before_FCHW, after_FCHW)
+        return convolve(self.last, x_FHWC).permute(0, 3, 1, 2).float()
+
+
+@torch.no_grad()
+def gain(guess: Guess, codec: Codec, scenes: Scenes) -> float:
+    """PSNR of every second frame over linear blending, decibels."""
+    gains = []
+    for image_FCHW, latent_FCHW in scenes.held:
+        last = len(latent_FCHW) - 1 + len(latent_FCHW) % 2
+        real, given = image_FCHW[1:last:2], image_FCHW[:last:2]
+        made = codec.decode(guess(latent_FCHW[: last - 2 : 2], latent_FCHW[2:last:2]))
+        blend = (given[:-1] + given[1:]) / 2
+        gains.append(metrics.psnr(made, real) - metrics.psnr(blend, real))
+    return fmean(gains)
+
+
+def teach(guess: Guess, codec: Codec, scenes: Scenes, options: argparse.Namespace) -> None:
+    optimiser = torch.optim.AdamW(guess.parameters(), options.learning_rate, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(options.seed)
+    begun, step, total = time.process_time(), 0, 0.0
+    while (share := (time.process_time() - begun) / 60 / options.minutes) < 1:
+        rate = options.learning_rate * min(1, step / 50) * min(1, 2 * (1 - share))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        chosen = torch.randint(len(scenes.inner), (BATCH,), generator=generator)
+        middle = scenes.inner[chosen]
+        sides = [scenes.known_FCHW[middle + side].float() for side in (-1, 1)]
+        with torch.autocast("cpu", torch.bfloat16):
+            made_FCHW = guess(*(sides if step % 2 else sides[::-1]))  # backwards as well
+        loss = F.mse_loss(made_FCHW, scenes.known_FCHW[middle].float())
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(guess.parameters(), 1.0)
+        optimiser.step()
+        step, total = step + 1, total + float(loss.detach())
+        if step % 500 == 0:
+            decibels = gain(guess, codec, scenes)
+            print(f"step {step}, {share:.0%}: error {total / 500:.4f}, {decibels:+.2f} dB")
+            total = 0.0
+    decibels = gain(guess, codec, scenes)
+    print(f"step {step}: {decibels:+.2f} dB over linear blending, {HELD_OUT} held-out clips")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="of frames and latents")
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--minutes", type=float, default=25, help="of processor time")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    weights = checkpoint.load(checkpoint.find(options.model))
+    if weights.network.between is None:
+        weights = grown(weights, options.blocks)
+    between = weights.network.between
+    assert between is not None
+    scenes = read(options.data, weights, options.cache)
+    print(machine.described())
+    print(f"{len(scenes.inner)} frames between two, seed {options.seed}")
+    guess = Guess(between, weights.card.network).to(memory_format=torch.channels_last)
+    teach(guess, weights.codec, scenes, options)
+    checkpoint.save(weights, options.output)
+
+
+if __name__ == "__main__":
+    main()
