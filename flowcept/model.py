@@ -65,6 +65,7 @@ class ModelConfig:
     cell_depth: int = 2  # convolution blocks at each size of cells, before and after the blocks
     between: int = 0  # convolution blocks over the two frames that one lies between; 0: none
     mlp_ratio: int = 4
+    place: bool = False  # a frame is told its index among the visible ones
     window: int = 0  # a frame sees frames within this distance; 0: all frames
     causal: bool = False  # a frame sees none after it, and the clip's row no frame
 
@@ -99,6 +100,7 @@ class ModelConfig:
 
 INDEX_PERIOD = 1000.0  # frames: the slowest rotary wave; clips of that length stay distinguishable
 PLACE_PERIOD = 100.0  # patches along a side
+PLACES = 64.0  # frames: index over this is told like a time, which keeps neighbours well apart
 TIME_WAVES = 128  # sines, and as many cosines, that describe a flow time in [0, 1]
 
 
@@ -535,6 +537,7 @@ class Network(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(2 * TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width)
         )
+        self.place = nn.Linear(2 * TIME_WAVES, width) if config.place else None
         self.frame_role = nn.Embedding(3, width)  # by Role
         self.clip_role = nn.Embedding(2, width)  # first gap closed, open
         self.prompt_sum = nn.Linear(config.text_width, width)
@@ -549,6 +552,8 @@ class Network(nn.Module):
         nn.init.normal_(self.frame_role.weight, std=0.02)
         nn.init.normal_(self.clip_role.weight, std=0.02)
         zeroed = (self.modulation, self.final, self.count)  # gates start closed
+        if self.place is not None:
+            nn.init.normal_(self.place.weight, std=0.02)
         _silence(*zeroed, self.log_missing, self.log_missing_first, self.seen)
         self.checkpoint_blocks = False  # trade time for memory in training
         self.attend: Attend = attend_cached
@@ -617,7 +622,9 @@ class Network(nn.Module):
             state = frames.only(state, cache.awake_F, cache.awake_lengths)
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
         neighbours = Neighbours.of(whole.index_F, causal=self.config.causal, cache=cache)
-        condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
+        awake_F = None if cache is None else cache.awake_F
+        index_F = whole.index_F if awake_F is None else whole.index_F[awake_F]
+        condition_RD = F.silu(self._condition(state, index_F, prompt, clip_rows, frame_rows))
         patch_FHWD, cells = self.cells.to_patches(
             self._cells(whole, state, cache), condition_RD[frame_rows], neighbours
         )
@@ -626,12 +633,12 @@ class Network(nn.Module):
             seen_BV = cache.seen_BV = seen_BV if cache.seen_BV is None else cache.seen_BV
         prompt = _with_token(prompt, seen_BV.detach())  # it is taught by words alone
         prompt_S1D = prompt.token_SD[:, None]
-        condition_RD = F.silu(self._condition(state, prompt, clip_rows, frame_rows))
+        condition_RD = F.silu(self._condition(state, index_F, prompt, clip_rows, frame_rows))
         condition_FD = condition_RD[frame_rows]
         x_RPD = self._embed(patch_FHWD, clip_rows, frame_rows)
         modulation_R16D = self.modulation(condition_RD).unflatten(-1, (1, 6, -1))
         modulation_R16D = modulation_R16D.to(x_RPD.dtype)
-        layout = self._layout(whole, state, prompt, frame_rows, x_RPD.dtype, cache)
+        layout = self._layout(whole, state, index_F, prompt, frame_rows, x_RPD.dtype, cache)
         for block in self.blocks:
             if self.checkpoint_blocks and self.training:
                 x_RPD = checkpoint(
@@ -645,11 +652,9 @@ class Network(nn.Module):
         patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
         velocity_FCHW = self.cells.to_velocity(patch_FHWD, cells, condition_FD, neighbours)
         log_missing_F = self.log_missing(frame_FPD[:, 0])[:, 0].float()
-        if cache is not None and cache.awake_F is not None:
+        if awake_F is not None:
             velocity_FCHW, log_missing_F = (
-                said.new_zeros(len(whole.time_F), *said.shape[1:]).index_copy_(
-                    0, cache.awake_F, said
-                )
+                said.new_zeros(len(whole.time_F), *said.shape[1:]).index_copy_(0, awake_F, said)
                 for said in (velocity_FCHW, log_missing_F)
             )
         return Prediction(
@@ -684,6 +689,7 @@ class Network(nn.Module):
         self,
         whole: FrameState,
         state: FrameState,
+        index_F: Tensor,
         prompt: PromptTokens,
         frame_rows: Tensor,
         dtype: torch.dtype,
@@ -691,14 +697,13 @@ class Network(nn.Module):
     ) -> Layout:
         """Of the frames that are evaluated, ``state``, among all, ``whole``."""
         config, device = self.config, state.latent_FCHW.device
-        awake_F = None if cache is None else cache.awake_F
         rows, columns = config.height // config.patch, config.width // config.patch
         grid_PA = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
         middle = torch.tensor([[(rows - 1) / 2, (columns - 1) / 2]])
         place_PA = torch.cat([middle, grid_PA]).to(device)
         num_rows = len(state.lengths) + len(frame_rows)
         index_R = torch.full((num_rows,), -1.0, device=device)
-        index_R[frame_rows] = (whole.index_F if awake_F is None else whole.index_F[awake_F]).float()
+        index_R[frame_rows] = index_F.float()
         position_RPA = torch.cat(
             [
                 index_R[:, None, None].expand(-1, len(place_PA), 1),
@@ -722,7 +727,12 @@ class Network(nn.Module):
         )
 
     def _condition(
-        self, state: FrameState, prompt: PromptTokens, clip_rows: Tensor, frame_rows: Tensor
+        self,
+        state: FrameState,
+        index_F: Tensor,
+        prompt: PromptTokens,
+        clip_rows: Tensor,
+        frame_rows: Tensor,
     ) -> Tensor:
         time = torch.cat([state.tau_B.clamp(0, 1), state.time_F])
         role = torch.cat([self.clip_role(state.open_first_B.long()), self.frame_role(state.role_F)])
@@ -732,6 +742,9 @@ class Network(nn.Module):
         told = torch.cat([prompt_BD, prompt_BD[state.clip_F]])
         back = torch.cat([clip_rows, frame_rows]).argsort()
         condition_RD: Tensor = self.time(waves(time)) + role + told
+        if self.place is not None:
+            place_FD = self.place(waves(index_F / PLACES)).to(condition_RD.dtype)
+            condition_RD = condition_RD + F.pad(place_FD, (0, 0, len(clip_rows), 0))
         return condition_RD[back]
 
     def _embed(self, patch_FHWD: Tensor, clip_rows: Tensor, frame_rows: Tensor) -> Tensor:

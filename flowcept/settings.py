@@ -158,6 +158,7 @@ class TrainConfig:
     between: int = setting(
         0, "convolution blocks for frames between two finished ones, from those two; 0: none"
     )
+    place: bool = setting(False, "frames are told their place; clips over the longest are then new")
     window: int = setting(0, "frames within this distance are seen; 0: all")
     causal: bool = setting(False, "frames see earlier ones only (autoregressive)")
     text_width: int = setting(192, "width of the prompt encoder")
@@ -290,6 +291,6 @@ RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every
 # What a model to go on from has settled.
 OF_THE_MODEL = (
     *("codec", "compression", "codec_channels", "codec_width", "codec_steps", "codec_rate"),
-    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "between", "window", "causal"),
-    *("text_width", "text_depth", "text_source"),
+    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "between", "place", "window"),
+    *("causal", "text_width", "text_depth", "text_source"),
 )

@@ -348,6 +348,7 @@ def _network_config(
         cells=config.cells,
         cell_depth=config.cell_depth,
         between=config.between,
+        place=config.place,
         window=config.window,
         causal=config.causal,
     )

@@ -23,7 +23,7 @@ from flowcept.settings import SampleConfig
 
 SMALL = ModelConfig(
     channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2,
-    patch=2, cells=8, between=1,
+    patch=2, cells=8, between=1, place=True,
 )  # fmt: skip
 
 
@@ -457,6 +457,24 @@ def test_what_lies_between_two_finished_frames_sees_those_two() -> None:
             assert differs[frame].all() if seen else not differs[frame].any()
     causal = Network(replace(SMALL, causal=True), ProcessConfig())
     assert causal.between is None, "it would see what comes later"
+
+
+@pytest.mark.parametrize("place", [False, True])
+def test_a_frame_is_told_its_place(place: bool) -> None:
+    """Equal frames say the same where nothing but their place can tell them apart, or not."""
+    torch.manual_seed(0)
+    net = Network(replace(SMALL, cell_depth=0, between=0, place=place), ProcessConfig()).eval()
+    with torch.no_grad():
+        for parameter in net.cells.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.25)
+    state = frames.select(CLIPS[0], [0])
+    same = torch.zeros(4, dtype=torch.long)
+    state = replace(
+        state, latent_FCHW=state.latent_FCHW[same], time_F=state.time_F[same], role_F=same
+    )
+    first, *others = net(state, PROMPTS[0]).velocity_FCHW
+    for other in others:
+        assert torch.equal(first, other) is not place
 
 
 def test_neighbours_are_the_frames_beside_in_the_same_clip() -> None:

@@ -8,7 +8,7 @@ python tests/bench/ring.py --run run-ring --steps 415                  # clips s
 python tests/bench/ring.py --run run-ring --steps 5000 --clips 30000   # until it is learned
 
 With ``--schedule power:0.5 --shift 4`` frames appear early and stay noise for longer, so that all
-are there before what they show is settled.
+are there before what they show is settled; ``--place`` tells each frame its index.
 
 A run that is cut goes on where it stopped. Printed: total variation of 512 lengths, the share on
 valid lengths, and the rule error (root mean square over pixels in 0..1, against the best of the
@@ -89,10 +89,10 @@ def write_data(folder: Path, clips: int, seed: int) -> None:
     scratch.rename(folder)
 
 
-def config(steps: int, seed: int, **process: Any) -> TrainConfig:
+def config(steps: int, seed: int, **chosen: Any) -> TrainConfig:
     """A network of about as many weights as published (7.4 million), about 32 clips a step."""
     return TrainConfig(
-        **process,
+        **chosen,
         size="3",
         codec="pixels",
         patch=3,
@@ -143,12 +143,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schedule", default="linear", help="when frames appear")
     parser.add_argument("--shift", type=float, default=1.0, help="over 1: they stay noise longer")
+    parser.add_argument("--place", action="store_true", help="frames are told their place")
     options = parser.parse_args()
     folder = options.run.with_name(options.run.name + "-data")
     write_data(folder, options.clips, options.seed)
     resume = (options.run / "config.toml").exists()
-    process = {"schedule": options.schedule, "shift": options.shift}
-    settings = config(options.steps, options.seed, **process)
+    chosen = {name: getattr(options, name) for name in ("schedule", "shift", "place")}
+    settings = config(options.steps, options.seed, **chosen)
     model = train.train(folder, options.run, settings, resume=resume)
     weights = checkpoint.load(model)
     size = sum(p.numel() for p in weights.network.parameters()) / 1e6
@@ -157,7 +158,7 @@ def main() -> None:
     print(machine.described())
     print(f"network of {size:.1f} million weights, {options.steps} steps, about {seen:.0f} clips, ")
     shuffled = shuffled_error(options.seed)
-    print(f"{process}, seed {options.seed}; rule error of shuffled real clips {shuffled:.3f}")
+    print(f"{chosen}, seed {options.seed}; rule error of shuffled real clips {shuffled:.3f}")
     truth = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
     bars: dict[str, dict[int, float]] = {"truth": truth}
     for steps in (50, 10):
