@@ -472,9 +472,10 @@ def test_a_frame_is_told_its_place(place: bool) -> None:
     state = replace(
         state, latent_FCHW=state.latent_FCHW[same], time_F=state.time_F[same], role_F=same
     )
-    first, *others = net(state, PROMPTS[0]).velocity_FCHW
+    with torch.no_grad():
+        first, *others = net(state, PROMPTS[0]).velocity_FCHW
     for other in others:
-        assert torch.equal(first, other) is not place
+        assert (float((first - other).abs().max()) > 1e-3) is place  # rounding apart
 
 
 def test_neighbours_are_the_frames_beside_in_the_same_clip() -> None:
