@@ -79,6 +79,8 @@ class ModelConfig:
             raise ValueError("the latent's height and width must be multiples of the patch")
         if min(self.window, self.max_count, self.cell_depth, self.between) < 0:
             raise ValueError("window, max_count, cell_depth and between must not be negative")
+        if self.between and self.causal:
+            raise ValueError("between looks at a later frame, which a causal network must not see")
 
     @property
     def patches(self) -> int:
@@ -428,15 +430,16 @@ class Between(nn.Module):
             x_FHWC = x_FHWC + convolve(back, F.silu(convolve(into, normed(x_FHWC))))
         return normed(x_FHWC)
 
-    def forward(self, latent_FCHW: Tensor, between: Tensor) -> Tensor:
-        """What the network adds to the cells of the frames of these numbers."""
+    def forward(self, x_FHWC: Tensor, own: Tensor, latent_FCHW: Tensor, frame: Tensor) -> Tensor:
+        """Cells, with more for those numbered ``own``, which are ``frame`` among all latents."""
 
         def work(rows: slice) -> Tensor:
-            frame = between[rows]
-            y_FHWC: Tensor = self.out(self.features(latent_FCHW[frame - 1], latent_FCHW[frame + 1]))
-            return y_FHWC
+            before_FCHW, after_FCHW = latent_FCHW[frame[rows] - 1], latent_FCHW[frame[rows] + 1]
+            y_FHWC: Tensor = self.out(self.features(before_FCHW, after_FCHW))
+            return y_FHWC.to(x_FHWC.dtype)
 
-        return by_parts(work, latent_FCHW[:1].expand(len(between), *latent_FCHW.shape[1:]))
+        added_FHWC = by_parts(work, x_FHWC[:1].expand(len(own), -1, -1, -1))
+        return x_FHWC.index_add(0, own, added_FHWC)
 
 
 def _same(channels: int) -> nn.Conv2d:
@@ -528,8 +531,7 @@ class Network(nn.Module):
         width = config.hidden
         rows, columns = config.height // config.patch, config.width // config.patch
         self.cells = Cells(config)
-        sees_both = config.between and not config.causal
-        self.between = Between(config) if sees_both else None
+        self.between = Between(config) if config.between else None
         self.row_place = nn.Parameter(torch.randn(rows, 1, width) * 0.02)
         self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
         self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
@@ -551,9 +553,9 @@ class Network(nn.Module):
         self.count = nn.Linear(width, config.max_count + 1)
         nn.init.normal_(self.frame_role.weight, std=0.02)
         nn.init.normal_(self.clip_role.weight, std=0.02)
-        zeroed = (self.modulation, self.final, self.count)  # gates start closed
         if self.place is not None:
             nn.init.normal_(self.place.weight, std=0.02)
+        zeroed = (self.modulation, self.final, self.count)  # gates start closed
         _silence(*zeroed, self.log_missing, self.log_missing_first, self.seen)
         self.checkpoint_blocks = False  # trade time for memory in training
         self.attend: Attend = attend_cached
@@ -621,12 +623,12 @@ class Network(nn.Module):
             cache.enter(rest.names, state.lengths, rest.resting_F)
             state = frames.only(state, cache.awake_F, cache.awake_lengths)
         clip_rows, frame_rows = _row_numbers(state.lengths, device)
-        neighbours = Neighbours.of(whole.index_F, causal=self.config.causal, cache=cache)
-        awake_F = None if cache is None else cache.awake_F
-        index_F = whole.index_F if awake_F is None else whole.index_F[awake_F]
+        awake_F, index_F = None if cache is None else cache.awake_F, whole.index_F
+        neighbours = Neighbours.of(index_F, causal=self.config.causal, cache=cache)
+        index_F = index_F if awake_F is None else index_F[awake_F]
         condition_RD = F.silu(self._condition(state, index_F, prompt, clip_rows, frame_rows))
         patch_FHWD, cells = self.cells.to_patches(
-            self._cells(whole, state, cache), condition_RD[frame_rows], neighbours
+            self._cells(whole, state, awake_F), condition_RD[frame_rows], neighbours
         )
         seen_BV = self.read(state, patch_FHWD)
         if cache is not None:
@@ -665,16 +667,16 @@ class Network(nn.Module):
             seen_BV=seen_BV,
         )
 
-    def _cells(self, whole: FrameState, state: FrameState, cache: Cache | None) -> Tensor:
+    def _cells(self, whole: FrameState, state: FrameState, awake_F: Tensor | None) -> Tensor:
         """Finest cells of the frames that are evaluated, ``state``, among all, ``whole``."""
         x_FHWC = self.cells.of_latents(state.latent_FCHW)
         if self.between is None or x_FHWC.is_meta:  # memory is counted of frames without such
             return x_FHWC
-        between_F, awake_F = whole.between_F, None if cache is None else cache.awake_F
-        own = (between_F if awake_F is None else between_F[awake_F]).nonzero().flatten()
+        between_F = whole.between_F if awake_F is None else whole.between_F[awake_F]
+        own = between_F.nonzero().flatten()
         frame = own if awake_F is None else awake_F[own]
-        added_FHWC = self.between(whole.latent_FCHW, frame)
-        return x_FHWC.index_add(0, own, added_FHWC.to(x_FHWC.dtype))
+        more_FHWC: Tensor = self.between(x_FHWC, own, whole.latent_FCHW, frame)
+        return more_FHWC
 
     def read(self, state: FrameState, patch_FHWD: Tensor) -> Tensor:
         """What the given frames of each clip say, as a token of a prompt; nothing without any."""

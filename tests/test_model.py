@@ -30,7 +30,8 @@ SMALL = ModelConfig(
 def network(window: int = 0, seed: int = 0, *, causal: bool = False) -> Network:
     """A network whose every weight counts: fresh gates are closed and would hide mistakes."""
     torch.manual_seed(seed)
-    net = Network(replace(SMALL, window=window, causal=causal), ProcessConfig()).eval()
+    config = replace(SMALL, window=window, causal=causal, between=int(not causal))
+    net = Network(config, ProcessConfig()).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.25)
@@ -455,8 +456,8 @@ def test_what_lies_between_two_finished_frames_sees_those_two() -> None:
         for frame in range(sum(state.lengths)):
             seen = frame == changed or (frame in between and abs(frame - changed) == 1)
             assert differs[frame].all() if seen else not differs[frame].any()
-    causal = Network(replace(SMALL, causal=True), ProcessConfig())
-    assert causal.between is None, "it would see what comes later"
+    with pytest.raises(ValueError, match="later frame"):
+        replace(SMALL, causal=True)
 
 
 @pytest.mark.parametrize("place", [False, True])

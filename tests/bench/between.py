@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from flowcept import checkpoint, data, metrics
 from flowcept.codec import Codec
 from flowcept.data import DataConfig, FrameStore, LatentStore
+from flowcept.evaluate import BEST
 from flowcept.model import Between, ModelConfig, Network, convolve
 
 BATCH = 32
@@ -87,7 +88,7 @@ def gain(guess: Guess, codec: Codec, scenes: Scenes) -> float:
         real, given = image_FCHW[1:last:2], image_FCHW[:last:2]
         made = codec.decode(guess(latent_FCHW[: last - 2 : 2], latent_FCHW[2:last:2]))
         blend = (given[:-1] + given[1:]) / 2
-        gains.append(metrics.psnr(made, real) - metrics.psnr(blend, real))
+        gains.append(metrics.psnr(made, real) - min(metrics.psnr(blend, real), BEST))
     return fmean(gains)
 
 
