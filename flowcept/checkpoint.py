@@ -31,6 +31,7 @@ FORMAT = 2  # of the file; of 1 the logits of counts meant something else
 LARGEST_DEPTH = 1000  # blocks; building more would take minutes even without memory
 SIZE_ALLOWANCE = 2**24  # bytes that a card may call for beyond what its file holds
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
+WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 

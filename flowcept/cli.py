@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import json
 import sys
 import warnings
@@ -238,13 +239,20 @@ class Session:
         if shared.quiet:
             warnings.simplefilter("ignore")
 
-    def check_names(self, total: int) -> None:
-        """The names of ``total`` clips where one was given for all."""
+    def check_names(self, total: int, inputs: Sequence[Path] = ()) -> None:
+        """The names of all that is written for ``total`` clips; no input is among them."""
         from flowcept import video
 
-        if self.shared.output is not None and total > 1:
-            for number in range(1, total + 1):
-                video.check_output(_numbered(self.shared.output, number))
+        shared, read = self.shared, {path.resolve() for path in inputs}
+        for path in (shared.output, shared.sheet, shared.trace, shared.preview):
+            if path is None:
+                continue
+            alone = total == 1 or path == shared.preview
+            for name in [path] if alone else [_numbered(path, n + 1) for n in range(total)]:
+                if path == shared.output and not alone:
+                    video.check_output(name)
+                if name.resolve() in read:
+                    raise UserError(f"{name} is what is read: give what is written another name")
 
     def open(self) -> Studio:
         """The model, on its device; this imports torch."""
@@ -284,7 +292,7 @@ class Session:
                 watch=watch,
                 **controls,
             )
-        path = output or shared.output or Path(f"flowcept-{self.command}-{clip.seed}{SUFFIX}")
+        path = output or shared.output or self._new_name(clip)
         several = total > 1 and output is None and shared.output is not None
         if several or str(path) in [result["output"] for result in self.results]:
             path = _numbered(path, number)
@@ -306,6 +314,12 @@ class Session:
                 "notes": notes,
             }
         )
+
+    def _new_name(self, clip: Clip) -> Path:
+        """A name that nobody chose replaces nothing."""
+        first = Path(f"flowcept-{self.command}-{clip.seed}{SUFFIX}")
+        later = (_numbered(first, number) for number in itertools.count(2))
+        return next(path for path in itertools.chain([first], later) if not path.exists())
 
     def say(self, line: str) -> None:
         if not self.shared.quiet and not self.shared.as_json:
@@ -504,7 +518,7 @@ def i2v(
     session = Session("i2v", settings)
     _check_fit(fit)
     picture_HW3 = video.read_image(image)
-    session.check_names(session.shared.count)
+    session.check_names(session.shared.count, [image])
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -548,9 +562,8 @@ def interp(
         fitted = [video.fit(one[None], size, fit)[0] for one in pictures]
         frames_FHW3 = np.concatenate(fitted)
     check_keyframes(SampleConfig(**session.controls), len(frames_FHW3), multi)
-    if fps is not None and not SLOWEST <= fps <= FASTEST:
-        raise UserError(f"{fps:g} frames a second are too many: give --fps up to {FASTEST}")
-    session.check_names(session.shared.count)
+    _check_rate(fps)
+    session.check_names(session.shared.count, keyframes)
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -592,8 +605,9 @@ def extend(
     if context < 1:
         raise UserError(f"--context must be at least 1, not {context}")
     frames_FHW3, rate = video.read_video(clip)
+    _check_rate(session.shared.fps or rate)
     sound = clip if clip.is_file() and video.probe(clip).has_audio else None
-    session.check_names(session.shared.count)
+    session.check_names(session.shared.count, [clip])
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -608,6 +622,12 @@ def extend(
         )
 
     _per_clip(session, call, studio)
+
+
+def _check_rate(fps: float | None) -> None:
+    """Of what is to be written, where it follows from what was read."""
+    if fps is not None and not SLOWEST <= fps <= FASTEST:
+        raise UserError(f"{fps:g} frames a second cannot be written: give --fps up to {FASTEST}")
 
 
 def _check_fit(fit: str) -> None:
@@ -657,7 +677,7 @@ def train(
         run,
         made,
         resume=resume,
-        given=flags,
+        given=[*flags, *(trainer.read_config(config) if config else ())],
         pause_at=pause_at,
         quiet=quiet,
         console=typer.echo,

@@ -205,11 +205,14 @@ def _is_media(path: Path) -> bool:
 
 
 def _is_still(path: Path) -> bool:
-    """Whether a file is a picture; a name in .webp can also be a clip."""
+    """Whether a file is a picture; one in .webp can also be a clip, or damaged and neither."""
     suffix = path.suffix.lower()
     if suffix not in video.VIDEO_SUFFIXES:
         return suffix in video.IMAGE_SUFFIXES
-    return suffix in video.IMAGE_SUFFIXES and video.probe(path).num_frames == 1
+    try:
+        return suffix in video.IMAGE_SUFFIXES and video.probe(path).num_frames == 1
+    except UserError:
+        return False  # found again, and told, as a clip
 
 
 def _text(path: Path) -> str:

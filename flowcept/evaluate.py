@@ -342,7 +342,10 @@ def interp_scores(
     wanted = network(truth) if network else None
     scores: dict[str, Any] = {"clips": len(pairs), "frames": sum(len(clip) for clip in truth)}
     for way, clips in ways.items():
-        values = [min(metrics.psnr(a, b), BEST) for a, b in zip(clips, truth, strict=True)]
+        values = [
+            float(metrics.psnr_per_frame(a, b).clamp(max=BEST).mean())
+            for a, b in zip(clips, truth, strict=True)
+        ]
         scores[way] = {"psnr": interval(_mean_of(values), len(values), seed)}
         if not small:
             likeness = [float(metrics.ssim(a, b).mean()) for a, b in zip(clips, truth, strict=True)]

@@ -327,12 +327,11 @@ class Growth:
         if index >= steps or self.process.kind == "full-sequence" or log_missing_G.isneginf().all():
             return [0] * (length + 1)
         appear = self.schedule.jump(index / steps, (index + 1) / steps)
-        shares_G = sharpened(log_missing_G, self.config.rate_temperature)
         if self.remaining is not None:
-            return self._known(appear, shares_G)
+            return self._known(appear, log_missing_G)
         if self.config.insertion == "posterior":
             missing = self._draw_missing(count_logits_K, length)
-            return self._place(self._binomial(missing, appear), shares_G)
+            return self._place(self._binomial(missing, appear), log_missing_G)
         return self._from_mean(index, appear, log_missing_G, length)
 
     def _draw_missing(self, count_logits_K: Tensor, length: int) -> int:
@@ -351,21 +350,22 @@ class Growth:
             return low
         return low + inverse_cdf(sharpened(allowed_K, temperature), uniform)
 
-    def _known(self, appear: float, shares_G: Tensor) -> list[int]:
+    def _known(self, appear: float, log_missing_G: Tensor) -> list[int]:
         """Every segment's own number of frames to come is known."""
         assert self.remaining is not None
-        counts = [0] * len(shares_G)
+        counts = [0] * len(log_missing_G)
         for segment, remaining in enumerate(self.remaining):
             new = self._binomial(remaining, appear)
-            inside_G = shares_G * torch.tensor([float(s == segment) for s in self.segments])
             self.remaining[segment] -= new
             if new:
-                placed = self._place(new, inside_G / inside_G.sum())
+                outside_G = torch.tensor([s != segment for s in self.segments])
+                placed = self._place(new, log_missing_G.masked_fill(outside_G, -math.inf))
                 counts = [a + b for a, b in zip(counts, placed, strict=True)]
         return counts
 
-    def _place(self, new: int, shares_G: Tensor) -> list[int]:
+    def _place(self, new: int, log_missing_G: Tensor) -> list[int]:
         """Share ``new`` frames out over the gaps."""
+        shares_G = sharpened(log_missing_G, self.config.rate_temperature)
         counts = systematic(new, shares_G, self._uniform())
         return counts if self.config.order == "learned" else self._reorder(counts)
 

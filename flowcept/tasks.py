@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowcept import __version__, checkpoint, memory, video
-from flowcept.checkpoint import Card, Weights
+from flowcept.checkpoint import WORDS, Card, Weights
 from flowcept.data import to_frames, to_images
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
@@ -142,11 +142,24 @@ class Studio:
             made = self._multiplied(fitted, multi, ask)
             places = list(range(0, len(made), multi + 1))
         else:
+            notes = self._room(count, ask.config)
             made = self._make(self._given(fitted, _between(count)), ask)
+            made = replace(made, notes=[*notes, *made.notes])
             places = _places(made, count)
         record = self._record("interp", ask, made) | {"keyframes": count, "multi": multi}
         clip = self._finish(made, record, ask)
         return self._keyed(clip, keyframes_FHW3, fit, exact, places)
+
+    def _room(self, count: int, config: SampleConfig) -> list[str]:
+        """Notes on what a length that the model chooses leaves between so many keyframes."""
+        asked = config.frames or config.min_length or config.max_length
+        longest = self.card.max_length
+        if asked or 2 * count - 1 <= longest or self.card.process.kind != "flowception":
+            return []
+        told = f"{count} keyframes, and the longest trained clip has {longest} frames"
+        if count >= longest:
+            raise UserError(f"{told}: say --multi K for K in every gap, --frames or --max-length")
+        return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
 
     def _multiplied(self, fitted_FHW3: Frames, multi: int, ask: Ask) -> Clip:
         """``multi`` frames between all neighbours, in windows as long as the model's clips."""
@@ -240,7 +253,7 @@ class Studio:
             ask = replace(ask, seed=ask.seed + 2)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that no training prompt had."""
+        """Words of a prompt that no training prompt had, or none of the ``WORDS`` most frequent."""
         known = self.card.words
         words = dict.fromkeys(words_of(prompt))
         return [w for w in words if w not in known and w not in COMMON_WORDS] if known else []
@@ -331,8 +344,9 @@ class Studio:
         unknown = self.unknown_words(ask.prompt)
         if unknown:
             known = [word for word in self.card.words if word not in COMMON_WORDS]
+            never = "never saw" if len(self.card.words) < WORDS else "hardly saw, if ever,"
             notes.append(
-                f"the model never saw {', '.join(map(repr, unknown))}; it knows for example: "
+                f"the model {never} {', '.join(map(repr, unknown))}; it knows for example: "
                 + ", ".join(known[:40])
             )
         if ask.negative_prompt and config.guidance == config.rate_guidance == 1:

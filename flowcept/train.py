@@ -34,7 +34,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from flowcept import charts, checkpoint, data, memory, process, video
-from flowcept.checkpoint import Card, Weights
+from flowcept.checkpoint import WORDS, Card, Weights
 from flowcept.codec import (
     Autoencoder,
     Codec,
@@ -242,10 +242,15 @@ def train(
     ``resume`` continues the run in ``run``, whose own settings then hold, but for those of
     ``RESUMABLE`` that ``given`` names. ``pause_at`` ends after
     that step with the state written, as an interruption does. Raises ``UserError`` for unusable
-    data or settings, and for a run folder that is in use and not to be resumed.
+    data or settings, for a run folder that is in use and not to be resumed, and for a resumed run
+    that differs in another setting that ``given`` names.
     """
     if resume:
         config = _recorded(run, config, given)
+    elif (run / "config.toml").exists():
+        raise UserError(
+            f"{run} holds a training run: add --resume to go on, or name another folder"
+        )
     _check_parts(config)
     device = pick_device(config.device)
     if device.type == "cuda":
@@ -255,15 +260,18 @@ def train(
     if dtype == torch.float16:
         raise UserError("training in float16 is not stable: use --dtype bfloat16 or float32")
     origin = checkpoint.load(Path(config.init)) if config.init else None
+    if origin is not None and origin.card.size != config.frame_size:
+        size = "x".join(map(str, reversed(origin.card.size)))
+        raise UserError(f"{config.init} makes frames of {size}: train with --size {size}")
     codec = _new_codec(config, origin)
     with _team(device) as team:
         say = console if team.first() and not quiet else _silent
-        if not resume:
-            _open_run(run, config, team)
         shown = quiet or not team.first()
         scan = data.scan(folder, _data_config(config), _bar("reading", "clip", shown))
         for line in scan.summary():
             say(line)
+        if not resume:
+            _open_run(run, config, team)
         images = _in_turn(
             team,
             lambda: FrameStore(
@@ -299,6 +307,8 @@ def train(
                     "trained on, or start another run"
                 ) from error
             say(f"continuing from step {trainer.step}")
+        for line in _other_process(origin, trainer.card.process):
+            say(f"note: {config.init} {line}")
         say(trainer.describe())
         trainer.run_to_end(pause_at, shown, say)
         return run / "model.safetensors"
@@ -306,6 +316,15 @@ def train(
 
 def _silent(_: str) -> None:
     return
+
+
+def _other_process(origin: Weights | None, process: ProcessConfig) -> Iterator[str]:
+    """What a model to go on from has learned that this run does otherwise."""
+    if origin is not None:
+        for name, was in asdict(origin.card.process).items():
+            now = getattr(process, name)
+            if now != was:
+                yield f"was trained with {name.replace('_', ' ')} {was}, this run has {now}"
 
 
 def _in_turn(team: Team, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever is made
@@ -359,8 +378,16 @@ def _recorded(run: Path, config: TrainConfig, given: Collection[str]) -> TrainCo
     recorded = run / "config.toml"
     if not recorded.exists():
         raise UserError(f"nothing to resume in {run}: leave out --resume to start there")
-    changed = {name: getattr(config, name) for name in RESUMABLE if name in given}
-    return replace(TrainConfig(**read_config(recorded)), **changed)
+    started = TrainConfig(**read_config(recorded))
+    for name in given:
+        own = getattr(started, name)
+        if name not in RESUMABLE and getattr(config, name) != own:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{run} was started with another {flag} ({own}), which cannot change: leave it out "
+                "of --resume, or start another run, with --init to go on from this one's model"
+            )
+    return replace(started, **{name: getattr(config, name) for name in RESUMABLE if name in given})
 
 
 @contextmanager
@@ -380,17 +407,12 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _open_run(run: Path, config: TrainConfig, team: Team) -> None:
-    """Make the folder of a new run and record its settings there."""
-    recorded = run / "config.toml"
-    if recorded.exists():
-        raise UserError(
-            f"{run} holds a training run: add --resume to go on, or name another folder"
-        )
-    team.wait()
+    """Record the settings of a new run: from now on its folder is in use."""
+    team.wait()  # until all have seen that it was not
     if team.first():
         try:
             run.mkdir(parents=True, exist_ok=True)
-            write_config(config, recorded)
+            write_config(config, run / "config.toml")
         except OSError as error:
             raise UserError(f"cannot write to {run}: {error.strerror}") from error
     team.wait()
@@ -487,7 +509,7 @@ def _fit_autoencoder(
     )
     try:
         while trainer.num_steps < settings.steps:
-            generator = clip_generator(config.seed * 1_000_003 + trainer.num_steps)
+            generator = clip_generator((config.seed * 1_000_003 + trainer.num_steps) % 2**63)
             chosen = rows[torch.randint(len(rows), (settings.batch,), generator=generator)]
             with _uninterrupted():
                 losses = trainer.step(data.to_images(images.array[chosen.numpy()]))
@@ -603,9 +625,6 @@ class Trainer:
             network = _network_config(config, (channels, height, width), longest, text)
         else:
             network, text = origin.card.network, origin.card.text
-            if (channels, height, width) != (network.channels, network.height, network.width):
-                size = "x".join(map(str, reversed(origin.card.size)))
-                raise UserError(f"{config.init} makes frames of {size}: train with --size {size}")
             if longest > network.max_count:
                 origin.network.count_to(longest)
                 network = origin.network.config
@@ -621,7 +640,7 @@ class Trainer:
             lengths=dict(sorted(lengths.items())),
             dataset=folder.resolve().name,
             prompts=dict(Counter(filter(None, captions)).most_common(64)),
-            words=dict(words.most_common(2000)),
+            words=dict(words.most_common(WORDS)),
         )
 
     def describe(self) -> str:
@@ -711,7 +730,10 @@ class Trainer:
             totals.update({name: float(value.detach()) for name, value in sums.items()})
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip)
         if not bool(norm.isfinite()):
-            raise UserError(f"training diverged at step {self.step}: lower --learning-rate")
+            raise UserError(
+                f"training diverged at step {self.step}: start another run with a lower "
+                "--learning-rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update_parameters(self.learner)

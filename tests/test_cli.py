@@ -138,6 +138,15 @@ def test_same_seed_same_file_and_default_name(made, flow, tiny_model):
     assert Path(f"flowcept-gen-{seed}.mp4").is_file()
 
 
+def test_a_name_that_nobody_chose_replaces_nothing(made):
+    for prompt in ("a dog", "a cat", "a fox"):
+        made("gen", prompt)
+    names = ["flowcept-gen-1.mp4", "flowcept-gen-1-2.mp4", "flowcept-gen-1-3.mp4"]
+    assert files() == sorted(names)
+    prompts = [video.read_metadata(Path(name))["prompt"] for name in names]
+    assert prompts == ["a dog", "a cat", "a fox"]
+
+
 def test_default_scale_reaches_256_pixels(made):
     result = made("gen", "a dog", "--frames", 2, "-o", "o.apng", scale=())
     assert "2 frames of 256x256" in result.out
@@ -333,13 +342,30 @@ def test_extend_keeps_the_clip_bit_for_bit(made, direction):
     assert fps == 10
 
 
-def test_output_over_its_own_input(made):
-    clip = noise(5)
-    video.write_video(Path("clip.apng"), clip, 10)
-    made("extend", "clip.apng", "--frames", 2, "-o", "clip.apng")
-    frames_FHW3, _ = video.read_video(Path("clip.apng"))
-    assert len(frames_FHW3) == 7
-    np.testing.assert_array_equal(frames_FHW3[:5], clip)
+@pytest.mark.parametrize(
+    ("command", "inputs", "flags"),
+    [
+        ("extend", ["clip.apng"], ["-o", "clip.apng"]),
+        ("interp", ["clip.apng"], ["--preview", "./clip.apng"]),
+        ("i2v", ["a.png"], ["--sheet", "a.png"]),
+        ("interp", ["a.png", "a-2.png"], ["--trace", "a.png", "--count", "2"]),
+    ],
+)
+def test_nothing_is_written_over_what_is_read(flow, command, inputs, flags):
+    video.write_video(Path("clip.apng"), noise(5), 10)
+    for name in ("a.png", "a-2.png"):
+        Image.fromarray(noise(1)[0]).save(name)
+    before = {name: Path(name).read_bytes() for name in files()}
+    refused(flow(command, *inputs, "-m", ABSENT, *flags), "another name")
+    assert {name: Path(name).read_bytes() for name in files()} == before
+
+
+def test_a_rate_that_cannot_be_written_is_refused_first(flow, monkeypatch):
+    video.write_video(Path("clip.apng"), noise(3), 10)
+    read = video.read_video
+    monkeypatch.setattr(video, "read_video", lambda path: (read(path)[0], 2000.0))
+    refused(flow("extend", "clip.apng", "-m", ABSENT), "--fps")
+    refused(flow("interp", "clip.apng", "-m", ABSENT), "--fps")
 
 
 @pytest.mark.parametrize("kind", ["full-sequence", "autoregressive"])

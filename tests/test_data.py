@@ -214,16 +214,20 @@ def test_broken_files_are_findings(tmp_path: Path):
     (tmp_path / "noise.webm").write_bytes(bytes(range(256)) * 8)
     (tmp_path / "noise.gif").write_bytes(b"GIF89a nonsense")
     (tmp_path / "odd.wmv").write_bytes(b"a kind that is not read")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "bad.webp").write_bytes(b"RIFF\0\0\0\0WEBPVP8X")
     put(tmp_path / "latin.apng")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     calls: list[tuple[int, int]] = []
     result = scan(tmp_path, CONFIG, progress=lambda done, total: calls.append((done, total)))
     assert [entry.path.stem for entry in result.entries] == ["good"]
     dropped = {f.path.name: f.reason for f in result.findings if f.verdict == "dropped"}
-    assert set(dropped) == {"empty.mp4", "noise.webm", "noise.gif", "odd.wmv", "latin.apng"}
+    assert set(dropped) == {
+        *("empty.mp4", "noise.webm", "noise.gif", "odd.wmv", "bad.webp", "latin.apng")
+    }
     assert all(reason and "\n" not in reason for reason in dropped.values())
     assert "UTF-8" in dropped["latin.apng"]
-    assert calls == [(i, 6) for i in range(1, 7)]
+    assert calls == [(i, 7) for i in range(1, 8)]
 
 
 def test_clips_named_but_missing_are_findings(tmp_path: Path):

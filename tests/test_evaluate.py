@@ -104,6 +104,14 @@ def test_interp_scores_know_who_is_right(generator):
     assert evaluate.interp_scores(pairs[1:], None, seed=0)["model"]["psnr"][0] == 100
 
 
+def test_one_equal_frame_does_not_make_a_clip_perfect(generator):
+    first, second, last = torch.rand(3, 3, 16, 16, generator=generator) - 0.5
+    real = Clip(torch.stack([first, first, second, second, last]), "a")
+    scores = evaluate.interp_scores([(real, real)], None, seed=0)
+    missed = metrics.psnr(first[None], second[None])
+    assert scores["repeat"]["psnr"][0] == pytest.approx((100 + 2 * missed) / 3)
+
+
 def test_interp_scores_measure_features(generator, features):
     network = load_features(features, torch.device("cpu"))
     (clip,) = clips(generator, [5])

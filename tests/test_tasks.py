@@ -8,7 +8,7 @@ import torch
 from fixtures_model import LENGTHS, SIZE, write_model
 
 import flowcept
-from flowcept import video
+from flowcept import tasks, video
 from flowcept.data import to_frames, to_images
 from flowcept.errors import UserError
 from flowcept.settings import ORDERS
@@ -106,6 +106,14 @@ def test_extreme_temperatures(studio, rate_temperature):
     assert 1 <= len(made) <= LONGEST
 
 
+@pytest.mark.parametrize("rate_temperature", [0.0, 1e-310, 1e-3])
+def test_low_temperatures_leave_every_gap_its_frames(studio, rate_temperature):
+    """The most probable gap of all is in one segment only; every segment has its own."""
+    keys = noise(3)
+    made = studio.interp(keys, multi=2, rate_temperature=rate_temperature, **SMALL)
+    assert [place for (place,) in places(made, keys)] == [0, 3, 6]
+
+
 def test_length_scale_reaches_from_shortest_to_longest(studio):
     lengths = [
         [
@@ -147,6 +155,12 @@ def test_unknown_words_are_told(studio):
     assert studio.generate("The dog", **SMALL).notes == []
 
 
+def test_a_word_that_a_full_list_leaves_out_may_have_been_seen(studio, monkeypatch):
+    monkeypatch.setattr(tasks, "WORDS", len(studio.card.words))
+    (note,) = studio.generate("a zebra", **SMALL).notes
+    assert "hardly saw, if ever, 'zebra'" in note
+
+
 def test_unknown_setting_is_a_programming_error(studio):
     with pytest.raises(TypeError, match="lenght"):
         studio.generate("a dog", lenght=3)
@@ -181,12 +195,23 @@ def test_i2v_fits_and_says_so(studio, fit):
     assert (studio.i2v(picture, fit=fit, **SMALL).frames_FHW3[0] != expected[0]).any()
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, LONGEST + 2])
+@pytest.mark.parametrize("count", [2, 3, 5, LONGEST - 1])
 def test_interp_keeps_keyframes_in_order(studio, count):
     keys = noise(count)
     found = [place for (place,) in places(studio.interp(keys, **SMALL), keys)]
     assert found == sorted(found)
     assert found[0] == 0
+
+
+def test_keyframes_without_room_between_them(studio):
+    roomy, tight, full = ((LONGEST + 1) // 2, LONGEST // 2 + 1, LONGEST)
+    assert studio.interp(noise(roomy), **SMALL).notes == []
+    assert "--multi" in studio.interp(noise(tight), **SMALL).notes[0]
+    for count in (full, full + 3):
+        with pytest.raises(UserError, match=f"{count} keyframes.*--multi K"):
+            studio.interp(noise(count), **SMALL)
+        assert len(studio.interp(noise(count), multi=1, **SMALL)) == 2 * count - 1
+        assert len(studio.interp(noise(count), frames=count + 2, **SMALL)) == count + 2
 
 
 def test_interp_frames_between(studio):

@@ -252,6 +252,7 @@ def test_unsuitable_settings_are_one_line_before_anything_is_done(
 def test_a_folder_without_clips(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     assert "empty" in refused(tmp_path / "empty", tmp_path / "run", TINY)
+    assert not (tmp_path / "run").exists()
 
 
 def test_check_names_what_is_cut(folder: Path):
@@ -538,6 +539,16 @@ def test_init_goes_on_from_a_model(folder: Path, whole: Path, tmp_path: Path):
         for name, tensor in module.state_dict().items():
             torch.testing.assert_close(tensor, other[name], rtol=0, atol=1e-6)
     assert "--size 32x32" in refused(folder, tmp_path / "c", replace(config, size="48x32"))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_another_process_than_the_models_is_said(folder: Path, whole: Path, tmp_path: Path):
+    said: list[str] = []
+    config = replace(TINY, init=str(whole / "model.safetensors"), shift=TINY.shift + 1)
+    train.train(folder, tmp_path / "run", config, pause_at=1, console=said.append)
+    (note,) = [line for line in said if line.startswith("note: ")]
+    assert f"shift {TINY.shift}, this run has {TINY.shift + 1}" in note
 
 
 @pytest.mark.usefixtures("no_sheets")
@@ -687,3 +698,18 @@ def test_resuming_keeps_what_is_not_given(folder: Path, run: Path, monkeypatch):
     for given in (("eval_every",), ()):
         train.train(folder, run, other, resume=True, given=given, quiet=True)
     assert [(c.save_every, c.eval_every) for c in seen] == [(2, 78), (2, 3)]
+
+
+def test_resuming_refuses_what_it_would_not_do(folder: Path, whole: Path):
+    before = (whole / "log.jsonl").read_bytes()
+    other = replace(TINY, learning_rate=TINY.learning_rate / 2)
+    with pytest.raises(UserError, match=r"--learning-rate .*--init"):
+        train.train(folder, whole, other, resume=True, given=["learning_rate"], quiet=True)
+    assert (whole / "log.jsonl").read_bytes() == before
+    train.train(folder, whole, TINY, resume=True, given=["learning_rate"], quiet=True)
+
+
+def test_the_codec_takes_any_seed(folder: Path, tmp_path: Path):
+    config = replace(TINY, seed=2**63 - 1, codec_steps=1)
+    train.train(folder, tmp_path / "run", config, pause_at=1, quiet=True)
+    assert (tmp_path / "run" / "codec.safetensors").exists()
