@@ -45,7 +45,7 @@ from flowcept import frames
 from flowcept.attention import Plan, attend, make_plan
 from flowcept.cache import Cache, Rest
 from flowcept.frames import FrameState, Prediction, PromptTokens
-from flowcept.process import ProcessConfig, missing_logits
+from flowcept.process import ProcessConfig, missing_logits, shifted
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ModelConfig:
     patch: int = 4  # latent cells along each side of a patch
     cells: int = 64  # channels of a latent cell; larger cells, on the way to a patch, have more
     cell_depth: int = 2  # convolution blocks at each size of cells, before and after the blocks
-    between: int = 0  # convolution blocks over the two frames that one lies between; 0: none
+    between: int = 0  # convolution blocks that guess a frame between two finished ones; 0: none
     mlp_ratio: int = 4
     place: bool = False  # a frame is told its index among the visible ones
     window: int = 0  # a frame sees frames within this distance; 0: all frames
@@ -407,43 +407,66 @@ class CellBlocks(nn.ModuleList):
         return x_FHWC
 
 
+class Residual(nn.Module):
+    """Two convolutions within each frame, added to what it shows."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        _silence(self.second)
+
+    def forward(self, x_FHWC: Tensor) -> Tensor:
+        return x_FHWC + convolve(self.second, F.silu(convolve(self.first, normed(x_FHWC))))
+
+
 class Between(nn.Module):
-    """What a frame between two finished ones may look like, from those two alone, as cells.
+    """What a frame between two finished ones may look like, from those two alone.
 
     A frame just inserted is noise, so that all that is known of how it looks stands beside it; to
-    carry that along a motion takes more convolutions than a look at the same place.
+    carry that along a motion takes more convolutions than a look at the same place. What the
+    network takes for the clean frame is pulled towards this guess, so far as flow time and place
+    say that it can be trusted.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = config.cells
         self.first = nn.Conv2d(2 * config.channels, channels, 3, padding=1)
-        self.into = nn.ModuleList(_same(channels) for _ in range(config.between))
-        self.back = nn.ModuleList(_same(channels) for _ in range(config.between))
-        self.out = nn.Linear(channels, channels)
-        _silence(self.out, *self.back)
+        self.blocks = nn.Sequential(*(Residual(channels) for _ in range(config.between)))
+        self.last = nn.Conv2d(channels, config.channels, 3, padding=1)
+        self.where = nn.Linear(channels, 1)
+        self.when = nn.Linear(config.hidden, 1, bias=False)
+        _silence(self.where, self.when)
 
-    def features(self, before_FCHW: Tensor, after_FCHW: Tensor) -> Tensor:
-        """Cells ``[F, H, W, cells]`` of frames whose neighbours are given."""
+    def guess(self, before_FCHW: Tensor, after_FCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latent of each frame, and ``[F, 1, H, W]`` how far to trust it where."""
         x_FHWC = convolve(self.first, torch.cat([before_FCHW, after_FCHW], 1).permute(0, 2, 3, 1))
-        for into, back in zip(self.into, self.back, strict=True):
-            x_FHWC = x_FHWC + convolve(back, F.silu(convolve(into, normed(x_FHWC))))
-        return normed(x_FHWC)
+        x_FHWC = normed(self.blocks(x_FHWC))
+        latent_FHWC, trust_FHW1 = convolve(self.last, x_FHWC), self.where(x_FHWC)
+        return latent_FHWC.permute(0, 3, 1, 2).float(), trust_FHW1.permute(0, 3, 1, 2).float()
 
-    def forward(self, x_FHWC: Tensor, own: Tensor, latent_FCHW: Tensor, frame: Tensor) -> Tensor:
-        """Cells, with more for those numbered ``own``, which are ``frame`` among all latents."""
+    def forward(
+        self,
+        velocity_FCHW: Tensor,
+        latent_FCHW: Tensor,
+        progress_F: Tensor,
+        condition_FD: Tensor,
+        before_FCHW: Tensor,
+        after_FCHW: Tensor,
+    ) -> Tensor:
+        """The velocity of frames at ``latent = (1 - s) noise + s data``, ``s`` their progress."""
 
         def work(rows: slice) -> Tensor:
-            before_FCHW, after_FCHW = latent_FCHW[frame[rows] - 1], latent_FCHW[frame[rows] + 1]
-            y_FHWC: Tensor = self.out(self.features(before_FCHW, after_FCHW))
-            return y_FHWC.to(x_FHWC.dtype)
+            guess_FCHW, trust_F1HW = self.guess(before_FCHW[rows], after_FCHW[rows])
+            trust_F1HW = trust_F1HW + self.when(condition_FD[rows])[..., None, None].float()
+            left_F111 = (1 - progress_F[rows])[:, None, None, None]
+            clean_FCHW = latent_FCHW[rows] + left_F111 * velocity_FCHW[rows]
+            pulled_FCHW: Tensor = trust_F1HW * (guess_FCHW - clean_FCHW)
+            return velocity_FCHW[rows] + pulled_FCHW
 
-        added_FHWC = by_parts(work, x_FHWC[:1].expand(len(own), -1, -1, -1))
-        return x_FHWC.index_add(0, own, added_FHWC)
-
-
-def _same(channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, 3, padding=1)
+        cells = self.last.in_channels  # the widest that there is of each frame
+        return by_parts(work, velocity_FCHW[:, :1].expand(-1, cells, -1, -1))
 
 
 class Cells(nn.Module):
@@ -628,7 +651,7 @@ class Network(nn.Module):
         index_F = index_F if awake_F is None else index_F[awake_F]
         condition_RD = F.silu(self._condition(state, index_F, prompt, clip_rows, frame_rows))
         patch_FHWD, cells = self.cells.to_patches(
-            self._cells(whole, state, awake_F), condition_RD[frame_rows], neighbours
+            self.cells.of_latents(state.latent_FCHW), condition_RD[frame_rows], neighbours
         )
         seen_BV = self.read(state, patch_FHWD)
         if cache is not None:
@@ -653,6 +676,7 @@ class Network(nn.Module):
         clip_BD, frame_FPD = x_RPD[clip_rows, 0], x_RPD[frame_rows]
         patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
         velocity_FCHW = self.cells.to_velocity(patch_FHWD, cells, condition_FD, neighbours)
+        velocity_FCHW = self._pulled(velocity_FCHW, whole, state, condition_FD, awake_F)
         log_missing_F = self.log_missing(frame_FPD[:, 0])[:, 0].float()
         if awake_F is not None:
             velocity_FCHW, log_missing_F = (
@@ -667,16 +691,29 @@ class Network(nn.Module):
             seen_BV=seen_BV,
         )
 
-    def _cells(self, whole: FrameState, state: FrameState, awake_F: Tensor | None) -> Tensor:
-        """Finest cells of the frames that are evaluated, ``state``, among all, ``whole``."""
-        x_FHWC = self.cells.of_latents(state.latent_FCHW)
-        if self.between is None or x_FHWC.is_meta:  # memory is counted of frames without such
-            return x_FHWC
+    def _pulled(
+        self,
+        velocity_FCHW: Tensor,
+        whole: FrameState,
+        state: FrameState,
+        condition_FD: Tensor,
+        awake_F: Tensor | None,
+    ) -> Tensor:
+        """Velocities of the frames evaluated, ``state``, among all, with what lies ``Between``."""
+        if self.between is None or velocity_FCHW.is_meta:  # memory is counted without such frames
+            return velocity_FCHW
         between_F = whole.between_F if awake_F is None else whole.between_F[awake_F]
         own = between_F.nonzero().flatten()
         frame = own if awake_F is None else awake_F[own]
-        more_FHWC: Tensor = self.between(x_FHWC, own, whole.latent_FCHW, frame)
-        return more_FHWC
+        pulled_FCHW: Tensor = self.between(
+            velocity_FCHW[own],
+            state.latent_FCHW[own],
+            shifted(state.time_F[own], self.process.shift),
+            condition_FD[own],
+            whole.latent_FCHW[frame - 1],
+            whole.latent_FCHW[frame + 1],
+        )
+        return velocity_FCHW.index_copy(0, own, pulled_FCHW)
 
     def read(self, state: FrameState, patch_FHWD: Tensor) -> Tensor:
         """What the given frames of each clip say, as a token of a prompt; nothing without any."""

@@ -156,7 +156,7 @@ class TrainConfig:
     cells: int = setting(64, "channels of the convolutions over latent cells")
     cell_depth: int = setting(2, "convolution blocks at each size of cells, down and up")
     between: int = setting(
-        0, "convolution blocks for frames between two finished ones, from those two; 0: none"
+        0, "convolution blocks that guess a frame between two finished ones; 0: none"
     )
     place: bool = setting(False, "frames are told their place; clips over the longest are then new")
     window: int = setting(0, "frames within this distance are seen; 0: all")

@@ -5,9 +5,8 @@ python tests/bench/between.py theatre scenes -o start.safetensors --cache cache 
 flowcept train scenes -o run --init start.safetensors ...
 
 In a training step of the whole network about one frame in ten lies between two finished ones; here
-all do, and nothing else is computed: about twenty times as many for the same work. They are
-convolutions from the latents of two frames to that of the frame between, under a layer that is
-thrown away; their output in the network is left at zero, or as it was. ``model`` may have none yet.
+all do, and nothing else is computed: about twenty times as many for the same work. How far the
+network trusts the guess is left as it was. ``model`` may have none yet.
 
 Printed: latent error, and PSNR over linear blending of clips that were held out. Half of the time
 the learning rate falls to 0. Shape suffixes as in ``flowcept.model``.
@@ -31,14 +30,14 @@ from flowcept import checkpoint, data, metrics
 from flowcept.codec import Codec
 from flowcept.data import DataConfig, FrameStore, LatentStore
 from flowcept.evaluate import BEST
-from flowcept.model import Between, ModelConfig, Network, convolve
+from flowcept.model import Between, Network
 
 BATCH = 32
 HELD_OUT = 64  # clips
 
 
 def grown(weights: checkpoint.Weights, between: int) -> checkpoint.Weights:
-    """The same model with convolutions between frames, which say nothing yet."""
+    """The same model with convolutions between frames, which guess nothing yet."""
     config = replace(weights.card.network, between=between)
     network = Network(config, weights.card.process)
     missing, unknown = network.load_state_dict(weights.network.state_dict(), strict=False)
@@ -66,35 +65,23 @@ def read(folder: Path, weights: checkpoint.Weights, cache: Path) -> Scenes:
     return Scenes(torch.cat(clips[HELD_OUT:]).half(), torch.cat(inner), held)
 
 
-class Guess(nn.Module):
-    """The latent of a frame from those beside it; only the last layer is not the network's."""
-
-    def __init__(self, between: Between, config: ModelConfig) -> None:
-        super().__init__()
-        self.between = between
-        self.last = nn.Conv2d(config.cells, config.channels, 3, padding=1)
-
-    def forward(self, before_FCHW: Tensor, after_FCHW: Tensor) -> Tensor:
-        x_FHWC = self.between.features(before_FCHW, after_FCHW)
-        return convolve(self.last, x_FHWC).permute(0, 3, 1, 2).float()
-
-
 @torch.no_grad()
-def gain(guess: Guess, codec: Codec, scenes: Scenes) -> float:
+def gain(between: Between, codec: Codec, scenes: Scenes) -> float:
     """PSNR of every second frame over linear blending, decibels."""
     gains = []
     for image_FCHW, latent_FCHW in scenes.held:
         last = len(latent_FCHW) - 1 + len(latent_FCHW) % 2
         real, given = image_FCHW[1:last:2], image_FCHW[:last:2]
-        made = codec.decode(guess(latent_FCHW[: last - 2 : 2], latent_FCHW[2:last:2]))
+        guess_FCHW, _ = between.guess(latent_FCHW[: last - 2 : 2], latent_FCHW[2:last:2])
+        made = codec.decode(guess_FCHW)
         blend = (given[:-1] + given[1:]) / 2
         best_F = metrics.psnr_per_frame(blend, real).clamp(max=BEST)
         gains.append(metrics.psnr(made, real) - float(best_F.mean()))
     return fmean(gains)
 
 
-def teach(guess: Guess, codec: Codec, scenes: Scenes, options: argparse.Namespace) -> None:
-    optimiser = torch.optim.AdamW(guess.parameters(), options.learning_rate, weight_decay=0.01)
+def teach(between: Between, codec: Codec, scenes: Scenes, options: argparse.Namespace) -> None:
+    optimiser = torch.optim.AdamW(between.parameters(), options.learning_rate, weight_decay=0.01)
     generator = torch.Generator().manual_seed(options.seed)
     begun, step, total = time.process_time(), 0, 0.0
     while (share := (time.process_time() - begun) / 60 / options.minutes) < 1:
@@ -105,18 +92,19 @@ def teach(guess: Guess, codec: Codec, scenes: Scenes, options: argparse.Namespac
         middle = scenes.inner[chosen]
         sides = [scenes.known_FCHW[middle + side].float() for side in (-1, 1)]
         with torch.autocast("cpu", torch.bfloat16):
-            made_FCHW = guess(*(sides if step % 2 else sides[::-1]))  # backwards as well
+            # backwards as well
+            made_FCHW, _ = between.guess(*(sides if step % 2 else sides[::-1]))
         loss = F.mse_loss(made_FCHW, scenes.known_FCHW[middle].float())
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(guess.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(between.parameters(), 1.0)
         optimiser.step()
         step, total = step + 1, total + float(loss.detach())
         if step % 500 == 0:
-            decibels = gain(guess, codec, scenes)
+            decibels = gain(between, codec, scenes)
             print(f"step {step}, {share:.0%}: error {total / 500:.4f}, {decibels:+.2f} dB")
             total = 0.0
-    decibels = gain(guess, codec, scenes)
+    decibels = gain(between, codec, scenes)
     print(f"step {step}: {decibels:+.2f} dB over linear blending, {HELD_OUT} held-out clips")
 
 
@@ -139,8 +127,8 @@ def main() -> None:
     scenes = read(options.data, weights, options.cache)
     print(machine.described())
     print(f"{len(scenes.inner)} frames between two, seed {options.seed}")
-    guess = Guess(between, weights.card.network).to(memory_format=torch.channels_last)
-    teach(guess, weights.codec, scenes, options)
+    between.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teach(between, weights.codec, scenes, options)
     checkpoint.save(weights, options.output)
 
 
