@@ -342,10 +342,7 @@ def interp_scores(
     wanted = network(truth) if network else None
     scores: dict[str, Any] = {"clips": len(pairs), "frames": sum(len(clip) for clip in truth)}
     for way, clips in ways.items():
-        values = [
-            float(metrics.psnr_per_frame(a, b).clamp(max=BEST).mean())
-            for a, b in zip(clips, truth, strict=True)
-        ]
+        values = [psnr(a, b) for a, b in zip(clips, truth, strict=True)]
         scores[way] = {"psnr": interval(_mean_of(values), len(values), seed)}
         if not small:
             likeness = [float(metrics.ssim(a, b).mean()) for a, b in zip(clips, truth, strict=True)]
@@ -355,6 +352,11 @@ def interp_scores(
             assert found is not None
             scores[way]["features"] = float((found - wanted.frame_FD).norm(dim=1).mean())
     return scores
+
+
+def psnr(made_FCHW: Tensor, real_FCHW: Tensor) -> float:
+    """Mean over frames, dB; one equal to the last bit, as where nothing moves, counts as BEST."""
+    return float(metrics.psnr_per_frame(made_FCHW, real_FCHW).clamp(max=BEST).mean())
 
 
 def _mean_of(values: Sequence[float]) -> Callable[[Sequence[int]], float]:

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcept import checkpoint, data, metrics
+from flowcept import checkpoint, data
 from flowcept.codec import Codec
 from flowcept.data import DataConfig, FrameStore, LatentStore
-from flowcept.evaluate import BEST
+from flowcept.evaluate import psnr
 from flowcept.model import Between, Network
 
 BATCH = 32
@@ -75,8 +75,7 @@ def gain(between: Between, codec: Codec, scenes: Scenes) -> float:
         guess_FCHW, _ = between.guess(latent_FCHW[: last - 2 : 2], latent_FCHW[2:last:2])
         made = codec.decode(guess_FCHW)
         blend = (given[:-1] + given[1:]) / 2
-        best_F = metrics.psnr_per_frame(blend, real).clamp(max=BEST)
-        gains.append(metrics.psnr(made, real) - float(best_F.mean()))
+        gains.append(psnr(made, real) - psnr(blend, real))
     return fmean(gains)
 
 

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from flowcept import checkpoint, metrics, tasks, theatre
 from flowcept.data import to_frames, to_images
 from flowcept.device import autocast
-from flowcept.evaluate import BEST, QUARTERS, quarter
+from flowcept.evaluate import QUARTERS, psnr, quarter
 from flowcept.request import request
 from flowcept.sampler import clip_generator, latents_of
 from flowcept.settings import SOLVERS, SampleConfig, defaults
@@ -245,9 +245,7 @@ def codec(bench: Bench) -> dict[str, Any]:
 
 
 def _psnr(made_FHW3: Frames, real_FHW3: Frames) -> float:
-    """Mean over frames; one equal to the last bit, as where nothing moves, counts as BEST."""
-    psnr_F = metrics.psnr_per_frame(to_images(made_FHW3), to_images(real_FHW3))
-    return float(psnr_F.clamp(max=BEST).mean())
+    return psnr(to_images(made_FHW3), to_images(real_FHW3))
 
 
 def interp(bench: Bench) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from flowcept import train
+from flowcept import checkpoint, train
 from flowcept.settings import ContextMixture, TrainConfig
 
 CONTEXT = ContextMixture(
@@ -37,13 +37,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--shift", type=float, default=2.0, help="the model's")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
     train.Learner = Trust  # type: ignore[assignment, misc]
     config = TrainConfig(
         init=options.model,
-        shift=options.shift,
+        shift=checkpoint.read_card(Path(options.model)).process.shift,
         context=CONTEXT,
         count_weight=0.3,
         tokens=2048,
