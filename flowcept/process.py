@@ -218,14 +218,24 @@ LEAST_HIDDEN = 1e-7  # probability that a frame is still hidden just before ``ta
 BEYOND = -1e4  # logit of a size that a law does not reach: next to nothing, and still a number
 
 
+def appeared_logits(appeared: Tensor, count_K: Tensor, kappa: Tensor) -> Tensor:
+    """Log-probability, up to a constant, that so many have appeared where K are still missing.
+
+    Of the frames that were hidden at ``tau = 0`` each has appeared by ``tau`` with probability
+    kappa: ``binomial(appeared + K, appeared) (1 - kappa)^K``. ``appeared`` and ``kappa`` broadcast
+    with ``count_K``.
+    """
+    ways = torch.lgamma(appeared + count_K + 1) - torch.lgamma(count_K + 1.0)
+    return ways + count_K * (1 - kappa).clamp(min=LEAST_HIDDEN).log()
+
+
 def missing_logits(size_logits_BK: Tensor, state: FrameState, config: ProcessConfig) -> Tensor:
     """The log-law, up to a constant, of how many frames are missing, from one of how many come.
 
     ``size_logits_BK`` is over the number of generated frames of the whole clip, as far as what is
-    seen tells it. What the mere number of visible ones tells is known and need not be learned: of
-    those that were hidden at ``tau = 0`` each has appeared by ``tau`` with probability kappa, so by
-    Bayes' rule ``P(K) ~ P(visible + K) binomial(appeared + K, appeared) (1 - kappa)^K``. The law of
-    a baseline, whose number of frames is known, is taken for that of the missing ones.
+    seen tells it. What the mere number of visible ones tells is known and need not be learned:
+    Bayes' rule, ``P(K) ~ P(visible + K) P(appeared | K)``. The law of a baseline, whose number of
+    frames is known, is taken for that of the missing ones.
     """
     if config.kind != "flowception":
         return size_logits_BK
@@ -234,11 +244,10 @@ def missing_logits(size_logits_BK: Tensor, state: FrameState, config: ProcessCon
     appeared_B1 = (visible_B - config.num_start * one_gap_B).clamp(min=0)[:, None]
     count_K = torch.arange(size_logits_BK.shape[1], device=visible_B.device)
     kappa_B = parse_schedule(config.schedule).kappa(state.tau_B.clamp(0, 1))
-    hidden_B1 = (1 - kappa_B).clamp(min=LEAST_HIDDEN).log()[:, None]
-    ways_BK = torch.lgamma(appeared_B1 + count_K + 1) - torch.lgamma(count_K + 1.0)
+    seen_BK = appeared_logits(appeared_B1, count_K, kappa_B[:, None])
     size_BK, largest = visible_B[:, None].long() + count_K, len(count_K) - 1
     law_BK = size_logits_BK.gather(1, size_BK.clamp(max=largest))
-    return torch.where(size_BK <= largest, law_BK, BEYOND) + ways_BK + count_K * hidden_B1
+    return torch.where(size_BK <= largest, law_BK, BEYOND) + seen_BK
 
 
 def concat(pairs: Sequence[tuple[FrameState, Target]]) -> tuple[FrameState, Target]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from flowcept import frames
 from flowcept.cache import Cache, Rest
 from flowcept.frames import FrameState, Prediction, PromptTokens, Role
-from flowcept.process import ProcessConfig, shifted
+from flowcept.process import ProcessConfig, appeared_logits, shifted
 from flowcept.schedule import Schedule, parse_schedule
 from flowcept.settings import SampleConfig
 
@@ -227,12 +227,15 @@ def _per_clip(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], 
 
     An open gap keeps a share, however small, since the length may be fixed against the network.
     """
-    open_F, log_F = state.open_F, prediction.log_missing_F.double().clamp(min=LEAST_LOG)
-    log_F = torch.where(open_F, log_F, -math.inf).cpu().split(state.lengths)
-    log_B = prediction.log_missing_first_B.double().clamp(min=LEAST_LOG)
-    log_B = torch.where(state.open_first_B, log_B, -math.inf).cpu()
+
+    def of_open(log: Tensor, is_open: Tensor) -> Tensor:
+        log = torch.where(is_open, log.clamp(min=LEAST_LOG), -math.inf)
+        return log.cpu().double()  # in this order: not every device knows float64
+
+    log_F = of_open(prediction.log_missing_F, state.open_F).split(state.lengths)
+    log_B = of_open(prediction.log_missing_first_B, state.open_first_B)
     gaps = [torch.cat([log_B[b, None], part]) for b, part in enumerate(log_F)]
-    return gaps, list(prediction.count_logits_BK.double().cpu())
+    return gaps, list(prediction.count_logits_BK.cpu().double())
 
 
 def _insert(
@@ -330,25 +333,44 @@ class Growth:
         if self.remaining is not None:
             return self._known(appear, log_missing_G)
         if self.config.insertion == "posterior":
-            missing = self._draw_missing(count_logits_K, length)
+            missing = self._draw_missing(index, count_logits_K, length)
             return self._place(self._binomial(missing, appear), log_missing_G)
         return self._from_mean(index, appear, log_missing_G, length)
 
-    def _draw_missing(self, count_logits_K: Tensor, length: int) -> int:
-        """The number of frames still to come, from its posterior within the bounds."""
+    def _draw_missing(self, index: int, count_logits_K: Tensor, length: int) -> int:
+        """The number of frames still to come, from its posterior within the bounds.
+
+        The temperature is of the law of sizes, before what the mere number of visible frames tells:
+        of the posterior itself it would be undone by the evidence of the steps that follow. So is a
+        scale, unless the size is fixed by one draw: at the first step.
+        """
+        if index == 0 and self.config.length_scale != 1:
+            self._fix_scaled(count_logits_K, length)
         low, high = max(self.low - length, 0), max(self.high - length, 0)
-        uniform = self._uniform()
-        scale, temperature = self.config.length_scale, self.config.rate_temperature
-        if scale != 1:
-            # Bounds cut a scaled count. To condition on them would let scales over 1 shorten clips.
-            least = min(max(self.least - length, 0), len(count_logits_K) - 1)
-            law_K = sharpened(count_logits_K[least:], temperature)
-            scaled = scale * (least + inverse_cdf(law_K, uniform))
-            return min(max(math.floor(scaled + self._uniform()), low), high)
-        allowed_K = count_logits_K[low : high + 1]
-        if not len(allowed_K):  # more than the network can say: only the bound is known
+        return self._drawn(index, count_logits_K[: high + 1], length, low)
+
+    def _fix_scaled(self, count_logits_K: Tensor, length: int) -> None:
+        """Draw the size, scale what is still to come, and let the bounds leave no other.
+
+        Bounds cut a scaled size. To condition on them would let scales over 1 shorten clips.
+        """
+        least = min(max(self.least - length, 0), len(count_logits_K) - 1)
+        missing = self.config.length_scale * self._drawn(0, count_logits_K, length, least)
+        size = length + math.floor(missing + self._uniform())
+        self.low = self.high = min(max(size, self.low), self.high)
+
+    def _drawn(self, index: int, count_logits_K: Tensor, length: int, low: int) -> int:
+        """A missing count of at least ``low`` from the tempered law."""
+        uniform, open_gaps = self._uniform(), sum(self.given.open_gaps)
+        if low >= len(count_logits_K):  # more than the network can say: only the bound is known
             return low
-        return low + inverse_cdf(sharpened(allowed_K, temperature), uniform)
+        starts = self.process.num_start if open_gaps == 1 else 0
+        appeared = torch.tensor(max(length - len(self.given.latent_FCHW) - starts, 0))
+        kappa = self.schedule.kappa(torch.tensor(index / self.config.steps, dtype=torch.float64))
+        count_K = torch.arange(low, len(count_logits_K), dtype=torch.float64)
+        seen_K = appeared_logits(appeared, count_K, kappa)
+        law_K = tempered(count_logits_K[low:] - seen_K, self.config.rate_temperature) + seen_K
+        return low + inverse_cdf(law_K.softmax(-1), uniform)
 
     def _known(self, appear: float, log_missing_G: Tensor) -> list[int]:
         """Every segment's own number of frames to come is known."""
@@ -365,7 +387,7 @@ class Growth:
 
     def _place(self, new: int, log_missing_G: Tensor) -> list[int]:
         """Share ``new`` frames out over the gaps."""
-        shares_G = sharpened(log_missing_G, self.config.rate_temperature)
+        shares_G = tempered(log_missing_G, self.config.rate_temperature).softmax(-1)
         counts = systematic(new, shares_G, self._uniform())
         return counts if self.config.order == "learned" else self._reorder(counts)
 
@@ -398,6 +420,7 @@ class Growth:
         else:
             tau = torch.tensor(index / steps, dtype=torch.float64)
             rate_G = mean_G * self.schedule.hazard(tau) / steps
+            rate_G = torch.where(mean_G > 0, rate_G, 0)  # a closed gap's, also where rates have no bound
             draw = torch.bernoulli if self.config.insertion == "bernoulli" else torch.poisson
             bounded_G = rate_G.clamp(max=1) if self.config.insertion == "bernoulli" else rate_G
             counts = draw(bounded_G, generator=self.generator).long().tolist()
@@ -443,12 +466,12 @@ class Growth:
         return int((draws < probability).sum())
 
 
-def sharpened(log_weights: Tensor, temperature: float) -> Tensor:
-    """Probabilities ``~ weights ** (1 / temperature)``; at 0 the largest alone."""
+def tempered(log_weights: Tensor, temperature: float) -> Tensor:
+    """Logarithms of ``weights ** (1 / temperature)``, the largest 0; at 0 all others are -inf."""
     under = log_weights - log_weights.max()  # first, so that no small temperature overflows
     if temperature == 0:
-        return (under == 0).double() / (under == 0).sum()
-    return (under / temperature).softmax(-1)
+        return torch.where(under == 0, 0.0, -math.inf)
+    return under / temperature
 
 
 def inverse_cdf(law_K: Tensor, uniform: float) -> int:

@@ -49,10 +49,12 @@ from flowcept.evaluate import (
     length_scores,
 )
 from flowcept.features import ClipFeatures, FeatureNetwork, load_features
+from flowcept.model import Network
 from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
 
 Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet
+OF_THE_NETWORK = ("window", "causal", "place")  # settings in which an arm's network differs
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ TABLES: dict[str, list[Arm]] = {
         Arm(f"{arm.name}, window {window or 'all'}", arm.training | _but(0, window=window))
         for arm in PROCESSES[:2]
         for window in (0, 4, 2, 1)
+    ],
+    "places": [
+        Arm(
+            f"{arm.name}{', told the place' * place}, {share:g} of the steps",
+            arm.training | _but(False, place=place),
+            share=share,
+        )
+        for share in (0.25, 1.0)
+        for arm in PROCESSES[:2]
+        for place in (False, True)
     ],
     "orders": [
         Arm(order, sampling=_but("learned", order=order))
@@ -218,16 +230,22 @@ class Comparison:
         return kept
 
     def _begin(self, arm: Arm, folder: Path) -> None:
-        """The folder of a new run: the common start, with the arm's attention, and the cache."""
+        """The folder of a new run: the common start, with what the arm's network has, and the cache.
+
+        The layer that hears of the place says nothing at first, so all arms start the same.
+        """
         scratch = folder.with_name(f".{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         start = checkpoint.load(self._start())
-        seen = {name: arm.training[name] for name in ("window", "causal") if name in arm.training}
-        network = replace(start.card.network, **seen)
-        start.network.config = network
-        card = replace(start.card, network=network)
-        checkpoint.save(replace(start, card=card), scratch / "start.safetensors")
+        own = {name: arm.training[name] for name in OF_THE_NETWORK if name in arm.training}
+        config = replace(start.card.network, **own)
+        network = Network(config, start.card.process)
+        silent = {name: torch.zeros_like(w) for name, w in network.state_dict().items()}
+        network.load_state_dict(silent | start.network.state_dict())
+        card = replace(start.card, network=config)
+        weights = replace(start, card=card, network=network)
+        checkpoint.save(weights, scratch / "start.safetensors")
         (self.run / "cache").mkdir(exist_ok=True)
         (scratch / "cache").symlink_to((self.run / "cache").resolve())
         scratch.rename(folder)
