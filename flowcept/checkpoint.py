@@ -25,6 +25,7 @@ from flowcept.codec import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
+from flowcept.settings import FASTEST, SLOWEST
 from flowcept.text import PromptEncoder, TextConfig, build_encoder
 
 FORMAT = 2  # of the file; of 1 the logits of counts meant something else
@@ -325,7 +326,7 @@ def _card(info: dict[str, Any], path: Path) -> Card:
         raise UserError(f"{path}: its description makes no sense ({_line(error)})") from error
     if not lengths or min(*lengths, *lengths.values()) < 1:
         raise UserError(f"{path}: its description makes no sense (lengths)")
-    if not 0 < card.fps < 1000 or min(card.size) < 1:
+    if not SLOWEST <= card.fps <= FASTEST or min(card.size) < 1:
         raise UserError(f"{path}: its description makes no sense (fps or size)")
     if max(card.network.depth, card.text.depth) > LARGEST_DEPTH:
         raise UserError(f"{path}: its description makes no sense (over {LARGEST_DEPTH} blocks)")
@@ -348,7 +349,10 @@ def find(name: str | None) -> Path:
     """The file of a model: a path, or the name of a shipped model; None is the default one."""
     wanted = name or os.environ.get("FLOWCEPT_MODEL") or "theatre"
     if Path(wanted).suffix or "/" in wanted or os.sep in wanted:
-        return Path(wanted).expanduser()
+        try:
+            return Path(wanted).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"no model {wanted!r}: there is no such user") from error
     shipped = shipped_models()
     if wanted in shipped:
         return shipped[wanted]

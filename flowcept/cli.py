@@ -11,11 +11,12 @@ import inspect
 import io
 import itertools
 import json
+import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,14 @@ import typer
 
 from flowcept import __version__
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, TrainConfig, check_keyframes, defaults
+from flowcept.settings import (
+    FASTEST,
+    SLOWEST,
+    SampleConfig,
+    TrainConfig,
+    check_keyframes,
+    defaults,
+)
 
 if TYPE_CHECKING:
     from flowcept.sampler import Step
@@ -44,7 +52,6 @@ KINDS: dict[str, Any] = {
     "int | None": int | None,
 }
 SUFFIX = ".mp4"  # of an output without a name
-SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 # What is wrong with the flags; the class of the click that typer uses, its own or the package.
 Usage: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
@@ -197,11 +204,15 @@ class Session:
 
     def __init__(self, command: str, settings: dict[str, Any]) -> None:
         self.command = command
-        self.shared = Shared(**{name: settings.pop(name) for name in SHARED})
+        shared = Shared(**{name: settings.pop(name) for name in SHARED})
+        if shared.seed is None and shared.count > 1:
+            shared = replace(shared, seed=secrets.randbelow(2**31))  # theirs are one apart
+        self.shared = shared
         frames = _frames(settings.pop("frames"))
         self.controls = settings | {"frames": None if frames == "auto" else int(frames)}
         self.results: list[dict[str, Any]] = []
         self.told = 0.0  # bytes that were estimated
+        self.least = 1  # frames that the sampler holds at once, whatever the controls say
         self._check()
 
     def _check(self) -> None:
@@ -231,28 +242,40 @@ class Session:
                 raise UserError(f"no folder {picture.parent} for {flag}")
             if picture is not None and picture.is_dir():
                 raise UserError(f"{flag} {picture} is a folder: give it another name")
-        files = [shared.output, shared.preview, shared.sheet, shared.trace]
-        named = [path.absolute() for path in files if path is not None]
-        for path in named:
-            if named.count(path) > 1:
-                raise UserError(f"{path} is to hold two things: give each output its own name")
         if shared.quiet:
             warnings.simplefilter("ignore")
 
-    def check_names(self, total: int, inputs: Sequence[Path] = ()) -> None:
-        """The names of all that is written for ``total`` clips; no input is among them."""
+    def names(
+        self, outputs: Sequence[Path | None], inputs: Sequence[Path] = ()
+    ) -> list[Path | None]:
+        """Where each clip goes, by its own output if it has one; None: a new name, once made.
+
+        ``UserError`` where any two of all files to be written are one, or one is an input.
+        """
         from flowcept import video
 
-        shared, read = self.shared, {path.resolve() for path in inputs}
-        for path in (shared.output, shared.sheet, shared.trace, shared.preview):
-            if path is None:
-                continue
-            alone = total == 1 or path == shared.preview
-            for name in [path] if alone else [_numbered(path, n + 1) for n in range(total)]:
-                if path == shared.output and not alone:
-                    video.check_output(name)
-                if name.resolve() in read:
-                    raise UserError(f"{name} is what is read: give what is written another name")
+        shared, total = self.shared, len(outputs)
+        clips: list[Path | None] = []
+        for number, own in enumerate(outputs, start=1):
+            name = own or shared.output
+            if name and ((own is None and total > 1) or name in clips):
+                name = _numbered(name, number)
+            video.check_output(name or Path(f"flowcept-{self.command}{SUFFIX}"))
+            clips.append(name)
+        files = [path for path in (*clips, shared.preview) if path is not None]
+        for picture in (shared.sheet, shared.trace):
+            if picture is not None:
+                files += [
+                    _numbered(picture, n) if total > 1 else picture for n in range(1, total + 1)
+                ]
+        read, written = {path.resolve() for path in inputs}, set[Path]()
+        for path in files:
+            if path.resolve() in read:
+                raise UserError(f"{path} is what is read: give what is written another name")
+            if path.resolve() in written:
+                raise UserError(f"{path} is to hold two things: give each output its own name")
+            written.add(path.resolve())
+        return clips
 
     def open(self) -> Studio:
         """The model, on its device; this imports torch."""
@@ -279,7 +302,7 @@ class Session:
     ) -> None:
         """One clip of ``total``: sample with a bar and a preview, write, tell."""
         shared = self.shared
-        estimate = studio.estimate(SampleConfig(**controls), shared.scale)
+        estimate = studio.estimate(SampleConfig(**controls), shared.scale, self.least)
         if estimate > self.told:
             if not shared.quiet and not shared.as_json:
                 typer.echo(f"up to about {estimate / 2**30:.1f} GiB of memory", err=True)
@@ -292,10 +315,7 @@ class Session:
                 watch=watch,
                 **controls,
             )
-        path = output or shared.output or self._new_name(clip)
-        several = total > 1 and output is None and shared.output is not None
-        if several or str(path) in [result["output"] for result in self.results]:
-            path = _numbered(path, number)
+        path = output or self._new_name(clip)
         note = clip.save(path, metadata=not shared.no_metadata)
         self._pictures(clip, number if total > 1 else 0)
         notes = [*clip.notes, *([note] if note else [])]
@@ -382,15 +402,14 @@ def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def _per_clip(session: Session, call: Callable[..., Clip], studio: Studio, **extra: Any) -> None:  # noqa: ANN401
-    """``--count`` clips of one input."""
-    shared = session.shared
+def _per_clip(
+    session: Session, call: Callable[..., Clip], studio: Studio, names: Sequence[Path | None]
+) -> None:
+    """A clip of one input for each name."""
     try:
-        for number in range(shared.count):
-            seed = None if shared.seed is None else shared.seed + number
-            session.make(
-                studio, call, shared.count, number + 1, seed, None, **session.controls, **extra
-            )
+        for number, name in enumerate(names):
+            seed = None if session.shared.seed is None else session.shared.seed + number
+            session.make(studio, call, len(names), number + 1, seed, name, **session.controls)
     finally:
         session.finish()
 
@@ -415,11 +434,10 @@ def gen(
     session = Session("gen", settings)
     shared = session.shared
     plans = [_plan(job, session) for job in jobs]
-    total, number = len(jobs) * shared.count, 0
-    session.check_names(total)
-    studio = session.open()
+    names = session.names([output for _, output, *_ in plans for _ in range(shared.count)])
+    studio, number = session.open(), 0
     try:
-        for prompt, output, own_seed, negative, controls in plans:
+        for prompt, _, own_seed, negative, controls in plans:
             for repeat in range(shared.count):
                 number += 1
                 seed = own_seed if own_seed is not None else shared.seed
@@ -435,7 +453,8 @@ def gen(
                         kwargs["negative_prompt"] = negative
                     return studio.generate(prompt, scale=shared.scale, **kwargs)
 
-                session.make(studio, call, total, number, seed, output, **controls)
+                name = names[number - 1]
+                session.make(studio, call, len(names), number, seed, name, **controls)
     finally:
         session.finish()
 
@@ -466,7 +485,7 @@ def _plan(
 def _read_jobs(path: Path) -> list[dict[str, Any]]:
     """Prompts of a file, a line each; a line that begins with { is JSON with settings."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # others may stand in a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompts in {path}: {error}") from error
     known = {one.name: str(one.type) for one in fields(SampleConfig)}
@@ -518,7 +537,7 @@ def i2v(
     session = Session("i2v", settings)
     _check_fit(fit)
     picture_HW3 = video.read_image(image)
-    session.check_names(session.shared.count, [image])
+    names = session.names([None] * session.shared.count, [image])
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -526,7 +545,7 @@ def i2v(
             picture_HW3, prompt, fit=fit, exact=exact, scale=session.shared.scale, **kwargs
         )
 
-    _per_clip(session, call, studio)
+    _per_clip(session, call, studio, names)
 
 
 @app.command()
@@ -548,14 +567,19 @@ def interp(
 
     session = Session("interp", settings)
     _check_fit(fit)
-    fps = session.shared.fps
+    fps, sound = session.shared.fps, None
     if len(keyframes) == 1:
         frames_FHW3, rate = video.read_video(keyframes[0])
         if len(frames_FHW3) < 2:
             raise UserError(f"{keyframes[0]} is one picture: give two pictures, or a clip")
         free = session.controls["frames"] or session.controls["max_length"]
         multi = multi or (0 if free or session.controls["min_length"] else 1)
-        fps = fps or (rate * (multi + 1) if multi else rate)
+        doubled = rate * (multi + 1) if multi else rate
+        fps = fps or doubled
+        if video.has_sound(keyframes[0]):
+            sound = keyframes[0] if multi and fps == doubled else None
+            if sound is None:
+                warnings.warn("sound is left out: the clip takes another time", stacklevel=1)
     else:
         pictures = [video.read_image(path) for path in keyframes]
         size = pictures[0].shape[:2]
@@ -563,7 +587,8 @@ def interp(
         frames_FHW3 = np.concatenate(fitted)
     check_keyframes(SampleConfig(**session.controls), len(frames_FHW3), multi)
     _check_rate(fps)
-    session.check_names(session.shared.count, keyframes)
+    session.least = multi + 2 if multi else len(frames_FHW3)
+    names = session.names([None] * session.shared.count, keyframes)
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -574,11 +599,12 @@ def interp(
             multi=multi,
             fit=fit,
             exact=exact,
+            sound=sound,
             scale=session.shared.scale,
             **kwargs,
         )
 
-    _per_clip(session, call, studio)
+    _per_clip(session, call, studio, names)
 
 
 @app.command()
@@ -606,8 +632,8 @@ def extend(
         raise UserError(f"--context must be at least 1, not {context}")
     frames_FHW3, rate = video.read_video(clip)
     _check_rate(session.shared.fps or rate)
-    sound = clip if clip.is_file() and video.probe(clip).has_audio else None
-    session.check_names(session.shared.count, [clip])
+    sound = clip if video.has_sound(clip) else None
+    names = session.names([None] * session.shared.count, [clip])
     studio = session.open()
 
     def call(**kwargs: Any) -> Clip:  # noqa: ANN401
@@ -621,7 +647,7 @@ def extend(
             **kwargs,
         )
 
-    _per_clip(session, call, studio)
+    _per_clip(session, call, studio, names)
 
 
 def _check_rate(fps: float | None) -> None:
@@ -653,7 +679,9 @@ def _train_flags() -> list[inspect.Parameter]:
 def train(
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
     run: Annotated[Path, typer.Option("-o", "--output", help="folder of the run")] = Path("run"),
-    preset: Annotated[str, typer.Option("--preset", help="tiny, small or base")] = "small",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="tiny, small or base [default: small]")
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="settings in a TOML file")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run")] = False,
     check: Annotated[bool, typer.Option("--check", help="only say what the folder holds")] = False,
@@ -664,10 +692,14 @@ def train(
     """Train a model on a folder of clips: flowcept train data/"""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give a folder of clips")
+    if pause_at is not None and pause_at < 1:
+        raise UserError(f"--pause-at must be at least 1, not {pause_at}")
+    if preset and resume:
+        raise UserError("--preset is for a new run: a resumed one keeps its settings; leave it out")
     from flowcept import train as trainer
 
     flags = {name: value for name, value in settings.items() if value is not None}
-    made = trainer.make_config(preset, config, flags)
+    made = trainer.make_config(preset or "small", config, flags)
     if check:
         for line in trainer.check(folder, made):
             typer.echo(line)

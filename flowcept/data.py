@@ -34,7 +34,7 @@ from flowcept import video
 from flowcept.errors import UserError
 from flowcept.frames import FrameState
 from flowcept.process import ProcessConfig, Target, draw, draw_context
-from flowcept.settings import ContextMixture
+from flowcept.settings import FASTEST, SLOWEST, ContextMixture
 
 STILL_FPS = 12.0  # frames per second of a folder in which nothing moves
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
@@ -151,6 +151,9 @@ def scan(folder: Path, config: DataConfig, progress: Progress | None = None) -> 
         raise UserError(f"{folder}: no clips here; put videos, images or folders of images into it")
     looked = _look_at_all(sources, progress)
     fps = config.fps or _common_rate([info for info, _ in looked if isinstance(info, _Info)])
+    if not SLOWEST <= fps <= FASTEST:
+        raise UserError(f"{folder}: most clips have {fps:g} frames a second, which no file can say "
+                        f"({SLOWEST} to {FASTEST}): give --fps")  # fmt: skip
     entries: list[ClipEntry] = []
     findings: list[Finding] = []
     for (path, _), (info, caption) in zip(sources, looked, strict=True):
@@ -186,9 +189,12 @@ def _sources(folder: Path) -> list[_Source]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Clips of a folder: media files and sub-folders that hold nothing but images."""
+    """Clips of a folder: media files and sub-folders that hold nothing but images.
+
+    The folder of a training run, which may lie among the clips, holds none.
+    """
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or (path / "config.toml").is_file():
             continue
         if path.is_dir() and not path.is_symlink():  # a link could lead round in circles
             media = [inner for inner in path.iterdir() if _is_media(inner)]
@@ -431,6 +437,7 @@ class _Store:
         self.captions = [entry.caption for entry in entries]
         self.lengths = [entry.num_frames for entry in entries]
         self.starts = [0, *itertools.accumulate(self.lengths)]
+        self.contents = _digest(self.captions, self.lengths)  # wherever the files lie
 
     def __len__(self) -> int:
         """Number of clips."""

@@ -105,7 +105,13 @@ class Scripted:
             if not isinstance(feature_ND, Tensor) or feature_ND.shape[:1] != (len(chosen),):
                 raise UserError(f"{self.path} gives no features [N, D] of clips [N, 3, T, H, W]")
             parts.append(feature_ND.flatten(1).cpu().double())
-        return ClipFeatures(torch.cat(parts))
+        return ClipFeatures(_finite(torch.cat(parts), self.path))
+
+
+def _finite(features: Tensor, path: Path) -> Tensor:
+    if not bool(features.isfinite().all()):
+        raise UserError(f"{path} gives features that are not finite: its distances mean nothing")
+    return features
 
 
 def _spread(clip_FCHW: Tensor) -> Tensor:
@@ -130,16 +136,17 @@ class MobileNet:
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path} is not readable as weights: {reason}") from error
-        missing = _layer_names() - {name.rpartition(".")[0] for name in self.weights}
+        wanted = {f"{layer}.{part}" for layer in _layer_names() for part in ("weight", "bias")}
+        missing = wanted - set(self.weights)
         if missing:
-            raise UserError(f"{path} is not a MobileNetV2: no layer {min(missing)}")
-        self.device = device
+            raise UserError(f"{path} is not a MobileNetV2: it has no {min(missing)}")
+        self.path, self.device = path, device
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[Tensor]) -> ClipFeatures:
         image_FCHW = torch.cat(list(clips))
         parts = [self.look(part.to(self.device)) for part in image_FCHW.split(PART)]
-        frame_FD = torch.cat(parts).cpu().double()
+        frame_FD = _finite(torch.cat(parts).cpu().double(), self.path)
         lengths = tuple(len(clip) for clip in clips)
         rows = []
         for part in frame_FD.split(list(lengths)):

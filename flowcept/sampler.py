@@ -420,7 +420,7 @@ class Growth:
         else:
             tau = torch.tensor(index / steps, dtype=torch.float64)
             rate_G = mean_G * self.schedule.hazard(tau) / steps
-            rate_G = torch.where(mean_G > 0, rate_G, 0)  # a closed gap's, also where rates have no bound
+            rate_G[mean_G == 0] = 0  # closed gaps, even where the hazard has no bound
             draw = torch.bernoulli if self.config.insertion == "bernoulli" else torch.poisson
             bounded_G = rate_G.clamp(max=1) if self.config.insertion == "bernoulli" else rate_G
             counts = draw(bounded_G, generator=self.generator).long().tolist()

@@ -16,6 +16,7 @@ from flowcept.errors import UserError
 INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
 SOLVERS = ("euler", "multistep")
 ORDERS = ("learned", "random", "left-to-right", "bisection")
+SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
@@ -72,6 +73,9 @@ class SampleConfig:
             raise UserError(f"--min-length {low} is over --max-length {high}")
         if self.frames is not None and (self.frames < low or (high and self.frames > high)):
             raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
+        placed = self.order == "learned" and self.rate_temperature == 1
+        if not placed and self.insertion != "posterior":
+            raise UserError("--order and --rate-temperature need the posterior insertion rule")
         choices = (("solver", SOLVERS), ("insertion", INSERTIONS), ("order", ORDERS))
         for name, known in choices:
             if getattr(self, name) not in known:
@@ -219,10 +223,12 @@ class TrainConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
         dropouts = ("prompt_dropout", "given_prompt_dropout", "context_dropout")
-        for name in (*dropouts, "held_out", "decay"):
+        for name in (*dropouts, "held_out", "decay", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 0 and under 1")
-        numbers = ("fps", "max_hours", "weight_decay", "rate_weight", "count_weight")
+        if self.fps and not SLOWEST <= self.fps <= FASTEST:
+            raise UserError(f"--fps must be 0 or from {SLOWEST} to {FASTEST}, not {self.fps}")
+        numbers = ("adversarial", "max_hours", "weight_decay", "rate_weight", "count_weight")
         for name in (*numbers, "warmup", "window", "cell_depth", "between", "codec_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{_flag(name)} must be a number and at least 0")
@@ -232,12 +238,10 @@ class TrainConfig:
             raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
         if self.min_frames > self.max_frames:
             raise UserError("--min-frames is over --max-frames")
-        if self.export_dtype not in ("float32", "bfloat16"):
-            raise UserError("--export-dtype must be float32 or bfloat16")
-        if self.fit not in ("crop", "pad", "stretch"):
-            raise UserError("--fit must be crop, pad or stretch")
-        if not 0 <= self.ema < 1:
-            raise UserError("--ema must be at least 0 and under 1")
+        choices = (("export_dtype", ("float32", "bfloat16")), ("fit", ("crop", "pad", "stretch")))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise UserError(f"{_flag(name)} must be one of {', '.join(known)}")
         self.frame_size  # noqa: B018 - raises for a size that cannot be read
 
     @property

@@ -8,6 +8,7 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -35,6 +36,7 @@ Watch = Callable[[Step], None]
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
 CONTEXT = 4  # frames of the user's clip that extend shows to the model
+LONGEST_PROMPT = 60_000  # bytes of JSON: two such fit the 128 KiB that an encoder can be told
 COMMON_WORDS = frozenset(
     ["a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "is", "are", "by", "from"]
 )
@@ -130,9 +132,13 @@ class Studio:
         multi: int = 0,
         fit: str = "crop",
         exact: bool | None = None,
+        sound: Path | None = None,
         **words: Unpack[Words],
     ) -> Clip:
-        """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap."""
+        """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap.
+
+        ``sound`` is a file whose sound is kept, which fits where playing takes as long as before.
+        """
         ask, count = _ask(prompt, words, defaults("interp")), len(keyframes_FHW3)
         if count < 2:
             raise UserError("interp needs two keyframes at least")
@@ -148,6 +154,7 @@ class Studio:
             places = _places(made, count)
         record = self._record("interp", ask, made) | {"keyframes": count, "multi": multi}
         clip = self._finish(made, record, ask)
+        clip = replace(clip, sound=None if sound is None else Sound(sound, 0.0))
         return self._keyed(clip, keyframes_FHW3, fit, exact, places)
 
     def _room(self, count: int, config: SampleConfig) -> list[str]:
@@ -258,13 +265,14 @@ class Studio:
         words = dict.fromkeys(words_of(prompt))
         return [w for w in words if w not in known and w not in COMMON_WORDS] if known else []
 
-    def estimate(self, config: SampleConfig, scale: int | None = None) -> float:
+    def estimate(self, config: SampleConfig, scale: int | None = None, least: int = 1) -> float:
         """Bytes that the program takes at most while it makes a clip with these controls.
 
-        Given frames come on top where they are more than the controls allow.
+        ``least`` frames are sampled together whatever the controls say: given ones, for example.
         """
         weights = memory.parameter_bytes(*self.weights.modules().values())
-        return memory.PROGRAM + weights + self._work(self._longest(config), config, scale)
+        frames = max(self._longest(config), least)
+        return memory.PROGRAM + weights + self._work(frames, config, scale)
 
     def _longest(self, config: SampleConfig) -> int:
         longest = config.frames or config.max_length or self.card.max_length
@@ -299,9 +307,12 @@ class Studio:
     def _make(self, given: Given, ask: Ask) -> Clip:
         """Sample one clip at the model's own size."""
         generator = clip_generator(ask.seed)
-        notes = self._notes(ask)
+        known = ask.config.frames
+        if given.missing is not None:
+            known = len(given.latent_FCHW) + sum(given.missing)
+        notes = self._notes(ask, known)
         config = self._with_length(given, ask.config, generator)
-        need = max(self._longest(config), len(given.latent_FCHW))
+        need = max(self._longest(config), len(given.latent_FCHW), known or 0)
         self._check_memory(need, ask)
         growth: Growth = []
         done = order = None
@@ -339,23 +350,25 @@ class Studio:
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         return replace(config, frames=list(law)[inverse_cdf(weights, uniform)])
 
-    def _notes(self, ask: Ask) -> list[str]:
+    def _notes(self, ask: Ask, known: int | None) -> list[str]:
+        """What the user should know of a clip that is asked for, of a ``known`` length or none."""
         notes, config = [], ask.config
         unknown = self.unknown_words(ask.prompt)
         if unknown:
-            known = [word for word in self.card.words if word not in COMMON_WORDS]
+            words = [word for word in self.card.words if word not in COMMON_WORDS]
             never = "never saw" if len(self.card.words) < WORDS else "hardly saw, if ever,"
             notes.append(
                 f"the model {never} {', '.join(map(repr, unknown))}; it knows for example: "
-                + ", ".join(known[:40])
+                + ", ".join(words[:40])
             )
         if ask.negative_prompt and config.guidance == config.rate_guidance == 1:
             notes.append("the negative prompt has no effect without guidance: add --guidance 2")
-        if config.frames and config.frames > 2 * self.card.max_length:
+        if known and known > 2 * self.card.max_length:
             notes.append(
-                f"{config.frames} frames are far more than the longest trained clip, "
-                f"{self.card.max_length}"
+                f"{known} frames are far more than the longest trained clip, {self.card.max_length}"
             )
+        if known and config.length_scale != 1:
+            notes.append("--length-scale has no effect on a length that is given")
         return notes
 
     def _check_memory(self, frames: int, ask: Ask) -> None:
@@ -438,6 +451,7 @@ class Words(TypedDict, total=False):
     max_length: int | None
     insertion: str
     order: str
+    cache: bool
 
 
 @dataclass(frozen=True)
@@ -455,6 +469,9 @@ class Ask:
 
 def _ask(prompt: str, words: Words, start: SampleConfig | None = None) -> Ask:
     """The shared keywords of a call, checked; a random seed without one, the rest as ``start``."""
+    for text in (prompt, words.get("negative_prompt", "")):
+        if len(json.dumps(text)) > LONGEST_PROMPT:
+            raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
     values: dict[str, Any] = dict(words)
     known = {f.name for f in fields(SampleConfig)}
     controls = {name: values.pop(name) for name in list(values) if name in known}

@@ -233,7 +233,7 @@ def _sprite(actor: str, halvings: int) -> Image.Image:
 def _no_font() -> str:
     return (
         f"no {FONT_NAME} on this machine: install it (Debian package {FONT_PACKAGE}) "
-        "or draw with actors=shapes"
+        "or draw --actors shapes"
     )
 
 

@@ -268,7 +268,7 @@ def train(
         say = console if team.first() and not quiet else _silent
         shown = quiet or not team.first()
         scan = data.scan(folder, _data_config(config), _bar("reading", "clip", shown))
-        for line in scan.summary():
+        for line in (*scan.summary(), *_idle(config, () if resume else given)):
             say(line)
         if not resume:
             _open_run(run, config, team)
@@ -279,7 +279,7 @@ def train(
             ),
         )
         for finding in images.findings:
-            say(f"dropped {finding}")
+            say(str(finding))
         codec = codec.to(device)
         if origin is None:
             codec = _fitted(codec, images, run, config, team, dtype, say, shown)
@@ -303,8 +303,8 @@ def train(
                 trainer.load_state_dict(state)
             except (KeyError, RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"the state in {run} does not fit these clips: resume on the folder it was "
-                    "trained on, or start another run"
+                    f"the state in {run} does not fit these clips: resume on the folder as it was "
+                    "when training began, or start another run, with --init to go on"
                 ) from error
             say(f"continuing from step {trainer.step}")
         for line in _other_process(origin, trainer.card.process):
@@ -334,13 +334,36 @@ def _in_turn(team: Team, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what
     return made if team.first() else make()
 
 
+def _idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
+    """Settings that were given and change nothing."""
+    codec = "the codec is not to be trained"
+    shape = "the codec's shape is its own"
+    idle = dict.fromkeys(("codec_steps", "codec_batch", "codec_rate", "adversarial"), codec)
+    if config.codec == "autoencoder" and not config.init:
+        idle = {}
+    elif config.codec not in ("pixels", "autoencoder") and not config.init:
+        idle = {} if checkpoint.is_model(Path(config.codec)) else idle
+    if config.codec != "autoencoder":
+        idle |= dict.fromkeys(("compression", "codec_channels", "codec_width"), shape)
+    if config.process != "autoregressive":
+        idle["block"] = "it is for --process autoregressive"
+    if config.process != "flowception":
+        idle |= dict.fromkeys(("schedule", "num_start", "late"), "it is for --process flowception")
+    for name in given:
+        if name in idle:
+            yield f"note: --{name.replace('_', '-')} has no effect: {idle[name]}"
+
+
 def _check_parts(config: TrainConfig) -> None:
     """``UserError`` for what would only show after the codec's training."""
     process_config(config)
     try:
-        _network_config(config, (1, config.patch, config.patch), 1, _text_config(config))
+        text = _text_config(config)
+        _network_config(config, (1, config.patch, config.patch), 1, text)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if text.kind == "pretrained":
+        build_encoder(text)
 
 
 def _text_config(config: TrainConfig) -> TextConfig:
@@ -619,7 +642,7 @@ class Trainer:
         config, latents = self.config, self.latents
         lengths = Counter(latents.lengths[clip] for clip in self.train_clips)
         channels, height, width = latents.latent(0).shape[1:]
-        longest = max(lengths)
+        longest = max(latents.lengths)  # held-out clips are scored as well
         if origin is None:
             text = _text_config(config)
             network = _network_config(config, (channels, height, width), longest, text)
@@ -830,12 +853,15 @@ class Trainer:
             "step": self.step,
             "cursor": self.cursor,
             "hours": self.hours,
+            "clips": self.latents.contents,
             "learner": self.learner.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["clips"] != self.latents.contents:
+            raise ValueError("other clips")
         self.step, self.cursor, self.hours = state["step"], state["cursor"], state["hours"]
         self.learner.load_state_dict(state["learner"])
         self.averaged.load_state_dict(state["averaged"])
@@ -858,7 +884,8 @@ class Trainer:
         )
         clock, seen = time.monotonic(), Counter[str]()  # sums since the last line of the log
         try:
-            while self.step < min(config.steps, pause_at or config.steps) and not self._late():
+            last = config.steps if pause_at is None else min(config.steps, pause_at)
+            while self.step < last and not self._late():
                 with _uninterrupted():
                     losses = self.train_step()
                 bar.update()
@@ -899,11 +926,11 @@ class Trainer:
         self.team.wait()
 
     def _finish(self, log: Path) -> None:
-        """The last reports, the model and the state."""
+        """The model and the state, then the last reports."""
+        self.save()
         self._log(log, None, self.held_out())
         draw_losses(log, self.run / "loss.png")
         self.sheet()
-        self.save()
 
     def _late(self) -> bool:
         return bool(self.config.max_hours) and self.hours >= self.config.max_hours
@@ -923,8 +950,11 @@ def _pretrained_text(source: str) -> TextConfig:
         raise UserError(
             f"no prompt encoder in {source}: expected a folder with config.json"
         ) from error
+    if not isinstance(settings, dict):
+        settings = {}
+    inner = settings.get("text_config")
     width = settings.get("d_model") or settings.get("hidden_size")
-    width = width or settings.get("text_config", {}).get("hidden_size")
+    width = width or (inner.get("hidden_size") if isinstance(inner, dict) else None)
     if not isinstance(width, int):
         raise UserError(f"{source}/config.json does not say the encoder's width")
     return TextConfig("pretrained", width=width, heads=1, source=source)
@@ -957,9 +987,9 @@ def _forget_after(log: Path, step: int) -> None:
 
 
 def _records(log: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a killed process may have left part of one."""
+    """The whole lines of a log, if there is one; a killed process may have left part of one."""
     records = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         with suppress(ValueError):
             records.append(json.loads(line))
     return records

@@ -24,6 +24,7 @@ import secrets
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import unicodedata
 import zlib
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from flowcept.errors import UserError
+from flowcept.settings import FASTEST, SLOWEST
 
 Frames = NDArray[np.uint8]
 
@@ -54,6 +56,7 @@ _FASTEST_MIXED = 120  # frames a second, the most that unequal durations are bro
 _FASTEST_GIF = 50  # frames a second; viewers play a frame of under 2/100 s for 10/100 s
 _USER_COMMENT = 0x9286  # Exif tag, in the sub-directory _EXIF
 _EXIF = 0x8769
+_ORIENTATION = 0x0112  # EXIF: from 5 on, rows and columns change places
 _DEMUXERS = "mov,matroska,avi,wav,mp3,ogg,flac,aac"  # no playlists: they name other files
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 # Of every reading, after ffmpeg itself has turned the picture: square pixels, report of each frame.
@@ -151,7 +154,8 @@ class _Report:
         steps = np.diff(np.array([int(frame[1]) for frame in self.frames[:count]], np.float64))
         # Nothing follows the last frame to time it, and its stored duration is often wrong.
         if declared:
-            last = 1 / declared / tick
+            # A rate that ffmpeg had to guess can be a multiple of the true one.
+            last = max(1 / declared / tick, float(steps.min()) if len(steps) else 0.0)
         else:
             last = float(np.median(steps)) if len(steps) else 1 / DEFAULT_FPS / tick
         return _constant_rate(np.append(steps, last) * tick, tick, declared)
@@ -246,8 +250,13 @@ def probe(path: Path) -> VideoInfo:
     """What `read_video` would return, without keeping the frames."""
     _check_readable(path)
     if path.is_dir():
-        height, width = read_image(_pictures(path)[0]).shape[:2]
-        return VideoInfo(width, height, _folder_fps(path), len(_pictures(path)), has_audio=False)
+        files = _pictures(path)
+        sizes = [_stored_size(file) for file in files]
+        for file, size in zip(files, sizes, strict=True):
+            if size != sizes[0]:
+                raise _another_size(path, file)
+        height, width = read_image(files[0]).shape[:2]
+        return VideoInfo(width, height, _folder_fps(path), len(files), has_audio=False)
     if _by_pillow(path):
         with _opened(path) as image:
             durations = [duration for _, duration in _animation(image)]
@@ -408,6 +417,17 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(files, key=natural)
 
 
+def _stored_size(file: Path) -> tuple[int, int]:
+    """Width and height of a picture once it is upright, from its header alone."""
+    with _opened(file) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def _another_size(folder: Path, file: Path) -> UserError:
+    return UserError(f"cannot read {folder}: {file.name} has another size than the first")
+
+
 def _read_folder(folder: Path, most: int | None) -> Frames:
     files = _pictures(folder)[:most]
     first_HW3 = read_image(files[0])
@@ -416,7 +436,7 @@ def _read_folder(folder: Path, most: int | None) -> Frames:
     for number, file in enumerate(files):
         picture_HW3 = read_image(file)
         if picture_HW3.shape != first_HW3.shape:
-            raise UserError(f"cannot read {folder}: {file.name} has another size than the first")
+            raise _another_size(folder, file)
         frames_FHW3[number] = picture_HW3
     return frames_FHW3
 
@@ -470,8 +490,8 @@ def digest(frames_FHW3: Frames) -> str:
 def check_output(path: Path) -> None:
     """Raise UserError if `write_video` could not write there; to be called before any work."""
     suffix, name = path.suffix.lower(), path.name
-    if "\0" in str(path):
-        raise UserError(f"the output name {str(path)!r} holds a null character")
+    if not _possible(path):
+        raise UserError(f"the output name {str(path)!r} holds a letter that no file's name can")
     if name.lower() in OUTPUT_SUFFIXES:
         raise UserError(f"the output {path} has no name before its suffix: call it clip{name}")
     if suffix and suffix not in OUTPUT_SUFFIXES:
@@ -494,6 +514,14 @@ def check_output(path: Path) -> None:
         raise UserError(f"the output folder {path} is not empty: choose another or empty it")
     elif not suffix and path.exists() and not path.is_dir():
         raise UserError(f"the output {path} is a file without a suffix: give a suffix or a folder")
+
+
+def _possible(path: Path) -> bool:
+    """Whether a file can be called so: not with half a surrogate pair, nor with a zero byte."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _numbered(name: str) -> str:
@@ -546,12 +574,12 @@ def write_video(
     check_output(path)
     if frames_FHW3.dtype != np.uint8 or frames_FHW3.ndim != 4 or frames_FHW3.shape[3] != 3:
         raise ValueError("frames must be uint8 of shape [F, H, W, 3]")
-    if frames_FHW3.size == 0 or not 0.001 <= fps <= 1000:
-        raise ValueError("a clip needs a frame, and between 0.001 and 1000 frames a second")
+    if frames_FHW3.size == 0 or not SLOWEST <= fps <= FASTEST:
+        raise ValueError(f"a clip needs a frame, and {SLOWEST} to {FASTEST} frames a second")
     rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
     comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
     suffix, notes = path.suffix.lower(), []
-    if sound is not None and not _has_sound(sound.path):
+    if sound is not None and not has_sound(sound.path):
         notes, sound = [f"{sound.path} has no sound"], None
     if sound is not None and suffix not in _ENCODERS:
         notes, sound = [f"{suffix or 'a folder of frames'} holds no sound"], None
@@ -579,7 +607,10 @@ def write_video(
     return "; ".join(notes)
 
 
-def _has_sound(path: Path) -> bool:
+def has_sound(path: Path) -> bool:
+    """Whether a file has an audio stream; read from its headers."""
+    if path.is_dir() or path.suffix.lower() in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
+        return False
     _check_readable(path)
     command = [_ffmpeg(), "-hide_banner", "-nostdin", *_input(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -640,9 +671,11 @@ def _write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) 
     """One palette for the whole clip, found in a first pass, so that nothing has to be kept."""
     palette = output.with_name(f"{output.name}.palette.png")
     try:
-        _encode(frames_FHW3, rate, ["-vf", "palettegen=reserve_transparent=0"], palette)
+        one = ["-vf", "palettegen=reserve_transparent=0", "-update", "1"]  # a % is no pattern
+        _encode(frames_FHW3, rate, one, palette)
         dithered = "[0][1]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
-        arguments = ["-i", f"file:{palette.absolute()}", "-lavfi", dithered]
+        arguments = ["-f", "image2", "-pattern_type", "none", "-i", f"file:{palette.absolute()}"]
+        arguments += ["-lavfi", dithered]
         _encode(frames_FHW3, rate, [*arguments, "-fps_mode", "passthrough"], output)
     finally:
         palette.unlink(missing_ok=True)
@@ -755,6 +788,8 @@ def save_image(image: Image.Image, path: Path) -> None:
     if suffix not in IMAGE_SUFFIXES:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"cannot write the picture {path}: its suffix must be one of {known}")
+    if image.width * image.height > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+        raise UserError(f"{path} would be {image.width}x{image.height}: lower --scale or --frames")
     with replacing(path) as temporary:
         image.save(temporary)
         with _opened(temporary) as written:

@@ -191,6 +191,32 @@ def test_prompts_file(made):
     assert records[3]["frames"] <= 4
 
 
+def test_no_clip_takes_the_place_of_another(flow, made, tiny_model):
+    """Neither a numbered one, nor a preview; a name that two ask for is numbered."""
+    Path("p.txt").write_text('{"prompt": "one", "output": "o-2.webp"}\ntwo\n')
+    words = ["-m", tiny_model, "-o", "o.webp"]
+    refused(flow("gen", "--prompts-file", "p.txt", *words), "o-2.webp", "two things")
+    refused(flow("gen", "a", "b", *words, "--preview", "o-1.webp"), "o-1.webp", "two things")
+    Path("sub").mkdir()
+    refused(flow("gen", "a", *words, "--preview", "sub/../o.webp"), "two things")
+    assert files() == ["p.txt", "sub"]
+    Path("p.txt").write_text('{"prompt": "one", "output": "o.webp"}\n' * 2)
+    made("gen", "--prompts-file", "p.txt")
+    assert files() == ["o-2.webp", "o.webp", "p.txt", "sub"]
+
+
+def test_seeds_are_one_apart_without_a_first_one(flow, tiny_model):
+    words = ["-m", tiny_model, "--steps", 1, "--scale", 1, "--count", 3, "--json"]
+    seeds = [clip["seed"] for clip in json.loads(flow("gen", "a", *words).out)]
+    assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
+
+
+def test_a_prompt_may_hold_other_line_ends(made):
+    Path("p.txt").write_text("one\u2028two\n" + json.dumps({"prompt": "a\x85b"}), "utf-8")
+    told = json.loads(made("gen", "--prompts-file", "p.txt", "--json").out)
+    assert [clip["prompt"] for clip in told] == ["one\u2028two", "a\x85b"]
+
+
 def test_finished_outputs_are_kept_and_told_when_a_later_one_fails(flow, tiny_model, monkeypatch):
     generate = tasks.Studio.generate
 
@@ -327,6 +353,17 @@ def test_extend_keeps_sound_at_its_place(made):
     result = made("extend", "clip.mp4", "--frames", 5, "--fps", 30, "-o", "fast.mp4")
     assert "sound" in result.out
     assert not video.probe(Path("fast.mp4")).has_audio
+
+
+def test_interp_keeps_sound_while_the_clip_takes_as_long(made):
+    tone("tone.wav")
+    video.write_video(Path("clip.mp4"), noise(10), 10, sound=Sound(Path("tone.wav"), 0))
+    result = made("interp", "clip.mp4", "-o", "twice.mp4")
+    assert "sound" not in result.out + result.err
+    assert loudness("twice.mp4")[1:9].min() > 1000
+    result = made("interp", "clip.mp4", "--fps", 10, "-o", "slow.mp4")
+    assert "sound is left out" in result.err
+    assert not video.has_sound(Path("slow.mp4"))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
@@ -504,7 +541,8 @@ def test_cuda_where_there_is_none(flow):
         ('{"prompt": "a", "frames": 3, "max_length": 2}', "--frames"),
         ('{"prompt": "a", "output": "o.xyz"}', ".xyz"),
         ('{"prompt": "a", "output": "nowhere/o.mp4"}', "nowhere"),
-        ('{"prompt": "a", "output": "a\\u0000.mp4"}', "null"),
+        ('{"prompt": "a", "output": "a\\u0000.mp4"}', "letter"),
+        ('{"prompt": "a", "output": "\\ud800.mp4"}', "letter"),
         ('{"prompt": ' + "[" * 100_000, "not JSON"),
     ],
 )
@@ -670,3 +708,14 @@ def test_help_and_version(flow):
         assert flag in shown
     assert flow("--version").out == f"flowcept {cli.__version__}\n"
     assert flow().status == 2
+
+
+def test_what_training_would_not_do_is_refused(flow):
+    Path("data").mkdir()
+    refused(flow("train", "data", "--pause-at", 0), "--pause-at")
+    refused(flow("train", "data", "--preset", "tiny", "--resume"), "--preset")
+
+
+def test_a_model_of_nobody_and_a_prompt_of_no_end(flow):
+    refused(flow("gen", "a", "-m", "~nosuchuser/model.safetensors"), "no such user")
+    refused(flow("gen", "\u72ac" * 25_000), "too long")

@@ -168,11 +168,14 @@ def test_files_that_are_no_feature_network(tmp_path, generator):
     (tmp_path / "text.safetensors").write_text("no weights")
     weights = mobilenet_weights(generator)
     save_file({k: v for k, v in weights.items() if "b7.dw" not in k}, tmp_path / "cut.safetensors")
+    bare = {k: v for k, v in weights.items() if k != "stem.bias"}
+    save_file(bare, tmp_path / "bare.safetensors")
     for name, words in (
         ("absent.pt", "no file"),
         ("text.pt", "not a TorchScript network"),
         ("text.safetensors", "not readable as weights"),
-        ("cut.safetensors", "no layer b7.dw"),
+        ("cut.safetensors", "has no b7.dw.bias"),
+        ("bare.safetensors", "has no stem.bias"),
     ):
         with pytest.raises(UserError, match=words) as error:
             load_features(tmp_path / name, CPU)
@@ -180,3 +183,7 @@ def test_files_that_are_no_feature_network(tmp_path, generator):
     torch.jit.script(NoFeatures()).save(str(tmp_path / "mean.pt"))
     with pytest.raises(UserError, match="gives no features"):
         load_features(tmp_path / "mean.pt", CPU)([torch.zeros(4, 3, 8, 8)])
+    weights["head.bias"][:] = float("nan")
+    save_file(weights, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="not finite"):
+        load_features(tmp_path / "nan.safetensors", CPU)([torch.zeros(1, 3, 32, 32)])

@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "flowcept"
 LAYERS = [
     {"errors"},
-    {"frames", "schedule", "video", "device", "settings"},
+    {"settings"},
+    {"frames", "schedule", "video", "device"},
     {"process", "theatre"},
     {"attention", "cache", "loss", "metrics", "charts", "features"},
     {"model", "text", "codec", "data"},

@@ -563,6 +563,18 @@ def test_given_needs_a_gap_more_than_frames() -> None:
         Given(torch.zeros(1, 1, 1, 1), (True, False), (1,))
 
 
+@pytest.mark.parametrize("rule", ["bernoulli", "poisson"])
+def test_rules_from_the_mean_where_the_hazard_has_no_bound(rule: str) -> None:
+    """``power:0.5`` rises endlessly fast at first; closed gaps stay closed."""
+    given = Given(torch.zeros(1, 1, 1, 1), (False, True))
+    out = sample(
+        LengthOracle(LAW, parse_schedule("power:0.5")), [given] * 8, generators(8, 1),
+        SampleConfig(steps=4, insertion=rule), ProcessConfig(schedule="power:0.5"), max_length=24,
+    )  # fmt: skip
+    assert all(1 < len(latent) <= 24 for latent in out)
+    assert all(latent[0] == 0 for latent in out)
+
+
 # --- draws
 
 

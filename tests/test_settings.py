@@ -58,6 +58,8 @@ def test_every_setting_says_what_it_means(kind):
         ({"insertion": "magic"}, "--insertion"),
         ({"order": "upwards"}, "--order"),
         ({"frames": 5, "insertion": "poisson"}, "posterior"),
+        ({"order": "bisection", "insertion": "systematic"}, "--order"),
+        ({"rate_temperature": 0.5, "insertion": "bernoulli"}, "--rate-temperature"),
     ],
 )
 def test_meaningless_sampling_is_refused(changes, flag):

@@ -11,7 +11,7 @@ import flowcept
 from flowcept import tasks, video
 from flowcept.data import to_frames, to_images
 from flowcept.errors import UserError
-from flowcept.settings import ORDERS
+from flowcept.settings import ORDERS, SampleConfig
 
 LONGEST = max(LENGTHS)
 FAST = {"steps": 2, "seed": 1}
@@ -371,3 +371,18 @@ def test_more_than_fits_into_memory_is_said_before(studio, monkeypatch):
 def test_seed_out_of_range(studio, seed):
     with pytest.raises(UserError, match="--seed"):
         studio.generate("a dog", seed=seed)
+
+
+def test_memory_is_asked_for_what_is_known(studio, monkeypatch):
+    """Frames between keyframes count, and their number is told."""
+    keys = noise(2)
+    made = studio.interp(keys, multi=2 * LONGEST, length_scale=2.0, **SMALL)
+    assert [word for word in ("far more", "--length-scale") if word in " ".join(made.notes)] == [
+        "far more",
+        "--length-scale",
+    ]
+    assert studio.estimate(SampleConfig(), least=3000) > 1.5 * studio.estimate(SampleConfig())
+    enough = studio._work(100, SampleConfig(), 1)
+    monkeypatch.setattr("flowcept.tasks._free_memory", lambda _: enough)
+    with pytest.raises(UserError, match="not enough memory: 3002"):
+        studio.interp(keys, multi=3000, **SMALL)

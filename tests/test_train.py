@@ -713,3 +713,70 @@ def test_the_codec_takes_any_seed(folder: Path, tmp_path: Path):
     config = replace(TINY, seed=2**63 - 1, codec_steps=1)
     train.train(folder, tmp_path / "run", config, pause_at=1, quiet=True)
     assert (tmp_path / "run" / "codec.safetensors").exists()
+
+
+def test_a_held_out_clip_may_be_the_longest(folder: Path, tmp_path: Path):
+    """Its size has a place in the law of sizes, so that its loss is finite."""
+    clips = tmp_path / "clips"
+    shutil.copytree(folder, clips)
+    store = data.FrameStore(
+        data.scan(clips, train._data_config(TINY)), train._data_config(TINY), tmp_path / "cache"
+    )
+    _, held = train._split(store, TINY)
+    path = store.entries[held[0]].path
+    video.write_video(path, np.zeros((40, 32, 32, 3), np.uint8), 12)
+    train.train(clips, tmp_path / "run", replace(TINY, codec_steps=1, steps=1), quiet=True)
+    card = checkpoint.read_card(tmp_path / "run" / "model.safetensors")
+    assert card.network.max_count == 40 > max(card.lengths)
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_resuming_on_other_clips_is_refused(folder: Path, tmp_path: Path):
+    """The run's own pictures, where it lies among the clips, are none of them."""
+    clips = tmp_path / "clips"
+    shutil.copytree(folder, clips)
+    (clips / "metadata.jsonl").unlink()  # which would name all clips
+    config = replace(TINY, codec_steps=1, save_every=1)
+    train.train(clips, clips / "run", config, pause_at=1, quiet=True)
+    assert list(clips.glob("run/*.png")), "a picture that could be taken for a clip"
+    train.train(clips, clips / "run", config, resume=True, pause_at=2, quiet=True)
+    one = data.scan(folder, train._data_config(TINY)).entries[0].path
+    shutil.copy(one, clips / f"one-more{one.suffix}")
+    with pytest.raises(UserError, match="does not fit these clips"):
+        train.train(clips, clips / "run", config, resume=True, quiet=True)
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_a_short_run_on_one_clip_has_no_log_and_a_model(folder: Path, whole: Path, tmp_path: Path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    one = data.scan(folder, train._data_config(TINY)).entries[0].path
+    shutil.copy(one, clips)
+    config = replace(TINY, init=str(whole / "model.safetensors"), steps=2, log_every=20)
+    model = train.train(clips, tmp_path / "run", config, quiet=True)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert checkpoint.read_card(model).steps == 2
+
+
+def test_settings_without_effect_are_told():
+    pixels = replace(TINY, codec="pixels")
+    given = ["adversarial", "compression", "block", "late", "steps"]
+    lines = list(train._idle(pixels, given))
+    assert [line.split()[1] for line in lines] == ["--adversarial", "--compression", "--block"]
+    assert list(train._idle(TINY, ["adversarial", "compression", "late"])) == []
+    told = list(train._idle(replace(TINY, process="full-sequence"), ["late", "schedule"]))
+    assert len(told) == 2
+    assert list(train._idle(pixels, ())) == []
+
+
+@pytest.mark.parametrize("text", ["[]", '{"text_config": 3}', "{}"])
+def test_a_prompt_encoder_is_looked_at_first(folder: Path, tmp_path: Path, text: str):
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text(text)
+    config = replace(TINY, text_source=str(tmp_path / "t5"))
+    with pytest.raises(UserError, match="width"):
+        train.train(folder, tmp_path / "run", config, quiet=True)
+    (tmp_path / "t5" / "config.json").write_text('{"d_model": 8}')
+    with pytest.raises(UserError):
+        train.train(folder, tmp_path / "run", config, quiet=True)
+    assert not (tmp_path / "run").exists()

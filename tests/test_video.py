@@ -624,3 +624,37 @@ def test_real_clips_survive_every_format(tmp_path):
         assert again_fps == pytest.approx(fps, rel=0.02 if suffix == ".gif" else 2e-6)
         assert psnr(again_FHW3, frames_FHW3) > (60 if suffix in LOSSLESS else 30)
         assert read_metadata(path) == {"n": number}
+
+
+@pytest.mark.parametrize("fps", [0.7, 1.7, 2.7, 4.3])
+def test_slow_odd_rates_of_webm(tmp_path, fps):
+    """ffmpeg guesses a multiple of the true rate of such a file."""
+    path = tmp_path / "a.webm"
+    write_video(path, moving(9), fps)
+    assert probe(path).num_frames == 9
+    assert probe(path).fps == pytest.approx(fps, rel=2e-3)
+
+
+def test_a_folder_with_a_pattern_in_its_name(tmp_path):
+    folder = tmp_path / "p%d q"
+    folder.mkdir()
+    write_video(folder / "a.gif", moving(3), 10)
+    assert [path.name for path in folder.iterdir()] == ["a.gif"]
+
+
+def test_pictures_of_other_sizes_are_seen_without_decoding(tmp_path):
+    for number, size in enumerate([(8, 6), (8, 6), (6, 8)]):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    with pytest.raises(UserError, match=r"2\.png has another size"):
+        probe(tmp_path)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (6, 8)).save(tmp_path / "2.png", exif=turned)
+    assert probe(tmp_path).num_frames == len(read_video(tmp_path)[0]) == 3
+
+
+def test_a_picture_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match="7x3: lower --scale"):
+        video.save_image(Image.new("RGB", (7, 3)), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

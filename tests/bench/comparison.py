@@ -230,9 +230,9 @@ class Comparison:
         return kept
 
     def _begin(self, arm: Arm, folder: Path) -> None:
-        """The folder of a new run: the common start, with what the arm's network has, and the cache.
+        """The folder of a new run: the cache, and the common start with what the arm's network has.
 
-        The layer that hears of the place says nothing at first, so all arms start the same.
+        The layer that hears of the place says nothing at first, so that all arms start the same.
         """
         scratch = folder.with_name(f".{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
