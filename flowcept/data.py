@@ -36,7 +36,6 @@ from flowcept.frames import FrameState
 from flowcept.process import ProcessConfig, Target, draw, draw_context
 from flowcept.settings import FASTEST, SLOWEST, ContextMixture
 
-STILL_FPS = 12.0  # frames per second of a folder in which nothing moves
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
 CACHE_FORMAT = 1  # part of every key: raise it when the same files would be decoded differently
 ENCODE_CHUNK = 64  # frames encoded at once
@@ -340,7 +339,7 @@ def _same_rate(a: float, b: float) -> bool:
 def _common_rate(infos: Iterable[_Info]) -> float:
     """The rate of most moving clips; of two equally common ones the lower, which repeats none."""
     rates = Counter(_rate(info.fps) for info in infos if info.num_frames > 1)
-    return max(rates, key=lambda rate: (rates[rate], -rate)) if rates else STILL_FPS
+    return max(rates, key=lambda rate: (rates[rate], -rate)) if rates else video.DEFAULT_FPS
 
 
 def _cut(

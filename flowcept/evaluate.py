@@ -416,8 +416,9 @@ def quarter(num_frames: int, number: int) -> slice:
 def count_scores(work: Evaluation) -> dict[str, Any]:
     """How far the posterior of the number of missing frames can be trusted, on real clips.
 
-    Its mean log score, in nats, beside that of the constant law of these very counts, and pairs
-    of (probability said, how often it came true) over all counts.
+    Its mean log score, in nats, beside those of two laws that look at no picture: what the lengths
+    of all training clips and the number of visible frames say by Bayes' rule, and the constant law
+    of these very counts. And pairs of (probability said, how often it came true) over all counts.
     """
     generator = clip_generator(work.seed)
     nothing = ContextMixture(1, 0, 0, 0, 0, 0, 0, 0)
@@ -431,16 +432,24 @@ def count_scores(work: Evaluation) -> dict[str, Any]:
             if pair is not None and float(pair[0].tau_B) < 1:
                 drawn.append(pair)
                 captions.append(clip.caption)
-    law_NK, total_N = [], []
+    law_NK, blind_NK, total_N = [], [], []
+    sizes_K = torch.full((work.card.network.max_count + 1,), process.BEYOND)
+    for n, count in work.card.lengths.items():
+        sizes_K[n] = math.log(count)
     for start in range(0, len(drawn), BATCH):
         state, target = process.concat(drawn[start : start + BATCH])
         with autocast(work.device, work.dtype), torch.inference_mode():
             prompt = work.weights.text(captions[start : start + BATCH])
             prediction = work.weights.network(state.to(work.device), prompt)
         law_NK.append(prediction.count_logits_BK.float().softmax(-1).double().cpu())
+        sizes_BK = sizes_K.expand(len(state.lengths), -1)
+        blind_BK = process.missing_logits(sizes_BK, state, work.card.process)
+        blind_NK.append(blind_BK.double().softmax(-1))
         total_N.append(target.total_B)
         work.progress("missing counts", min(start + BATCH, len(drawn)), len(drawn))
-    return posterior_scores(torch.cat(law_NK), torch.cat(total_N))
+    came_N = torch.cat(total_N)
+    blind = posterior_scores(torch.cat(blind_NK), came_N)["log_score"]
+    return posterior_scores(torch.cat(law_NK), came_N) | {"lengths_log_score": blind}
 
 
 def posterior_scores(law_NK: Tensor, total_N: Tensor, bins: int = 10) -> dict[str, Any]:
@@ -476,7 +485,7 @@ def table(scores: Scores) -> list[str]:
     ]
 
     def row(name: str, value: str) -> None:
-        lines.append(f"  {name:<44}{value}")
+        lines.append(f"  {name:<52}{value}")
 
     found = scores.features
     if found:
@@ -505,8 +514,9 @@ def table(scores: Scores) -> list[str]:
     row("motion: made; real", f"{scores.motion['made']:.4f}; {scores.motion['real']:.4f}")
     if scores.counts:
         row(
-            f"log score of missing counts, {scores.counts['states']} states (constant law)",
-            f"{scores.counts['log_score']:.3f} ({scores.counts['constant_log_score']:.3f})",
+            f"log score of missing counts, {scores.counts['states']} states",
+            "{log_score:.3f} (from lengths alone {lengths_log_score:.3f}, constant law "
+            "{constant_log_score:.3f})".format(**scores.counts),
         )
     return [*lines, *(f"note: {note}" for note in scores.notes)]
 

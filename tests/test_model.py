@@ -460,6 +460,33 @@ def test_what_lies_between_two_finished_frames_sees_those_two() -> None:
         replace(SMALL, causal=True)
 
 
+def test_what_lies_between_pulls_the_clean_frame_towards_its_guess() -> None:
+    """``z + (1 - s) v`` moves by the trusted part of its way there, at a shift that is not 1."""
+    torch.manual_seed(0)
+    shift = 3.0
+    net = Network(replace(SMALL, between=2), ProcessConfig(shift=shift)).eval()
+    assert net.between is not None
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+        net.between.when.weight.zero_()
+        state = frames.concat([CLIPS[0], CLIPS[2]])
+        prompt = concat_prompts([PROMPTS[0], PROMPTS[2]])
+        pulled = net(state, prompt).velocity_FCHW
+        own = state.between_F.nonzero().flatten()
+        guess, trust = net.between.guess(state.latent_FCHW[own - 1], state.latent_FCHW[own + 1])
+        net.between.where.weight.zero_()
+        net.between.where.bias.zero_()
+        alone = net(state, prompt).velocity_FCHW
+    time = state.time_F[own][:, None, None, None]
+    left = 1 - time / (time + shift * (1 - time))
+    way = guess - (state.latent_FCHW[own] + left * alone[own])
+    assert (trust * way).abs().mean() > 1e-3, "there is something to see"
+    torch.testing.assert_close(pulled[own], alone[own] + trust * way)
+    others = ~state.between_F
+    assert torch.equal(pulled[others], alone[others])
+
+
 @pytest.mark.parametrize("place", [False, True])
 def test_a_frame_is_told_its_place(place: bool) -> None:
     """Equal frames say the same where nothing but their place can tell them apart, or not."""

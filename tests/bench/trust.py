@@ -9,7 +9,7 @@ loss of training, 322 weights. About a minute a hundred steps on one thread.
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from flowcept import checkpoint, train
@@ -40,9 +40,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
     train.Learner = Trust  # type: ignore[assignment, misc]
+    process = asdict(checkpoint.read_card(Path(options.model)).process)
     config = TrainConfig(
         init=options.model,
-        shift=checkpoint.read_card(Path(options.model)).process.shift,
+        process=process.pop("kind"),
+        **process,
         context=CONTEXT,
         count_weight=0.3,
         tokens=2048,
