@@ -1,61 +1,186 @@
-"""Total variation of sampled lengths to the truth, for every draw rule and number of steps.
+"""Laws of lengths and places that the sampler makes with an exact network, by number of steps.
 
-An exact oracle stands in for the network, so that the rule and the step alone are measured:
+An exact oracle stands in for the network, so that draw rule and step alone are measured:
 
     python tests/bench/length_law.py --clips 4000 --seed 1
+    python tests/bench/length_law.py --tables controls gaps --clips 1000
+
+``rules``: total variation of lengths to the truth, for every draw rule. ``controls``: the same for
+the rate temperature and the length scale, to the law that each promises. ``gaps``: two gaps between
+given frames, each of 1 or 5 frames, independently; and where the start frame of a clip ends up.
+
+Shape suffixes: B clips, F frames, K counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import pvariance
 
 import machine
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from oracle import LengthOracle, empty, generators, total_variation, variation_floor
+from oracle import LengthOracle, blank, empty, generators, total_variation, variation_floor
 
-from flowcept.process import ProcessConfig
-from flowcept.sampler import sample
+from flowcept.frames import FrameState, Prediction
+from flowcept.process import ProcessConfig, appeared_logits
+from flowcept.sampler import Given, Model, sample, sample_steps
 from flowcept.settings import SampleConfig
 
 LAW = {8: 0.2, 12: 0.5, 24: 0.3}
 STEPS = (4, 8, 16, 32, 64, 128)
 RULES = ("posterior", "systematic", "bernoulli", "poisson")
+CONTROLS: tuple[dict[str, float], ...] = (
+    {"rate_temperature": 0.0}, {"rate_temperature": 0.5}, {"rate_temperature": 4.0},
+    {"length_scale": 0.6}, {"length_scale": 1.6},
+)  # fmt: skip
+LONGEST = 64
+GAP = {1: 0.5, 5: 0.5}  # frames that come in each of two gaps
+PLACES = 9  # frames of the clip whose start frame is looked for
+
+
+def promised(control: dict[str, float]) -> dict[int, float]:
+    """The law of lengths that a control stands for."""
+    if "rate_temperature" in control:
+        heat = control["rate_temperature"]
+        most = max(LAW.values())
+        powers = {n: (p / most) ** (1 / heat) if heat else float(p == most) for n, p in LAW.items()}
+        return {n: p / sum(powers.values()) for n, p in powers.items()}
+    law: Counter[int] = Counter()
+    for n, p in LAW.items():  # what comes after the start frame, rounded up or down by chance
+        wanted = control["length_scale"] * (n - 1)
+        up = wanted - math.floor(wanted)
+        law[1 + math.floor(wanted)] += p * (1 - up)
+        law[2 + math.floor(wanted)] += p * up
+    return dict(law)
+
+
+class GapOracle:
+    """Knows the law of each of the gaps between given frames, and so of their sum, exactly."""
+
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+    ) -> Prediction:
+        del clips, resting_F
+        missing, totals = [], []
+        for given, tau in zip(state.given_F.split(state.lengths), state.tau_B, strict=True):
+            at = given.nonzero().flatten().tolist()
+            total_K, clip = torch.ones(1, dtype=torch.float64), [0.0] * len(given)
+            for left, right in itertools.pairwise(at):
+                own_K = self.left(right - left - 1, tau)
+                mean = float(own_K @ torch.arange(len(own_K), dtype=torch.float64))
+                clip[left:right] = [mean / (right - left)] * (right - left)
+                pad = len(own_K) - 1
+                rows = torch.nn.functional.pad(total_K, (pad, pad)).unfold(0, len(own_K), 1)
+                total_K = rows @ own_K.flip(0)
+            missing += clip
+            totals.append(total_K)
+        log_F = torch.tensor(missing, dtype=torch.float64).log()
+        nothing_B = torch.full((len(state.lengths),), -math.inf, dtype=torch.float64)
+        return blank(state, log_F, nothing_B, torch.stack(totals).log())
+
+    def left(self, appeared: int, tau: Tensor) -> Tensor:
+        """Law of the frames still to come in a gap in which so many have appeared."""
+        law_K = torch.tensor([GAP.get(k + appeared, 1e-9) for k in range(LONGEST)]).double()
+        count_K = torch.arange(LONGEST, dtype=torch.float64)
+        seen_K = appeared_logits(torch.tensor(appeared), count_K, tau.double().clamp(max=1))
+        return (law_K.log() + seen_K).softmax(0)
+
+
+def lengths(config: SampleConfig, clips: int, seed: int) -> list[int]:
+    latents = sample(
+        LengthOracle(LAW), [empty()] * clips, generators(clips, seed + 1000 * config.steps),
+        config, ProcessConfig(), max_length=LONGEST,
+    )  # fmt: skip
+    return [len(latent) for latent in latents]
+
+
+def places(model: Model, given: Given, steps: int, clips: int, seed: int) -> Iterator[list[int]]:
+    """Of each clip, the final places of the frames by name, given and start frames first."""
+    made = sample_steps(
+        model, [given] * clips, generators(clips, seed + 1000 * steps), SampleConfig(steps=steps),
+        ProcessConfig(), max_length=LONGEST,
+    )  # fmt: skip
+    for step in made:
+        for clip in step.done:
+            ids = step.ids[step.clips.index(clip)]
+            yield [ids.index(name) for name in range(len(ids))]
+
+
+def rules(steps: int, options: argparse.Namespace) -> Iterator[str]:
+    for rule in RULES:
+        found = lengths(SampleConfig(steps=steps, insertion=rule), options.clips, options.seed)
+        yield f"{total_variation(found, LAW):.4f}"
+
+
+def controls(steps: int, options: argparse.Namespace) -> Iterator[str]:
+    for control in CONTROLS:
+        config = SampleConfig(steps=steps, **control)  # type: ignore[arg-type]
+        found = lengths(config, options.clips, options.seed)
+        yield f"{total_variation(found, promised(control)):.4f}"
+
+
+def gaps(steps: int, options: argparse.Namespace) -> Iterator[str]:
+    between = Given(torch.zeros(3, 1, 1, 1), (False, True, True, False))
+    found = [
+        (middle - 1, last - middle - 1)
+        for _, middle, last, *_ in places(GapOracle(), between, steps, options.clips, options.seed)
+    ]
+    totals = Counter(map(sum, found))
+    law = {a + b: GAP[a] * GAP[b] * (1 + (a != b)) for a, b in ((1, 1), (1, 5), (5, 5))}
+    yield f"{total_variation(list(totals.elements()), law):.4f}"
+    yield f"{sum(not set(pair) <= set(GAP) for pair in found) / len(found):.1%}"
+    starts = places(LengthOracle({PLACES: 1.0}), empty(), steps, options.clips, options.seed)
+    yield f"{pvariance([first for first, *_ in starts]):.2f}"
+
+
+TABLES = {
+    "rules": (rules, RULES),
+    "controls": (
+        controls,
+        [f"{name.replace('_', ' ')} {value:g}" for one in CONTROLS for name, value in one.items()],
+    ),
+    "gaps": (
+        gaps,
+        (
+            "sums of two gaps", "clips with a gap that cannot be",
+            f"variance of the start frame's place (truth {(PLACES**2 - 1) / 12:.2f})",
+        ),
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["rules"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     mean, deviation = variation_floor(LAW, options.clips)
     print(machine.described())
     print(f"lengths {LAW}, {options.clips} clips, seed {options.seed}")
     print(f"floor: exact draws have {mean:.4f} +- {deviation:.4f}")
-    print("| steps | " + " | ".join(options.rules) + " |")
-    print("|---|" + "---|" * len(options.rules))
     began = time.monotonic()
-    for steps in options.steps:
-        cells = []
-        for rule in options.rules:
-            latents = sample(
-                LengthOracle(LAW),
-                [empty()] * options.clips,
-                generators(options.clips, options.seed + 1000 * steps),
-                SampleConfig(steps=steps, insertion=rule),
-                ProcessConfig(),
-                max_length=64,
-            )
-            cells.append(f"{total_variation([len(x) for x in latents], LAW):.4f}")
-        print(f"| {steps} | " + " | ".join(cells) + " |", flush=True)
+    for table in options.tables:
+        row, columns = TABLES[table]
+        print(f"\n| steps | {' | '.join(columns)} |")
+        print("|---" * (len(columns) + 1) + "|")
+        for steps in options.steps:
+            print(f"| {steps} | {' | '.join(row(steps, options))} |", flush=True)
     print(f"{time.monotonic() - began:.0f} s")
 
 
