@@ -3,7 +3,8 @@
 One loop serves every task and every process. A task is a ``Given``: clean frames and the gaps in
 which others may appear. What is unusual here: the number of frames that appear in a step is drawn
 from the network's posterior of the total still missing, which is the exact law of a step of any
-size, so the law of lengths does not depend on the number of steps.
+size, so the law of lengths does not depend on the number of steps. Their places are shared out by
+means alone, so where several gaps are open at first it does: what one gap tells of another is lost.
 
 Times are whole ages over ``steps``: a generated frame has age 0 when it appears and is finished at
 age ``steps``. Each clip has its own generator on the CPU and makes the same draws alone, in any

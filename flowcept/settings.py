@@ -36,9 +36,9 @@ class SampleConfig:
     guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none")
     rate_guidance: float = setting(1.0, "strength of the prompt in length and place of new frames")
     rate_temperature: float = setting(
-        1.0, "of the insertion law: 0 the most probable length, over 1 more varied"
+        1.0, "of the laws of length and places: 0 the most probable, over 1 more varied"
     )
-    length_scale: float = setting(1.0, "multiplies the number of frames still to come")
+    length_scale: float = setting(1.0, "multiplies the number of frames to come")
     frames: int | None = setting(None, "number of frames, or auto: the model chooses")
     min_length: int | None = setting(
         None, "least number of frames; by default the shortest trained"

@@ -156,15 +156,7 @@ def reserved(bench: Bench) -> dict[str, Any]:
 
 def lengths(bench: Bench) -> dict[str, Any]:
     """15 clips of every action with every adverb, against the law of their lengths."""
-    rng = np.random.default_rng([bench.seed, 3])
-
-    def pick(names: Sequence[str]) -> str:
-        return names[int(rng.integers(len(names)))]
-
-    played = []
-    for action, adverb in itertools.product(theatre.ACTIONS, theatre.ADVERBS):
-        trained = [a for a in bench.cast if (a, action) not in theatre.RESERVED]
-        played += [Scene(pick(trained), action, pick(theatre.PLACES), adverb) for _ in range(15)]
+    played = _every_action(bench.cast, bench.seed)
     result = bench.compare(played, "lengths", 3000)
     cells: dict[str, dict[str, list[float]]] = {}
     truth: Counter[int] = Counter()
@@ -207,6 +199,20 @@ def lengths(bench: Bench) -> dict[str, Any]:
         "truth": {n: round(w, 2) for n, w in sorted(truth.items())},
     }
     return result
+
+
+def _every_action(cast: Sequence[str], seed: int) -> list[Scene]:
+    """15 scenes of trained pairs for every action with every adverb."""
+    rng = np.random.default_rng([seed, 3])
+
+    def pick(names: Sequence[str]) -> str:
+        return names[int(rng.integers(len(names)))]
+
+    played = []
+    for action, adverb in itertools.product(theatre.ACTIONS, theatre.ADVERBS):
+        trained = [a for a in cast if (a, action) not in theatre.RESERVED]
+        played += [Scene(pick(trained), action, pick(theatre.PLACES), adverb) for _ in range(15)]
+    return played
 
 
 def _coarse(law: Mapping[int, float]) -> dict[int, float]:
