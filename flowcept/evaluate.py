@@ -441,7 +441,7 @@ def count_scores(work: Evaluation) -> dict[str, Any]:
         with autocast(work.device, work.dtype), torch.inference_mode():
             prompt = work.weights.text(captions[start : start + BATCH])
             prediction = work.weights.network(state.to(work.device), prompt)
-        law_NK.append(prediction.count_logits_BK.float().softmax(-1).double().cpu())
+        law_NK.append(prediction.count_logits_BK.float().softmax(-1).cpu().double())
         sizes_BK = sizes_K.expand(len(state.lengths), -1)
         blind_BK = process.missing_logits(sizes_BK, state, work.card.process)
         blind_NK.append(blind_BK.double().softmax(-1))
