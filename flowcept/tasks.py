@@ -367,8 +367,10 @@ class Studio:
             notes.append(
                 f"{known} frames are far more than the longest trained clip, {self.card.max_length}"
             )
-        if known and config.length_scale != 1:
-            notes.append("--length-scale has no effect on a length that is given")
+        chooses = self.card.process.kind == "flowception"
+        if config.length_scale != 1 and (known or not chooses):
+            why = "the length is given" if known else "this model does not choose its length"
+            notes.append(f"--length-scale has no effect: {why}")
         return notes
 
     def _check_memory(self, frames: int, ask: Ask) -> None:

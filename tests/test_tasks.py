@@ -321,6 +321,8 @@ def test_extend_contradictions(studio, settings):
 
 def test_baselines_take_a_length_or_draw_a_trained_one(baseline):
     assert len(baseline.generate("a dog", frames=7, **SMALL)) == 7
+    notes = baseline.generate("a", length_scale=2.0, **SMALL).notes
+    assert "--length-scale has no effect: this model does not choose its length" in notes
     drawn = {len(baseline.generate("a", steps=1, seed=s, scale=1)) for s in range(12)}
     assert drawn <= set(LENGTHS)
     assert len(drawn) > 1
