@@ -111,7 +111,7 @@ TABLES: dict[str, list[Arm]] = {
             arm.training | _but(False, place=place),
             share=share,
         )
-        for share in (0.25, 1.0)
+        for share in (1.0, 0.25)
         for arm in PROCESSES[:2]
         for place in (False, True)
     ],
@@ -196,9 +196,8 @@ class Comparison:
 
     def stops(self, arm: Arm, seed: int) -> list[int]:
         """After how many steps any table scores this run: they are kept in passing."""
-        same = [
-            other for other in (*TABLES["curve"], *EQUAL_CLIPS) if other.training == arm.training
-        ]
+        several = (*TABLES["curve"], *TABLES["places"], *EQUAL_CLIPS)
+        same = [other for other in several if other.training == arm.training]
         return sorted({self.steps(other, seed) for other in (*same, arm)})
 
     def clips_a_step(self, arm: Arm, seed: int) -> float:
