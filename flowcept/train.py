@@ -336,15 +336,15 @@ def _in_turn(team: Team, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what
 
 def _idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
     """Settings that were given and change nothing."""
-    codec = "the codec is not to be trained"
-    shape = "the codec's shape is its own"
-    idle = dict.fromkeys(("codec_steps", "codec_batch", "codec_rate", "adversarial"), codec)
-    if config.codec == "autoencoder" and not config.init:
-        idle = {}
-    elif config.codec not in ("pixels", "autoencoder") and not config.init:
-        idle = {} if checkpoint.is_model(Path(config.codec)) else idle
-    if config.codec != "autoencoder":
-        idle |= dict.fromkeys(("compression", "codec_channels", "codec_width"), shape)
+    idle: dict[str, str] = {}
+    new = config.codec == "autoencoder"
+    ours = new or (config.codec != "pixels" and checkpoint.is_model(Path(config.codec)))
+    if config.init or not ours:
+        training = ("codec_steps", "codec_batch", "codec_rate", "adversarial")
+        idle |= dict.fromkeys(training, "the codec is not trained")
+    if not new:
+        shape = ("compression", "codec_channels", "codec_width")
+        idle |= dict.fromkeys(shape, "the codec has its own shape")
     if config.process != "autoregressive":
         idle["block"] = "it is for --process autoregressive"
     if config.process != "flowception":
