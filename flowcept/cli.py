@@ -11,7 +11,6 @@ import inspect
 import io
 import itertools
 import json
-import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from flowcept.settings import (
     TrainConfig,
     check_keyframes,
     defaults,
+    random_seed,
 )
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Session:
         self.command = command
         shared = Shared(**{name: settings.pop(name) for name in SHARED})
         if shared.seed is None and shared.count > 1:
-            shared = replace(shared, seed=secrets.randbelow(2**31))  # theirs are one apart
+            shared = replace(shared, seed=random_seed())  # theirs are one apart
         self.shared = shared
         frames = _frames(settings.pop("frames"))
         self.controls = settings | {"frames": None if frames == "auto" else int(frames)}

@@ -193,9 +193,11 @@ def _walk(folder: Path) -> Iterator[Path]:
     The folder of a training run, which may lie among the clips, holds none.
     """
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or (path / "config.toml").is_file():
+        if path.name.startswith("."):
             continue
         if path.is_dir() and not path.is_symlink():  # a link could lead round in circles
+            if (path / "config.toml").is_file():
+                continue
             media = [inner for inner in path.iterdir() if _is_media(inner)]
             yield from [path] if media and all(map(_is_still, media)) else _walk(path)
         elif _is_media(path):

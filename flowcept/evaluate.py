@@ -448,14 +448,18 @@ def count_scores(work: Evaluation) -> dict[str, Any]:
         total_N.append(target.total_B)
         work.progress("missing counts", min(start + BATCH, len(drawn)), len(drawn))
     came_N = torch.cat(total_N)
-    blind = posterior_scores(torch.cat(blind_NK), came_N)["log_score"]
+    blind = log_score(torch.cat(blind_NK), came_N)
     return posterior_scores(torch.cat(law_NK), came_N) | {"lengths_log_score": blind}
+
+
+def log_score(law_NK: Tensor, total_N: Tensor) -> float:
+    """Mean log-probability, in nats, that laws ``[N, K]`` gave to what came, ``[N]``."""
+    return float(law_NK.gather(1, total_N[:, None]).clamp(min=1e-12).log().mean())
 
 
 def posterior_scores(law_NK: Tensor, total_N: Tensor, bins: int = 10) -> dict[str, Any]:
     """Log scores and reliability of laws ``[N, K]`` against what came, ``[N]``."""
     came_NK = torch.nn.functional.one_hot(total_N, law_NK.shape[1]).bool()
-    said_N = law_NK[came_NK].clamp(min=1e-12)
     constant_K = came_NK.double().mean(0)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     bin_NK = torch.bucketize(law_NK.contiguous(), edges[1:-1], right=True)
@@ -467,8 +471,8 @@ def posterior_scores(law_NK: Tensor, total_N: Tensor, bins: int = 10) -> dict[st
             curve.append((float(law_NK[inside].mean()), share, int(inside.sum())))
     return {
         "states": len(total_N),
-        "log_score": float(said_N.log().mean()),
-        "constant_log_score": float(constant_K[total_N].log().mean()),
+        "log_score": log_score(law_NK, total_N),
+        "constant_log_score": log_score(constant_K.expand_as(law_NK), total_N),
         "reliability": curve,  # (mean probability said, share that came true, how many)
     }
 

@@ -139,7 +139,7 @@ class MobileNet:
         wanted = {f"{layer}.{part}" for layer in _layer_names() for part in ("weight", "bias")}
         missing = wanted - set(self.weights)
         if missing:
-            raise UserError(f"{path} is not a MobileNetV2: it has no {min(missing)}")
+            raise UserError(f"{path} is not a MobileNetV2: no layer {min(missing)}")
         self.path, self.device = path, device
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,6 +19,11 @@ SOLVERS = ("euler", "multistep")
 ORDERS = ("learned", "random", "left-to-right", "bisection")
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
+
+
+def random_seed() -> int:
+    """Of a clip for which none was given."""
+    return secrets.randbelow(2**31)
 
 
 def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - like dataclasses.field

@@ -9,7 +9,6 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.request import from_nothing, request
 from flowcept.sampler import Given, Step, clip_generator, inverse_cdf
-from flowcept.settings import SampleConfig, check_keyframes, defaults
+from flowcept.settings import SampleConfig, check_keyframes, defaults, random_seed
 from flowcept.text import words_of
 from flowcept.video import Sound
 
@@ -497,7 +496,7 @@ def _places(made: Clip, count: int) -> list[int]:
 
 def _seed(seed: int | None) -> int:
     if seed is None:
-        return secrets.randbelow(2**31)
+        return random_seed()
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed must be at least 0 and under 2**63, not {seed}")
     return seed

@@ -491,7 +491,7 @@ def check_output(path: Path) -> None:
     """Raise UserError if `write_video` could not write there; to be called before any work."""
     suffix, name = path.suffix.lower(), path.name
     if not _possible(path):
-        raise UserError(f"the output name {str(path)!r} holds a letter that no file's name can")
+        raise UserError(f"the output name {str(path)!r} holds a null character or half a letter")
     if name.lower() in OUTPUT_SUFFIXES:
         raise UserError(f"the output {path} has no name before its suffix: call it clip{name}")
     if suffix and suffix not in OUTPUT_SUFFIXES:

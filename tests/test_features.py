@@ -174,8 +174,8 @@ def test_files_that_are_no_feature_network(tmp_path, generator):
         ("absent.pt", "no file"),
         ("text.pt", "not a TorchScript network"),
         ("text.safetensors", "not readable as weights"),
-        ("cut.safetensors", "has no b7.dw.bias"),
-        ("bare.safetensors", "has no stem.bias"),
+        ("cut.safetensors", "no layer b7.dw"),
+        ("bare.safetensors", "no layer stem.bias"),
     ):
         with pytest.raises(UserError, match=words) as error:
             load_features(tmp_path / name, CPU)

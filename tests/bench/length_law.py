@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import pvariance
 
 import machine
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,16 +76,14 @@ class GapOracle:
         missing, totals = [], []
         for given, tau in zip(state.given_F.split(state.lengths), state.tau_B, strict=True):
             at = given.nonzero().flatten().tolist()
-            total_K, clip = torch.ones(1, dtype=torch.float64), [0.0] * len(given)
+            total_K, clip = np.ones(1), [0.0] * len(given)
             for left, right in itertools.pairwise(at):
                 own_K = self.left(right - left - 1, tau)
                 mean = float(own_K @ torch.arange(len(own_K), dtype=torch.float64))
                 clip[left:right] = [mean / (right - left)] * (right - left)
-                pad = len(own_K) - 1
-                rows = torch.nn.functional.pad(total_K, (pad, pad)).unfold(0, len(own_K), 1)
-                total_K = rows @ own_K.flip(0)
+                total_K = np.convolve(total_K, own_K.numpy())
             missing += clip
-            totals.append(total_K)
+            totals.append(torch.from_numpy(total_K))
         log_F = torch.tensor(missing, dtype=torch.float64).log()
         nothing_B = torch.full((len(state.lengths),), -math.inf, dtype=torch.float64)
         return blank(state, log_F, nothing_B, torch.stack(totals).log())
