@@ -66,6 +66,7 @@ class ModelConfig:
     between: int = 0  # convolution blocks that guess a frame between two finished ones; 0: none
     mlp_ratio: int = 4
     place: bool = False  # a frame is told its index among the visible ones
+    rotary_values: bool = False  # what a frame takes from another turns with the distance to it
     window: int = 0  # a frame sees frames within this distance; 0: all frames
     causal: bool = False  # a frame sees none after it, and the clip's row no frame
 
@@ -176,8 +177,24 @@ def rotary(position_RPA: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
+def value_rotary(index_R: Tensor, heads: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[R, 1, N, E/2]`` by which values turn with the index.
+
+    Values turn by their own frame's index, and what is gathered turns back by the asking frame's,
+    so that only the distance matters: a linear layer before and one after can carry a motion on by
+    so many frames. Half of each head's pairs turn, at rates that lie evenly, over all heads, from
+    0 to half a turn a frame; the others are as in plain attention.
+    """
+    half = head_width // 2
+    turning = half // 2
+    rate = torch.linspace(0, math.pi, heads * turning, device=index_R.device)
+    rate_NE = F.pad(rate.view(turning, heads).T, (0, half - turning))
+    angle = index_R.float()[:, None, None, None] * rate_NE
+    return angle.cos(), angle.sin()
+
+
 def rotate(x_RP2NE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of features of queries and keys by its angle."""
+    """Turn each pair of features of queries and keys, or of values, by its angle."""
     cosine, sine = rotation
     a, b = x_RP2NE.chunk(2, dim=-1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
@@ -254,7 +271,8 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, plan: Plan, cache: Cache | No
 class Layout:
     """What every block needs to know of a state, computed once."""
 
-    rotation: tuple[Tensor, Tensor]
+    rotation: tuple[Tensor, Tensor]  # of queries and keys
+    value_rotation: tuple[Tensor, Tensor] | None
     within: Plan
     to_prompt: Plan
     attend: Attend
@@ -286,8 +304,8 @@ class Block(nn.Module):
         y_RPD = modulated(x_RPD, shift, scale)
         qk, v = self.qkv(y_RPD).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
         q, k = rotate(normed(qk), layout.rotation).unbind(2)
-        y_RPD = layout.attend(q, k, v.squeeze(2), layout.within, layout.cache).flatten(2)
-        x_RPD = torch.addcmul(x_RPD, gate, self.out(y_RPD))
+        y_RPNE = self._gather(q, k, v.squeeze(2), layout)
+        x_RPD = torch.addcmul(x_RPD, gate, self.out(y_RPNE.flatten(2)))
 
         q = self.prompt_q(normed(x_RPD)).unflatten(-1, (self.heads, -1))
         k, v = self.prompt_kv(prompt_S1D).unflatten(-1, (2, self.heads, -1)).unbind(2)
@@ -300,6 +318,14 @@ class Block(nn.Module):
             return torch.addcmul(x_RPD[rows], mlp_gate[rows], self.down(z_RPD))
 
         return by_parts(mlp, x_RPD)
+
+    def _gather(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """Attention within the clip."""
+        if layout.value_rotation is None:
+            return layout.attend(q, k, v, layout.within, layout.cache)
+        cosine, sine = layout.value_rotation
+        y_RPNE = layout.attend(q, k, rotate(v, (cosine, sine)), layout.within, layout.cache)
+        return rotate(y_RPNE, (cosine, -sine))
 
 
 def filmed(layer: nn.Linear, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
@@ -750,9 +776,15 @@ class Network(nn.Module):
             ],
             dim=-1,
         )
-        cosine, sine = rotary(position_RPA, config.hidden // config.heads)
+        head_width = config.hidden // config.heads
+        cosine, sine = rotary(position_RPA, head_width)
+        value_rotation = None
+        if config.rotary_values:
+            turn, across = value_rotary(index_R, config.heads, head_width)
+            value_rotation = (turn.to(dtype), across.to(dtype))
         return Layout(
             rotation=(cosine.to(dtype), sine.to(dtype)),
+            value_rotation=value_rotation,
             within=attention_plan(
                 whole.lengths,
                 config.window,

@@ -169,6 +169,9 @@ class TrainConfig:
         0, "convolution blocks that guess a frame between two finished ones; 0: none"
     )
     place: bool = setting(False, "frames are told their place; clips over the longest are then new")
+    rotary_values: bool = setting(
+        False, "what frames take from each other turns with their distance: for motions that repeat"
+    )
     window: int = setting(0, "frames within this distance are seen; 0: all")
     causal: bool = setting(False, "frames see earlier ones only (autoregressive)")
     text_width: int = setting(192, "width of the prompt encoder")
@@ -301,6 +304,6 @@ RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every
 # What a model to go on from has settled.
 OF_THE_MODEL = (
     *("codec", "compression", "codec_channels", "codec_width", "codec_steps", "codec_rate"),
-    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "between", "place", "window"),
-    *("causal", "text_width", "text_depth", "text_source"),
+    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "between", "place"),
+    *("rotary_values", "window", "causal", "text_width", "text_depth", "text_source"),
 )

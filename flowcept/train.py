@@ -391,6 +391,7 @@ def _network_config(
         cell_depth=config.cell_depth,
         between=config.between,
         place=config.place,
+        rotary_values=config.rotary_values,
         window=config.window,
         causal=config.causal,
     )

@@ -23,7 +23,7 @@ from flowcept.settings import SampleConfig
 
 SMALL = ModelConfig(
     channels=3, height=4, width=4, max_count=9, text_width=12, hidden=32, depth=2, heads=2,
-    patch=2, cells=8, between=1, place=True,
+    patch=2, cells=8, between=1, place=True, rotary_values=True,
 )  # fmt: skip
 
 
@@ -504,6 +504,38 @@ def test_a_frame_is_told_its_place(place: bool) -> None:
         first, *others = net(state, PROMPTS[0]).velocity_FCHW
     for other in others:
         assert (float((first - other).abs().max()) > 1e-3) is place  # rounding apart
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_rotary_values_carry_a_motion_on(start: int) -> None:
+    """A pair that turns at its rate from frame to frame stays in step, a plain mean would fade."""
+    heads, width, count = 2, 16, 24
+    index = torch.arange(start, start + count)
+    cosine, sine = model.value_rotary(index, heads, width)
+    rate = torch.atan2(sine, cosine)[1, 0] - torch.atan2(sine, cosine)[0, 0]
+    rate = rate.remainder(2 * math.pi)  # of each head's pairs, radians a frame
+    steady = math.pi * torch.arange(8).view(4, 2).T / 7
+    close(rate, torch.nn.functional.pad(steady, (0, 4)).float())
+    angle = -torch.arange(count)[:, None, None, None] * rate
+    moving = torch.cat([angle.cos(), angle.sin()], dim=-1)  # each pair of unit length
+    mean = model.rotate(moving, (cosine, sine)).mean(0, keepdim=True).expand(count, -1, -1, -1)
+    close(model.rotate(mean, (cosine, -sine)), moving)
+    assert moving[:, 0, 1, 0].mean().abs() < 0.1, "a plain mean of the second head's first pair"
+
+
+def test_rotary_values_are_plain_attention_where_no_frame_is_seen() -> None:
+    """A clip's row alone sees only itself; with frames beside it what it gathers is turned."""
+    torch.manual_seed(0)
+    turned, plain = (
+        Network(replace(SMALL, rotary_values=on), ProcessConfig()).eval() for on in (True, False)
+    )
+    with torch.no_grad():
+        for weight, other in zip(turned.parameters(), plain.parameters(), strict=True):
+            weight.copy_(torch.randn_like(weight) * 0.25)
+            other.copy_(weight)
+        for clip, prompt in zip(CLIPS, PROMPTS, strict=True):
+            a, b = (net(clip, prompt).count_logits_BK for net in (turned, plain))
+            assert torch.allclose(a, b, atol=1e-4) == (clip.lengths == (0,))
 
 
 def test_neighbours_are_the_frames_beside_in_the_same_clip() -> None:

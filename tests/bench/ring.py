@@ -8,7 +8,8 @@ python tests/bench/ring.py --run run-ring --steps 415                  # clips s
 python tests/bench/ring.py --run run-ring --steps 5000 --clips 30000   # until it is learned
 
 With ``--schedule power:0.5 --shift 4`` frames appear early and stay noise for longer, so that all
-are there before what they show is settled; ``--place`` tells each frame its index. ``--late 0.1``
+are there before what they show is settled; ``--place`` tells each frame its index, and
+``--rotary-values`` turns what frames take from each other with their distance. ``--late 0.1``
 leaves out most draws past the last insertion, in which few frames still flow, and ``--hidden 128
 --cells 32`` makes a network of 1.9 million weights, of which an hour sees twice as many clips.
 
@@ -43,7 +44,15 @@ TURNS = (1, 2, 3)
 BORDER = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))  # clockwise
 FPS = 12
 BATCH = 64  # clips sampled together
-CHOSEN = ("schedule", "shift", "place", "late", "hidden", "cells")  # settings of training
+CHOSEN = (
+    "schedule",
+    "shift",
+    "place",
+    "rotary_values",
+    "late",
+    "hidden",
+    "cells",
+)  # settings of training
 
 
 def turned(first_HW3: NDArray[np.float64], turn: int, frames: int) -> NDArray[np.float64]:
@@ -148,6 +157,7 @@ def main() -> None:
     parser.add_argument("--schedule", default="linear", help="when frames appear")
     parser.add_argument("--shift", type=float, default=1.0, help="over 1: they stay noise longer")
     parser.add_argument("--place", action="store_true", help="frames are told their place")
+    parser.add_argument("--rotary-values", action="store_true", help="of attention among frames")
     parser.add_argument("--late", type=float, default=0.5, help="share of draws past tau = 1")
     parser.add_argument("--hidden", type=int, default=256, help="width of the network")
     parser.add_argument("--cells", type=int, default=64, help="channels of its convolutions")
