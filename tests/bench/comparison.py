@@ -54,7 +54,8 @@ from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
 
 Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet
-OF_THE_NETWORK = ("window", "causal", "place")  # settings in which an arm's network differs
+# settings in which an arm's network differs
+OF_THE_NETWORK = ("window", "causal", "place", "rotary_values")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ EQUAL_CLIPS = [
 ]
 SHARES = (0.25, 0.5, 1.0)  # of the steps, at which a process is scored
 STEPS = (4, 8, 16, 32)
+REMEDIES: dict[str, dict[str, Any]] = {  # for what flowception may want beside full-sequence
+    "": {},
+    ", told the place": {"place": True},
+    ", rotary values": {"rotary_values": True},
+    ", frames early": {"schedule": "power:0.1"},
+}
 TABLES: dict[str, list[Arm]] = {
     "processes": [*PROCESSES, *EQUAL_CLIPS],
     "i2v": [replace(arm, task="i2v") for arm in (*PROCESSES, *EQUAL_CLIPS)],
@@ -105,15 +112,12 @@ TABLES: dict[str, list[Arm]] = {
         for arm in PROCESSES[:2]
         for window in (0, 4, 2, 1)
     ],
-    "places": [
-        Arm(
-            f"{arm.name}{', told the place' * place}, {share:g} of the steps",
-            arm.training | _but(False, place=place),
-            share=share,
-        )
+    "remedies": [
+        Arm(f"{arm.name}{name}, {share:g} of the steps", arm.training | remedy, share=share)
         for share in (1.0, 0.25)
         for arm in PROCESSES[:2]
-        for place in (False, True)
+        for name, remedy in REMEDIES.items()
+        if not (arm.training and "schedule" in remedy)
     ],
     "orders": [
         Arm(order, sampling=_but("learned", order=order))
@@ -196,7 +200,7 @@ class Comparison:
 
     def stops(self, arm: Arm, seed: int) -> list[int]:
         """After how many steps any table scores this run: they are kept in passing."""
-        several = (*TABLES["curve"], *TABLES["places"], *EQUAL_CLIPS)
+        several = (*TABLES["curve"], *TABLES["remedies"], *EQUAL_CLIPS)
         same = [other for other in several if other.training == arm.training]
         return sorted({self.steps(other, seed) for other in (*same, arm)})
 

@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--place", action="store_true", help="frames are told their place")
     parser.add_argument("--rotary-values", action="store_true", help="of attention among frames")
     parser.add_argument("--late", type=float, default=0.5, help="share of draws past tau = 1")
+    parser.add_argument("--max-hours", type=float, default=0.0, help="of training; 0: all steps")
     parser.add_argument("--hidden", type=int, default=256, help="width of the network")
     parser.add_argument("--cells", type=int, default=64, help="channels of its convolutions")
     options = parser.parse_args()
@@ -232,14 +233,16 @@ def main() -> None:
     write_data(folder, options.clips, options.seed)
     resume = (options.run / "config.toml").exists()
     chosen = {name: getattr(options, name) for name in CHOSEN}
-    settings = config(options.steps, options.seed, **chosen)
+    bounds = {"max_hours": options.max_hours}
+    settings = config(options.steps, options.seed, **chosen, **bounds)
     model = train.train(folder, options.run, settings, resume=resume)
     weights = checkpoint.load(model)
     size = sum(p.numel() for p in weights.network.parameters()) / 1e6
     records = train._records(options.run / "log.jsonl")
     seen = sum(r["clips"] for r in records if "clips" in r) * settings.log_every
     print(machine.described())
-    print(f"network of {size:.1f} million weights, {options.steps} steps, about {seen:.0f} clips, ")
+    steps = records[-1]["step"]
+    print(f"network of {size:.1f} million weights, {steps} steps, about {seen:.0f} clips, ")
     shuffled = shuffled_error(options.seed)
     print(f"{chosen}, seed {options.seed}; rule error of shuffled real clips {shuffled:.3f}")
     truth = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
