@@ -165,15 +165,21 @@ def draw_delays(
 
 
 def draw_tau(delay_F: Tensor, config: ProcessConfig, generator: torch.Generator) -> float:
-    """Extended time: uniform on [0, 1], by ``late`` on [1, 2]; or on a baseline's whole run.
+    """Extended time: over [0, 1], by ``late`` over [1, 2]; or over a baseline's whole run.
 
-    What a network should say of a state does not depend on how often it is shown, so that the share
-    is free, unlike a law of ``tau`` that depends on the delays.
+    What a network should say of a state does not depend on how often it is shown, so that the law
+    is free, unless it depends on the delays. Over [0, 1] half of the draws are even in ``tau`` and
+    half in ``kappa``, so that a sampler's first steps are known where most frames appear at once.
     """
     uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
     if config.kind == "flowception":
         early = 1 - config.late
-        return uniform / early if uniform < early else 1 + (uniform - early) / config.late
+        if uniform >= early:
+            return 1 + (uniform - early) / config.late
+        tau = uniform / early
+        if config.schedule == "linear" or torch.rand((), generator=generator) < 0.5:
+            return tau
+        return float(parse_schedule(config.schedule).inverse(torch.tensor(tau).double()))
     return uniform * (1.0 if config.kind == "full-sequence" else float(delay_F.max()) + 1)
 
 

@@ -67,7 +67,7 @@ def test_counting_computes_nothing_and_leaves_the_network_as_it_is():
 @pytest.mark.parametrize(
     "changes",
     [{}, {"cells": 16}, {"hidden": 512}, {"patch": 2}, {"patch": 1}, {"height": 32, "width": 32},
-     {"window": 4}, {"depth": 16}],
+     {"window": 4}, {"depth": 16}, {"rotary_values": True}],
 )  # fmt: skip
 @pytest.mark.parametrize("clip", [20, 150, 1000])
 def test_the_formula_for_sampling_agrees_with_the_count(changes, clip):

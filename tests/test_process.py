@@ -389,16 +389,20 @@ def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
         ProcessConfig(**settings)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "power:0.1", "power:2"])
 @pytest.mark.parametrize("late", [0.1, 0.5, 0.9])
 def test_late_is_the_share_of_draws_after_the_last_insertion(
-    late: float, generator: torch.Generator
+    late: float, schedule: str, generator: torch.Generator
 ) -> None:
-    config = ProcessConfig(late=late)
+    """Before it half of the draws are even in ``tau``, half in the share of frames there are."""
+    config = ProcessConfig(late=late, schedule=schedule)
     drawn = torch.tensor([process.draw_tau(torch.zeros(1), config, generator) for _ in range(4000)])
     after = drawn >= 1
     deviation = (late * (1 - late) / len(drawn)) ** 0.5
     assert abs(float(after.double().mean()) - late) < 4 * deviation
-    for part in (drawn[~after], drawn[after] - 1):  # uniform in each half
+    early = drawn[~after]
+    law = (early + parse_schedule(schedule).kappa(early)) / 2
+    for part in (law, drawn[after] - 1):  # uniform
         edge = 1.63 / len(part) ** 0.5  # Kolmogorov and Smirnov's, at the level of 1 %
         steps = torch.arange(len(part)) / len(part)
         assert float((part.sort().values - steps).abs().max()) < edge

@@ -225,6 +225,8 @@ def main() -> None:
     parser.add_argument("--place", action="store_true", help="frames are told their place")
     parser.add_argument("--rotary-values", action="store_true", help="of attention among frames")
     parser.add_argument("--late", type=float, default=0.5, help="share of draws past tau = 1")
+    parser.add_argument("--init", default="", help="a ring's model file to go on from")
+    parser.add_argument("--decay", type=float, default=0.3, help="last share, of a falling rate")
     parser.add_argument("--max-hours", type=float, default=0.0, help="of training; 0: all steps")
     parser.add_argument("--hidden", type=int, default=256, help="width of the network")
     parser.add_argument("--cells", type=int, default=64, help="channels of its convolutions")
@@ -233,7 +235,7 @@ def main() -> None:
     write_data(folder, options.clips, options.seed)
     resume = (options.run / "config.toml").exists()
     chosen = {name: getattr(options, name) for name in CHOSEN}
-    bounds = {"max_hours": options.max_hours}
+    bounds = {name: getattr(options, name) for name in ("init", "decay", "max_hours")}
     settings = config(options.steps, options.seed, **chosen, **bounds)
     model = train.train(folder, options.run, settings, resume=resume)
     weights = checkpoint.load(model)
