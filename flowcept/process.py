@@ -164,12 +164,15 @@ def draw_delays(
     return delay_F
 
 
+FIRST = 0.1  # of the early draws
+
+
 def draw_tau(delay_F: Tensor, config: ProcessConfig, generator: torch.Generator) -> float:
     """Extended time: over [0, 1], by ``late`` over [1, 2]; or over a baseline's whole run.
 
     What a network should say of a state does not depend on how often it is shown, so that the law
-    is free, unless it depends on the delays. Over [0, 1] half of the draws are even in ``tau`` and
-    half in ``kappa``, so that a sampler's first steps are known where most frames appear at once.
+    is free, unless it depends on the delays. Of the draws over [0, 1] the share ``FIRST`` is even
+    in ``kappa``, not ``tau``: where most frames appear at once, a sampler's first steps are known.
     """
     uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
     if config.kind == "flowception":
@@ -177,7 +180,7 @@ def draw_tau(delay_F: Tensor, config: ProcessConfig, generator: torch.Generator)
         if uniform >= early:
             return 1 + (uniform - early) / config.late
         tau = uniform / early
-        if config.schedule == "linear" or torch.rand((), generator=generator) < 0.5:
+        if config.schedule == "linear" or torch.rand((), generator=generator) >= FIRST:
             return tau
         return float(parse_schedule(config.schedule).inverse(torch.tensor(tau).double()))
     return uniform * (1.0 if config.kind == "full-sequence" else float(delay_F.max()) + 1)
