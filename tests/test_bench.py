@@ -77,3 +77,18 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
     longer = printed("comparison.py", *words, "--steps", 8, "--tables", "late")
     assert "| 8 | " in longer
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_path: Path) -> None:
+    small = ("--steps", "2", "--clips", "40", "--samples", "2", "--hidden", "32", "--cells", "8")
+    how = ("--place", "--rotary-values", "--schedule", "power:0.1", "--shift", "1.5")
+    out = printed("ring.py", "--run", tmp_path / "run", *small, *how).splitlines()
+    ideal = [line for line in out if line.startswith("by the posterior mean")]
+    assert [float(line.split()[-1]) for line in ideal] == [0, 0], "a guess that makes perfect rings"
+    cleaned = [line.split() for line in out if line.startswith("real clips at")]
+    best = [float(words[-1]) for words in cleaned]
+    assert best == sorted(best, reverse=True)
+    assert best[0] > 0.5, "little is known of a clip of which 5 % is seen"
+    assert best[-1] < 0.001
+    for words, least in zip(cleaned, best, strict=True):
+        assert float(words[-3].rstrip(",")) > least, "no network beats it"

@@ -17,7 +17,8 @@ A run that is cut goes on where it stopped. Printed: total variation of 512 leng
 valid lengths, and the rule error (root mean square over pixels in 0..1, against the best of the
 three rotations of the clip's own first frame), sampled with 50 and with 10 steps. Then, where an
 error comes from: real clips with all their frames at one noise level, cleaned by the network and by
-the posterior mean, which can be written down for a ring.
+the posterior mean, which can be written down for a ring; and what the sampler's steps make with
+that in the network's place.
 
 Shape suffixes: F frames, H W = 3, 3 colours; p pixels of all frames, 2 ends of the ramp.
 """
@@ -25,6 +26,7 @@ Shape suffixes: F frames, H W = 3, 3 colours; p pixels of all frames, 2 ends of 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from tqdm import tqdm
 from flowcept import charts, checkpoint, metrics, train, video
 from flowcept.data import to_frames
 from flowcept.frames import FrameState
+from flowcept.process import shifted
 from flowcept.request import from_nothing
 from flowcept.sampler import clip_generator, concat_prompts, guided, sample
 from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
@@ -47,6 +50,7 @@ TURNS = (1, 2, 3)
 BORDER = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))  # clockwise
 FPS = 12
 BATCH = 64  # clips sampled together
+SPREAD = 60.0  # of a ring's pixels, about: their standard deviation
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # share of the clip in what is seen
 CHOSEN = (
     "schedule",
@@ -113,6 +117,21 @@ def posterior_mean(noisy_FHW3: NDArray[np.float64], progress: float) -> NDArray[
         guesses.append((weight_p2 @ colour_23).reshape(noisy_FHW3.shape))
     share = np.exp(np.array(logs) - max(logs))
     return np.tensordot(share / share.sum(), np.stack(guesses), 1)
+
+
+def ideal_error(clips: int, steps: int, shift: float, seed: int) -> float:
+    """The rule error of clips of 20 frames, there from the start, that the posterior mean makes."""
+    rng = np.random.default_rng([seed, 3])
+    edges = [shifted(time, shift).item() for time in torch.linspace(0, 1, steps + 1)]
+    errors = []
+    for _ in range(clips):
+        clip_FHW3 = rng.standard_normal((20, 3, 3, 3))
+        for now, later in itertools.pairwise(edges):
+            left_FHW3 = posterior_mean(clip_FHW3, now) - clip_FHW3
+            clip_FHW3 += (later - now) / (1 - now) * left_FHW3
+        pixels_FHW3 = (127.5 + SPREAD * clip_FHW3).clip(0, 255).round().astype(np.uint8)
+        errors.append(rule_error(pixels_FHW3))
+    return float(np.mean(errors))
 
 
 def cleaned(path: Path, clips: int, seed: int) -> list[tuple[float, float, float]]:
@@ -260,6 +279,8 @@ def main() -> None:
             f"{metrics.total_variation(law, truth):.3f}, on valid lengths {valid:.1%}, "
             f"rule error {error:.4f}"
         )
+        ideal = ideal_error(20, steps, options.shift, options.seed)
+        print(f"by the posterior mean, all frames from the start: rule error {ideal:.4f}")
     for progress, *errors in cleaned(model, 64, options.seed):
         network, best = (f"{error:.4f}" for error in errors)
         print(f"real clips at {progress:g}: cleaned by the network {network}, best {best}")
