@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowcept import charts, checkpoint, metrics, train, video
+from flowcept.checkpoint import Weights
 from flowcept.data import to_frames
 from flowcept.frames import FrameState
 from flowcept.process import shifted
@@ -105,10 +106,10 @@ def posterior_mean(noisy_FHW3: NDArray[np.float64], progress: float) -> NDArray[
     """
     frames, precision = len(noisy_FHW3), progress / (1 - progress) ** 2
     seen_p3 = noisy_FHW3.reshape(-1, 3)
+    white_3, black_3 = np.ones(3), np.zeros(3)
+    parts = [first_frame(white_3, black_3), first_frame(black_3, white_3)]
     guesses, logs = [], []
     for turn in TURNS:
-        white_3, black_3 = np.ones(3), np.zeros(3)
-        parts = [first_frame(white_3, black_3), first_frame(black_3, white_3)]
         weight_p2 = np.stack([turned(p, turn, frames)[..., 0].ravel() for p in parts], axis=1)
         inverse_22 = precision * progress * weight_p2.T @ weight_p2 + np.eye(2) / 1.5
         pull_23 = precision * weight_p2.T @ seen_p3
@@ -134,13 +135,11 @@ def ideal_error(clips: int, steps: int, shift: float, seed: int) -> float:
     return float(np.mean(errors))
 
 
-def cleaned(path: Path, clips: int, seed: int) -> list[tuple[float, float, float]]:
+def cleaned(weights: Weights, clips: int, seed: int) -> list[tuple[float, float, float]]:
     """Of real clips at each noise level: progress, error of the network and of the best guess.
 
     Mean squares over pixels of unit variance.
     """
-    weights = checkpoint.load(path)
-    shift = weights.card.process.shift
     rng = np.random.default_rng([seed, 2])
     images = [torch.from_numpy(draw(rng)).permute(0, 3, 1, 2) / 127.5 - 1 for _ in range(clips)]
     lengths = tuple(map(len, images))
@@ -150,7 +149,7 @@ def cleaned(path: Path, clips: int, seed: int) -> list[tuple[float, float, float
         clean_F3HW = torch.cat([weights.codec.encode(image) for image in images])
         noise_F3HW = torch.randn(clean_F3HW.shape, generator=clip_generator(seed))
         for progress in LEVELS:
-            time = shift * progress / (1 + (shift - 1) * progress)
+            time = shifted(progress, 1 / weights.card.process.shift)
             noisy_F3HW = torch.lerp(noise_F3HW, clean_F3HW, progress)
             state = FrameState(
                 latent_FCHW=noisy_F3HW,
@@ -254,16 +253,16 @@ def main() -> None:
     write_data(folder, options.clips, options.seed)
     resume = (options.run / "config.toml").exists()
     chosen = {name: getattr(options, name) for name in CHOSEN}
-    bounds = {name: getattr(options, name) for name in ("init", "decay", "max_hours")}
-    settings = config(options.steps, options.seed, **chosen, **bounds)
+    course = {name: getattr(options, name) for name in ("init", "decay", "max_hours")}
+    settings = config(options.steps, options.seed, **chosen, **course)
     model = train.train(folder, options.run, settings, resume=resume)
     weights = checkpoint.load(model)
     size = sum(p.numel() for p in weights.network.parameters()) / 1e6
     records = train._records(options.run / "log.jsonl")
     seen = sum(r["clips"] for r in records if "clips" in r) * settings.log_every
     print(machine.described())
-    steps = records[-1]["step"]
-    print(f"network of {size:.1f} million weights, {steps} steps, about {seen:.0f} clips, ")
+    trained = records[-1]["step"]
+    print(f"network of {size:.1f} million weights, {trained} steps, about {seen:.0f} clips, ")
     shuffled = shuffled_error(options.seed)
     print(f"{chosen}, seed {options.seed}; rule error of shuffled real clips {shuffled:.3f}")
     truth = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
@@ -281,7 +280,7 @@ def main() -> None:
         )
         ideal = ideal_error(20, steps, options.shift, options.seed)
         print(f"by the posterior mean, all frames from the start: rule error {ideal:.4f}")
-    for progress, *errors in cleaned(model, 64, options.seed):
+    for progress, *errors in cleaned(weights, 64, options.seed):
         network, best = (f"{error:.4f}" for error in errors)
         print(f"real clips at {progress:g}: cleaned by the network {network}, best {best}")
     chart = charts.bar_chart(bars, title="ring: lengths", x_label="frames", y_label="share")
