@@ -80,8 +80,9 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
 
 
 def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_path: Path) -> None:
-    small = ("--steps", "2", "--clips", "40", "--samples", "2", "--hidden", "32", "--cells", "8")
-    how = ("--place", "--rotary-values", "--schedule", "power:0.1", "--shift", "1.5")
+    small = ("--clips", "40", "--samples", "2", "--hidden", "32", "--cells", "8", "--place")
+    parts = ("--steps", "2", "1", "--shift", "1.5", "5", "--decay", "0", "0.7")
+    how = (*parts, "--rotary-values", "--schedule", "power:0.1")
     out = printed("ring.py", "--run", tmp_path / "run", *small, *how).splitlines()
     ideal = [line for line in out if line.startswith("by the posterior mean")]
     assert [float(line.split()[-1]) for line in ideal] == [0, 0], "a guess that makes perfect rings"

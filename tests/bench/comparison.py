@@ -346,13 +346,14 @@ class Comparison:
         log = train._records(path.parent / "log.jsonl")
         log = [r for r in log if "clips" in r and r["step"] <= card.steps]
         mixture, draws = self.config(PROCESSES[0], 0).context, self.options.draws
-        each, _ = flops.per_clip(card, mixture, draws, seed=0)
+        each, flowing = flops.per_clip(card, mixture, draws, seed=0)
         clips = card.steps * fmean(r["clips"] for r in log)
         sides = 1 if config.guidance == config.rate_guidance == 1 else 2
         return {
             "training_steps": card.steps,
             "clips": clips,
             "tokens": card.steps * fmean(r["tokens"] for r in log),
+            "flowing": clips * flowing / 1000,
             "training": clips * each / 1000,
             "sampling": sides * flops.of_sampling(card, config.steps, draws, seed=0) / 1000,
             "hours": max(r["hours"] for r in log),
@@ -410,6 +411,7 @@ COLUMNS: Columns = {
 BUDGET: Columns = {
     "steps": lambda s: f"{s['training_steps']}",
     "clips": lambda s: f"{s['clips']:.0f}",
+    "10^3 flowing frames": lambda s: f"{s['flowing']:.0f}",
     "10^12 operations": lambda s: f"{s['training']:.0f}",
     "a sampled clip": lambda s: f"{s['sampling']:.3f}",
     "training, sampling s": lambda s: f"{s['hours'] * 3600:.0f}, {s['sampling_s']:.0f}",

@@ -84,20 +84,21 @@ def drawn(length: int, process: ProcessConfig, draws: int, seed: int) -> list[tu
 
 
 def per_clip(card: Card, mixture: ContextMixture, draws: int, seed: int) -> tuple[float, float]:
-    """Mean operations of training, forward and backward, and visible frames of a drawn clip.
+    """Mean operations of training, forward and backward, and frames that flow, of a drawn clip.
 
     Over lengths and contexts as the trainer draws them; what it passes over is passed over here.
     """
     counter, generator = counter_of(card.network, card.process), clip_generator(seed)
     lengths = [n for n, count in card.lengths.items() for _ in range(count)]
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []  # visible and flowing
     while len(seen) < draws:
         length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
         context = draw_context(length, mixture, generator)
         if context is not None:
             pair = draw(torch.zeros(length, 1, 1, 1), context, card.process, generator)
-            seen += [pair[0].lengths[0]] if pair is not None else []
-    return sum(map(counter.both, seen)) / draws, sum(seen) / draws
+            if pair is not None:
+                seen.append((pair[0].lengths[0], int(pair[0].flowing_F.sum())))
+    return fmean(counter.both(visible) for visible, _ in seen), fmean(f for _, f in seen)
 
 
 def walked(

@@ -5,13 +5,15 @@ clockwise, the ninth in the centre. Every frame turns the border by one, two or 
 for the clip; the length is 15, 20, 25 or 30, uniformly. No prompt, codec `pixels`.
 
 python tests/bench/ring.py --run run-ring --steps 415                  # clips seen as published
-python tests/bench/ring.py --run run-ring --steps 5000 --clips 30000   # until it is learned
+python tests/bench/ring.py --run run-ring --steps 3000 3500 --shift 1.5 5 --decay 0 0.7 \
+    --clips 30000 --place --rotary-values --schedule power:0.1 --late 0.1   # until it is learned
 
-With ``--schedule power:0.5 --shift 4`` frames appear early and stay noise for longer, so that all
-are there before what they show is settled; ``--place`` tells each frame its index, and
-``--rotary-values`` turns what frames take from each other with their distance. ``--late 0.1``
-leaves out most draws past the last insertion, in which few frames still flow, and ``--hidden 128
---cells 32`` makes a network of 1.9 million weights, of which an hour sees twice as many clips.
+Training has as many parts as ``--steps`` has numbers; each goes on from the model of the one before
+with a rate of its own. ``--schedule power:0.5 --shift 4``: frames appear early and stay noise for
+longer, so that all are there before what they show is settled; ``--place`` tells each frame its
+index, and ``--rotary-values`` turns what frames take from each other with their distance. ``--late
+0.1`` leaves out most draws past the last insertion, in which few frames still flow, and ``--hidden
+128 --cells 32`` makes a network of 1.9 million weights, of which an hour sees twice as many clips.
 
 A run that is cut goes on where it stopped. Printed: total variation of 512 lengths, the share on
 valid lengths, and the rule error (root mean square over pixels in 0..1, against the best of the
@@ -53,15 +55,7 @@ FPS = 12
 BATCH = 64  # clips sampled together
 SPREAD = 60.0  # of a ring's pixels, about: their standard deviation
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # share of the clip in what is seen
-CHOSEN = (
-    "schedule",
-    "shift",
-    "place",
-    "rotary_values",
-    "late",
-    "hidden",
-    "cells",
-)  # settings of training
+CHOSEN = ("schedule", "place", "rotary_values", "late", "hidden", "cells")  # in all parts
 
 
 def turned(first_HW3: NDArray[np.float64], turn: int, frames: int) -> NDArray[np.float64]:
@@ -185,10 +179,11 @@ def write_data(folder: Path, clips: int, seed: int) -> None:
     scratch.rename(folder)
 
 
-def config(steps: int, seed: int, **chosen: Any) -> TrainConfig:
+def config(steps: int, seed: int, init: Path | None, **chosen: Any) -> TrainConfig:
     """By default about as many weights as published (7.4 million); about 32 clips a step."""
     return TrainConfig(
         **chosen,
+        init=str(init or ""),
         size="3",
         codec="pixels",
         patch=3,
@@ -211,8 +206,22 @@ def config(steps: int, seed: int, **chosen: Any) -> TrainConfig:
     )
 
 
-def made(path: Path, clips: int, steps: int) -> list[NDArray[np.uint8]]:
-    weights = checkpoint.load(path)
+def trained(folder: Path, options: argparse.Namespace) -> tuple[Path, float]:
+    """The model after all parts of the training, and how many clips it saw."""
+    chosen = {name: getattr(options, name) for name in CHOSEN}
+    model, seen = None, 0.0
+    parts = zip(options.steps, options.shift, options.decay, strict=True)
+    for number, (steps, shift, decay) in enumerate(parts, start=1):
+        run = options.run / f"part-{number}"
+        settings = config(steps, options.seed, model, shift=shift, decay=decay, **chosen)
+        model = train.train(folder, run, settings, resume=(run / "config.toml").exists())
+        log = train._records(run / "log.jsonl")
+        seen += sum(r["clips"] for r in log if "clips" in r) * settings.log_every
+    assert model is not None
+    return model, seen
+
+
+def made(weights: Weights, clips: int, steps: int) -> list[NDArray[np.uint8]]:
     done: list[NDArray[np.uint8]] = []
     with torch.inference_mode():
         prompt = weights.text([""])
@@ -234,41 +243,36 @@ def made(path: Path, clips: int, steps: int) -> list[NDArray[np.uint8]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=415)
+    parser.add_argument("--steps", type=int, nargs="+", default=[415], help="of each part")
     parser.add_argument("--clips", type=int, default=8000, help="of the training folder")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schedule", default="linear", help="when frames appear")
-    parser.add_argument("--shift", type=float, default=1.0, help="over 1: they stay noise longer")
+    parser.add_argument(
+        "--shift", type=float, nargs="+", default=[1.0], help="over 1: they stay noise longer"
+    )
+    parser.add_argument(
+        "--decay", type=float, nargs="+", default=[0.3], help="last share, of a falling rate"
+    )
     parser.add_argument("--place", action="store_true", help="frames are told their place")
     parser.add_argument("--rotary-values", action="store_true", help="of attention among frames")
     parser.add_argument("--late", type=float, default=0.5, help="share of draws past tau = 1")
-    parser.add_argument("--init", default="", help="a ring's model file to go on from")
-    parser.add_argument("--decay", type=float, default=0.3, help="last share, of a falling rate")
-    parser.add_argument("--max-hours", type=float, default=0.0, help="of training; 0: all steps")
     parser.add_argument("--hidden", type=int, default=256, help="width of the network")
     parser.add_argument("--cells", type=int, default=64, help="channels of its convolutions")
     options = parser.parse_args()
     folder = options.run.with_name(options.run.name + "-data")
     write_data(folder, options.clips, options.seed)
-    resume = (options.run / "config.toml").exists()
-    chosen = {name: getattr(options, name) for name in CHOSEN}
-    course = {name: getattr(options, name) for name in ("init", "decay", "max_hours")}
-    settings = config(options.steps, options.seed, **chosen, **course)
-    model = train.train(folder, options.run, settings, resume=resume)
+    model, seen = trained(folder, options)
     weights = checkpoint.load(model)
     size = sum(p.numel() for p in weights.network.parameters()) / 1e6
-    records = train._records(options.run / "log.jsonl")
-    seen = sum(r["clips"] for r in records if "clips" in r) * settings.log_every
     print(machine.described())
-    trained = records[-1]["step"]
-    print(f"network of {size:.1f} million weights, {trained} steps, about {seen:.0f} clips, ")
+    print(f"network of {size:.1f} million weights, {options.steps} steps, about {seen:.0f} clips")
     shuffled = shuffled_error(options.seed)
-    print(f"{chosen}, seed {options.seed}; rule error of shuffled real clips {shuffled:.3f}")
+    print(f"{vars(options)}; rule error of shuffled real clips {shuffled:.3f}")
     truth = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
     bars: dict[str, dict[int, float]] = {"truth": truth}
     for steps in (50, 10):
-        clips = made(model, options.samples, steps)
+        clips = made(weights, options.samples, steps)
         law = Counter(map(len, clips))
         bars[f"{steps} steps"] = {n: count / len(clips) for n, count in law.items()}
         valid = sum(law[n] for n in LENGTHS) / len(clips)
@@ -278,7 +282,7 @@ def main() -> None:
             f"{metrics.total_variation(law, truth):.3f}, on valid lengths {valid:.1%}, "
             f"rule error {error:.4f}"
         )
-        ideal = ideal_error(20, steps, options.shift, options.seed)
+        ideal = ideal_error(20, steps, options.shift[-1], options.seed)
         print(f"by the posterior mean, all frames from the start: rule error {ideal:.4f}")
     for progress, *errors in cleaned(weights, 64, options.seed):
         network, best = (f"{error:.4f}" for error in errors)
