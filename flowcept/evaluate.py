@@ -85,7 +85,9 @@ class Evaluation:
         device: str,
         dtype: str,
         progress: Progress,
+        told: bool = False,
     ) -> None:
+        """``told``: the model gets the real clips' lengths, as baselines, which choose none, do."""
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.weights = checkpoint.load(model)
@@ -97,6 +99,7 @@ class Evaluation:
             seed,
             progress,
         )
+        self.told = told or self.card.process.kind != "flowception"
         self.real = self._draw_clips(folder, clips)
 
     def _draw_clips(self, folder: Path, clips: int) -> list[Clip]:
@@ -135,24 +138,22 @@ class Evaluation:
         return made
 
     def of_captions(self) -> list[Clip]:
-        """A clip for every caption. The baselines, which choose no length, get the real one's."""
+        """A clip for every caption."""
         nothing = from_nothing(self.card, self.device)
-        known = self.card.process.kind != "flowception"
         given = [
-            replace(nothing, missing=(len(clip.image_FCHW),) if known else None)
+            replace(nothing, missing=(len(clip.image_FCHW),) if self.told else None)
             for clip in self.real
         ]
         return self.make(given, [clip.caption for clip in self.real], "clips of captions")
 
     def of_first_frames(self) -> list[Clip]:
-        """A clip for every caption and first frame; lengths as in ``of_captions``."""
-        known = self.card.process.kind != "flowception"
+        """A clip for every caption and first frame."""
         given = []
         for clip in self.real:
             missing = len(clip.image_FCHW) - 1
             latent_FCHW = self.encode(clip.image_FCHW[:1])
-            gaps = (False, missing > 0 or not known)
-            given.append(Given(latent_FCHW, gaps, (0, missing) if known else None))
+            gaps = (False, missing > 0 or not self.told)
+            given.append(Given(latent_FCHW, gaps, (0, missing) if self.told else None))
         return self.make(given, [clip.caption for clip in self.real], "clips of first frames")
 
     def between_ends(self) -> list[tuple[Clip, Clip]]:

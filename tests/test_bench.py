@@ -65,8 +65,9 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
     run = tmp_path / "run"
     words = [data, real, "--run", run, "--features", features, "--codec-steps", 1, "--seeds", 0,
              "--image-steps", 1, "--draws", 3, "--clips", 7, "--sampling-steps", 1]  # fmt: skip
-    out = printed("comparison.py", *words, "--steps", 4, "--tables", "late", "interp")
+    out = printed("comparison.py", *words, "--steps", 4, "--tables", "late", "told", "interp")
     assert "| late 0.25 | 0 | " in out
+    assert "| flowception, told the lengths | 0 | " in out
     assert "| +0 (+0 to +0) | " in out, "the first row's distance over itself"
     kept = sorted(path.name for path in (run / "plain-seed0").glob("model-*.safetensors"))
     assert kept == ["model-1.safetensors", "model-2.safetensors", "model-4.safetensors"]

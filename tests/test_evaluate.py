@@ -204,6 +204,17 @@ def test_a_clip_of_a_first_frame_begins_with_it(tiny_model, folder):
         assert clip.caption == real.caption
 
 
+def test_real_lengths_can_be_told(tiny_model, folder):
+    work = evaluate.Evaluation(
+        Path(tiny_model), folder, SampleConfig(steps=1), clips=7, seed=0, device="cpu",
+        dtype="float32", progress=lambda *_: None, told=True,
+    )  # fmt: skip
+    lengths = [len(clip.image_FCHW) for clip in work.real]
+    assert len(set(lengths)) > 1
+    for made in (work.of_captions(), work.of_first_frames()):
+        assert [len(clip.image_FCHW) for clip in made] == lengths
+
+
 # ---- the command -------------------------------------------------------------------------------
 
 

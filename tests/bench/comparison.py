@@ -68,6 +68,7 @@ class Arm:
     share: float = 1.0  # of the steps
     equal_clips: bool = False  # trained until it saw as many clips as flowception, not tokens
     task: str = "gen"  # gen, i2v or interp
+    told: bool = False  # flowception gets the real lengths, as the baselines always do
 
 
 def _but(default: object, **setting: object) -> dict[str, Any]:
@@ -86,15 +87,17 @@ EQUAL_CLIPS = [
 ]
 SHARES = (0.25, 0.5, 1.0)  # of the steps, at which a process is scored
 STEPS = (4, 8, 16, 32)
+FRAMES_EARLY = {"schedule": "power:0.1"}
 REMEDIES: dict[str, dict[str, Any]] = {  # for what flowception may want beside full-sequence
     "": {},
     ", told the place": {"place": True},
     ", rotary values": {"rotary_values": True},
-    ", frames early": {"schedule": "power:0.1"},
+    ", frames early": FRAMES_EARLY,
 }
 TABLES: dict[str, list[Arm]] = {
     "processes": [*PROCESSES, *EQUAL_CLIPS],
     "i2v": [replace(arm, task="i2v") for arm in (*PROCESSES, *EQUAL_CLIPS)],
+    "told": [*PROCESSES[:1], Arm("flowception, told the lengths", told=True), *PROCESSES[1:2]],
     "interp": [replace(arm, task="interp") for arm in PROCESSES],
     "curve": [
         replace(arm, name=f"{arm.name}, {share:g} of the steps", share=share)
@@ -106,7 +109,11 @@ TABLES: dict[str, list[Arm]] = {
         for arm in PROCESSES[:2]
         for steps in STEPS
     ],
-    "late": [Arm(f"late {late:g}", _but(0.5, late=late)) for late in (0.5, 0.25)],
+    "late": [
+        *(Arm(f"late {late:g}", _but(0.5, late=late)) for late in (0.5, 0.25, 0.1)),
+        Arm("frames early, late 0.1", {"late": 0.1} | FRAMES_EARLY),
+        *PROCESSES[1:2],
+    ],
     "windows": [
         Arm(f"{arm.name}, window {window or 'all'}", arm.training | _but(0, window=window))
         for arm in PROCESSES[:2]
@@ -275,14 +282,15 @@ class Comparison:
         options, path = self.options, self.model(arm, seed)
         made_with = {"steps": options.sampling_steps} | arm.sampling
         name = f"{path.parent.name}/{path.stem}"
-        key = json.dumps([name, arm.task, made_with, options.clips, options.sample_seed])
+        told = ["told"] if arm.told else []
+        key = json.dumps([name, arm.task, made_with, options.clips, options.sample_seed, *told])
         kept = self.run / f"scores-seed{seed}.json"
         seen = (
             self.run / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         )
         config = SampleConfig(**made_with)
         if key not in _known(kept) or not (seen.exists() or arm.task == "interp"):
-            scored = self._scored(path, config, arm.task, seen)
+            scored = self._scored(path, config, arm, seen)
             with video.replacing(kept) as scratch:  # read anew: another program may have written
                 scratch.write_text(json.dumps(_known(kept) | {key: scored}, indent=1) + "\n")
         found = _known(kept)[key]
@@ -290,29 +298,30 @@ class Comparison:
             return found
         return found | self._budget(path, config) | {"features": seen}
 
-    def _scored(self, path: Path, config: SampleConfig, task: str, seen: Path) -> Scored:
+    def _scored(self, path: Path, config: SampleConfig, arm: Arm, seen: Path) -> Scored:
         options = self.options
-        work = self._evaluation(path, config)
+        work = self._evaluation(path, config, told=arm.told)
         started = time.perf_counter()
-        if task == "interp":
+        if arm.task == "interp":
             pairs = work.between_ends()
             found = interp_scores(pairs, None, options.sample_seed)
             return {way: found[way]["psnr"] for way in ("model", "linear", "repeat")}
-        made = work.of_captions() if task == "gen" else work.of_first_frames()
+        made = work.of_captions() if arm.task == "gen" else work.of_first_frames()
         seconds = time.perf_counter() - started
         sheet = video.contact_sheets(
             [to_frames(clip.image_FCHW) for clip in made[:SHEET]],
             [clip.caption for clip in made[:SHEET]],
         )
-        steps = f"{task}-{config.steps}{'' if config == SampleConfig(config.steps) else '-other'}"
-        video.save_image(sheet, path.with_name(f"{path.stem}-{steps}.png"))
+        other = "-told" * arm.told + "-other" * (config != SampleConfig(config.steps))
+        sheet_name = f"{path.stem}-{arm.task}-{config.steps}{other}.png"
+        video.save_image(sheet, path.with_name(sheet_name))
         return self._of_made(work, made, seen) | {"sampling_s": seconds}
 
-    def _evaluation(self, path: Path, config: SampleConfig) -> Evaluation:
+    def _evaluation(self, path: Path, config: SampleConfig, *, told: bool = False) -> Evaluation:
         options = self.options
         return Evaluation(
             path, options.real, config, clips=options.clips, seed=options.sample_seed,
-            device="cpu", dtype="auto", progress=lambda *_: None,
+            device="cpu", dtype="auto", progress=lambda *_: None, told=told,
         )  # fmt: skip
 
     def _of_made(self, work: Evaluation, made: Sequence[Clip], seen: Path | None) -> Scored:
