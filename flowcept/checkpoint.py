@@ -25,7 +25,7 @@ from flowcept.codec import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
 from flowcept.model import ModelConfig, Network
 from flowcept.process import ProcessConfig
-from flowcept.settings import FASTEST, SLOWEST
+from flowcept.settings import FASTEST, FITS, SLOWEST
 from flowcept.text import PromptEncoder, TextConfig, build_encoder
 
 FORMAT = 2  # of the file; of 1 the logits of counts meant something else
@@ -47,6 +47,7 @@ class Card:
     size: tuple[int, int]  # height and width of a frame, in pixels
     fps: float  # frames per second of the training clips
     lengths: dict[int, int]  # trained clips by number of frames
+    fit: str = "crop"  # how training clips got the size: crop, pad or stretch
     steps: int = 0  # training steps of the network
     dataset: str = ""  # name of the training folder
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
@@ -316,6 +317,7 @@ def _card(info: dict[str, Any], path: Path) -> Card:
             size=(int(height), int(width)),
             fps=float(info["fps"]),
             lengths=lengths,
+            fit=str(info.get("fit", "crop")),  # files of before it was recorded were cropped
             steps=int(info["steps"]),
             dataset=str(info["dataset"]),
             prompts=_counts(info["prompts"]),
@@ -326,8 +328,8 @@ def _card(info: dict[str, Any], path: Path) -> Card:
         raise UserError(f"{path}: its description makes no sense ({_line(error)})") from error
     if not lengths or min(*lengths, *lengths.values()) < 1:
         raise UserError(f"{path}: its description makes no sense (lengths)")
-    if not SLOWEST <= card.fps <= FASTEST or min(card.size) < 1:
-        raise UserError(f"{path}: its description makes no sense (fps or size)")
+    if not SLOWEST <= card.fps <= FASTEST or min(card.size) < 1 or card.fit not in FITS:
+        raise UserError(f"{path}: its description makes no sense (fps, size or fit)")
     if max(card.network.depth, card.text.depth) > LARGEST_DEPTH:
         raise UserError(f"{path}: its description makes no sense (over {LARGEST_DEPTH} blocks)")
     if (card.codec.channels, card.text.width) != (card.network.channels, card.network.text_width):

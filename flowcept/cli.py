@@ -25,6 +25,7 @@ from flowcept import __version__
 from flowcept.errors import UserError
 from flowcept.settings import (
     FASTEST,
+    FITS,
     SLOWEST,
     SampleConfig,
     TrainConfig,
@@ -657,8 +658,8 @@ def _check_rate(fps: float | None) -> None:
 
 
 def _check_fit(fit: str) -> None:
-    if fit not in ("crop", "pad", "stretch"):
-        raise UserError(f"--fit must be crop, pad or stretch, not {fit!r}")
+    if fit not in FITS:
+        raise UserError(f"--fit must be one of {', '.join(FITS)}, not {fit!r}")
 
 
 def _train_flags() -> list[inspect.Parameter]:
@@ -719,8 +720,21 @@ def train(
 LENGTHS = ("frames", "min_length", "max_length")  # of the clips themselves, in an evaluation
 
 
+def _evaluation_flags() -> list[inspect.Parameter]:
+    """The sampler's controls, each None unless given: frames between others have their defaults."""
+    flags = []
+    for plain, between in zip(_sampler_flags("gen"), _sampler_flags("interp"), strict=True):
+        if plain.name not in LENGTHS:
+            start, there = plain.default.default, between.default.default
+            shown = f"{start}" if start == there else f"{start}; {there} between frames"
+            words = f"{plain.default.help} [default: {shown}]"
+            option = typer.Option(None, *plain.default.param_decls, help=words)
+            flags.append(_parameter(plain.name, plain.annotation | None, option))
+    return flags
+
+
 @app.command()
-@_with_flags([flag for flag in _sampler_flags("evaluate") if flag.name not in LENGTHS])
+@_with_flags(_evaluation_flags())
 def evaluate(
     model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
@@ -748,7 +762,8 @@ def evaluate(
     **controls: Any,  # noqa: ANN401
 ) -> None:
     """Score a model against a folder of clips: flowcept evaluate theatre data/"""
-    config = SampleConfig(**controls)
+    given = {name: value for name, value in controls.items() if value is not None}
+    config, between = (replace(defaults(command), **given) for command in ("gen", "interp"))
     _check_seed(seed)
     for flag, path, suffix in (("--output", output, ".json"), ("--sheet", sheet, ".png")):
         if path is not None and path.suffix.lower() != suffix:
@@ -773,6 +788,7 @@ def evaluate(
         checkpoint.find(model),
         folder,
         config,
+        between=between,
         task=task,
         clips=clips,
         features=features,

@@ -34,7 +34,7 @@ from flowcept import video
 from flowcept.errors import UserError
 from flowcept.frames import FrameState
 from flowcept.process import ProcessConfig, Target, draw, draw_context
-from flowcept.settings import FASTEST, SLOWEST, ContextMixture
+from flowcept.settings import FASTEST, FITS, SLOWEST, ContextMixture
 
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
 CACHE_FORMAT = 1  # part of every key: raise it when the same files would be decoded differently
@@ -66,7 +66,7 @@ class DataConfig:
                 f"min_frames {self.min_frames} and max_frames {self.max_frames} leave no length;"
                 " they must satisfy 1 <= min_frames <= max_frames"
             )
-        if self.fit not in {"crop", "pad", "stretch"}:
+        if self.fit not in FITS:
             raise UserError(f"fit {self.fit!r} is unknown; choose crop, pad or stretch")
 
 

@@ -33,7 +33,7 @@ from flowcept.features import ClipFeatures, FeatureNetwork, load_features
 from flowcept.process import draw, draw_context
 from flowcept.request import from_nothing, request
 from flowcept.sampler import Given, clip_generator, latents_of
-from flowcept.settings import ContextMixture, SampleConfig
+from flowcept.settings import ContextMixture, SampleConfig, defaults
 
 BATCH = 16  # clips sampled at once
 RESAMPLES = 200  # of the bootstrap
@@ -85,26 +85,26 @@ class Evaluation:
         device: str,
         dtype: str,
         progress: Progress,
+        between: SampleConfig | None = None,
         told: bool = False,
     ) -> None:
-        """``told``: the model gets the real clips' lengths, as baselines, which choose none, do."""
+        """``told``: the model gets the real clips' lengths, as baselines, which choose none, do.
+
+        ``between`` are the controls for frames between given ones, by default those of ``interp``.
+        """
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.weights = checkpoint.load(model)
         for module in (self.weights.network, self.weights.text, self.weights.codec):
             module.to(self.device)
-        self.card, self.config, self.seed, self.progress = (
-            self.weights.card,
-            config,
-            seed,
-            progress,
-        )
+        self.card, self.seed, self.progress = self.weights.card, seed, progress
+        self.config, self.between = config, between or defaults("interp")
         self.told = told or self.card.process.kind != "flowception"
         self.real = self._draw_clips(folder, clips)
 
     def _draw_clips(self, folder: Path, clips: int) -> list[Clip]:
         card = self.card
-        wanted = data.DataConfig(card.size, card.fps, max_frames=card.max_length)
+        wanted = data.DataConfig(card.size, card.fps, max_frames=card.max_length, fit=card.fit)
         scan = data.scan(folder, wanted)
         order = np.random.default_rng(self.seed).permutation(len(scan.entries))[:clips]
         if len(order) < 2:
@@ -117,7 +117,9 @@ class Evaluation:
             self.progress("reading", len(found), len(order))
         return found
 
-    def make(self, given: Sequence[Given], captions: Sequence[str], what: str) -> list[Clip]:
+    def make(
+        self, given: Sequence[Given], captions: Sequence[str], what: str, config: SampleConfig
+    ) -> list[Clip]:
         """A clip for each given start and caption, by the sampler."""
         made: list[Clip] = []
         for start in range(0, len(given), BATCH):
@@ -129,7 +131,7 @@ class Evaluation:
                     [captions[i] for i in part],
                     [""] * len(part),
                     [clip_generator(self.seed + i) for i in part],
-                    self.config,
+                    config,
                 )
                 for i, latent_FCHW in zip(part, latents_of(steps), strict=True):
                     image_FCHW = self.weights.codec.decode(latent_FCHW).float().cpu()
@@ -144,7 +146,8 @@ class Evaluation:
             replace(nothing, missing=(len(clip.image_FCHW),) if self.told else None)
             for clip in self.real
         ]
-        return self.make(given, [clip.caption for clip in self.real], "clips of captions")
+        captions = [clip.caption for clip in self.real]
+        return self.make(given, captions, "clips of captions", self.config)
 
     def of_first_frames(self) -> list[Clip]:
         """A clip for every caption and first frame."""
@@ -154,7 +157,8 @@ class Evaluation:
             latent_FCHW = self.encode(clip.image_FCHW[:1])
             gaps = (False, missing > 0 or not self.told)
             given.append(Given(latent_FCHW, gaps, (0, missing) if self.told else None))
-        return self.make(given, [clip.caption for clip in self.real], "clips of first frames")
+        captions = [clip.caption for clip in self.real]
+        return self.make(given, captions, "clips of first frames", self.config)
 
     def between_ends(self) -> list[tuple[Clip, Clip]]:
         """Real clips of three frames or more, each with what is made between its ends."""
@@ -167,7 +171,8 @@ class Evaluation:
             )
             for clip in real
         ]
-        made = self.make(given, [clip.caption for clip in real], "clips between two frames")
+        captions = [clip.caption for clip in real]
+        made = self.make(given, captions, "clips between two frames", self.between)
         return list(zip(real, made, strict=True))
 
     def encode(self, image_FCHW: Tensor) -> Tensor:
@@ -180,6 +185,7 @@ def evaluate(
     folder: Path,
     config: SampleConfig,
     *,
+    between: SampleConfig | None = None,
     task: str = "gen",
     clips: int = 64,
     features: Path | None = None,
@@ -191,7 +197,8 @@ def evaluate(
     """Score a model file against a folder of clips. Raises ``UserError`` for unusable input.
 
     ``task`` says what the model is given of each clip: ``gen`` its caption, ``i2v`` its first frame
-    too. Missing frames are made between first and last in any case.
+    too. Missing frames are made between first and last in any case, with the controls ``between``,
+    by default those of ``interp``.
     """
     if task not in TASKS:
         raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
@@ -199,18 +206,21 @@ def evaluate(
         raise UserError(f"--clips must be at least 2, not {clips}")
     network = load_features(features, pick_device(device)) if features else None
     work = Evaluation(
-        model, folder, config, clips=clips, seed=seed, device=device, dtype=dtype, progress=progress
-    )
+        model, folder, config, between=between, clips=clips, seed=seed, device=device, dtype=dtype,
+        progress=progress,
+    )  # fmt: skip
     notes = []
     if len(work.real) < clips:
         notes.append(f"the folder has {len(work.real)} usable clips, not {clips}")
     if not network:
         notes.append("no distances of features: give --features FILE")
+    # Of the real clips first: a network that cannot read them is told of before clips are made.
+    of_real = features_of(network, work.real) if network else None
     made = work.of_captions() if task == "gen" else work.of_first_frames()
     pairs = work.between_ends()
     if not pairs:
         notes.append("no clip has a frame between its ends: nothing to interpolate")
-    seen = (features_of(network, work.real), features_of(network, made)) if network else None
+    seen = (of_real, features_of(network, made)) if network and of_real else None
     posterior = work.card.process.kind == "flowception"
     if not posterior:
         notes.append(f"{work.card.process.kind} chooses no length: each clip got the real one's")
@@ -223,6 +233,9 @@ def evaluate(
             "clips": len(work.real),
             "seed": seed,
             "settings": {k: v for k, v in asdict(config).items() if v is not None},
+            "settings between frames": {
+                k: v for k, v in asdict(work.between).items() if v is not None
+            },
             "device": work.device.type,
             "dtype": str(work.dtype).removeprefix("torch."),
             "flowcept": __version__,
@@ -248,16 +261,20 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def interval(
-    score: Callable[[Sequence[int]], float], count: int, seed: int
+    score: Callable[[Sequence[int]], float], count: int, seed: int, *, centred: bool = False
 ) -> tuple[float, float, float]:
     """A score of all clips, and the 5 % and 95 % points of it over bootstraps of the clips.
 
-    ``score`` gets the numbers of the clips to use, some of them more than once.
+    ``score`` gets the numbers of the clips to use, some of them more than once. ``centred``: less
+    by how much bootstraps lie above the score on average, which is bias where fewer distinct clips
+    make a score larger.
     """
     rng = np.random.default_rng(seed)
     drawn = [score(rng.integers(count, size=count).tolist()) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.05, 0.95])
-    return score(range(count)), float(low), float(high)
+    whole = score(range(count))
+    bias = _mean(drawn) - whole if centred else 0.0
+    return whole, float(low) - bias, float(high) - bias
 
 
 def features_of(network: FeatureNetwork, clips: Sequence[Clip]) -> ClipFeatures:
@@ -307,7 +324,7 @@ def length_scores(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, Any]:
     rows = sorted(per_caption.items(), key=lambda item: (-len(item[1][0]), item[0]))
     return {
         "total_variation": metrics.total_variation(laws[0], laws[1]),
-        "of two halves of the real": _halves(real),
+        "by chance": chance_variation(laws[0]),
         "real": dict(sorted(laws[0].items())),
         "made": dict(sorted(laws[1].items())),
         "captions": {
@@ -321,10 +338,16 @@ def length_scores(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, Any]:
     }
 
 
-def _halves(real: Sequence[Clip]) -> float:
-    """What chance alone gives: total variation between the lengths of every other clip."""
-    parts = [Counter(len(clip.image_FCHW) for clip in real[start::2]) for start in (0, 1)]
-    return metrics.total_variation(parts[0], parts[1])
+def chance_variation(law: Mapping[int, int]) -> float:
+    """What chance alone gives: mean total variation of two samples of a law, as large as its own.
+
+    ``law`` counts how often each length was seen.
+    """
+    rng = np.random.default_rng(0)
+    count = sum(law.values())
+    share = np.array(list(law.values())) / count
+    drawn_2RK = rng.multinomial(count, share, size=(2, RESAMPLES))
+    return float(np.abs(drawn_2RK[0] - drawn_2RK[1]).sum(1).mean() / (2 * count))
 
 
 def interp_scores(
@@ -503,8 +526,8 @@ def table(scores: Scores) -> list[str]:
             row("density; coverage", f"{found['density']:.3f}; {found['coverage']:.3f}")
     lengths = scores.lengths
     row(
-        "lengths: total variation (two halves of the real)",
-        f"{lengths['total_variation']:.3f} ({lengths['of two halves of the real']:.3f})",
+        "lengths: total variation (by chance alone)",
+        f"{lengths['total_variation']:.3f} ({lengths['by chance']:.3f})",
     )
     if scores.interp:
         for way in ("model", "linear", "repeat"):

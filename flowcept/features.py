@@ -97,12 +97,13 @@ class Scripted:
             video = torch.stack([_spread(clip).movedim(0, 1) for clip in chosen]).to(self.device)
             try:
                 feature_ND = self.network(video, **self.switches)
-            except RuntimeError as error:
+            except (RuntimeError, torch.jit.Error) as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise UserError(
                     f"{self.path} cannot read clips [N, 3, T, H, W]: {reason}"
                 ) from error
-            if not isinstance(feature_ND, Tensor) or feature_ND.shape[:1] != (len(chosen),):
+            rows = feature_ND.shape[:1] if isinstance(feature_ND, Tensor) else None
+            if rows != (len(chosen),) or feature_ND.ndim < 2:
                 raise UserError(f"{self.path} gives no features [N, D] of clips [N, 3, T, H, W]")
             parts.append(feature_ND.flatten(1).cpu().double())
         return ClipFeatures(_finite(torch.cat(parts), self.path))
@@ -141,6 +142,12 @@ class MobileNet:
         if missing:
             raise UserError(f"{path} is not a MobileNetV2: no layer {min(missing)}")
         self.path, self.device = path, device
+        try:
+            self.look(torch.zeros(1, 3, 32, 32, device=device))
+        except (RuntimeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(
+                f"{path} is not a MobileNetV2: its layers' shapes do not fit together"
+            ) from error
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[Tensor]) -> ClipFeatures:

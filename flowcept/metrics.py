@@ -132,7 +132,8 @@ def frechet_of_samples(a_ND: Tensor, b_MD: Tensor) -> float:
     """``frechet_distance`` of the Gaussians with the samples' means and covariances.
 
     No covariance is formed: the singular values of ``A^1/2 B^1/2`` are those of the product of the
-    centred samples, ``[N, M]``, which is small where there are fewer samples than features.
+    centred samples, ``[N, M]``, which is small where there are fewer samples than features. Where
+    there are more, a triangular factor of the samples, ``[D, D]``, stands for them.
     """
     if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
         raise ValueError("samples must be [N, D] and [M, D] of one D")
@@ -142,7 +143,8 @@ def frechet_of_samples(a_ND: Tensor, b_MD: Tensor) -> float:
     shift = (a.mean(0) - b.mean(0)).square().sum()
     a = (a - a.mean(0)) / (len(a) - 1) ** 0.5
     b = (b - b.mean(0)) / (len(b) - 1) ** 0.5
-    overlap = torch.linalg.svdvals(a @ b.mT).sum()
+    left, right = (torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x for x in (a, b))
+    overlap = torch.linalg.svdvals(left @ right.mT).sum()
     return max(0.0, float(shift + a.square().sum() + b.square().sum() - 2 * overlap))
 
 

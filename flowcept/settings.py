@@ -16,6 +16,7 @@ from flowcept.errors import UserError
 
 INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
 SOLVERS = ("euler", "multistep")
+FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 ORDERS = ("learned", "random", "left-to-right", "bisection")
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
@@ -247,7 +248,7 @@ class TrainConfig:
             raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
         if self.min_frames > self.max_frames:
             raise UserError("--min-frames is over --max-frames")
-        choices = (("export_dtype", ("float32", "bfloat16")), ("fit", ("crop", "pad", "stretch")))
+        choices = (("export_dtype", ("float32", "bfloat16")), ("fit", FITS))
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise UserError(f"{_flag(name)} must be one of {', '.join(known)}")

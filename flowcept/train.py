@@ -662,6 +662,7 @@ class Trainer:
             size=config.frame_size,
             fps=fps,
             lengths=dict(sorted(lengths.items())),
+            fit=config.fit,
             dataset=folder.resolve().name,
             prompts=dict(Counter(filter(None, captions)).most_common(64)),
             words=dict(words.most_common(WORDS)),

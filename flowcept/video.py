@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, SLOWEST
+from flowcept.settings import FASTEST, FITS, SLOWEST
 
 Frames = NDArray[np.uint8]
 
@@ -821,7 +821,7 @@ def fit(frames_FHW3: Frames, size: tuple[int, int], how: str = "crop") -> tuple[
     """
     old_height, old_width = frames_FHW3.shape[1:3]
     height, width = size
-    if how not in {"crop", "pad", "stretch"}:
+    if how not in FITS:
         raise ValueError(f"how must be crop, pad or stretch, not {how}")
     if (old_height, old_width) == size:
         return frames_FHW3, ""

@@ -41,8 +41,9 @@ def write_model(path: Path, kind: str = "flowception", codec: str = "autoencoder
     process = ProcessConfig(kind=kind)
     prompts = {"a dog surfing": 2, "a cat": 1}
     card = Card(
-        network, process, text, codec_config, (SIZE, SIZE), 12.0, LENGTHS, 7, "toy", prompts, WORDS
-    )
+        network, process, text, codec_config, (SIZE, SIZE), 12.0, LENGTHS,
+        steps=7, dataset="toy", prompts=prompts, words=WORDS,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = checkpoint.build(card)

@@ -471,6 +471,7 @@ def test_a_description_that_is_no_json(changed, text):
         (None, "size", [16, 1e400]),
         (None, "size", [-16, -24]),
         (None, "size", [16, 32]),
+        (None, "fit", "squeeze"),
         (None, "fps", "fast"),
         (None, "fps", 0),
         (None, "fps", math.nan),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fixtures_model import write_model
 from PIL import Image
 from test_features import mobilenet_weights
 
-from flowcept import evaluate, metrics, theatre, video
+from flowcept import checkpoint, evaluate, metrics, theatre, video
 from flowcept.errors import UserError
 from flowcept.evaluate import Clip
 from flowcept.features import load_features
@@ -84,8 +85,34 @@ def test_length_scores_by_caption(generator):
     made = clips(generator, [6, 6, 8, 9], captions=("b", "a", "a", "b"))
     scores = evaluate.length_scores(real, made)
     assert scores["total_variation"] == pytest.approx(0.25)  # 4 became 9
-    assert scores["of two halves of the real"] == pytest.approx(0.5)  # {4, 6} and {6, 8}
     assert scores["captions"]["b"] == {"clips": 2, "real": [6.0, 2.0], "made": [7.5, 1.5]}
+
+
+def test_chance_is_that_of_two_samples_of_equal_size():
+    """Two samples of N equally likely lengths, each with K: sum of |difference| of two binomials.
+
+    By normal deviations the mean is (K / 2) sqrt(4 / pi (1 / K) (1 - 1 / K) / N).
+    """
+    for lengths, count in ((4, 400), (10, 1000)):
+        law = dict.fromkeys(range(lengths), count // lengths)
+        share = 1 / lengths
+        expected = lengths / 2 * (4 / np.pi * share * (1 - share) / count) ** 0.5
+        assert evaluate.chance_variation(law) == pytest.approx(expected, rel=0.08)
+
+
+def test_a_centred_interval_takes_the_bias_off():
+    """The largest of 30 numbers is seldom in a bootstrap: its draws lie below the score."""
+    values = np.random.default_rng(0).normal(size=30)
+
+    def largest(chosen):
+        return float(values[list(chosen)].max())
+
+    score, low, high = evaluate.interval(largest, 30, 0)
+    assert high <= score
+    centre = [evaluate.interval(largest, 30, 0, centred=True)[i] for i in range(3)]
+    assert centre[0] == score
+    assert centre[1] < score < centre[2]
+    assert centre[2] - centre[1] == pytest.approx(high - low)
 
 
 def test_interp_scores_know_who_is_right(generator):
@@ -204,6 +231,21 @@ def test_a_clip_of_a_first_frame_begins_with_it(tiny_model, folder):
         assert clip.caption == real.caption
 
 
+@pytest.mark.parametrize(("fit", "dark"), [("crop", 0), ("stretch", 0), ("pad", 0.5)])
+def test_real_clips_are_fitted_as_in_training(tiny_model, tmp_path, fit, dark):
+    model = checkpoint.load(Path(tiny_model))
+    fitted = replace(model, card=replace(model.card, fit=fit))
+    checkpoint.save(fitted, tmp_path / "fitted.safetensors")
+    for name in ("a", "b"):
+        video.write_video(tmp_path / f"{name}.apng", np.full((3, 32, 64, 3), 255, np.uint8), 12)
+    work = evaluate.Evaluation(
+        tmp_path / "fitted.safetensors", tmp_path, SampleConfig(), clips=2, seed=0, device="cpu",
+        dtype="float32", progress=lambda *_: None,
+    )  # fmt: skip
+    for clip in work.real:
+        assert float((clip.image_FCHW < 0).float().mean()) == dark
+
+
 def test_real_lengths_can_be_told(tiny_model, folder):
     work = evaluate.Evaluation(
         Path(tiny_model), folder, SampleConfig(steps=1), clips=7, seed=0, device="cpu",
@@ -229,6 +271,9 @@ def test_evaluate_end_to_end(flow, tmp_path, folder, features, kind, task):
     scores = json.loads(Path("s.json").read_text())
     assert scores["about"]["clips"] == 7
     assert scores["about"]["settings"]["steps"] == 2
+    assert scores["about"]["settings"]["guidance"] == 2
+    assert scores["about"]["settings between frames"]["steps"] == 2
+    assert scores["about"]["settings between frames"]["guidance"] == 1
     assert scores["about"]["task"] == task
     assert "Fréchet MobileNet distance, 7 clips each" in result.out
     assert re.search(r"missing frames by model +PSNR \d", result.out)

@@ -140,6 +140,17 @@ class NoFeatures(nn.Module):
         return clip.mean()
 
 
+class OneNumber(nn.Module):
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return clip.mean((1, 2, 3, 4))
+
+
+class Refuses(nn.Module):
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        assert clip.shape[1] == 1, "grey clips only"
+        return clip.flatten(1)
+
+
 @pytest.mark.parametrize("lengths", [(5, 16, 40, 1, 20)])
 def test_i3d_is_called_as_it_wants(tmp_path, generator, lengths):
     torch.jit.script(Inflated()).save(str(tmp_path / "i3d_torchscript.pt"))
@@ -180,9 +191,22 @@ def test_files_that_are_no_feature_network(tmp_path, generator):
         with pytest.raises(UserError, match=words) as error:
             load_features(tmp_path / name, CPU)
         assert "\n" not in str(error.value)
-    torch.jit.script(NoFeatures()).save(str(tmp_path / "mean.pt"))
-    with pytest.raises(UserError, match="gives no features"):
-        load_features(tmp_path / "mean.pt", CPU)([torch.zeros(4, 3, 8, 8)])
+    for network, words in (
+        (NoFeatures(), "gives no features"),
+        (OneNumber(), "gives no features"),
+        (Refuses(), "cannot read clips .* grey clips only"),
+    ):
+        torch.jit.script(network).save(str(tmp_path / "mine.pt"))
+        with pytest.raises(UserError, match=words):
+            load_features(tmp_path / "mine.pt", CPU)([torch.zeros(4, 3, 8, 8)])
+    for layer, shape in (
+        ("b3.dw.weight", (7, 5, 3, 3)),
+        ("stem.weight", (8, 99)),
+        ("stem.bias", (0,)),
+    ):
+        save_file(weights | {layer: torch.zeros(shape)}, tmp_path / "odd.safetensors")
+        with pytest.raises(UserError, match="shapes do not fit"):
+            load_features(tmp_path / "odd.safetensors", CPU)
     weights["head.bias"][:] = float("nan")
     save_file(weights, tmp_path / "nan.safetensors")
     with pytest.raises(UserError, match="not finite"):

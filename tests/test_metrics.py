@@ -210,7 +210,7 @@ def test_linear_blend_is_strictly_between_and_even():
         metrics.linear_blend(a, b, -1)
 
 
-@pytest.mark.parametrize(("n", "m", "size"), [(40, 60, 7), (5, 6, 30)])
+@pytest.mark.parametrize(("n", "m", "size"), [(40, 60, 7), (5, 6, 30), (9, 40, 20)])
 def test_frechet_of_samples_is_that_of_their_gaussians(generator, n, m, size):
     a = torch.randn(n, size, generator=generator) @ torch.randn(size, size, generator=generator)
     b = 1 + torch.randn(m, size, generator=generator)
