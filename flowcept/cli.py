@@ -670,7 +670,8 @@ def _train_flags() -> list[inspect.Parameter]:
             continue  # the context weights: in a TOML file
         name, meaning = one.name.replace("_", "-"), one.metadata["help"]
         flag = f"--{name}/--no-{name}" if one.type == "bool" else f"--{name}"
-        option = typer.Option(None, flag, help=f"{meaning} [default: {one.default!r}]")
+        default = str(one.default) if one.default != "" else "none"
+        option = typer.Option(None, flag, help=meaning, show_default=default)
         flags.append(_parameter(one.name, KINDS[str(one.type)] | None, option))
     return flags
 
@@ -681,7 +682,7 @@ def train(
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
     run: Annotated[Path, typer.Option("-o", "--output", help="folder of the run")] = Path("run"),
     preset: Annotated[
-        str | None, typer.Option("--preset", help="tiny, small or base [default: small]")
+        str | None, typer.Option("--preset", help="tiny, small or base", show_default="small")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="settings in a TOML file")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run")] = False,
@@ -727,8 +728,8 @@ def _evaluation_flags() -> list[inspect.Parameter]:
         if plain.name not in LENGTHS:
             start, there = plain.default.default, between.default.default
             shown = f"{start}" if start == there else f"{start}; {there} between frames"
-            words = f"{plain.default.help} [default: {shown}]"
-            option = typer.Option(None, *plain.default.param_decls, help=words)
+            meaning, names = plain.default.help, plain.default.param_decls
+            option = typer.Option(None, *names, help=meaning, show_default=shown)
             flags.append(_parameter(plain.name, plain.annotation | None, option))
     return flags
 

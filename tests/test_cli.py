@@ -706,6 +706,9 @@ def test_help_and_version(flow):
     shown = runner.invoke(cli.app, ["gen", "--help"]).output
     for flag in ("--steps", "--frames", "--seed", "--output", "--rate-temperature", "--json"):
         assert flag in shown
+    for command, default in (("train", "20000"), ("train", "small"), ("evaluate", "8; 4 between")):
+        shown = runner.invoke(cli.app, [command, "--help"]).output
+        assert f"[default: ({default}" in shown, "a default that the reader sees"
     assert flow("--version").out == f"flowcept {cli.__version__}\n"
     assert flow().status == 2
 
