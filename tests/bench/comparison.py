@@ -87,6 +87,7 @@ EQUAL_CLIPS = [
 ]
 SHARES = (0.25, 0.5, 1.0)  # of the steps, at which a process is scored
 STEPS = (4, 8, 16, 32)
+SCHEDULES = ("linear", "power:0.03", "power:0.1", "power:0.25", "power:0.5", "cosine", "power:2")
 FRAMES_EARLY = {"schedule": "power:0.1"}
 REMEDIES: dict[str, dict[str, Any]] = {  # for what flowception may want beside full-sequence
     "": {},
@@ -137,8 +138,8 @@ TABLES: dict[str, list[Arm]] = {
     ],
     "starts": [Arm(f"start frames: {count}", _but(1, num_start=count)) for count in (1, 3, 5)],
     "schedules": [
-        Arm(name, _but("linear", schedule=name))
-        for name in ("linear", "power:0.25", "power:0.5", "cosine", "power:2")
+        *(Arm(name, _but("linear", schedule=name)) for name in SCHEDULES),
+        *PROCESSES[1:2],
     ],
     "controls": [
         *(
