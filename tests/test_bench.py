@@ -65,7 +65,7 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
     run = tmp_path / "run"
     words = [data, real, "--run", run, "--features", features, "--codec-steps", 1, "--seeds", 0,
              "--image-steps", 1, "--draws", 3, "--clips", 7, "--sampling-steps", 1]  # fmt: skip
-    out = printed("comparison.py", *words, "--steps", 4, "--tables", "told", "interp")
+    out = printed("comparison.py", *words, "--steps", 4, "--tables", "gap", "interp")
     assert "| flowception, told the lengths | 0 | " in out
     assert "| +0 (+0 to +0) | " in out, "the first row's distance over itself"
     kept = sorted(path.name for path in (run / "plain-seed0").glob("model-*.safetensors"))
@@ -74,7 +74,7 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
     assert arm.network.causal
     assert (arm.process.kind, arm.steps) == ("autoregressive", 4)
     before = {path: path.stat().st_mtime_ns for path in run.glob("*/model-*.safetensors")}
-    longer = printed("comparison.py", *words, "--steps", 8, "--tables", "told")
+    longer = printed("comparison.py", *words, "--steps", 8, "--tables", "gap")
     assert "| 8 | " in longer
     assert before == {path: path.stat().st_mtime_ns for path in before}
 

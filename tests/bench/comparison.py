@@ -88,7 +88,8 @@ EQUAL_CLIPS = [
 SHARES = (0.25, 0.5, 1.0)  # of the steps, at which a process is scored
 STEPS = (4, 8, 16, 32)
 SCHEDULES = ("linear", "power:0.03", "power:0.1", "power:0.25", "power:0.5", "cosine", "power:2")
-FRAMES_EARLY = {"schedule": "power:0.1"}
+FRAMES_EARLY = {"schedule": "power:0.1"}  # four of five by a tenth of the way
+FRAMES_AT_ONCE = {"schedule": "power:0.03"}  # nineteen of twenty by a fifth
 REMEDIES: dict[str, dict[str, Any]] = {  # for what flowception may want beside full-sequence
     "": {},
     ", told the place": {"place": True},
@@ -98,7 +99,14 @@ REMEDIES: dict[str, dict[str, Any]] = {  # for what flowception may want beside 
 TABLES: dict[str, list[Arm]] = {
     "processes": [*PROCESSES, *EQUAL_CLIPS],
     "i2v": [replace(arm, task="i2v") for arm in (*PROCESSES, *EQUAL_CLIPS)],
-    "told": [*PROCESSES[:1], Arm("flowception, told the lengths", told=True), *PROCESSES[1:2]],
+    "gap": [  # between flowception and full-sequence, which is told the lengths, too
+        *(
+            Arm(f"{name}{', told the lengths' * told}", training, told=told)
+            for name, training in (("flowception", {}), ("frames at once", FRAMES_AT_ONCE))
+            for told in (False, True)
+        ),
+        *PROCESSES[1:2],
+    ],
     "interp": [replace(arm, task="interp") for arm in PROCESSES],
     "curve": [
         replace(arm, name=f"{arm.name}, {share:g} of the steps", share=share)
