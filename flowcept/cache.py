@@ -2,9 +2,10 @@
 
 Once nothing is asked of a finished frame any more it *rests*: it is not evaluated again, and what
 the others look at of it stays as it was. A third of flowception's sampling falls away by that, and
-most of a causal autoregressive network's, which says exactly the same. In flowception's a resting
-frame no longer answers to how the rest goes on, which changes what is made by too little to measure
-(docs/log.md).
+most of a causal autoregressive network's, which says exactly the same unless a given frame stands
+right of an open gap: what that one reads of the frame before it stays as it was, too. In
+flowception's a resting frame no longer answers to how the rest goes on, which changes what is made
+by too little to measure (docs/log.md).
 
 Shape suffixes: F frames of all clips, B clips, R rows (each clip's own row, then its frames), V the
 width of a prompt token.

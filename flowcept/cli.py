@@ -7,6 +7,7 @@ from the settings' own records (``settings.py``); what a command does is in ``ta
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import itertools
@@ -269,13 +270,12 @@ class Session:
                 files += [
                     _numbered(picture, n) if total > 1 else picture for n in range(1, total + 1)
                 ]
-        read, written = {path.resolve() for path in inputs}, set[Path]()
-        for path in files:
+        read = {path.resolve() for path in inputs}
+        for number, path in enumerate(files):
             if path.resolve() in read:
                 raise UserError(f"{path} is what is read: give what is written another name")
-            if path.resolve() in written:
+            if any(video.clash(path, one) or video.clash(one, path) for one in files[:number]):
                 raise UserError(f"{path} is to hold two things: give each output its own name")
-            written.add(path.resolve())
         return clips
 
     def open(self) -> Studio:
@@ -897,6 +897,11 @@ def main() -> None:
         sys.exit(2)
     except MemoryError:
         typer.echo("flowcept: not enough memory: lower --scale or --frames", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno == errno.EPIPE or error.filename is None:
+            raise
+        typer.echo(f"flowcept: {error.strerror}: {str(error.filename)[:60]}", err=True)
         sys.exit(2)
     if status == 130:
         typer.echo("flowcept: interrupted", err=True)

@@ -182,7 +182,8 @@ def draw_tau(delay_F: Tensor, config: ProcessConfig, generator: torch.Generator)
         tau = uniform / early
         if config.schedule == "linear" or torch.rand((), generator=generator) >= FIRST:
             return tau
-        return float(parse_schedule(config.schedule).inverse(torch.tensor(tau).double()))
+        # As precise as a state holds it: where that is 0 no frame may have appeared yet.
+        return float(parse_schedule(config.schedule).inverse(torch.tensor(tau).double()).float())
     return uniform * (1.0 if config.kind == "full-sequence" else float(delay_F.max()) + 1)
 
 

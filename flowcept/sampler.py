@@ -348,6 +348,8 @@ class Growth:
         if index == 0 and self.config.length_scale != 1:
             self._fix_scaled(count_logits_K, length)
         low, high = max(self.low - length, 0), max(self.high - length, 0)
+        if length - len(self.given.latent_FCHW) + low >= len(count_logits_K):
+            return low  # a size beyond the law's: only the bound is known
         return self._drawn(index, count_logits_K[: high + 1], length, low)
 
     def _fix_scaled(self, count_logits_K: Tensor, length: int) -> None:
@@ -363,8 +365,6 @@ class Growth:
     def _drawn(self, index: int, count_logits_K: Tensor, length: int, low: int) -> int:
         """A missing count of at least ``low`` from the tempered law."""
         uniform, open_gaps = self._uniform(), sum(self.given.open_gaps)
-        if low >= len(count_logits_K):  # more than the network can say: only the bound is known
-            return low
         starts = self.process.num_start if open_gaps == 1 else 0
         appeared = torch.tensor(max(length - len(self.given.latent_FCHW) - starts, 0))
         kappa = self.schedule.kappa(torch.tensor(index / self.config.steps, dtype=torch.float64))

@@ -84,10 +84,13 @@ class Power(Schedule):
         return probability ** (1 / self.exponent)
 
 
+LEAST_EXPONENT = 0.01  # under it more than one delay in a thousand is 0 in float64
+
+
 def parse_schedule(name: str) -> Schedule:
     """``linear``, ``cosine``, ``power`` (exponent 2) or ``power:EXPONENT``.
 
-    Raises ``ValueError`` for any other name and for an exponent that is not positive.
+    Raises ``ValueError`` for any other name and for an exponent under ``LEAST_EXPONENT``.
     """
     kind, _, exponent = name.partition(":")
     if kind == "power":
@@ -95,10 +98,13 @@ def parse_schedule(name: str) -> Schedule:
             value = float(exponent or 2)
         except ValueError:
             value = math.nan
-        if 0 < value < math.inf:
+        if LEAST_EXPONENT <= value < math.inf:
             return Power(value)
     elif name == "linear":
         return Linear()
     elif name == "cosine":
         return Cosine()
-    raise ValueError(f"unknown schedule {name!r}: use linear, cosine, power or power:EXPONENT")
+    raise ValueError(
+        f"unknown schedule {name!r}: use linear, cosine, power or power:EXPONENT, the exponent at "
+        f"least {LEAST_EXPONENT}"
+    )

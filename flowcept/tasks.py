@@ -160,7 +160,7 @@ class Studio:
         """Notes on what a length that the model chooses leaves between so many keyframes."""
         asked = config.frames or config.min_length or config.max_length
         longest = self.card.max_length
-        if asked or 2 * count - 1 <= longest or self.card.process.kind != "flowception":
+        if asked or 2 * count - 1 <= longest:
             return []
         told = f"{count} keyframes, and the longest trained clip has {longest} frames"
         if count >= longest:
@@ -344,7 +344,7 @@ class Studio:
         high = config.max_length or self.card.max_length
         law = {n: count for n, count in self.card.lengths.items() if low <= n <= high}
         if not law:
-            return replace(config, frames=min(max(low, 1), high))
+            return replace(config, frames=min(low, config.max_length or low))
         weights = torch.tensor([float(count) for count in law.values()])
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         return replace(config, frames=list(law)[inverse_cdf(weights, uniform)])
@@ -367,9 +367,12 @@ class Studio:
                 f"{known} frames are far more than the longest trained clip, {self.card.max_length}"
             )
         chooses = self.card.process.kind == "flowception"
-        if config.length_scale != 1 and (known or not chooses):
-            why = "the length is given" if known else "this model does not choose its length"
-            notes.append(f"--length-scale has no effect: {why}")
+        why = "the length is given" if known else "this model does not choose its length"
+        idle = ["length_scale"] if known or not chooses else []
+        idle += [] if chooses else ["rate_temperature", "rate_guidance", "order"]
+        for name in idle:
+            if getattr(config, name) != getattr(SampleConfig, name):
+                notes.append(f"--{name.replace('_', '-')} has no effect: {why}")
         return notes
 
     def _check_memory(self, frames: int, ask: Ask) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -272,12 +273,7 @@ def train(
             say(line)
         if not resume:
             _open_run(run, config, team)
-        images = _in_turn(
-            team,
-            lambda: FrameStore(
-                scan, _data_config(config), run / "cache", _bar("decoding", "frame", shown)
-            ),
-        )
+        images = _in_turn(team, lambda: _decoded(scan, run, config, resume, shown))
         for finding in images.findings:
             say(str(finding))
         codec = codec.to(device)
@@ -442,6 +438,19 @@ def _open_run(run: Path, config: TrainConfig, team: Team) -> None:
     team.wait()
 
 
+def _decoded(
+    scan: data.Scan, run: Path, config: TrainConfig, resume: bool, quiet: bool
+) -> FrameStore:
+    """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
+    try:
+        bar = _bar("decoding", "frame", quiet)
+        return FrameStore(scan, _data_config(config), run / "cache", bar)
+    except UserError:
+        if not resume:
+            (run / "config.toml").unlink(missing_ok=True)
+        raise
+
+
 def _new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
     """The codec that the settings name, not fitted yet, or that of the model to go on from.
 
@@ -468,6 +477,9 @@ def _new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
     return codec
 
 
+CODEC_STATE = "codec-state.safetensors"  # of its training, until it is fitted
+
+
 def _fitted(
     codec: Codec,
     images: FrameStore,
@@ -486,6 +498,7 @@ def _fitted(
             codec = _fit_autoencoder(codec, images, train_clips, run, config, dtype, say, quiet)
         codec.fit_statistics(_some_images(images, train_clips, config.seed))
         checkpoint.save_tree(codec.state_dict(), fitted)
+        (run / CODEC_STATE).unlink(missing_ok=True)
     team.wait()
     codec.load_state_dict(checkpoint.load_tree(fitted))
     return codec.eval().requires_grad_(requires_grad=False)
@@ -522,7 +535,7 @@ def _fit_autoencoder(
         seed=config.seed,
     )
     trainer = CodecTrainer(codec, settings, dtype=dtype)
-    state = run / "codec-state.safetensors"
+    state = run / CODEC_STATE
     if state.exists():
         trainer.load_state_dict(checkpoint.load_tree(state))
         say(f"continuing the codec from step {trainer.num_steps}")
@@ -551,7 +564,7 @@ def _fit_autoencoder(
         raise
     finally:
         bar.close()
-    state.unlink(missing_ok=True)
+    checkpoint.save_tree(trainer.state_dict(), state)  # until the codec itself is written
     return trainer.averaged
 
 
@@ -599,7 +612,8 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.run, self.config, self.latents, self.codec = run, config, latents, codec
+        self.folder, self.run, self.config = folder, run, config
+        self.latents, self.codec = latents, codec
         self.team, self.device, self.dtype = team, device, dtype
         self.train_clips, self.held_clips = _split(latents, config)
         self.card = self._card(folder, fps, origin)
@@ -787,25 +801,31 @@ class Trainer:
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """Loss of the averaged weights on fixed draws of the held-out clips."""
+        """Loss of the averaged weights on fixed draws of the held-out clips.
+
+        None where there are no such clips, or where these few fit no context.
+        """
         config = self.config
         if not self.held_clips:
             return {}
-        batch = data.draw_batch(
-            self.latents,
-            self.held_clips,
-            seed=config.seed + 1,
-            step=0,
-            cursor=0,
-            tokens=4 * config.tokens,
-            tokens_per_frame=self.tokens_per_frame,
-            least=1,
-            process=self.card.process,
-            mixture=config.context,
-            prompt_dropout=0.0,
-            given_prompt_dropout=0.0,
-            context_dropout=0.0,
-        )
+        try:
+            batch = data.draw_batch(
+                self.latents,
+                self.held_clips,
+                seed=config.seed + 1,
+                step=0,
+                cursor=0,
+                tokens=4 * config.tokens,
+                tokens_per_frame=self.tokens_per_frame,
+                least=1,
+                process=self.card.process,
+                mixture=config.context,
+                prompt_dropout=0.0,
+                given_prompt_dropout=0.0,
+                context_dropout=0.0,
+            )
+        except UserError:
+            return {}
         counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0, 0))
         totals: Counter[str] = Counter()
         self.averaged.eval()
@@ -905,34 +925,40 @@ class Trainer:
                     seen.clear()
                     bar.set_postfix_str(f"loss {means['velocity']:.3f}", refresh=False)
                     self._log(log, writer, {**means, "hours": self.hours})
-                if self.step % config.eval_every == 0:
-                    self._log(log, writer, self.held_out())
-                    draw_losses(log, self.run / "loss.png")
-                if self.step == 100 or self.step % config.sample_every == 0:
-                    self.sheet()
                 if self.step % config.save_every == 0:
                     self.save()
+                if self.step % config.eval_every == 0:
+                    self._score(log, writer, say)
+                if self.step == 100 or self.step % config.sample_every == 0:
+                    self.sheet()
                 clock = time.monotonic()
         except KeyboardInterrupt:
             if first:
                 self.save()
-            say(f"stopped at step {self.step}; the same command with --resume goes on")
+            words = shlex.join(["train", str(self.folder), "-o", str(self.run), "--resume"])
+            say(f"stopped at step {self.step}; to go on: flowcept {words}")
             raise
         finally:
             bar.close()
             if writer is not None:
                 writer.close()
         if first:
-            self._finish(log)
+            self._finish(log, say)
             say(f"wrote {self.run / 'model.safetensors'} after {self.step} steps")
         self.team.wait()
 
-    def _finish(self, log: Path) -> None:
+    def _finish(self, log: Path, say: Console) -> None:
         """The model and the state, then the last reports."""
         self.save()
-        self._log(log, None, self.held_out())
-        draw_losses(log, self.run / "loss.png")
+        self._score(log, None, say)
         self.sheet()
+
+    def _score(self, log: Path, writer: Any, say: Console) -> None:  # noqa: ANN401
+        held_out = self.held_out()
+        if self.held_clips and not held_out:
+            say("note: the held-out clips fit no context: they are not scored")
+        self._log(log, writer, held_out)
+        draw_losses(log, self.run / "loss.png")
 
     def _late(self) -> bool:
         return bool(self.config.max_hours) and self.hours >= self.config.max_hours

@@ -510,10 +510,31 @@ def check_output(path: Path) -> None:
             raise UserError(f"there are frames named {name} in {path.parent} already: remove them")
     elif suffix and path.is_dir():
         raise UserError(f"the output {path} is a folder: give it another name")
-    elif not suffix and path.is_dir() and any(path.iterdir()):
-        raise UserError(f"the output folder {path} is not empty: choose another or empty it")
-    elif not suffix and path.exists() and not path.is_dir():
+    elif not suffix and path.exists():
+        _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
+    """Raise UserError if a folder of frames could not take the place of what is there."""
+    if not path.is_dir():
         raise UserError(f"the output {path} is a file without a suffix: give a suffix or a folder")
+    if any(path.iterdir()):
+        raise UserError(f"the output folder {path} is not empty: choose another or empty it")
+    if path.is_symlink() or path.resolve() == Path.cwd():
+        raise UserError(f"the output {path} is where you are, or a link: name another folder")
+
+
+def clash(output: Path, other: Path) -> bool:
+    """Whether writing a clip to `output` would write or replace the file `other`, too."""
+    output, other = output.resolve(), other.resolve()
+    if output == other:
+        return True
+    if not output.suffix:
+        return output in other.parents
+    if output.parent != other.parent or not _PATTERN.fullmatch(output.name):
+        return False
+    name = other.name % 1 if _PATTERN.fullmatch(other.name) else other.name
+    return bool(re.fullmatch(_numbered(output.name), name))
 
 
 def _possible(path: Path) -> bool:

@@ -205,6 +205,40 @@ def test_no_clip_takes_the_place_of_another(flow, made, tiny_model):
     assert files() == ["o-2.webp", "o.webp", "p.txt", "sub"]
 
 
+def test_frames_of_png_are_files_that_others_must_not_take(flow, tiny_model):
+    words = ["-m", tiny_model, "-o"]
+    refused(flow("gen", "a", *words, "f_%04d.png", "--sheet", "f_0001.png"), "two things")
+    Path("clip").mkdir()
+    refused(flow("gen", "a", *words, "clip", "--preview", "clip/p.gif"), "two things")
+    Path("clip").rmdir()
+    lines = [f'{{"prompt": "a", "output": "f_%{width}d.png"}}' for width in ("03", "")]
+    Path("p.txt").write_text("\n".join(lines))
+    refused(flow("gen", "--prompts-file", "p.txt", "-m", tiny_model), "two things")
+    assert files() == ["p.txt"]
+
+
+def test_where_no_folder_of_frames_can_go(flow, tiny_model, monkeypatch):
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    refused(flow("gen", "a", "-m", tiny_model, "-o", "link"), "link")
+    monkeypatch.chdir("real")
+    refused(flow("gen", "a", "-m", tiny_model, "-o", "."), "where you are")
+    assert files() == []
+
+
+def test_names_that_no_file_can_have(flow):
+    long = "n" * 300
+    for words in (["info", long], ["gen", "a", "-m", long], ["train", long]):
+        refused(flow(*words), "too long")
+
+
+def test_a_least_length_beyond_the_trained_ones_is_met(made):
+    """Only the bound is known then, at any number of steps."""
+    for steps in (1, 9):
+        made("gen", "a", "--steps", steps, "--min-length", 20, "--max-length", 40, "-o", "o.apng")
+        assert video.probe(Path("o.apng")).num_frames == 20
+
+
 def test_seeds_are_one_apart_without_a_first_one(flow, tiny_model):
     words = ["-m", tiny_model, "--steps", 1, "--scale", 1, "--count", 3, "--json"]
     seeds = [clip["seed"] for clip in json.loads(flow("gen", "a", *words).out)]

@@ -389,6 +389,18 @@ def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
         ProcessConfig(**settings)
 
 
+def test_where_a_state_says_tau_0_no_frame_has_appeared(generator: torch.Generator) -> None:
+    """Half of the frames have by a ``tau`` of 1e-10; a state holds it in single precision."""
+    config = ProcessConfig(schedule="power:0.01")
+    early = 0
+    for _ in range(3000):
+        pair = draw(torch.zeros(9, 1, 1, 1), [False] * 9, config, generator)
+        if pair is not None and float(pair[0].tau_B) == 0:
+            early += 1
+            assert pair[0].lengths == (config.num_start,)
+    assert early > 30
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "power:0.1", "power:2"])
 @pytest.mark.parametrize("late", [0.1, 0.5, 0.9])
 def test_late_is_the_share_of_draws_after_the_last_insertion(

@@ -323,6 +323,12 @@ def test_baselines_take_a_length_or_draw_a_trained_one(baseline):
     assert len(baseline.generate("a dog", frames=7, **SMALL)) == 7
     notes = baseline.generate("a", length_scale=2.0, **SMALL).notes
     assert "--length-scale has no effect: this model does not choose its length" in notes
+    idle = {"rate_temperature": 0.0, "rate_guidance": 2.0, "order": "random"}
+    notes = baseline.generate("a", **idle, **SMALL).notes
+    assert [name for name in idle if any(name.replace("_", "-") in n for n in notes)] == list(idle)
+    assert len(baseline.generate("a", min_length=20, **SMALL)) == 20
+    with pytest.raises(UserError, match="--multi"):
+        baseline.interp(noise(14), **SMALL)
     drawn = {len(baseline.generate("a", steps=1, seed=s, scale=1)) for s in range(12)}
     assert drawn <= set(LENGTHS)
     assert len(drawn) > 1

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from flowcept import checkpoint, data, theatre, train, video
-from flowcept.codec import CodecTrainer
+from flowcept.codec import Autoencoder, CodecTrainer
 from flowcept.errors import UserError
 from flowcept.frames import Role
 from flowcept.sampler import Given, clip_generator, sample
@@ -370,6 +370,53 @@ def test_an_interrupted_codec_equals_one_that_was_not(
     b = checkpoint.load_tree(whole / "codec.safetensors")
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_a_codec_interrupted_after_its_last_step_is_not_trained_again(
+    folder: Path, whole: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    shutil.copytree(whole / "cache", run / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_in(patch, Autoencoder, "fit_statistics", 1)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(folder, run, TINY, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "run_to_end", lambda *_: None)
+        patch.setattr(CodecTrainer, "step", None)
+        train.train(folder, run, TINY, resume=True, quiet=True)
+    assert (run / "codec.safetensors").read_bytes() == (whole / "codec.safetensors").read_bytes()
+    assert not (run / "codec-state.safetensors").exists()
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_held_out_clips_that_fit_no_context_are_not_scored(
+    folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, said = data.draw_batch, list[str]()
+
+    def draw_batch(*args: Any, **words: Any) -> data.Batch:
+        if words["seed"] != TINY.seed:
+            raise UserError("2000 clips in a row fit no context")
+        return real(*args, **words)
+
+    monkeypatch.setattr(data, "draw_batch", draw_batch)
+    train.train(folder, run, TINY, console=said.append)
+    assert any("held-out clips fit no context" in line for line in said)
+    assert not losses(run, "held_out_velocity")
+    assert (run / "model.safetensors").exists()
+
+
+def test_a_start_that_cannot_decode_leaves_its_folder_free(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(train, "FrameStore", full)
+    assert "no room" in refused(folder, tmp_path / "run", TINY)
+    assert not (tmp_path / "run" / "config.toml").exists()
 
 
 def test_other_data_cannot_go_on_with_a_run(folder: Path, whole: Path, tmp_path: Path):
