@@ -271,11 +271,15 @@ class Session:
                     _numbered(picture, n) if total > 1 else picture for n in range(1, total + 1)
                 ]
         read = {path.resolve() for path in inputs}
-        for number, path in enumerate(files):
+        taken, touched = set[video.Claim](), set[video.Claim]()
+        for path in files:
             if path.resolve() in read:
                 raise UserError(f"{path} is what is read: give what is written another name")
-            if any(video.clash(path, one) or video.clash(one, path) for one in files[:number]):
+            takes, touches = video.claims(path)
+            if takes & touched or touches & taken:
                 raise UserError(f"{path} is to hold two things: give each output its own name")
+            taken |= takes
+            touched |= touches
         return clips
 
     def open(self) -> Studio:

@@ -524,17 +524,30 @@ def _check_folder(path: Path) -> None:
         raise UserError(f"the output {path} is where you are, or a link: name another folder")
 
 
-def clash(output: Path, other: Path) -> bool:
-    """Whether writing a clip to `output` would write or replace the file `other`, too."""
-    output, other = output.resolve(), other.resolve()
-    if output == other:
-        return True
-    if not output.suffix:
-        return output in other.parents
-    if output.parent != other.parent or not _PATTERN.fullmatch(output.name):
-        return False
-    name = other.name % 1 if _PATTERN.fullmatch(other.name) else other.name
-    return bool(re.fullmatch(_numbered(output.name), name))
+Claim = tuple[str, ...]
+
+
+def claims(path: Path) -> tuple[set[Claim], set[Claim]]:
+    """What writing a clip or picture to `path` takes for itself, and what it touches.
+
+    Two outputs clash where one takes what the other touches: a folder takes all below it, and
+    frame_%04d.png every file that its numbers may name.
+    """
+    path = path.resolve()
+    parent, name = str(path.parent), path.name
+    takes: set[Claim] = {("file", str(path))}
+    touches = takes | {("below", str(folder)) for folder in path.parents}
+    touches |= {
+        ("frames", parent, name[:start], name[end:])
+        for run in re.finditer(r"\d+", name)
+        for start in range(*run.span())
+        for end in range(start + 1, run.end() + 1)
+    }
+    if not path.suffix:
+        takes |= {("below", str(path))}
+    elif _PATTERN.fullmatch(name):
+        takes |= {("frames", parent, *re.split(r"%\d*d", name))}
+    return takes, touches | takes
 
 
 def _possible(path: Path) -> bool:

@@ -658,3 +658,16 @@ def test_a_picture_that_could_not_be_read_again_is_not_written(tmp_path, monkeyp
     with pytest.raises(UserError, match="7x3: lower --scale"):
         video.save_image(Image.new("RGB", (7, 3)), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [("f_%04d.png", "f_0001.png", True), ("f_%04d.png", "f_%d.png", True),
+     ("f1%d.png", "f112.png", True), ("f_%04d.png", "f_%04d-1.png", False),
+     ("f_%d.png", "f_1.gif", False), ("f_%d.png", "o/f_1.png", False), ("clip", "clip/p.gif", True),
+     ("clip", "clip/a/b", True), ("clip", "clip-2", False), ("a.mp4", "sub/../a.mp4", True),
+     ("o/a.mp4", "o/b.mp4", False), ("x-1.mp4", "x-2.mp4", False)],
+)  # fmt: skip
+def test_outputs_that_would_take_each_others_place(one, other, clash):
+    (a, near_a), (b, near_b) = video.claims(Path(one)), video.claims(Path(other))
+    assert bool(a & near_b or b & near_a) == clash
