@@ -118,9 +118,10 @@ class Evaluation:
         return found
 
     def make(
-        self, given: Sequence[Given], captions: Sequence[str], what: str, config: SampleConfig
+        self, given: Sequence[Given], real: Sequence[Clip], what: str, config: SampleConfig
     ) -> list[Clip]:
-        """A clip for each given start and caption, by the sampler."""
+        """A clip for each given start and the caption of its real clip, by the sampler."""
+        captions = [clip.caption for clip in real]
         made: list[Clip] = []
         for start in range(0, len(given), BATCH):
             part = range(start, min(start + BATCH, len(given)))
@@ -146,8 +147,7 @@ class Evaluation:
             replace(nothing, missing=(len(clip.image_FCHW),) if self.told else None)
             for clip in self.real
         ]
-        captions = [clip.caption for clip in self.real]
-        return self.make(given, captions, "clips of captions", self.config)
+        return self.make(given, self.real, "clips of captions", self.config)
 
     def of_first_frames(self) -> list[Clip]:
         """A clip for every caption and first frame."""
@@ -157,8 +157,7 @@ class Evaluation:
             latent_FCHW = self.encode(clip.image_FCHW[:1])
             gaps = (False, missing > 0 or not self.told)
             given.append(Given(latent_FCHW, gaps, (0, missing) if self.told else None))
-        captions = [clip.caption for clip in self.real]
-        return self.make(given, captions, "clips of first frames", self.config)
+        return self.make(given, self.real, "clips of first frames", self.config)
 
     def between_ends(self) -> list[tuple[Clip, Clip]]:
         """Real clips of three frames or more, each with what is made between its ends."""
@@ -171,8 +170,7 @@ class Evaluation:
             )
             for clip in real
         ]
-        captions = [clip.caption for clip in real]
-        made = self.make(given, captions, "clips between two frames", self.between)
+        made = self.make(given, real, "clips between two frames", self.between)
         return list(zip(real, made, strict=True))
 
     def encode(self, image_FCHW: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ class Scripted:
                 raise UserError(
                     f"{self.path} cannot read clips [N, 3, T, H, W]: {reason}"
                 ) from error
-            rows = feature_ND.shape[:1] if isinstance(feature_ND, Tensor) else None
-            if rows != (len(chosen),) or feature_ND.ndim < 2:
+            shape = feature_ND.shape if isinstance(feature_ND, Tensor) else ()
+            if len(shape) < 2 or shape[0] != len(chosen):
                 raise UserError(f"{self.path} gives no features [N, D] of clips [N, 3, T, H, W]")
             parts.append(feature_ND.flatten(1).cpu().double())
         return ClipFeatures(_finite(torch.cat(parts), self.path))

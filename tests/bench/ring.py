@@ -42,10 +42,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from flowcept import charts, checkpoint, metrics, train, video
+from flowcept import charts, checkpoint, evaluate, metrics, train, video
 from flowcept.checkpoint import Weights
 from flowcept.data import to_frames
-from flowcept.evaluate import interval
 from flowcept.frames import FrameState, Prediction
 from flowcept.process import ProcessConfig, shifted
 from flowcept.request import from_nothing
@@ -300,8 +299,8 @@ def main() -> None:
         law = Counter(map(len, clips))
         bars[f"{steps} steps"] = {n: count / len(clips) for n, count in law.items()}
         valid = sum(law[n] for n in LENGTHS) / len(clips)
-        errors = np.array([rule_error(clip) for clip in clips])
-        error, *ends = interval(lambda chosen: float(errors[list(chosen)].mean()), len(clips), 0)  # noqa: B023
+        errors = [rule_error(clip) for clip in clips]
+        error, *ends = evaluate.interval(evaluate._mean_of(errors), len(clips), 0)
         print(
             f"{steps} steps, {len(clips)} clips: total variation "
             f"{metrics.total_variation(law, truth):.3f}, on valid lengths {valid:.1%}, "
