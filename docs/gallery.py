@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flowcept import theatre
-from flowcept.theatre import Scene
-from flowcept.video import write_video
+from flowcept.data import theatre
+from flowcept.data.theatre import Scene
+from flowcept.data.video import write_video
 
 DOCS = Path(__file__).parent
 OUT = DOCS / "gallery"
@@ -125,7 +125,7 @@ def make(gallery: Gallery) -> None:
         "![growth of a dog surfing](gallery/growth.png)",
     ]
 
-    gallery.section("i2v", "Given frames are drawn by `flowcept.theatre`, none is generated.")
+    gallery.section("i2v", "Given frames are drawn by `flowcept.data.theatre`, none is generated.")
     gallery.clip("i2v-1", "i2v", "fox-first.png", "-p", "a fox spinning in the park", sheet=True)
     gallery.clip("i2v-2", "i2v", "cat-first.png", "-p", "a cat flying at sunset")
     gallery.clip("i2v-3", "i2v", "cat-first.png", remark="no prompt")

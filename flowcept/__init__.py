@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flowcept.tasks import Studio
+    from flowcept.generation import Studio
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -21,6 +21,6 @@ def load(model: str | None = None, *, device: str = "auto", dtype: str = "auto")
     ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16.
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
-    from flowcept import tasks
+    from flowcept import generation as tasks
 
     return tasks.load(model, device=device, dtype=dtype)

@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flowcept import attention
-from flowcept.frames import FrameState, PromptTokens
-from flowcept.model import PART, ModelConfig, Network
+from flowcept.networks import attention
+from flowcept.networks.transformer import PART, ModelConfig, Network
+from flowcept.process.state import FrameState, PromptTokens
 
 PROGRAM = 410 * 2**20  # bytes of Python, PyTorch and its compiled kernels (measured, Linux, x86-64)
 HELD = 1.5  # what the allocator holds in training over what is alive (measured on Linux)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from flowcept.checkpoint import Card, Weights
-from flowcept.sampler import Given, Step, guided, sample_steps
+from flowcept.model_file import Card, Weights
+from flowcept.process.sampler import Given, Step, guided, sample_steps
 from flowcept.settings import SampleConfig
 
 

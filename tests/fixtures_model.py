@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from flowcept import checkpoint
-from flowcept.checkpoint import Card
-from flowcept.codec import CodecConfig
-from flowcept.model import ModelConfig
-from flowcept.process import ProcessConfig
-from flowcept.text import TextConfig
+from flowcept import model_file as checkpoint
+from flowcept.codecs.codec import CodecConfig
+from flowcept.model_file import Card
+from flowcept.networks.text import TextConfig
+from flowcept.networks.transformer import ModelConfig
+from flowcept.process.forward import ProcessConfig
 
 SIZE = 32  # pixels of a frame's side
 LENGTHS = {4: 1, 6: 2, 8: 3, 10: 2, 12: 1}  # trained clips by number of frames

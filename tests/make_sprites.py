@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from flowcept import video
+from flowcept.data import video
 
 FPS = 10.0
 BACKGROUND = (200, 210, 220)  # light blue-grey: no part of a sheet has this colour

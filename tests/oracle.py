@@ -18,9 +18,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from flowcept.frames import FrameState, Prediction, Role
-from flowcept.sampler import Given
-from flowcept.schedule import Linear, Schedule
+from flowcept.process.sampler import Given
+from flowcept.process.schedule import Linear, Schedule
+from flowcept.process.state import FrameState, Prediction, Role
 
 Law = Mapping[int, float]  # probability of each number of frames
 

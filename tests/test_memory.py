@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from flowcept import memory
-from flowcept.cache import Cache, Rest
-from flowcept.model import ModelConfig, Network
-from flowcept.process import ProcessConfig
+from flowcept.networks.resting import Cache, Rest
+from flowcept.networks.transformer import ModelConfig, Network
+from flowcept.process.forward import ProcessConfig
 
 SMALL = {"height": 8, "width": 8, "hidden": 64, "depth": 2, "heads": 2, "cells": 16}
 LENGTHS = [5, 9, 12]

@@ -10,7 +10,7 @@ import pytest
 from flowcept import settings
 from flowcept.errors import UserError
 from flowcept.settings import PRESETS, RESUMABLE, ContextMixture, SampleConfig, TrainConfig
-from flowcept.train import make_config, read_config, write_config
+from flowcept.training.run import make_config, read_config, write_config
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -224,6 +224,6 @@ def test_a_written_record_reads_back(tmp_path: Path):
 
 
 def test_one_table_of_what_a_resumed_run_may_change():
-    from flowcept import train
+    from flowcept.training import run as train
 
     assert train.RESUMABLE is settings.RESUMABLE

@@ -9,7 +9,7 @@ all do, and nothing else is computed: about twenty times as many for the same wo
 network trusts the guess is left as it was. ``model`` may have none yet.
 
 Printed: latent error, and PSNR over linear blending of clips that were held out. Half of the time
-the learning rate falls to 0. Shape suffixes as in ``flowcept.model``.
+the learning rate falls to 0. Shape suffixes as in ``flowcept.networks.transformer``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcept import checkpoint, data
-from flowcept.codec import Codec
-from flowcept.data import DataConfig, FrameStore, LatentStore
-from flowcept.evaluate import psnr
-from flowcept.model import Between, Network
+from flowcept import model_file as checkpoint
+from flowcept.codecs.codec import Codec
+from flowcept.data import folder as data
+from flowcept.data.folder import DataConfig, FrameStore, LatentStore
+from flowcept.evaluation.evaluate import psnr
+from flowcept.networks.transformer import Between, Network
 
 BATCH = 32
 HELD_OUT = 64  # clips

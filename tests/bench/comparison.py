@@ -35,9 +35,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from flowcept import charts, checkpoint, metrics, train, video
-from flowcept.data import to_frames
-from flowcept.evaluate import (
+from flowcept import model_file as checkpoint
+from flowcept.data import video
+from flowcept.data.folder import to_frames
+from flowcept.evaluation import charts, metrics
+from flowcept.evaluation.evaluate import (
     QUARTERS,
     Clip,
     Evaluation,
@@ -48,9 +50,10 @@ from flowcept.evaluate import (
     interval,
     length_scores,
 )
-from flowcept.features import ClipFeatures, FeatureNetwork, load_features
-from flowcept.model import Network
+from flowcept.evaluation.features import ClipFeatures, FeatureNetwork, load_features
+from flowcept.networks.transformer import Network
 from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig, defaults
+from flowcept.training import run as train
 
 Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet

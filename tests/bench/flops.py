@@ -24,11 +24,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcept import memory
-from flowcept.cache import Cache, Rest
-from flowcept.checkpoint import Card
-from flowcept.model import ModelConfig, Network
-from flowcept.process import ProcessConfig, draw, draw_context, draw_delays
-from flowcept.sampler import clip_generator
+from flowcept.model_file import Card
+from flowcept.networks.resting import Cache, Rest
+from flowcept.networks.transformer import ModelConfig, Network
+from flowcept.process.forward import ProcessConfig, draw, draw_context, draw_delays
+from flowcept.process.sampler import clip_generator
 from flowcept.settings import ContextMixture
 
 

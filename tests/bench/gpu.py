@@ -30,13 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept import attention, memory, train
-from flowcept.attention import Plan
+from flowcept import memory
 from flowcept.device import autocast
-from flowcept.model import ModelConfig, Network, attention_plan
-from flowcept.process import ProcessConfig
-from flowcept.sampler import Given, clip_generator, guided, sample_steps
+from flowcept.networks import attention
+from flowcept.networks.attention import Plan
+from flowcept.networks.transformer import ModelConfig, Network, attention_plan
+from flowcept.process.forward import ProcessConfig
+from flowcept.process.sampler import Given, clip_generator, guided, sample_steps
 from flowcept.settings import PRESETS, SampleConfig, TrainConfig
+from flowcept.training import run as train
 
 Work = Callable[[], object]
 GIB = 2**30

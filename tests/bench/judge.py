@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowcept import checkpoint, theatre
-from flowcept.checkpoint import load_tree, save_tree
+from flowcept import model_file as checkpoint
+from flowcept.data import theatre
+from flowcept.model_file import load_tree, save_tree
 
 SIDE = 64
 TAKEN = 9  # frames of a clip that are looked at, evenly spread

@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from oracle import LengthOracle, blank, empty, generators, total_variation, variation_floor
 
-from flowcept.frames import FrameState, Prediction
-from flowcept.process import ProcessConfig, appeared_logits
-from flowcept.sampler import Given, Model, sample, sample_steps
+from flowcept.process.forward import ProcessConfig, appeared_logits
+from flowcept.process.sampler import Given, Model, sample, sample_steps
+from flowcept.process.state import FrameState, Prediction
 from flowcept.settings import SampleConfig
 
 LAW = {8: 0.2, 12: 0.5, 24: 0.3}

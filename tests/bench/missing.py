@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import checkpoint, process, theatre
-from flowcept.data import to_images
+from flowcept import model_file as checkpoint
+from flowcept.data import theatre
+from flowcept.data.folder import to_images
 from flowcept.device import autocast, pick_dtype
-from flowcept.evaluate import STATES, log_score
-from flowcept.sampler import clip_generator
+from flowcept.evaluation.evaluate import STATES, log_score
+from flowcept.process import forward as process
+from flowcept.process.sampler import clip_generator
 
 ACTORS = ("dog", "cat", "penguin", "frog", "panda", "fox", "ghost", "pumpkin")  # of the shipped
 

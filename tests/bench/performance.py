@@ -36,20 +36,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept import checkpoint, data, frames, memory, model, process, theatre, video
-from flowcept.attention import Plan
-from flowcept.cache import Rest
-from flowcept.checkpoint import Card, Weights
-from flowcept.codec import CodecConfig, build_codec
+from flowcept import memory
+from flowcept import model_file as checkpoint
+from flowcept.codecs.codec import CodecConfig, build_codec
+from flowcept.data import folder as data
+from flowcept.data import theatre, video
 from flowcept.device import autocast
-from flowcept.frames import FrameState, Prediction, PromptTokens
-from flowcept.loss import Counts, LossConfig, count_terms
-from flowcept.model import ModelConfig, Network
-from flowcept.process import ProcessConfig, Target
-from flowcept.sampler import Given, clip_generator, guided, sample
+from flowcept.model_file import Card, Weights
+from flowcept.networks import transformer as model
+from flowcept.networks.attention import Plan
+from flowcept.networks.resting import Rest
+from flowcept.networks.text import ByteEncoder, TextConfig, build_encoder
+from flowcept.networks.transformer import ModelConfig, Network
+from flowcept.process import forward as process
+from flowcept.process import state as frames
+from flowcept.process.forward import ProcessConfig, Target
+from flowcept.process.loss import Counts, LossConfig, count_terms
+from flowcept.process.sampler import Given, clip_generator, guided, sample
+from flowcept.process.state import FrameState, Prediction, PromptTokens
 from flowcept.settings import ContextMixture, SampleConfig
-from flowcept.text import ByteEncoder, TextConfig, build_encoder
-from flowcept.train import Learner
+from flowcept.training.run import Learner
 
 CPU = torch.device("cpu")
 BFLOAT16 = torch.bfloat16
@@ -430,7 +436,7 @@ def peak():
 """
 LONG = """
 import sys, time
-from flowcept import tasks
+from flowcept import generation as tasks
 path, frames, output = sys.argv[1:]
 studio = tasks.load(path)
 started = time.perf_counter()
@@ -445,7 +451,7 @@ import time
 started = time.perf_counter()
 import torch
 imported = time.perf_counter()
-from flowcept import checkpoint
+from flowcept import model_file as checkpoint
 checkpoint.load(checkpoint.find("theatre"))
 print(imported - started, time.perf_counter() - imported)
 """

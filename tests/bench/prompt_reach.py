@@ -11,8 +11,8 @@ import argparse
 import machine
 import torch
 
-from flowcept import checkpoint
-from flowcept.frames import FrameState
+from flowcept import model_file as checkpoint
+from flowcept.process.state import FrameState
 
 PROMPTS = (
     "a dog surfing",

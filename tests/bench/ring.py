@@ -42,14 +42,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from flowcept import charts, checkpoint, evaluate, metrics, train, video
-from flowcept.checkpoint import Weights
-from flowcept.data import to_frames
-from flowcept.frames import FrameState, Prediction
-from flowcept.process import ProcessConfig, shifted
+from flowcept import model_file as checkpoint
+from flowcept.data import video
+from flowcept.data.folder import to_frames
+from flowcept.evaluation import charts, evaluate, metrics
+from flowcept.model_file import Weights
+from flowcept.process.forward import ProcessConfig, shifted
+from flowcept.process.sampler import Given, clip_generator, concat_prompts, guided, sample
+from flowcept.process.state import FrameState, Prediction
 from flowcept.request import from_nothing
-from flowcept.sampler import Given, clip_generator, concat_prompts, guided, sample
 from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
+from flowcept.training import run as train
 
 LENGTHS = (15, 20, 25, 30)
 TURNS = (1, 2, 3)

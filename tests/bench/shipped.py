@@ -37,14 +37,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from flowcept import checkpoint, metrics, tasks, theatre
-from flowcept.data import to_frames, to_images
+from flowcept import generation as tasks
+from flowcept import model_file as checkpoint
+from flowcept.data import theatre
+from flowcept.data.folder import to_frames, to_images
+from flowcept.data.theatre import Scene
 from flowcept.device import autocast
-from flowcept.evaluate import QUARTERS, psnr, quarter
+from flowcept.evaluation import metrics
+from flowcept.evaluation.evaluate import QUARTERS, psnr, quarter
+from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.request import request
-from flowcept.sampler import clip_generator, latents_of
 from flowcept.settings import SOLVERS, SampleConfig, defaults
-from flowcept.theatre import Scene
 
 Frames = NDArray[np.uint8]
 BATCH = 12  # clips sampled together; each is the same as alone

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import machine
 
-from flowcept import checkpoint
-from flowcept.evaluate import Evaluation, feature_scores, features_of, length_scores
-from flowcept.features import load_features
+from flowcept import model_file as checkpoint
+from flowcept.evaluation.evaluate import Evaluation, feature_scores, features_of, length_scores
+from flowcept.evaluation.features import load_features
 from flowcept.settings import SOLVERS, SampleConfig
 
 

@@ -12,8 +12,9 @@ import argparse
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from flowcept import checkpoint, train
+from flowcept import model_file as checkpoint
 from flowcept.settings import ContextMixture, TrainConfig
+from flowcept.training import run as train
 
 CONTEXT = ContextMixture(
     **dict.fromkeys((f.name for f in fields(ContextMixture)), 0.0)

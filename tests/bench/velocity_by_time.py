@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from judge import cast_of
 
-from flowcept import checkpoint, process, theatre
-from flowcept.data import to_images
-from flowcept.process import draw, draw_context
+from flowcept import model_file as checkpoint
+from flowcept.data import theatre
+from flowcept.data.folder import to_images
+from flowcept.process import forward as process
+from flowcept.process.forward import draw, draw_context
 from flowcept.settings import ContextMixture
 
 PART = 20  # clips at once

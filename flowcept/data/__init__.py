@@ -1,0 +1,1 @@
+"""Clips on disk: reading, writing, folders, batches."""

@@ -1,0 +1,1 @@
+"""Networks: a state of visible frames in, a prediction out."""

@@ -1,0 +1,184 @@
+"""Prompts as tokens for cross-attention.
+
+``ByteEncoder``, trained with the network, knows any language without a vocabulary or a download.
+Every word is a token: its embedding, found by a hash of the word, goes to the network as it is.
+What a small transformer reads in the UTF-8 bytes (spelling, order) is added. Nothing normalises the
+sum: the transformer alone, normalised, lost all difference between prompts in the direction that
+they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
+folder.
+
+Shape suffixes: B prompts, L bytes, R tokens of a prompt, S tokens of all prompts, D width.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flowcept.errors import UserError
+from flowcept.process.state import PromptTokens
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The prompt encoder. Part of every model file."""
+
+    kind: str = "bytes"  # bytes, or pretrained: a frozen encoder from `source`
+    width: int = 192  # width of the byte transformer, or of the pretrained encoder's output
+    depth: int = 3  # its blocks
+    heads: int = 3
+    tokens: int = 16  # per prompt, a word each; words beyond share the last
+    buckets: int = 4096  # embeddings of words, by hash; few words of a data set share one
+    max_bytes: int = 256  # a longer prompt is cut, with a warning
+    source: str = ""  # folder of the pretrained encoder
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bytes", "pretrained"):
+            raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes or pretrained")
+        if (
+            self.width % (2 * self.heads)
+            or min(self.width, self.depth, self.tokens, self.buckets) < 1
+        ):
+            raise ValueError("text width must be a positive multiple of twice the heads")
+
+
+class ByteEncoder(nn.Module):
+    """Embeddings of words, and a transformer over bytes that adds to them."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.word = nn.Embedding(config.buckets, config.width)
+        self.byte = nn.Embedding(256, config.width)
+        self.place = nn.Parameter(torch.randn(config.max_bytes, config.width) * 0.02)
+        self.readout = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            config.width,
+            config.heads,
+            4 * config.width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(
+            layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
+        )
+        self.added = nn.Linear(config.width, config.width, bias=False)
+        nn.init.normal_(self.byte.weight, std=0.02)
+        nn.init.normal_(self.added.weight, std=0.03 * config.width**-0.5)
+
+    @torch.no_grad()
+    def know(self, words: Iterable[str]) -> None:
+        """Keep the embeddings of these words; those of all others become and stay nothing."""
+        kept = {word_bucket(word, self.config.buckets) for word in words}
+        unknown = [bucket for bucket in range(self.config.buckets) if bucket not in kept]
+        self.word.weight[unknown] = 0
+
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        """Tokens of each prompt; equal prompts are encoded once."""
+        unique = sorted(set(prompts))
+        device = self.readout.device
+        codes = [self._cut(prompt) for prompt in unique]
+        token_BRD = self._words(codes) + self.added(self._read(codes))
+        rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+        return PromptTokens(token_BRD[rows].flatten(0, 1), (self.config.tokens,) * len(prompts))
+
+    def _words(self, codes: Sequence[bytes]) -> Tensor:
+        """Embeddings of words in their places ``[B, R, D]``; 0 where there is no word."""
+        most = self.config.tokens
+        found = [
+            (row, min(place, most - 1), word_bucket(word, self.config.buckets))
+            for row, code in enumerate(codes)
+            for place, word in enumerate(words_of(code.decode("utf-8", errors="ignore")))
+        ]
+        device = self.readout.device
+        rows, places, buckets = torch.tensor(found, device=device).view(-1, 3).long().unbind(1)
+        word_BRD = torch.zeros(len(codes), most, self.width, device=device)
+        return word_BRD.index_put((rows, places), self.word(buckets), accumulate=True)
+
+    def _read(self, codes: Sequence[bytes]) -> Tensor:
+        """What the transformer reads in the bytes, ``[B, R, D]``."""
+        longest, device = max(map(len, codes)), self.readout.device
+        byte_BL = torch.zeros(len(codes), longest, dtype=torch.long)
+        for row, code in enumerate(codes):
+            byte_BL[row, : len(code)] = torch.tensor(list(code), dtype=torch.long)
+        lengths_B1 = torch.tensor([[len(code)] for code in codes])
+        beyond_BL = torch.arange(longest)[None] >= lengths_B1
+        seen_BR = torch.zeros(len(codes), self.config.tokens, dtype=torch.bool)
+        hidden = torch.cat([seen_BR, beyond_BL], dim=1).to(device)
+        byte_BLD = self.byte(byte_BL.to(device)) + self.place[:longest]
+        readout_BRD = self.readout.expand(len(codes), -1, -1)
+        output: Tensor = self.blocks(
+            torch.cat([readout_BRD, byte_BLD], dim=1), src_key_padding_mask=hidden
+        )
+        return output[:, : self.config.tokens]
+
+    def _cut(self, prompt: str) -> bytes:
+        code, most = prompt.encode("utf-8", errors="replace"), self.config.max_bytes
+        if len(code) > most:
+            warnings.warn(f"a prompt of {len(code)} bytes is cut to its first {most}", stacklevel=4)
+        return code[:most]
+
+
+def word_bucket(word: str, buckets: int) -> int:
+    """The embedding of a word, whatever its case."""
+    return zlib.crc32(word.lower().encode("utf-8", errors="replace")) % buckets
+
+
+class PretrainedEncoder(nn.Module):
+    """A frozen T5 or CLIP text encoder from a local folder (extra ``transformers``)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        try:
+            from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+        except ImportError as error:
+            raise UserError(
+                'this prompt encoder needs the package transformers: pip install ".[transformers]"'
+            ) from error
+        folder = Path(config.source)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"no prompt encoder in {folder}: expected a folder with config.json")
+        kind = CLIPTextModel if '"clip' in (folder / "config.json").read_text() else T5EncoderModel
+        self.config = config
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.encoder = kind.from_pretrained(folder, local_files_only=True).eval()
+        self.encoder.requires_grad_(requires_grad=False)
+        self.width = int(self.encoder.config.hidden_size)
+        if self.width != config.width:
+            raise UserError(
+                f"the prompt encoder in {folder} has width {self.width}, not {config.width}"
+            )
+
+    @torch.no_grad()
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        device = next(self.encoder.parameters()).device
+        batch = self.tokenizer(
+            list(prompts), padding=True, truncation=True, return_tensors="pt"
+        ).to(device)
+        out_BLD = self.encoder(**batch).last_hidden_state
+        kept_BL = batch["attention_mask"].bool()
+        token_SD = nn.functional.layer_norm(out_BLD[kept_BL], (self.width,))
+        return PromptTokens(token_SD, tuple(kept_BL.sum(1).tolist()))
+
+
+PromptEncoder = ByteEncoder | PretrainedEncoder
+
+
+def build_encoder(config: TextConfig) -> PromptEncoder:
+    """A prompt encoder with fresh weights, or the frozen one that the configuration names."""
+    return ByteEncoder(config) if config.kind == "bytes" else PretrainedEncoder(config)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a prompt in lower case."""
+    return re.findall(r"\w+", text.lower())

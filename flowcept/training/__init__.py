@@ -1,0 +1,1 @@
+"""Training: a folder of clips in, one model file out."""

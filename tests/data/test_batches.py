@@ -1,0 +1,223 @@
+"""What one training step sees: which clips, how many, and what is hidden of them."""
+
+import itertools
+from collections import Counter
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from flowcept.data.folder import Batch, draw_batch, split_batch
+from flowcept.errors import UserError
+from flowcept.process.forward import ProcessConfig
+from flowcept.process.state import Role
+from flowcept.settings import ContextMixture
+
+NO_CONTEXT = ContextMixture(1, 0, 0, 0, 0, 0, 0, 0)
+FIRST = ContextMixture(0, 1, 0, 0, 0, 0, 0, 0)
+TOKENS_PER_FRAME = 5
+
+
+class Clips:
+    """Clips that hold their own number, named after it; remembers which were looked up."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self.captions = [f"clip {i}" for i in range(len(lengths))]
+        self.seen: list[int] = []
+
+    def latent(self, i: int) -> torch.Tensor:
+        self.seen.append(i)
+        return torch.full((self.lengths[i], 1, 2, 2), float(i))
+
+
+def draw(clips: Clips, order: list[int] | None = None, **changes: object) -> Batch:
+    settings = {
+        "seed": 0,
+        "step": 0,
+        "cursor": 0,
+        "tokens": 200,
+        "tokens_per_frame": TOKENS_PER_FRAME,
+        "least": 1,
+        "process": ProcessConfig(),
+        "mixture": NO_CONTEXT,
+        "prompt_dropout": 0.0,
+        "given_prompt_dropout": 0.0,
+        "context_dropout": 0.0,
+    }
+    return draw_batch(clips, order or list(range(len(clips.lengths))), **settings | changes)
+
+
+def sizes(batch: Batch) -> list[int]:
+    return [(state.lengths[0] + 1) * TOKENS_PER_FRAME for state, _ in batch.pairs]
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    if (a.prompts, a.taken, len(a.pairs)) != (b.prompts, b.taken, len(b.pairs)):
+        return False
+    return all(
+        torch.equal(torch.as_tensor(getattr(x, f.name)), torch.as_tensor(getattr(y, f.name)))
+        for pair_a, pair_b in zip(a.pairs, b.pairs, strict=True)
+        for x, y in zip(pair_a, pair_b, strict=True)
+        for f in fields(x)
+    )
+
+
+def test_a_batch_is_a_function_of_its_arguments():
+    clips = Clips([3, 5, 8, 2, 13, 7])
+    mixture = ContextMixture()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = draw(clips, mixture=mixture, step=4, cursor=9)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert equal(first, draw(clips, mixture=mixture, step=4, cursor=9))
+    for changes in ({"step": 5}, {"cursor": 10}, {"seed": 1}):
+        assert not equal(
+            first, draw(clips, **{"mixture": mixture, "step": 4, "cursor": 9} | changes)
+        )
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 200, 1000])
+def test_a_batch_ends_with_the_clip_that_fills_the_budget(tokens):
+    clips = Clips([3, 5, 8, 2, 13, 7])
+    for step in range(20):
+        own = sizes(draw(clips, step=step, tokens=tokens))
+        assert sum(own) >= tokens
+        assert sum(own[:-1]) < tokens
+
+
+def test_a_batch_has_a_clip_for_every_process():
+    assert len(draw(Clips([30, 30]), tokens=1, least=3).pairs) == 3
+
+
+def test_every_pass_takes_every_clip_once_in_new_order():
+    clips = Clips([2, 3, 5, 7, 4, 6, 3])
+    order = [6, 0, 2, 5]
+    cursor = step = 0
+    while cursor < 8 * len(order):
+        cursor += draw(clips, order, step=step, cursor=cursor, tokens=30 + 40 * (step % 3)).taken
+        step += 1
+    passes = [tuple(clips.seen[i * 4 : i * 4 + 4]) for i in range(8)]
+    assert all(sorted(one) == sorted(order) for one in passes)
+    assert len(set(passes)) > 3
+    assert len(clips.seen) == cursor
+
+
+def test_the_batches_of_a_pass_do_not_depend_on_where_they_are_cut():
+    whole, cut = Clips([2, 3, 5, 7, 4, 6, 3]), Clips([2, 3, 5, 7, 4, 6, 3])
+    draw(whole, tokens=1000)
+    cursor = 0
+    while cursor < len(whole.seen):
+        cursor += draw(cut, cursor=cursor, step=cursor, tokens=1).taken
+    assert cut.seen[: len(whole.seen)] == whole.seen
+
+
+@pytest.mark.parametrize("kind", ["flowception", "full-sequence", "autoregressive"])
+def test_prompts_and_pairs_belong_to_the_same_clip(kind):
+    clips = Clips([3, 5, 8, 2, 13, 7])
+    batch = draw(clips, process=ProcessConfig(kind), tokens=600)
+    for (_, target), prompt in zip(batch.pairs, batch.prompts, strict=True):
+        clip = int(prompt.removeprefix("clip "))
+        visible = target.velocity_FCHW.shape[0]
+        assert visible + int(target.total_B) == clips.lengths[clip]
+
+
+def test_clips_out_of_the_order_are_never_drawn():
+    clips = Clips([4] * 10)
+    for step in range(30):
+        draw(clips, [1, 3, 5], step=step, cursor=7 * step)
+    assert set(clips.seen) == {1, 3, 5}
+
+
+def test_lengths_are_learned_from_all_clips_equally():
+    """A draw that teaches nothing goes on to the next clip: drawing again would favour short ones.
+
+    Four clips of 1 frame and four of 12, 150 passes: 600 draws of each kind, of which half have
+    tau < 1, whatever the length; standard error 12.2. Drawing again would give 600 to 312.
+    """
+    clips = Clips([1, 12] * 4)
+    early: Counter[int] = Counter()
+    cursor = step = 0
+    while cursor < 150 * 8:
+        batch = draw(clips, step=step, cursor=cursor, tokens=500)
+        for state, target in batch.pairs:
+            if float(state.tau_B) < 1:
+                early[state.lengths[0] + int(target.total_B)] += 1
+        cursor += batch.taken
+        step += 1
+    expected = cursor / 4
+    assert abs(early[1] - expected) < 4 * 12.3
+    assert abs(early[12] - expected) < 4 * 12.3
+
+
+def test_prompts_are_dropped_in_their_share():
+    """2,000 clips at a share of 0.2: 400 +- 18."""
+    clips = Clips([4] * 20)
+    batch = draw(clips, tokens=2000 * 5 * 3, prompt_dropout=0.2)
+    dropped = sum(prompt == "" for prompt in batch.prompts) / len(batch.prompts)
+    error = (0.16 / len(batch.prompts)) ** 0.5
+    assert abs(dropped - 0.2) < 4 * error
+    assert "" not in draw(clips, tokens=5000).prompts
+
+
+def test_clips_with_given_frames_have_their_own_share_without_a_prompt():
+    """About 500 clips of each kind, 4 standard errors each."""
+    clips = Clips([6] * 20)
+    half = replace(FIRST, none=FIRST.first)
+    batch = draw(
+        clips, tokens=10000 * 5, mixture=half, given_prompt_dropout=0.6, prompt_dropout=0.2
+    )
+    early = [
+        (bool(int(state.role_F[0]) != Role.GENERATED), prompt == "")
+        for (state, _), prompt in zip(batch.pairs, batch.prompts, strict=True)
+        if float(state.tau_B) < 1
+    ]
+    for given, share in ((True, 0.6), (False, 0.2)):
+        dropped = [empty for kind, empty in early if kind == given]
+        assert len(dropped) > 300
+        error = (share * (1 - share) / len(dropped)) ** 0.5
+        assert abs(sum(dropped) / len(dropped) - share) < 4 * error
+
+
+def test_contexts_are_dropped_in_their_share():
+    """Among clips with tau < 1, which are never left out; about 500 of them."""
+    clips = Clips([6] * 20)
+    batch = draw(clips, tokens=1000 * 5 * 5, mixture=FIRST, context_dropout=0.3)
+    shown = [
+        int(state.role_F[0]) != Role.GENERATED for state, _ in batch.pairs if float(state.tau_B) < 1
+    ]
+    assert len(shown) > 300
+    share = 1 - sum(shown) / len(shown)
+    assert abs(share - 0.3) < 4 * (0.21 / len(shown)) ** 0.5
+
+
+def test_settings_under_which_no_clip_teaches_anything_are_an_error():
+    """Still images whose only frame is always given: without an error this would never end."""
+
+    class Patient(list):
+        looks = 0
+
+        def __getitem__(self, i):
+            self.looks += 1
+            if self.looks > 5_000:
+                pytest.fail("still looking for a clip after 5,000")
+            return super().__getitem__(i)
+
+    clips = Clips([1, 1, 1])
+    clips.lengths = Patient(clips.lengths)
+    with pytest.raises(UserError):
+        draw(clips, mixture=FIRST)
+
+
+def test_parts_hold_every_clip_once_within_the_bound():
+    batch = draw(Clips([3, 5, 8, 2, 13, 7]), tokens=1500)
+    own = sizes(batch)
+    for bound in (1, 40, 100, 10_000):
+        parts = split_batch(batch, bound, TOKENS_PER_FRAME)
+        assert [clip for part in parts for clip in part] == list(range(len(batch.pairs)))
+        for part in parts:
+            assert len(part) == 1 or sum(own[clip] for clip in part) <= bound
+        for part, following in itertools.pairwise(parts):
+            assert sum(own[clip] for clip in part) + own[following[0]] > bound
+    assert split_batch(replace(batch, pairs=(), prompts=()), 10, TOKENS_PER_FRAME) == []

@@ -1,0 +1,345 @@
+"""Scores of a model: each against a case whose answer is known, then the command as a whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures_model import write_model
+from PIL import Image
+from test_features import mobilenet_weights
+
+from flowcept import model_file as checkpoint
+from flowcept.data import theatre, video
+from flowcept.errors import UserError
+from flowcept.evaluation import evaluate, metrics
+from flowcept.evaluation.evaluate import Clip
+from flowcept.evaluation.features import load_features
+from flowcept.settings import SampleConfig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "shapes"
+    theatre.write_theatre(out, 9, size=32, seed=3, actors="shapes")
+    return out
+
+
+@pytest.fixture
+def features(tmp_path, generator):
+    from safetensors.torch import save_file
+
+    save_file(mobilenet_weights(generator), tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+def clips(generator, lengths, size=32, captions=("a",)):
+    return [
+        Clip(torch.rand(n, 3, size, size, generator=generator) * 2 - 1, captions[i % len(captions)])
+        for i, n in enumerate(lengths)
+    ]
+
+
+# ---- one score at a time -----------------------------------------------------------------------
+
+
+def test_posterior_scores_of_the_exact_law(generator):
+    """Its log score is minus its entropy, and what it says comes true as often as it says."""
+    law_NK = torch.rand(4000, 7, generator=generator, dtype=torch.float64).pow(4)
+    law_NK /= law_NK.sum(1, keepdim=True)
+    total_N = torch.multinomial(law_NK, 1, generator=generator)[:, 0]
+    scores = evaluate.posterior_scores(law_NK, total_N)
+    entropy = float(-(law_NK * law_NK.log()).sum(1).mean())
+    assert scores["log_score"] == pytest.approx(-entropy, abs=0.03)
+    assert scores["constant_log_score"] < scores["log_score"] - 0.3
+    assert sum(count for _, _, count in scores["reliability"]) == law_NK.numel()
+    for said, came, count in scores["reliability"]:
+        assert came == pytest.approx(said, abs=4 * math.sqrt(said * (1 - said) / count) + 1e-3)
+
+
+def test_posterior_scores_see_a_law_that_is_too_sure(generator):
+    law_NK = torch.rand(4000, 7, generator=generator, dtype=torch.float64)
+    law_NK /= law_NK.sum(1, keepdim=True)
+    total_N = torch.multinomial(law_NK, 1, generator=generator)[:, 0]
+    sure_NK = law_NK**4 / (law_NK**4).sum(1, keepdim=True)
+    exact, sure = (evaluate.posterior_scores(law, total_N) for law in (law_NK, sure_NK))
+    assert sure["log_score"] < exact["log_score"] - 0.1
+    said, came, _ = sure["reliability"][-1]
+    assert said > came + 0.2
+
+
+def test_posterior_scores_of_a_constant_law_are_the_constant_scores():
+    total_N = torch.tensor([0, 0, 1, 3])
+    law_K = torch.tensor([0.5, 0.25, 0, 0.25], dtype=torch.float64)
+    scores = evaluate.posterior_scores(law_K.expand(4, -1), total_N)
+    assert scores["log_score"] == pytest.approx(scores["constant_log_score"])
+    assert scores["states"] == 4
+
+
+def test_length_scores_by_caption(generator):
+    real = clips(generator, [4, 6, 6, 8], captions=("b", "a", "a", "b"))
+    made = clips(generator, [6, 6, 8, 9], captions=("b", "a", "a", "b"))
+    scores = evaluate.length_scores(real, made)
+    assert scores["total_variation"] == pytest.approx(0.25)  # 4 became 9
+    assert scores["captions"]["b"] == {"clips": 2, "real": [6.0, 2.0], "made": [7.5, 1.5]}
+
+
+def test_chance_is_that_of_two_samples_of_equal_size():
+    """Two samples of N equally likely lengths, each with K: sum of |difference| of two binomials.
+
+    By normal deviations the mean is (K / 2) sqrt(4 / pi (1 / K) (1 - 1 / K) / N).
+    """
+    for lengths, count in ((4, 400), (10, 1000)):
+        law = dict.fromkeys(range(lengths), count // lengths)
+        share = 1 / lengths
+        expected = lengths / 2 * (4 / np.pi * share * (1 - share) / count) ** 0.5
+        assert evaluate.chance_variation(law) == pytest.approx(expected, rel=0.08)
+
+
+def test_a_centred_interval_takes_the_bias_off():
+    """The largest of 30 numbers is seldom in a bootstrap: its draws lie below the score."""
+    values = np.random.default_rng(0).normal(size=30)
+
+    def largest(chosen):
+        return float(values[list(chosen)].max())
+
+    score, low, high = evaluate.interval(largest, 30, 0)
+    assert high <= score
+    centre = [evaluate.interval(largest, 30, 0, centred=True)[i] for i in range(3)]
+    assert centre[0] == score
+    assert centre[1] < score < centre[2]
+    assert centre[2] - centre[1] == pytest.approx(high - low)
+
+
+def test_interp_scores_know_who_is_right(generator):
+    """Clips that move evenly: blending is right; repeating misses by what blending would tell."""
+    first, last = torch.rand(2, 3, 16, 16, generator=generator) - 0.5
+    weights = torch.linspace(0, 1, 5)[:, None, None, None]
+    even = Clip(torch.lerp(first[None], last[None], weights), "a")
+    other = clips(generator, [4, 5], size=16)
+    pairs = [(even, other[1]), (other[0], other[0])]
+    scores = evaluate.interp_scores(pairs, None, seed=0)
+    assert (scores["clips"], scores["frames"]) == (2, 5)
+    only = evaluate.interp_scores(pairs[:1], None, seed=0)
+    assert only["linear"]["psnr"] == (100, 100, 100)
+    repeated = metrics.psnr(first.expand(3, -1, -1, -1), even.image_FCHW[1:-1])
+    assert only["repeat"]["psnr"][0] == pytest.approx(repeated)
+    assert evaluate.interp_scores(pairs[1:], None, seed=0)["model"]["psnr"][0] == 100
+
+
+def test_one_equal_frame_does_not_make_a_clip_perfect(generator):
+    first, second, last = torch.rand(3, 3, 16, 16, generator=generator) - 0.5
+    real = Clip(torch.stack([first, first, second, second, last]), "a")
+    scores = evaluate.interp_scores([(real, real)], None, seed=0)
+    missed = metrics.psnr(first[None], second[None])
+    assert scores["repeat"]["psnr"][0] == pytest.approx((100 + 2 * missed) / 3)
+
+
+def test_interp_scores_measure_features(generator, features):
+    network = load_features(features, torch.device("cpu"))
+    (clip,) = clips(generator, [5])
+    scores = evaluate.interp_scores([(clip, clip)], network, seed=0)
+    assert scores["model"]["features"] == 0
+    assert scores["repeat"]["features"] > 0.1
+
+
+def test_quarters_are_all_of_the_clip():
+    for count in range(1, 30):
+        frames = torch.arange(float(count))[:, None, None, None]
+        parts = [frames[evaluate.quarter(len(frames), q)] for q in range(4)]
+        assert min(map(len, parts)) > 0
+        found = torch.cat(parts).flatten()
+        assert set(found.tolist()) == set(range(count))
+        if count >= 4:
+            assert found.tolist() == list(range(count))
+
+
+def test_drift_is_seen_where_it_is(generator):
+    real = clips(generator, [8] * 3)
+    blurred = []
+    for clip in real:
+        image = clip.image_FCHW.clone()
+        image[6:] = image[6:].mean((2, 3), keepdim=True)
+        blurred.append(Clip(image, "a"))
+    sharpness = evaluate.drift_scores(real, blurred, None, None)["sharpness"]
+    assert sharpness["made"][:3] == sharpness["real"][:3]
+    assert sharpness["made"][3] < 1e-6 < sharpness["real"][3]
+
+
+def test_distances_by_quarter_are_those_of_the_quarters(generator, features):
+    """Taken from the features of whole clips, or of the quarters as clips: the same."""
+    network = load_features(features, torch.device("cpu"))
+    real, made = clips(generator, [3, 5, 8, 6]), clips(generator, [4, 2, 9, 7])
+    seen = tuple(evaluate.features_of(network, side) for side in (real, made))
+    found = evaluate.drift_scores(real, made, network, seen)["distance"]
+    for number, distance in enumerate(found):
+        parts = [
+            [Clip(part, "a") for part in evaluate._parts(side, number)] for side in (real, made)
+        ]
+        a, b = (evaluate.features_of(network, side).frame_FD for side in parts)
+        assert distance == pytest.approx(metrics.frechet_of_samples(a, b), rel=1e-4)
+
+
+def feature_scores(network, real, made):
+    seen = (evaluate.features_of(network, clips) for clips in (real, made))
+    return evaluate.feature_scores(network.name, *seen, seed=0)
+
+
+def test_feature_scores_of_equal_clips(generator, features):
+    network = load_features(features, torch.device("cpu"))
+    real = clips(generator, [3, 5, 4, 6, 5, 4, 3])
+    same = feature_scores(network, real, real)
+    value, low, high = same["of clips"]
+    assert value == pytest.approx(0, abs=1e-6)
+    assert low <= high
+    assert same["of frames"] == same["of changes"] == pytest.approx(0, abs=1e-6)
+    assert same["coverage"] == 1
+    grey = [Clip(0.2 * clip.image_FCHW, "a") for clip in real]
+    other = feature_scores(network, real, grey)
+    assert other["of clips"][0] > 0.05
+    assert other["of frames"] > 0.05
+    still = [Clip(clip.image_FCHW[:1].repeat(4, 1, 1, 1), "a") for clip in real]
+    assert feature_scores(network, real, still)["of changes"] > 0.05
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    """Nine in ten of them, over many samples of a known law."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(200):
+        values = rng.normal(size=40).tolist()
+        score, low, high = evaluate.interval(evaluate._mean_of(values), 40, trial)
+        assert low < score < high
+        held += low < 0 < high
+    assert 0.82 < held / 200 < 0.96
+
+
+def test_a_clip_of_a_first_frame_begins_with_it(tiny_model, folder):
+    work = evaluate.Evaluation(
+        Path(tiny_model), folder, SampleConfig(steps=2), clips=4, seed=0, device="cpu",
+        dtype="float32", progress=lambda *_: None,
+    )  # fmt: skip
+    made = work.of_first_frames()
+    for real, clip in zip(work.real, made, strict=True):
+        with torch.inference_mode():
+            first = work.weights.codec.decode(work.encode(real.image_FCHW[:1]))
+        torch.testing.assert_close(clip.image_FCHW[:1], first, atol=1e-4, rtol=1e-4)
+        assert clip.caption == real.caption
+
+
+@pytest.mark.parametrize(("fit", "dark"), [("crop", 0), ("stretch", 0), ("pad", 0.5)])
+def test_real_clips_are_fitted_as_in_training(tiny_model, tmp_path, fit, dark):
+    model = checkpoint.load(Path(tiny_model))
+    fitted = replace(model, card=replace(model.card, fit=fit))
+    checkpoint.save(fitted, tmp_path / "fitted.safetensors")
+    for name in ("a", "b"):
+        video.write_video(tmp_path / f"{name}.apng", np.full((3, 32, 64, 3), 255, np.uint8), 12)
+    work = evaluate.Evaluation(
+        tmp_path / "fitted.safetensors", tmp_path, SampleConfig(), clips=2, seed=0, device="cpu",
+        dtype="float32", progress=lambda *_: None,
+    )  # fmt: skip
+    for clip in work.real:
+        assert float((clip.image_FCHW < 0).float().mean()) == dark
+
+
+def test_real_lengths_can_be_told(tiny_model, folder):
+    work = evaluate.Evaluation(
+        Path(tiny_model), folder, SampleConfig(steps=1), clips=7, seed=0, device="cpu",
+        dtype="float32", progress=lambda *_: None, told=True,
+    )  # fmt: skip
+    lengths = [len(clip.image_FCHW) for clip in work.real]
+    assert len(set(lengths)) > 1
+    for made in (work.of_captions(), work.of_first_frames()):
+        assert [len(clip.image_FCHW) for clip in made] == lengths
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["gen", "i2v"])
+@pytest.mark.parametrize("kind", ["flowception", "full-sequence", "autoregressive"])
+def test_evaluate_end_to_end(flow, tmp_path, folder, features, kind, task):
+    model = write_model(tmp_path / "tiny.safetensors", kind)
+    words = ["evaluate", model, folder, "--clips", 7, "--steps", 2, "--features", features, "-q"]
+    words += ["--task", task] if task != "gen" else []
+    result = flow(*words, "-o", "s.json", "--sheet", "s.png")
+    assert result.status == 0, result.err
+    scores = json.loads(Path("s.json").read_text())
+    assert scores["about"]["clips"] == 7
+    assert scores["about"]["settings"]["steps"] == 2
+    assert scores["about"]["settings"]["guidance"] == 2
+    assert scores["about"]["settings between frames"]["steps"] == 2
+    assert scores["about"]["settings between frames"]["guidance"] == 1
+    assert scores["about"]["task"] == task
+    assert "Fréchet MobileNet distance, 7 clips each" in result.out
+    assert re.search(r"missing frames by model +PSNR \d", result.out)
+    assert sum(scores["lengths"]["made"].values()) == 7
+    assert (scores["counts"] is None) == (kind != "flowception")
+    if kind != "flowception":
+        assert scores["lengths"]["made"] == scores["lengths"]["real"]
+        assert "note: " + kind in result.out
+    assert Image.open("s.png").height > 900
+    again = flow(*words, "--json")
+    assert json.loads(again.out) == scores
+    assert sorted(p.name for p in Path().iterdir() if p.name.startswith(".")) == []
+
+
+def test_without_features_the_rest_is_told(flow, tiny_model, folder):
+    result = flow("evaluate", tiny_model, folder, "--clips", 3, "--steps", 1, "-q")
+    assert result.status == 0, result.err
+    assert "note: no distances of features: give --features FILE" in result.out
+    assert "Fréchet" not in result.out
+    assert "log score of missing counts" in result.out
+
+
+def test_more_clips_than_there_are(flow, tiny_model, folder):
+    result = flow("evaluate", tiny_model, folder, "--clips", 500, "--steps", 1, "-q")
+    assert re.search(r"note: the folder has \d+ usable clips, not 500", result.out)
+
+
+def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
+    model, data = str(tiny_model), str(folder)
+    one = tmp_path / "one"
+    one.mkdir()
+    video.write_video(one / "a.apng", np.zeros((3, 32, 32, 3), np.uint8), 12)
+    Path("junk.pt").write_text("no")
+    for words, said in (
+        (["absent.safetensors", data], "absent.safetensors"),
+        ([model, "nowhere"], "nowhere"),
+        ([model, str(one)], "two at least"),
+        ([model, data, "--clips", "1"], "--clips"),
+        ([model, data, "--features", "absent.pt"], "absent.pt"),
+        ([model, data, "--features", "junk.pt"], "junk.pt"),
+        ([model, data, "-o", "scores.txt"], ".json"),
+        ([model, data, "-o", "no/where.json"], "no such folder"),
+        ([model, data, "--sheet", "s.gif"], ".png"),
+        ([model, data, "--seed", "-1"], "--seed"),
+        ([model, data, "--task", "interp"], "--task must be one of gen, i2v"),
+        ([model, data, "--steps", "0"], "--steps"),
+    ):
+        result = flow("evaluate", *words, "-q")
+        assert result.status == 2, (words, result)
+        assert result.out == ""
+        assert re.fullmatch(r"flowcept: [^\n]+\n", result.err), result.err
+        assert said in result.err, (words, result.err)
+
+
+def test_evaluation_is_a_library_call_too(tiny_model, folder):
+    seen = []
+    scores = evaluate.evaluate(
+        tiny_model,
+        folder,
+        SampleConfig(steps=1),
+        clips=4,
+        progress=lambda what, done, total: seen.append((what, done, total)),
+    )
+    assert scores.features is None
+    assert ("reading", 4, 4) in seen
+    with pytest.raises(UserError, match="at least 2"):
+        evaluate.evaluate(tiny_model, folder, SampleConfig(), clips=1)

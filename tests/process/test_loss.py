@@ -1,0 +1,168 @@
+"""What the losses are least at, what they score, and that parts add up to the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from oracle import AR1_LAW, ar1_clip, draw_length
+
+from flowcept.process import forward as process
+from flowcept.process.forward import ProcessConfig, Target
+from flowcept.process.loss import (
+    Counts,
+    LossConfig,
+    count_terms,
+    loss_sums,
+    poisson_nll,
+    total_loss,
+)
+from flowcept.process.state import FrameState, Prediction
+from flowcept.settings import ContextMixture
+
+
+def batch(count: int, generator: torch.Generator) -> list[tuple[FrameState, Target]]:
+    pairs = []
+    while len(pairs) < count:
+        n = draw_length(AR1_LAW, generator)
+        context = process.draw_context(n, ContextMixture(), generator)
+        if context is None:
+            continue
+        pair = process.draw(ar1_clip(n, generator), context, ProcessConfig(), generator)
+        if pair is not None:
+            pairs.append(pair)
+    return pairs
+
+
+def guess(state: FrameState, generator: torch.Generator) -> Prediction:
+    count, clips = sum(state.lengths), len(state.lengths)
+    return Prediction(
+        torch.randn(state.latent_FCHW.shape, generator=generator),
+        torch.randn(count, generator=generator),
+        torch.randn(clips, generator=generator),
+        torch.randn(clips, 7, generator=generator),
+        torch.randn(clips, 5, generator=generator),
+    )
+
+
+def words(clips: int, generator: torch.Generator) -> torch.Tensor:
+    """What the prompts of clips say; every third clip has none."""
+    said_BV = torch.randn(clips, 5, generator=generator)
+    said_BV[::3] = 0
+    return said_BV
+
+
+def test_poisson_is_least_at_the_conditional_mean() -> None:
+    counts = torch.tensor([0.0, 0.0, 1.0, 4.0, 7.0], dtype=torch.float64)
+    log_mean = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    for _ in range(50):  # Newton: the loss is convex in the log
+        loss = poisson_nll(log_mean, counts).mean()
+        (slope,) = torch.autograd.grad(loss, log_mean)
+        with torch.no_grad():
+            log_mean -= (slope / log_mean.exp()).clamp(-1, 1)
+    assert log_mean.exp().item() == pytest.approx(float(counts.mean()), rel=1e-9)
+
+
+def test_only_open_gaps_before_tau_one_and_flowing_frames_are_scored() -> None:
+    state = FrameState(
+        latent_FCHW=torch.zeros(5, 1, 2, 2),
+        time_F=torch.tensor([1.0, 1.0, 0.5, 0.25, 1.0]),
+        role_F=torch.tensor([2, 1, 0, 0, 0]),  # passive, active, generated | generated x 2
+        tau_B=torch.tensor([0.5, 1.25]),
+        open_first_B=torch.tensor([False, True]),
+        lengths=(3, 2),
+    )
+    target = Target(torch.ones(5, 1, 2, 2), torch.ones(5), torch.ones(2), torch.tensor([2, 0]))
+    assert count_terms(state) == Counts(flowing=2, gaps=2, clips=1, given=1)
+    base = Prediction(
+        torch.zeros(5, 1, 2, 2),
+        torch.zeros(5),
+        torch.zeros(2),
+        torch.zeros(2, 4),
+        torch.zeros(2, 3),
+    )
+    said_BV = torch.tensor([[3.0, 0, 4], [1, 1, 1]])
+    sums = loss_sums(base, state, target, said_BV)
+    assert float(sums["seen"]) == pytest.approx(1)  # nothing instead of a vector of length 5
+    assert float(sums["velocity"]) == 2
+    assert float(sums["missing"]) == 2  # exp(0) - 1 * 0, twice
+    assert float(sums["count"]) == pytest.approx(torch.tensor(4.0).log().item())
+    scored = {"velocity_FCHW": [2, 3], "log_missing_F": [1, 2], "log_missing_first_B": [],
+              "count_logits_BK": [0], "seen_BV": [0]}  # fmt: skip
+    for name, rows in scored.items():
+        for row in range(len(getattr(base, name))):
+            changed = getattr(base, name).clone()
+            changed[row].view(-1)[0] += 1
+            moved = loss_sums(replace(base, **{name: changed}), state, target, said_BV)
+            same = all(torch.equal(moved[term], sums[term]) for term in sums)
+            assert same == (row not in rows), (name, row)
+
+
+def test_parts_add_up_to_the_whole(generator: torch.Generator) -> None:
+    pairs = batch(12, generator)
+    state, target = process.concat(pairs)
+    prediction, said_BV = guess(state, generator), words(len(pairs), generator)
+    whole, counts = loss_sums(prediction, state, target, said_BV), count_terms(state)
+    assert counts.given > 2
+    assert float(whole["seen"]) > 0
+    summed = {name: torch.zeros(()) for name in whole}
+    counted = Counts(0, 0, 0, 0)
+    ends = torch.tensor([0, *state.lengths]).cumsum(0).tolist()
+    for low, high in ((0, 5), (5, 12)):
+        part, part_target = process.concat(pairs[low:high])
+        rows, clips = slice(ends[low], ends[high]), slice(low, high)
+        part_prediction = Prediction(
+            prediction.velocity_FCHW[rows],
+            prediction.log_missing_F[rows],
+            prediction.log_missing_first_B[clips],
+            prediction.count_logits_BK[clips],
+            None if prediction.seen_BV is None else prediction.seen_BV[clips],
+        )
+        sums = loss_sums(part_prediction, part, part_target, said_BV[clips])
+        summed = {name: summed[name] + sums[name] for name in sums}
+        counted = counted + count_terms(part)
+    assert counted == counts
+    for name in whole:
+        torch.testing.assert_close(summed[name], whole[name])
+    config = LossConfig()
+    torch.testing.assert_close(
+        total_loss(summed, counted, config), total_loss(whole, counts, config)
+    )
+    weights = LossConfig(2.0, 0.5, 0.25, 0.125)
+    expected = (
+        2 * whole["velocity"] / counts.flowing
+        + whole["missing"] / counts.gaps / 2
+        + whole["count"] / counts.clips / 4
+        + whole["seen"] / counts.given / 8
+    )
+    torch.testing.assert_close(total_loss(whole, counts, weights), expected)
+
+
+def test_nothing_to_score_is_zero_and_not_a_nan() -> None:
+    zero = {name: torch.zeros(()) for name in ("velocity", "missing", "count", "seen")}
+    assert float(total_loss(zero, Counts(0, 0, 0, 0), LossConfig())) == 0
+
+
+def test_hidden_context_error_does_not_leak(generator: torch.Generator) -> None:
+    """Large context frames must not reach the loss: their velocity means nothing."""
+    state, target = process.concat(batch(12, generator))
+    prediction, said_BV = guess(state, generator), words(12, generator)
+    sums = loss_sums(prediction, state, target, said_BV)
+    given = ~state.flowing_F
+    assert given.any()
+    huge = target.velocity_FCHW.clone()
+    huge[given] = 1e15
+    after = loss_sums(prediction, state, replace(target, velocity_FCHW=huge), said_BV)
+    assert torch.equal(after["velocity"], sums["velocity"])
+
+
+def test_without_words_or_given_frames_nothing_is_to_be_seen(generator: torch.Generator) -> None:
+    state, target = process.concat(batch(12, generator))
+    prediction, said_BV = guess(state, generator), torch.ones(12, 5)
+    assert float(loss_sums(prediction, state, target, 0 * said_BV)["seen"]) == 0
+    free = replace(state, role_F=torch.zeros_like(state.role_F))
+    assert float(loss_sums(prediction, free, target, said_BV)["seen"]) == 0
+    right = replace(prediction, seen_BV=said_BV)
+    assert float(loss_sums(right, state, target, said_BV)["seen"]) == 0
+    assert float(loss_sums(prediction, state, target, said_BV)["seen"]) > 0

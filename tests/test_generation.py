@@ -1,0 +1,397 @@
+"""Tasks from Python: what is given stays, what is asked for is made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fixtures_model import LENGTHS, SIZE, write_model
+
+import flowcept
+from flowcept import generation as tasks
+from flowcept.data import video
+from flowcept.data.folder import to_frames, to_images
+from flowcept.errors import UserError
+from flowcept.settings import ORDERS, SampleConfig
+
+LONGEST = max(LENGTHS)
+FAST = {"steps": 2, "seed": 1}
+SMALL = FAST | {"scale": 1}
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_model):
+    return flowcept.load(str(tiny_model), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module", params=["full-sequence", "autoregressive"])
+def baseline(request, tmp_path_factory):
+    path = write_model(tmp_path_factory.mktemp("baseline") / "b.safetensors", request.param)
+    return flowcept.load(str(path), device="cpu", dtype="float32")
+
+
+def noise(frames, height=SIZE, width=SIZE, seed=0):
+    """Pictures that no model makes by chance."""
+    shape = (frames, height, width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def places(clip, given_FHW3):
+    """Where each given frame is in a clip, exactly."""
+    same = (clip.frames_FHW3[:, None] == given_FHW3[None]).all((2, 3, 4))
+    return [np.flatnonzero(column).tolist() for column in same.T]
+
+
+def test_a_seed_is_a_clip_and_prompts_and_seeds_differ(studio):
+    first, again = (studio.generate("a dog", frames=5, **SMALL) for _ in range(2))
+    np.testing.assert_array_equal(first.frames_FHW3, again.frames_FHW3)
+    for other in (
+        studio.generate("a cat", frames=5, **SMALL),
+        studio.generate("a dog", frames=5, **SMALL | {"seed": 2}),
+        studio.generate("a dog", frames=5, guidance=5.0, **SMALL),
+        studio.generate("a dog", frames=5, negative_prompt="a cat", **SMALL),
+    ):
+        assert (other.frames_FHW3 != first.frames_FHW3).any()
+
+
+def test_random_seed_is_told_and_repeats_the_clip(studio):
+    made = studio.generate("a dog", steps=1, scale=1)
+    assert made.settings["seed"] == made.seed
+    assert studio.generate("a dog", steps=1, scale=1).seed != made.seed
+    again = studio.generate("a dog", steps=1, scale=1, seed=made.seed)
+    np.testing.assert_array_equal(made.frames_FHW3, again.frames_FHW3)
+
+
+@pytest.mark.parametrize("frames", [1, 2, LONGEST, LONGEST + 9])
+def test_exact_length_of_every_task(studio, frames):
+    pair = noise(2)
+    assert len(studio.generate("a", frames=frames, **SMALL)) == frames
+    assert len(studio.i2v(pair[0], frames=frames, **SMALL)) == frames
+    if frames > 1:
+        assert len(studio.interp(pair, frames=frames, **SMALL)) == frames
+    assert len(studio.extend(pair, clip_fps=12, frames=frames, **FAST)) == 2 + frames
+
+
+@pytest.mark.parametrize(("low", "high"), [(5, 6), (3, 3), (11, None), (None, 4)])
+def test_bounds_hold_for_every_task(studio, low, high):
+    pair, bounds = noise(2), {"min_length": low, "max_length": high, "steps": 2}
+    for seed in range(6):
+        made = [
+            len(studio.generate("a", seed=seed, scale=1, **bounds)),
+            len(studio.i2v(pair[0], seed=seed, scale=1, **bounds)),
+            len(studio.interp(pair, seed=seed, scale=1, **bounds)),
+            len(studio.extend(pair, clip_fps=12, seed=seed, **bounds)) - 2,
+        ]
+        # Extension counts new frames, so its default bound is over what the model was trained on.
+        assert min(made) >= (low or 1)
+        assert max(made) <= (high or LONGEST + 2)
+
+
+@pytest.mark.parametrize("low", [LONGEST + 1, LONGEST + 3, 4 * LONGEST])
+def test_least_length_over_the_longest_trained_clip(studio, low):
+    assert len(studio.generate("a", min_length=low, **SMALL)) >= low
+    assert len(studio.extend(noise(2), clip_fps=12, min_length=low, **FAST)) >= low + 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders(studio, order):
+    made = studio.generate("a dog", frames=9, order=order, **SMALL | {"steps": 4})
+    assert len(made) == 9
+    if order == "left-to-right":
+        assert made.order == sorted(made.order)
+
+
+@pytest.mark.parametrize("rate_temperature", [0.0, 1e-310, 1e6])
+def test_extreme_temperatures(studio, rate_temperature):
+    made = studio.generate("a dog", rate_temperature=rate_temperature, **SMALL)
+    assert 1 <= len(made) <= LONGEST
+
+
+@pytest.mark.parametrize("rate_temperature", [0.0, 1e-310, 1e-3])
+def test_low_temperatures_leave_every_gap_its_frames(studio, rate_temperature):
+    """The most probable gap of all is in one segment only; every segment has its own."""
+    keys = noise(3)
+    made = studio.interp(keys, multi=2, rate_temperature=rate_temperature, **SMALL)
+    assert [place for (place,) in places(made, keys)] == [0, 3, 6]
+
+
+def test_length_scale_reaches_from_shortest_to_longest(studio):
+    lengths = [
+        [
+            len(studio.generate("a", steps=1, seed=seed, scale=1, length_scale=s))
+            for seed in range(8)
+        ]
+        for s in (0.1, 1.0, 10.0)
+    ]
+    assert np.mean(lengths[0]) < np.mean(lengths[1]) < np.mean(lengths[2])
+    assert max(lengths[2]) in (LONGEST - 1, LONGEST)  # one frame times ten, with the first
+
+
+def test_fps_changes_playback_only_and_scale_enlarges(studio):
+    plain = studio.generate("a dog", **SMALL)
+    slow = studio.generate("a dog", fps=3.5, **SMALL)
+    large = studio.generate("a dog", **SMALL | {"scale": 3})
+    assert (plain.fps, slow.fps) == (12, 3.5)
+    np.testing.assert_array_equal(plain.frames_FHW3, slow.frames_FHW3)
+    np.testing.assert_array_equal(large.frames_FHW3, video.scale(plain.frames_FHW3, 3))
+    assert studio.generate("a dog", frames=2, **FAST).frames_FHW3.shape[1:3] == (256, 256)
+
+
+def test_watch_sees_every_step_and_growth_tells_the_order(studio):
+    seen = []
+    made = studio.generate("a dog", watch=seen.append, **SMALL | {"steps": 4})
+    assert [step.index for step in seen] == list(range(len(seen)))
+    assert len(made.growth) == len(seen)
+    assert 4 < len(seen) <= 9  # the last frame appears at a step from 0 to 4 and takes 4 more
+    assert len(made.order) == len(set(made.order)) == len(made)
+    assert [name for name, _, _ in made.growth[-1]] == made.order
+    assert all(time == 1 for _, time, _ in made.growth[-1])
+
+
+def test_unknown_words_are_told(studio):
+    (note,) = studio.generate("a Zebra, surfing", **SMALL).notes
+    assert "'zebra'" in note
+    assert "dog" in note
+    assert "'surfing'" not in note
+    assert studio.generate("The dog", **SMALL).notes == []
+
+
+def test_a_word_that_a_full_list_leaves_out_may_have_been_seen(studio, monkeypatch):
+    monkeypatch.setattr(tasks, "WORDS", len(studio.card.words))
+    (note,) = studio.generate("a zebra", **SMALL).notes
+    assert "hardly saw, if ever, 'zebra'" in note
+
+
+def test_unknown_setting_is_a_programming_error(studio):
+    with pytest.raises(TypeError, match="lenght"):
+        studio.generate("a dog", lenght=3)
+
+
+def test_i2v_keeps_the_frame_up_to_the_codec(studio):
+    (picture,) = noise(1)
+    made = studio.i2v(picture, "a dog", exact=False, **SMALL)
+    codec = studio.weights.codec
+    with torch.inference_mode():
+        expected = to_frames(codec.decode(codec.encode(to_images(picture[None]))))
+    difference = made.frames_FHW3[0].astype(int) - expected[0]
+    assert abs(difference).max() <= 1  # another number of frames decoded at once rounds otherwise
+    assert (made.frames_FHW3[0] != picture).any()
+
+
+@pytest.mark.parametrize("side", [SIZE, 256])
+def test_i2v_gives_back_pixels_of_the_same_size(studio, side):
+    (picture,) = noise(1, side, side)
+    made = studio.i2v(picture, **SMALL | {"scale": side // SIZE})
+    np.testing.assert_array_equal(made.frames_FHW3[0], picture)
+    assert made.notes == []
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_i2v_fits_and_says_so(studio, fit):
+    (picture,) = noise(1, 40, 70)
+    made = studio.i2v(picture, fit=fit, exact=True, **SMALL)
+    expected, said = video.fit(picture[None], (SIZE, SIZE), fit)
+    np.testing.assert_array_equal(made.frames_FHW3[0], expected[0])
+    assert made.notes == [said]
+    assert (studio.i2v(picture, fit=fit, **SMALL).frames_FHW3[0] != expected[0]).any()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, LONGEST - 1])
+def test_interp_keeps_keyframes_in_order(studio, count):
+    keys = noise(count)
+    found = [place for (place,) in places(studio.interp(keys, **SMALL), keys)]
+    assert found == sorted(found)
+    assert found[0] == 0
+
+
+def test_keyframes_without_room_between_them(studio):
+    roomy, tight, full = ((LONGEST + 1) // 2, LONGEST // 2 + 1, LONGEST)
+    assert studio.interp(noise(roomy), **SMALL).notes == []
+    assert "--multi" in studio.interp(noise(tight), **SMALL).notes[0]
+    for count in (full, full + 3):
+        with pytest.raises(UserError, match=f"{count} keyframes.*--multi K"):
+            studio.interp(noise(count), **SMALL)
+        assert len(studio.interp(noise(count), multi=1, **SMALL)) == 2 * count - 1
+        assert len(studio.interp(noise(count), frames=count + 2, **SMALL)) == count + 2
+
+
+def test_interp_frames_between(studio):
+    keys = noise(3)
+    made = studio.interp(keys, frames=9, **SMALL)
+    found = [place for (place,) in places(made, keys)]
+    assert (found[0], found[-1], len(made)) == (0, 8, 9)
+
+
+def test_interp_has_defaults_of_its_own(studio):
+    """Said in the file, and given way to what is asked for."""
+    plain, asked = studio.interp(noise(2), seed=1), studio.interp(noise(2), seed=1, guidance=3.0)
+    other = studio.generate("a dog", seed=1, frames=3)
+    said = [(clip.settings["steps"], clip.settings["guidance"]) for clip in (plain, asked, other)]
+    assert said == [(4, 1.0), (4, 3.0), (8, 2.0)]
+
+
+@pytest.mark.parametrize(("guidance", "told"), [({}, True), ({"guidance": 2.0}, False)])
+def test_a_negative_prompt_without_guidance_is_told(studio, guidance, told):
+    made = studio.interp(noise(2), negative_prompt="a cat", seed=1, steps=1, **guidance)
+    assert any("negative prompt" in note for note in made.notes) == told
+
+
+@pytest.mark.parametrize(("count", "multi"), [(2, 1), (4, 3), (20, 1), (3, LONGEST + 5)])
+def test_interp_multi_in_windows(studio, count, multi):
+    keys = noise(count)
+    made = studio.interp(keys, multi=multi, **SMALL)
+    assert len(made) == (count - 1) * (multi + 1) + 1 == made.settings["frames"]
+    np.testing.assert_array_equal(made.frames_FHW3[:: multi + 1], keys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"multi": 2, "frames": 9}, "--multi"),
+        ({"multi": 2, "min_length": 3}, "--multi"),
+        ({"multi": -1}, "--multi"),
+        ({"frames": 2}, "keyframes"),
+        ({"max_length": 2}, "keyframes"),
+    ],
+)
+def test_interp_contradictions(studio, settings, words):
+    with pytest.raises(UserError, match=words):
+        studio.interp(noise(3), **settings)
+    with pytest.raises(UserError, match="two keyframes"):
+        studio.interp(noise(1))
+
+
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (33, 47), (64, 20)])
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+def test_extend_leaves_the_clip_alone(studio, direction, size):
+    clip = noise(6, *size)
+    made = studio.extend(clip, clip_fps=10, direction=direction, frames=5, **FAST)
+    start = 0 if direction == "forward" else 5
+    np.testing.assert_array_equal(made.frames_FHW3[start : start + 6], clip)
+    assert len(made) == (16 if direction == "both" else 11)
+    assert made.fps == 10
+    assert made.settings["frames"] == len(made)
+    assert made.settings["fps"] == 10
+
+
+@pytest.mark.parametrize("context", [1, 2, 99])
+def test_extend_context(studio, context):
+    made = studio.extend(noise(30), clip_fps=12, context=context, frames=3, **FAST)
+    assert len(made) == 33
+
+
+def test_extend_sees_its_context_only(studio):
+    """Frames before the context change nothing; a frame inside it does."""
+    clip = noise(6)
+    new = {}
+    for changed in (None, 0, 5):
+        other = clip.copy()
+        if changed is not None:
+            other[changed] = 255 - other[changed]
+        made = studio.extend(other, clip_fps=12, context=2, frames=4, **FAST)
+        new[changed] = made.frames_FHW3[6:]
+    np.testing.assert_array_equal(new[None], new[0])
+    assert (new[None] != new[5]).any()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+def test_extend_by_more_than_a_clip(studio, direction):
+    clip, new = noise(4), 3 * LONGEST + 1
+    made = studio.extend(clip, clip_fps=12, direction=direction, frames=new, **FAST)
+    sides = 2 if direction == "both" else 1
+    assert len(made) == 4 + sides * new
+    (place,) = places(made, clip[:1])
+    assert place == [0 if direction == "forward" else new]
+    added = np.delete(made.frames_FHW3, range(place[0], place[0] + 4), axis=0)
+    assert len(np.unique(added, axis=0)) == len(added)  # no window is repeated
+
+
+def test_extend_says_what_it_cannot_keep(studio, tmp_path):
+    made = studio.extend(noise(3), clip_fps=30, frames=1, **FAST)
+    assert "30 frames per second" in made.notes[0]
+    made = studio.extend(noise(3), clip_fps=12, fps=24, sound=tmp_path / "x.mp4", frames=1, **FAST)
+    assert made.sound is None
+    assert any("sound" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("settings", [{"direction": "up"}, {"context": 0}, {"steps": 0}])
+def test_extend_contradictions(studio, settings):
+    with pytest.raises(UserError):
+        studio.extend(noise(3), clip_fps=12, **settings)
+
+
+def test_baselines_take_a_length_or_draw_a_trained_one(baseline):
+    assert len(baseline.generate("a dog", frames=7, **SMALL)) == 7
+    notes = baseline.generate("a", length_scale=2.0, **SMALL).notes
+    assert "--length-scale has no effect: this model does not choose its length" in notes
+    idle = {"rate_temperature": 0.0, "rate_guidance": 2.0, "order": "random"}
+    notes = baseline.generate("a", **idle, **SMALL).notes
+    assert [name for name in idle if any(name.replace("_", "-") in n for n in notes)] == list(idle)
+    assert len(baseline.generate("a", min_length=20, **SMALL)) == 20
+    with pytest.raises(UserError, match="--multi"):
+        baseline.interp(noise(14), **SMALL)
+    drawn = {len(baseline.generate("a", steps=1, seed=s, scale=1)) for s in range(12)}
+    assert drawn <= set(LENGTHS)
+    assert len(drawn) > 1
+    bounded = {
+        len(baseline.generate("a", steps=1, seed=s, scale=1, min_length=5, max_length=8))
+        for s in range(8)
+    }
+    assert bounded <= {6, 8}
+
+
+def test_baselines_do_every_task(baseline):
+    keys = noise(3)
+    assert (baseline.i2v(keys[0], frames=5, **SMALL).frames_FHW3[0] == keys[0]).all()
+    found = [place for (place,) in places(baseline.interp(keys, frames=8, **SMALL), keys)]
+    assert found == sorted(found)
+    made = baseline.extend(keys, clip_fps=12, direction="both", frames=2, **FAST)
+    np.testing.assert_array_equal(made.frames_FHW3[2:5], keys)
+    assert len(baseline.interp(keys, multi=1, **SMALL)) == 5
+
+
+def test_pixels_codec(tmp_path):
+    path = write_model(tmp_path / "p.safetensors", codec="pixels")
+    (picture,) = noise(1)
+    made = flowcept.load(str(path)).i2v(picture, exact=False, **SMALL)
+    np.testing.assert_array_equal(made.frames_FHW3[0], picture)
+
+
+def test_save_and_read_back(studio, tmp_path):
+    path = tmp_path / "out.webp"
+    made = studio.generate("a dog", **SMALL)
+    assert made.save(path) == ""
+    frames_FHW3, fps = video.read_video(path)
+    np.testing.assert_array_equal(frames_FHW3, made.frames_FHW3)
+    assert fps == 12
+    assert video.read_metadata(path) == made.settings
+    made.save(str(path), metadata=False)
+    assert video.read_metadata(path) is None
+
+
+def test_more_than_fits_into_memory_is_said_before(studio, monkeypatch):
+    monkeypatch.setattr("flowcept.generation._free_memory", lambda _: 1e6)
+    for settings in ({"frames": 50}, {"max_length": 50}, {"min_length": 50}):
+        with pytest.raises(UserError, match=r"50 frames of 32x32 .* lower --frames"):
+            studio.generate("a dog", watch=lambda _: pytest.fail("it ran"), **settings)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seed_out_of_range(studio, seed):
+    with pytest.raises(UserError, match="--seed"):
+        studio.generate("a dog", seed=seed)
+
+
+def test_memory_is_asked_for_what_is_known(studio, monkeypatch):
+    """Frames between keyframes count, and their number is told."""
+    keys = noise(2)
+    made = studio.interp(keys, multi=2 * LONGEST, length_scale=2.0, **SMALL)
+    assert [word for word in ("far more", "--length-scale") if word in " ".join(made.notes)] == [
+        "far more",
+        "--length-scale",
+    ]
+    assert studio.estimate(SampleConfig(), least=3000) > 1.5 * studio.estimate(SampleConfig())
+    enough = studio._work(100, SampleConfig(), 1)
+    monkeypatch.setattr("flowcept.generation._free_memory", lambda _: enough)
+    with pytest.raises(UserError, match="not enough memory: 3002"):
+        studio.interp(keys, multi=3000, **SMALL)
