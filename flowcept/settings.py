@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from flowcept.errors import UserError
 
@@ -308,3 +310,66 @@ OF_THE_MODEL = (
     *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "between", "place"),
     *("rotary_values", "window", "causal", "text_width", "text_depth", "text_source"),
 )
+
+
+T = TypeVar("T")
+
+
+def from_mapping(kind: type[T], values: object, *, start: T | None = None) -> T:
+    """A record of settings from plain values: of TOML, JSON, a model's card or flags.
+
+    Fields that are records themselves are made from mappings in them. Fields that ``values`` lacks
+    keep those of ``start``, or else their defaults. Raises ``UserError`` that names the field for
+    an unknown name, a missing one without a default, and a value of another type; bounds are the
+    record's own affair (``__post_init__``).
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{kind.__name__} must be a table of settings, not {values!r}")
+    hints = get_type_hints(kind)
+    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    unknown = [str(name) for name in values if name not in known]
+    if unknown:
+        raise UserError(f"unknown setting {min(unknown)!r}")
+    made = {
+        name: _converted(name, hints[name], value, getattr(start, name, None))
+        for name, value in values.items()
+    }
+    if start is not None:
+        return replace(start, **made)  # type: ignore[type-var]
+    for name, one in known.items():
+        if name not in made and one.default is MISSING and one.default_factory is MISSING:
+            raise UserError(f"the setting {name!r} is missing")
+    return kind(**made)
+
+
+def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # noqa: ANN401
+    """A value as the type of its field: records, unions with None, tuples and tables go inside."""
+    inside = get_args(kind)
+    if get_origin(kind) is tuple:
+        several = isinstance(value, list | tuple)
+        if several and len(inside) == 2 and inside[1] is Ellipsis:
+            return tuple(_converted(name, inside[0], item) for item in value)
+        if several and len(value) == len(inside):
+            return tuple(_converted(name, *pair) for pair in zip(inside, value, strict=True))
+    elif get_origin(kind) is dict:
+        if isinstance(value, Mapping):
+            return {_key(name, inside[0], key): _converted(name, inside[1], item)
+                    for key, item in value.items()}  # fmt: skip
+    elif inside:  # a union with None
+        rest = next(one for one in inside if one is not NoneType)
+        return None if value is None else _converted(name, rest, value)
+    elif isinstance(kind, type) and is_dataclass(kind):
+        return from_mapping(kind, value, start=start)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    told = kind.__name__ if isinstance(kind, type) else str(kind)
+    raise UserError(f"{name} must be of type {told}, not {value!r}")
+
+
+def _key(name: str, kind: type, key: object) -> Any:  # noqa: ANN401
+    """The key of a table; JSON writes whole numbers as text."""
+    if kind is int and isinstance(key, str) and key.isascii() and key.isdigit():
+        return int(key)
+    return _converted(name, kind, key)
