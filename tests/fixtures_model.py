@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from flowcept import model_file as checkpoint
-from flowcept.codecs.codec import CodecConfig
+from flowcept.codecs import CodecConfig
 from flowcept.model_file import Card
 from flowcept.networks.text import TextConfig
 from flowcept.networks.transformer import ModelConfig

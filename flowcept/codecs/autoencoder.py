@@ -1,12 +1,10 @@
-"""Frames <-> latents, one frame at a time: pixels, a small autoencoder, pretrained autoencoders.
+"""A small autoencoder of pictures, and its training.
 
-Shapes: F frames, C channels (3 of an image, `config.channels` of a latent), H height, W width.
-Images are in [-1, 1]. A latent is `compression` times smaller than its image along each side.
+Shapes: F pictures or latents, C channels (3 of a picture), H height, W width. Pictures are in
+[-1, 1].
 
 What is unusual here:
 
-* Latents are normalised per channel by statistics that are buffers of the codec, so that a flow
-  model sees about unit variance whatever the encoder makes.
 * The autoencoder starts as a truncated cosine transform, which a linear shortcut holds, and learns
   only what convolutions add to it: it is a usable codec before the first step.
 * `CodecTrainer` adds Gaussian noise of `latent_noise` *standard deviations of each channel* to the
@@ -14,166 +12,21 @@ What is unusual here:
   decoding becomes smooth at the scale of its errors, and the encoder cannot escape by making its
   latents larger, as it can from noise of a fixed size. A tiny weight on the square of the latents
   keeps their raw scale from drifting.
-* Encoding and decoding go by chunks of as many frames as fit a fixed number of pixels: memory does
-  not grow with the length of a clip.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from flowcept.codecs.base import CodecConfig, ImageCodec
 from flowcept.errors import UserError
-
-KINDS = ("pixels", "autoencoder", "diffusers")
-SOURCES = ("AutoencoderKL", "AutoencoderTiny")  # classes of diffusers that Pretrained can hold
-
-
-@dataclass(frozen=True)
-class CodecConfig:
-    """What a codec is. With the weights it rebuilds the codec; values outside are a UserError."""
-
-    kind: str = "autoencoder"  # pixels | autoencoder | diffusers
-    compression: int = 8  # pixels per latent cell along each side: 4, 8 or 16 (pixels: 1)
-    channels: int = 16  # latent channels (pixels: 3)
-    width: int = 48  # channels of the autoencoder's first level
-    source: str = ""  # kind diffusers: AutoencoderKL or AutoencoderTiny
-    source_config: str = ""  # kind diffusers: the JSON text of that class's settings, no paths
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"unknown codec {self.kind!r}; choose one of {', '.join(KINDS)}")
-        if self.kind == "pixels" and (self.compression, self.channels) != (1, 3):
-            raise UserError("the codec pixels has compression 1 and 3 channels; set them so")
-        if self.kind == "autoencoder" and self.compression not in (4, 8, 16):
-            raise UserError(f"codec compression {self.compression} is not 4, 8 or 16")
-        if self.kind == "diffusers" and self.source not in SOURCES:
-            raise UserError(f"unknown pretrained codec {self.source!r}; use {' or '.join(SOURCES)}")
-        if min(self.compression, self.channels) < 1 or self.width < 2 or self.width % 2:
-            raise UserError("codec compression and channels must be positive, its width even")
-
-
-class Codec(nn.Module):
-    """Images in [-1, 1] <-> latents of about unit variance.
-
-    A subclass gives `encode_raw` and `decode_raw`: differentiable, not normalised, all frames at
-    once. `encode` and `decode` are what the rest of the package calls: without gradients, chunked.
-    They compute in the dtype of the weights (or of an autocast around them) and return float32.
-    """
-
-    chunk_pixels: ClassVar[int] = 2**20  # image pixels at once: 16 frames of 256 x 256
-    memory_format: ClassVar[torch.memory_format] = torch.channels_last  # convolutions' fastest
-    mean_C: Tensor
-    std_C: Tensor
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("mean_C", torch.zeros(config.channels))
-        self.register_buffer("std_C", torch.ones(config.channels))
-
-    def encode_raw(self, image_FCHW: Tensor) -> Tensor:
-        """Latents before normalisation; differentiable, not chunked."""
-        raise NotImplementedError
-
-    def decode_raw(self, latent_FCHW: Tensor) -> Tensor:
-        """Images of such latents; not clamped, differentiable, not chunked."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def encode(self, image_FCHW: Tensor) -> Tensor:
-        """`[F, 3, H, W]` in [-1, 1] -> `[F, C, H/compression, W/compression]`, float32.
-
-        ValueError for another number of channels or a size that is no multiple of `compression`.
-        """
-        mean_C11, std_C11 = self._statistics()
-        return (self._encode_chunks(image_FCHW) - mean_C11) / std_C11
-
-    @torch.no_grad()
-    def decode(self, latent_FCHW: Tensor) -> Tensor:
-        """The inverse of `encode` up to the codec's loss, clamped to [-1, 1], float32.
-
-        ValueError for another number of channels.
-        """
-        return torch.cat(list(self.decode_parts(latent_FCHW)))
-
-    @torch.no_grad()
-    def decode_parts(self, latent_FCHW: Tensor) -> Iterator[Tensor]:
-        """The same, some frames at a time, so that a long clip is never whole in float32."""
-        _, channels, height, width = latent_FCHW.shape
-        if channels != self.config.channels:
-            raise ValueError(f"latents have {channels} channels, not {self.config.channels}")
-        mean_C11, std_C11 = self._statistics()
-        for chunk_FCHW in self._chunks(latent_FCHW, height * width * self.config.compression**2):
-            raw_FCHW = chunk_FCHW.to(std_C11) * std_C11 + mean_C11
-            yield self.decode_raw(self._place(raw_FCHW)).float().clamp(-1, 1).contiguous()
-
-    @torch.no_grad()
-    def fit_statistics(self, images: Iterable[Tensor]) -> None:
-        """Set mean and standard deviation per channel from batches of images, read one by one.
-
-        ValueError if there is not one frame.
-        """
-        count = 0
-        total_C = torch.zeros(self.config.channels, dtype=torch.float64)
-        square_C = torch.zeros(self.config.channels, dtype=torch.float64)
-        for image_FCHW in images:
-            raw_FCHW = self._encode_chunks(image_FCHW).cpu().double()
-            count += raw_FCHW.numel() // self.config.channels
-            total_C += raw_FCHW.sum((0, 2, 3))
-            square_C += raw_FCHW.square().sum((0, 2, 3))
-        if not count:
-            raise ValueError("latent statistics need at least one frame")
-        mean_C = total_C / count
-        variance_C = square_C / count - mean_C.square()
-        self.mean_C.copy_(mean_C)
-        # The floor keeps a channel that is constant on this data from being blown up by rounding.
-        self.std_C.copy_(variance_C.clamp_min(0).sqrt().clamp_min(1e-4))
-
-    def _encode_chunks(self, image_FCHW: Tensor) -> Tensor:
-        """Raw latents, chunked, float32."""
-        _, channels, height, width = image_FCHW.shape
-        if channels != 3 or height % self.config.compression or width % self.config.compression:
-            raise ValueError(
-                f"frames of {channels} x {height} x {width} need 3 channels and sides that are"
-                f" multiples of {self.config.compression}"
-            )
-        chunks = self._chunks(image_FCHW, height * width)
-        raws = [self.encode_raw(self._place(chunk)).float().contiguous() for chunk in chunks]
-        return torch.cat(raws)
-
-    def _chunks(self, x_FCHW: Tensor, pixels: int) -> tuple[Tensor, ...]:
-        """Runs of as many frames, of so many image pixels each, as are computed at once."""
-        return torch.split(x_FCHW, max(1, self.chunk_pixels // max(1, pixels)))
-
-    def _place(self, x_FCHW: Tensor) -> Tensor:
-        """To the weights' device and dtype."""
-        like = next(self.parameters(), self.mean_C)
-        return x_FCHW.to(like.device, like.dtype, memory_format=self.memory_format)
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation as float32 `[C, 1, 1]`."""
-        return self.mean_C.float()[:, None, None], self.std_C.float()[:, None, None]
-
-
-class Pixels(Codec):
-    """No compression: a latent is the image itself, normalised."""
-
-    def encode_raw(self, image_FCHW: Tensor) -> Tensor:
-        return image_FCHW
-
-    def decode_raw(self, latent_FCHW: Tensor) -> Tensor:
-        return latent_FCHW
 
 
 class ResidualBlock(nn.Module):
@@ -189,7 +42,7 @@ class ResidualBlock(nn.Module):
         return x_FCHW + hidden_FCHW
 
 
-class Autoencoder(Codec):
+class Autoencoder(ImageCodec):
     """A small convolutional autoencoder, a correction to a linear one; about a million weights.
 
     The linear one maps each `compression`-square of pixels to a latent cell and back; it starts as
@@ -230,6 +83,12 @@ class Autoencoder(Codec):
             self.decoder_shortcut.weight.copy_(basis.T[:, :, None, None] * (compression / 2))
             for shortcut in (self.encoder_shortcut, self.decoder_shortcut):
                 nn.init.zeros_(shortcut.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def check(cls, config: CodecConfig) -> None:
+        super().check(config)
+        if config.compression not in (4, 8, 16):
+            raise UserError(f"codec compression {config.compression} is not 4, 8 or 16")
 
     def encode_raw(self, image_FCHW: Tensor) -> Tensor:
         patch_FCHW = F.pixel_unshuffle(image_FCHW, self.config.compression)
@@ -274,235 +133,6 @@ def _cosine_basis(side: int, count: int) -> Tensor:
         for _, c, u, v in order[:count]
     ]
     return torch.stack(rows).float()
-
-
-class Pretrained(Codec):
-    """An `AutoencoderKL` or `AutoencoderTiny` of diffusers; the posterior's mode, no sampling.
-
-    UserError if diffusers is not installed, or the settings do not build such an autoencoder.
-    """
-
-    chunk_pixels = 2**18  # these have full-size activations of 64 to 128 channels
-    # In channels_last the CPU's GroupNorm loses two digits: errors of 9e-5 instead of 1e-6.
-    memory_format = torch.contiguous_format
-
-    def __init__(self, config: CodecConfig, model: Any = None) -> None:  # noqa: ANN401
-        super().__init__(config)
-        self.model = model or _build_diffusers(config.source, config.source_config)
-
-    def encode_raw(self, image_FCHW: Tensor) -> Tensor:
-        output = self.model.encode(image_FCHW)
-        raw_FCHW: Tensor
-        if self.config.source == "AutoencoderKL":
-            raw_FCHW = output.latent_dist.mode()
-        else:
-            raw_FCHW = output.latents
-        return raw_FCHW
-
-    def decode_raw(self, latent_FCHW: Tensor) -> Tensor:
-        image_FCHW: Tensor = self.model.decode(latent_FCHW).sample
-        return image_FCHW
-
-
-def build_codec(config: CodecConfig) -> Codec:
-    """A codec with random weights; UserError if it needs diffusers and that is not installed."""
-    kinds = {"pixels": Pixels, "autoencoder": Autoencoder, "diffusers": Pretrained}
-    return kinds[config.kind](config)
-
-
-def _build_diffusers(source: str, source_config: str) -> Any:  # noqa: ANN401 - an untyped library
-    try:
-        import diffusers
-    except ImportError as error:
-        message = 'a pretrained codec needs diffusers; install it by pip install ".[diffusers]"'
-        raise UserError(message) from error
-    try:
-        settings = json.loads(source_config)
-        return getattr(diffusers, source).from_config(settings).eval().requires_grad_(False)
-    except Exception as error:  # the settings may come from any file and raise anything within
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"the settings of the pretrained {source} are not usable: {reason}"
-        ) from error
-
-
-def load_pretrained(path: Path) -> Codec:
-    """An image autoencoder from local files, its weights float32, its statistics not yet fitted.
-
-    `path` is one of: a diffusers folder (`config.json` with `.safetensors` weights beside it, or
-    below it in `vae/`); a `.safetensors` or `.pth` file of `AutoencoderKL` or `AutoencoderTiny`
-    weights (a `config.json` beside it is used, else the settings are read off the shapes, with 32
-    norm groups for `AutoencoderKL`); one of a pair `*_encoder.pth`, `*_decoder.pth` of TAESD, or
-    the folder that holds the pair. Pickled files are read with `weights_only=True`: they cannot
-    execute. UserError for everything else, in one line that names the file.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give a local copy of the autoencoder")
-    if path.is_dir() and not (path / "config.json").exists() and (path / "vae").is_dir():
-        path = path / "vae"
-    weights_path = _find_weights(path) if path.is_dir() else path
-    half = next((h for h in ("encoder", "decoder") if weights_path.stem.endswith(h)), None)
-    if half:
-        weights = _read_tiny_pair(weights_path, half)
-    else:
-        weights = _modern_attention(_read_weights(weights_path))
-    config_path = weights_path.parent / "config.json"
-    settings = (
-        _read_settings(config_path) if config_path.exists() else _guess(weights, weights_path)
-    )
-
-    source = str(settings.get("_class_name"))
-    if source not in SOURCES:
-        raise UserError(f"{config_path}: class {source} is not {' or '.join(SOURCES)}")
-    # Names that begin with "_" hold the version and the path of the machine it came from.
-    settings = {key: value for key, value in settings.items() if not key.startswith("_")}
-    model = _build_diffusers(source, json.dumps(settings))
-    levels = "num_encoder_blocks" if source == "AutoencoderTiny" else "block_out_channels"
-    config = CodecConfig(
-        kind="diffusers",
-        compression=2 ** (len(model.config[levels]) - 1),
-        channels=model.config["latent_channels"],
-        source=source,
-        source_config=json.dumps(settings, sort_keys=True),
-    )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{weights_path}: not the weights of its {source}: {reason}") from error
-    return Pretrained(config, model)
-
-
-def _find_weights(folder: Path) -> Path:
-    """The weights in a folder: safetensors, full precision before a variant, or a TAESD pair."""
-    found = sorted(folder.glob("*.safetensors"), key=lambda path: len(path.name))
-    found += sorted(folder.glob("*encoder.pth"))
-    if not found:
-        raise UserError(f"{folder}: no .safetensors file and no *_encoder.pth in this folder")
-    return found[0]
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, float32."""
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not readable as weights; is the file whole?") from error
-    except Exception as error:  # pickle's own errors share no base class
-        raise UserError(f"{path}: holds more than weights, or is damaged; not loaded") from error
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise UserError(f"{path}: is not a plain table of weights")
-    return {str(name): weight.float() for name, weight in weights.items()}
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: is not the settings of an autoencoder")
-    return settings
-
-
-def _read_tiny_pair(path: Path, half: str) -> dict[str, Tensor]:
-    """TAESD's own two files under the names of `AutoencoderTiny`.
-
-    Its decoder counts a clamp as layer 0, which diffusers has outside of its layers.
-    """
-    weights = {}
-    for part, first in (("encoder", 0), ("decoder", 1)):
-        part_path = path.with_name(f"{path.stem.removesuffix(half)}{part}{path.suffix}")
-        if not part_path.exists():
-            raise UserError(f"{part_path}: missing; an encoder and a decoder go together")
-        for name, weight in _read_weights(part_path).items():
-            layer, _, rest = name.partition(".")
-            if not layer.isdigit():
-                raise UserError(f"{part_path}: {name} is not a layer of TAESD")
-            weights[f"{part}.layers.{int(layer) - first}.{rest}"] = weight
-    return weights
-
-
-def _modern_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of before diffusers 0.17 (Stable Diffusion 1 and 2) under today's names."""
-    today = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    renamed = {}
-    for name, weight in weights.items():
-        head, _, kind = name.rpartition(".")
-        block, _, layer = head.rpartition(".")
-        if "attentions" in block and layer in today:
-            shape = weight.shape[:2] if kind == "weight" else weight.shape  # a 1x1 convolution
-            renamed[f"{block}.{today[layer]}.{kind}"] = weight.reshape(shape)
-        else:
-            renamed[name] = weight
-    return renamed
-
-
-def _guess(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """The settings of an autoencoder from the names and shapes of its weights."""
-    if any(".pool." in name for name in weights):
-        raise UserError(
-            f"{path}: this TAESD has pooled middle blocks (TAEF2), which the AutoencoderTiny of"
-            " diffusers does not have; use an AutoencoderKL or a TAESD, TAESDXL, TAESD3 or TAEF1"
-        )
-    if "encoder.layers.0.weight" in weights:
-        return _guess_tiny(weights)
-    if "encoder.down_blocks.0.resnets.0.conv1.weight" in weights:
-        return _guess_kl(weights)
-    raise UserError(
-        f"{path}: its weights are not named as diffusers names AutoencoderKL or AutoencoderTiny;"
-        " give the diffusers folder of this autoencoder"
-    )
-
-
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many of `pattern.format(0)`, `pattern.format(1)`, ... are there in a row."""
-    number = 0
-    while pattern.format(number) in weights:
-        number += 1
-    return number
-
-
-def _guess_tiny(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A convolution alone starts a level of the encoder and ends one of the decoder."""
-    blocks: dict[str, list[int]] = {}
-    for part in ("encoder", "decoder"):
-        numbers = {int(n.split(".")[2]) for n in weights if n.startswith(f"{part}.layers.")}
-        counts = [0]
-        for number in sorted(numbers)[1:]:
-            if f"{part}.layers.{number}.conv.0.weight" in weights:
-                counts[-1] += 1
-            else:
-                counts.append(0)
-        blocks[part] = counts[:-1]  # the last convolution starts no level
-    width = weights["encoder.layers.0.weight"].shape[0]
-    return {
-        "_class_name": "AutoencoderTiny",
-        "latent_channels": weights["decoder.layers.0.weight"].shape[1],
-        "num_encoder_blocks": blocks["encoder"],
-        "num_decoder_blocks": blocks["decoder"],
-        "encoder_block_out_channels": [width] * len(blocks["encoder"]),
-        "decoder_block_out_channels": [width] * len(blocks["decoder"]),
-    }
-
-
-def _guess_kl(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    levels = _count(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight")
-    names = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
-    return {
-        "_class_name": "AutoencoderKL",
-        "latent_channels": weights["decoder.conv_in.weight"].shape[1],
-        "block_out_channels": [weights[name].shape[0] for name in names],
-        "layers_per_block": _count(weights, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_quant_conv": "quant_conv.weight" in weights,
-        "use_post_quant_conv": "post_quant_conv.weight" in weights,
-        "mid_block_add_attention": "encoder.mid_block.attentions.0.to_q.weight" in weights,
-    }
 
 
 @dataclass(frozen=True)
