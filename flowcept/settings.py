@@ -19,6 +19,7 @@ from flowcept.errors import UserError
 
 INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
 SOLVERS = ("euler", "multistep")
+DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 ORDERS = ("learned", "random", "left-to-right", "bisection")
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
@@ -113,6 +114,14 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     for flag, value in (("--frames", config.frames), ("--max-length", config.max_length)):
         if value is not None and value < count:
             raise UserError(f"{flag} {value} is under the number of keyframes, {count}")
+
+
+def check_extension(direction: str, context: int) -> None:
+    """UserError for an unknown direction, or where nothing of a clip would be seen."""
+    if direction not in DIRECTIONS:
+        raise UserError(f"--direction must be {', '.join(DIRECTIONS)}, not {direction!r}")
+    if context < 1:
+        raise UserError(f"--context must be at least 1, not {context}")
 
 
 def _flag(name: str) -> str:
