@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,9 @@ class Plan:
     block_masks: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False, repr=False)
 
 
+PARTS = ("queries", "keys", "back")
+
+
 @dataclass(frozen=True)
 class PlanRows:
     """A plan whose rows are still lists; None where rows stay as they are."""
@@ -51,13 +54,14 @@ class PlanRows:
     key_order: list[int] | None
     back_order: list[int] | None
 
-    def lists(self) -> list[list[int] | None]:
-        """What must travel to a device before ``plan``."""
-        return [self.query_order, self.key_order, self.back_order]
+    def lists(self, name: str) -> dict[str, list[int] | None]:
+        """What must travel to a device before ``plan``, under names that begin with ``name``."""
+        orders = (self.query_order, self.key_order, self.back_order)
+        return {f"{name} {part}": order for part, order in zip(PARTS, orders, strict=True)}
 
-    def plan(self, query: Tensor | None, key: Tensor | None, back: Tensor | None) -> Plan:
-        """The plan whose lists have become these tensors."""
-        return Plan(self.groups, query, key, back)
+    def plan(self, name: str, found: Mapping[str, Tensor]) -> Plan:
+        """The plan, of what has come to the device."""
+        return Plan(self.groups, *(found.get(f"{name} {part}") for part in PARTS))
 
 
 def plan_rows(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> PlanRows:
@@ -85,17 +89,17 @@ def make_plan(
 ) -> Plan:
     """The plan of ``plan_rows`` on a device."""
     rows = plan_rows(queries, keys)
-    return rows.plan(*on_device(rows.lists(), device))
+    return rows.plan("", on_device(rows.lists(""), device))
 
 
 def on_device(
-    lists: Sequence[Sequence[int] | None], device: torch.device | str
-) -> list[Tensor | None]:
-    """Lists of whole numbers as int64 tensors on a device, all in one journey; None stays."""
-    sizes = [len(numbers) for numbers in lists if numbers is not None]
-    every = [number for numbers in lists if numbers is not None for number in numbers]
-    parts = iter(torch.tensor(every, dtype=torch.long).to(device).split(sizes))
-    return [None if numbers is None else next(parts) for numbers in lists]
+    lists: Mapping[str, Sequence[int] | None], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Lists of whole numbers as int64 tensors on a device, all in one journey; None is left out."""
+    found = {name: numbers for name, numbers in lists.items() if numbers is not None}
+    every = [number for numbers in found.values() for number in numbers]
+    parts = torch.tensor(every, dtype=torch.long).to(device).split([*map(len, found.values())])
+    return dict(zip(found, parts, strict=True))
 
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:

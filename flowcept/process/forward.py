@@ -26,6 +26,7 @@ from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
 from flowcept.settings import ContextMixture, SampleConfig
 
+
 class Process(Protocol):
     """A kind of delays: how training hides frames, and how sampling lets them appear."""
 

@@ -158,9 +158,7 @@ class Running:
         clips = tuple(range(len(given)))
         return Running(state, age_F, device_age_F, clips, tuple(growth), clock)
 
-    def step(
-        self, index: int, new: tuple[tuple[int, ...], ...], finished: Sequence[int]
-    ) -> Step:
+    def step(self, index: int, new: tuple[tuple[int, ...], ...], finished: Sequence[int]) -> Step:
         """What is told of these clips after ``index`` steps, some of which are finished."""
         latents = self.state.latent_FCHW.split(self.state.lengths)
         done = {self.clips[row]: latents[row] for row in finished}
@@ -219,9 +217,7 @@ class Running:
             )
         ]
 
-    def grown(
-        self, counts: Sequence[Sequence[int]]
-    ) -> tuple[Running, tuple[tuple[int, ...], ...]]:
+    def grown(self, counts: Sequence[Sequence[int]]) -> tuple[Running, tuple[tuple[int, ...], ...]]:
         """With new noise frames of age 0 in the gaps, and their names, clip by clip."""
         new = tuple(clip.born(gaps) for clip, gaps in zip(self.growth, counts, strict=True))
         if not any(new):
@@ -278,7 +274,8 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], l
 
     of_frames, first_B, sizes = said.split([len(log_F), len(log_B), size_BK.numel()])
     gaps = [
-        torch.cat([first_B[b, None], log_G]) for b, log_G in enumerate(of_frames.split(state.lengths))
+        torch.cat([first_B[b, None], log_G])
+        for b, log_G in enumerate(of_frames.split(state.lengths))
     ]
     return gaps, list(sizes.view(size_BK.shape))
 
