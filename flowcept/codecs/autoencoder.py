@@ -283,7 +283,7 @@ class CodecTrainer:
         real_FCHW = image_FCHW.to(self.device, torch.float32, memory_format=torch.channels_last)
         with self._autocast():
             raw_FCHW = self.codec.encode_raw(real_FCHW).float()
-            made_FCHW = self.codec.decode_raw(self._disturbed(raw_FCHW)).float()
+            made_FCHW = self.codec.decode_raw(self._disturb(raw_FCHW)).float()
         error_FCHW = made_FCHW - real_FCHW
         losses = {"l1": error_FCHW.abs().mean(), "l2": error_FCHW.square().mean()}
         reconstruction = L1 * losses["l1"] + L2 * losses["l2"]
@@ -325,7 +325,7 @@ class CodecTrainer:
         enabled = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype if enabled else None, enabled=enabled)
 
-    def _disturbed(self, raw_FCHW: Tensor) -> Tensor:
+    def _disturb(self, raw_FCHW: Tensor) -> Tensor:
         """Latents with noise in proportion to the spread of each channel within this batch."""
         spread_C11 = raw_FCHW.detach().std((0, 2, 3), keepdim=True)
         noise_FCHW = torch.randn(raw_FCHW.shape, generator=self._generator).to(self.device)
