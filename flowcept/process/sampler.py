@@ -273,10 +273,8 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], l
     said = torch.cat([log_F, log_B, size_BK.flatten()]).cpu().double()  # in one journey
 
     of_frames, first_B, sizes = said.split([len(log_F), len(log_B), size_BK.numel()])
-    gaps = [
-        torch.cat([first_B[b, None], log_G])
-        for b, log_G in enumerate(of_frames.split(state.lengths))
-    ]
+    per_clip = enumerate(of_frames.split(state.lengths))
+    gaps = [torch.cat([first_B[b, None], log_G]) for b, log_G in per_clip]
     return gaps, list(sizes.view(size_BK.shape))
 
 
