@@ -343,6 +343,8 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None) -> T:
 def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # noqa: ANN401
     """A value as the type of its field: records, unions with None, tuples and tables go inside."""
     inside = get_args(kind)
+    if kind is Any:
+        return value
     if get_origin(kind) is tuple:
         several = isinstance(value, list | tuple)
         if several and len(inside) == 2 and inside[1] is Ellipsis:
@@ -356,7 +358,7 @@ def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # n
     elif inside:  # a union with None
         rest = next(one for one in inside if one is not NoneType)
         return None if value is None else _converted(name, rest, value)
-    elif isinstance(kind, type) and is_dataclass(kind):
+    elif isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
         return from_mapping(kind, value, start=start)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -60,7 +60,7 @@ class Family:
     """A kind of network: its settings, and how it is built from them and the process's shift."""
 
     config: type
-    network: Callable[[Any, float], nn.Module]
+    network: Callable[[Any, float], VideoNetwork]
 
 
 FAMILIES: dict[str, Family] = {"transformer": Family(TransformerConfig, Transformer)}
@@ -71,6 +71,6 @@ def family_of(config: object) -> str:
     return next(name for name, family in FAMILIES.items() if type(config) is family.config)
 
 
-def build(config: object, shift: float) -> nn.Module:
+def build_network(config: object, shift: float) -> VideoNetwork:
     """A network with fresh weights."""
     return FAMILIES[family_of(config)].network(config, shift)

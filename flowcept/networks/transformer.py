@@ -224,8 +224,6 @@ class Transformer(nn.Module):
         self.log_missing = nn.Linear(width, 1)
         self.log_missing_first = nn.Linear(width, 1)
         self.size = nn.Linear(width, config.largest_size + 1)
-        self.register_buffer("patch_place_PA", _patch_places(config), persistent=False)
-        self.patch_place_PA: Tensor
         self._start()
         self.checkpoint_blocks = False  # trade time for memory in training
         self.attend: Attend = attend
@@ -409,7 +407,7 @@ class Transformer(nn.Module):
     def _rotation(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the places of all tokens; a clip's row lies before its frames."""
         index_R = self._row_index(layout)
-        place_PA = self.patch_place_PA.float()
+        place_PA = _patch_places(self.config, index_R.device)
         position_RPA = torch.cat(
             [
                 index_R[:, None, None].expand(-1, len(place_PA), 1),
@@ -475,11 +473,11 @@ def _between_on_host(finished_F: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return torch.cat(parts)
 
 
-def _patch_places(config: TransformerConfig) -> Tensor:
+def _patch_places(config: TransformerConfig, device: torch.device) -> Tensor:
     """Row and column of a row's tokens ``[P, 2]``: the middle for its first, then the patches."""
-    rows, columns = config.grid
-    grid_PA = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-    return torch.cat([torch.tensor([[(rows - 1) / 2, (columns - 1) / 2]]), grid_PA])
+    rows, columns = (torch.arange(count, device=device).float() for count in config.grid)
+    middle_2 = torch.stack([rows.mean(), columns.mean()])
+    return torch.cat([middle_2[None], torch.cartesian_prod(rows, columns)])
 
 
 def _evaluated(state: FrameState, layout: Layout) -> FrameState:

@@ -108,9 +108,7 @@ class Prediction:
     log_missing_F: Tensor  # log of the mean count missing right of each frame
     log_missing_first_B: Tensor  # the same for the gap before the first frame
     size_logits_BK: Tensor  # log-law, up to a constant, of how many frames are generated in all
-    image_token_BV: Tensor | None = (
-        None  # what given frames show, as a prompt token; not every network
-    )
+    image_token_BV: Tensor | None = None  # what given frames show, in the words of prompt tokens
 
 
 @dataclass(frozen=True)
