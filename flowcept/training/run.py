@@ -34,7 +34,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from flowcept import memory
 from flowcept import model_file as checkpoint
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_frames, to_images
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
@@ -42,9 +41,10 @@ from flowcept.codecs.pretrained import load_pretrained
 from flowcept.data import folder as data
 from flowcept.data import video
 from flowcept.data.folder import DataConfig, FrameStore, LatentStore
-from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.device import autocast, pick_device, pick_dtype, training_bytes
 from flowcept.errors import UserError
 from flowcept.evaluation import charts
+from flowcept.generation import from_nothing, sample_clips
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 from flowcept.networks.transformer import ModelConfig, Network
@@ -53,7 +53,6 @@ from flowcept.process.forward import ProcessConfig
 from flowcept.process.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
-from flowcept.request import from_nothing, request
 from flowcept.settings import (
     OF_THE_MODEL,
     PRESETS,
@@ -690,21 +689,22 @@ class Trainer:
         )
 
     def _memory(self) -> float:
-        """Bytes that training takes: the program, weights and what goes with them, and work.
-
-        With each weight go its gradient, two moments, the average, and two temporaries of a step.
-        Work is counted on clips of the mean length, in one part of a step.
-        """
+        """Bytes that training takes, with one part of a step at once on clips of mean length."""
         weights = sum(p.numel() for p in self.learner.parameters())
         law = self.card.lengths
         mean = round(sum(n * count for n, count in law.items()) / sum(law.values()))
         tokens = min(self.config.micro_tokens, self.config.tokens)
-        clips = max(tokens // ((mean + 1) * (self.card.network.patches + 1)), 1)
-        each, share = 28, 1.0  # bytes that go with a weight; of the work counted in float32
-        if self.dtype != torch.float32:
-            each, share = 30, memory.HALF  # one more copy of the weights
-        work = share * memory.training_bytes(self.learner.network, [mean] * clips)
-        return memory.PROGRAM + each * weights + memory.HELD * work
+        network = self.card.network
+        clips = max(tokens // ((mean + 1) * (network.patches + 1)), 1)
+        return training_bytes(
+            clips * mean,
+            network.patches + 1,
+            network.hidden,
+            network.depth,
+            network.height * network.width * network.cells,
+            weights=weights,
+            half=self.dtype != torch.float32,
+        )
 
     def _average(
         self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int
@@ -861,7 +861,7 @@ class Trainer:
             count = len(prompts)
             given = [from_nothing(self.card, self.device)] * count
             generators = [clip_generator(i) for i in range(count)]
-            steps = request(weights, given, prompts, [""] * count, generators, settings)
+            steps = sample_clips(weights, given, prompts, [""] * count, generators, settings)
             latents = latents_of(steps)
         pictures = [to_frames(self.codec.decode(latent)) for latent in latents]
         (self.run / "samples").mkdir(exist_ok=True)
