@@ -39,7 +39,9 @@ from flowcept.device import (
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import words_of
-from flowcept.process.sampler import Given, Step, clip_generator, guided, sample_steps
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import Step, clip_generator, sample_steps
+from flowcept.process.state import Given
 from flowcept.settings import (
     SampleConfig,
     check_extension,
@@ -201,15 +203,14 @@ def sample_clips(
         [text([prompt]) for prompt in prompts],
         [text([prompt]) for prompt in negative_prompts],
         config.guidance if leans else 1.0,
-        config.rate_guidance if leans else 1.0,
-        cached=config.cache and card.rests,
+        cached=config.cache,
     )
     return sample_steps(
         model,
         given,
         generators,
         config,
-        card.process,
+        weights.process,
         min_length=card.min_length,
         max_length=card.max_length,
     )
@@ -300,7 +301,7 @@ class Studio:
         self, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
-        for module in (weights.network, weights.text, weights.codec):
+        for module in weights.all_modules():
             module.to(device)
 
     @property
@@ -576,10 +577,10 @@ class Studio:
         network = self.card.network
         activations = sampling_bytes(
             sides * frames,
-            network.patches + 1,
+            self.weights.network.tokens_per_frame,
             network.hidden,
             network.depth,
-            network.height * network.width * network.cells,
+            network.height * network.width * network.stem_channels,
             self.dtype,
         )
         height, width = self.card.size
