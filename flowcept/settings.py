@@ -31,6 +31,15 @@ def random_seed() -> int:
     return secrets.randbelow(2**31)
 
 
+def mixed(seed: int, *names: object) -> int:
+    """A seed of 63 bits for one purpose: seeds of neighbouring numbers have nothing in common.
+
+    ``names`` say what it is for and which one it is: ``mixed(seed, "clip", 3)``.
+    """
+    text = ",".join(map(str, (seed, *names))).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
 def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - like dataclasses.field
     """A field whose meaning is the flag's help text."""
     return field(default=default, metadata={"help": meaning})
@@ -383,12 +392,3 @@ def _key(name: str, kind: type, key: object) -> Any:  # noqa: ANN401
     if kind is int and isinstance(key, str) and key.isascii() and key.isdigit():
         return int(key)
     return _converted(name, kind, key)
-
-
-def mixed(*parts: object) -> int:
-    """A seed made from others, such as ``mixed(seed, "count", 3)``: 62 bits of their SHA-256.
-
-    Seeds of different purposes and numbers do not overlap, as sums of them would.
-    """
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2

@@ -18,7 +18,7 @@ import typer
 from flowcept.errors import UserError
 from flowcept.settings import FASTEST, FITS, SLOWEST, defaults
 
-LARGEST_SEED = 2**62 - 1
+LARGEST_SEED = 2**63 - 1
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
@@ -92,9 +92,9 @@ def check_fit(fit: str) -> None:
 
 def check_output(path: Path | None) -> None:
     """Raise ``UserError`` where no clip can be written to ``path``."""
-    from flowcept.data import video
-
     if path is not None:
+        from flowcept.data import video
+
         video.check_output(path)
 
 
