@@ -378,6 +378,8 @@ class Studio:
         else:
             notes += self._room(count, config)
             made = self._between(fitted_FHW3, config, request)
+            if len(set(made.places)) < count:
+                notes.append("two keyframes fell on one frame; --multi K puts K between them")
 
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         kept = None

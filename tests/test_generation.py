@@ -12,7 +12,7 @@ from flowcept import generation as tasks
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, mixed
+from flowcept.settings import SampleConfig
 
 LONGEST = max(LENGTHS)
 FAST = {"steps": 2, "seed": 1}
@@ -330,6 +330,41 @@ def test_more_than_fits_into_memory_is_said_before(studio, monkeypatch):
     for settings in ({"frames": 50}, {"max_length": 50}, {"min_length": 50}):
         with pytest.raises(UserError, match=r"50 frames of 32x32 .* lower --frames"):
             studio.generate("a dog", watch=lambda _: pytest.fail("it ran"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), UserError),
+        (MemoryError(), UserError),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError),
+        (RuntimeError("no kernel image for shared memory of this size"), RuntimeError),
+    ],
+)
+def test_only_errors_of_memory_are_told_as_such(studio, monkeypatch, error, told):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr("flowcept.generation.sample_clips", failing)
+    with pytest.raises(told, match="memory") as caught:
+        studio.generate("a dog", **SMALL)
+    assert (caught.value is error) == (told is RuntimeError)
+
+
+@pytest.mark.parametrize("task", ["extend", "interp"])
+def test_seeds_of_windows_and_neighbours_do_not_overlap(studio, monkeypatch, task):
+    """The first window has the seed told; none has that of a neighbouring clip's window."""
+    plain, drawn = tasks.clip_generator, []
+    monkeypatch.setattr(tasks, "clip_generator", lambda seed: drawn.append(seed) or plain(seed))
+    for seed in (1, 2, 3):
+        if task == "interp":
+            studio.interp(noise(LONGEST), multi=3, steps=1, seed=seed, scale=1)
+        else:
+            both = {"direction": "both", "frames": 2 * LONGEST}
+            studio.extend(noise(3), clip_fps=12, steps=1, seed=seed, **both)
+    assert len(drawn) >= 9
+    assert len(set(drawn)) == len(drawn)
+    assert {1, 2, 3} <= set(drawn)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
