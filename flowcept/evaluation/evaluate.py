@@ -31,7 +31,7 @@ from flowcept.codecs import to_images
 from flowcept.data import folder as data
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
-from flowcept.evaluation import charts, metrics
+from flowcept.evaluation import metrics
 from flowcept.evaluation.features import ClipFeatures, FeatureNetwork, load_features
 from flowcept.process import forward as process
 from flowcept.process.forward import draw, draw_context
