@@ -24,8 +24,9 @@ FLOORS = [
     ("codecs",),
     ("model_file", "memory", "data.folder"),
     ("request",),
-    ("evaluation.metrics", "evaluation.features", "evaluation.charts"),
-    ("generation", "evaluation.evaluate"),
+    ("generation", "evaluation.metrics", "evaluation.features"),
+    ("evaluation.evaluate",),
+    ("evaluation.report",),
     ("training.run",),
     ("cli",),
 ]

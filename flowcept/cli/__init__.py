@@ -384,7 +384,7 @@ class Session:
 
     def _pictures(self, clip: Clip, number: int) -> None:
         from flowcept.data import video
-        from flowcept.evaluation import charts
+        from flowcept.evaluation import report
 
         if self.shared.sheet:
             sheet = video.contact_sheet(clip.frames_FHW3)
@@ -393,7 +393,7 @@ class Session:
             )
         if self.shared.trace:
             thumbnails = list(clip.frames_FHW3) if len(clip.order) == len(clip) else None
-            chart = charts.growth_chart(
+            chart = report.growth_chart(
                 clip.growth, clip.order, thumbnails=thumbnails, num_steps=clip.settings["steps"]
             )
             video.save_image(
@@ -750,7 +750,7 @@ def evaluate(
     clips: Annotated[int, typer.Option("--clips", help="of the folder that are drawn")] = 64,
     features: Annotated[
         Path | None,
-        typer.Option("--features", help="a TorchScript video network, or a MobileNetV2"),
+        typer.Option("--features", help="a TorchScript video network"),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="of clips, noise and bootstraps")] = 0,
     output: Annotated[
@@ -781,6 +781,7 @@ def evaluate(
     from flowcept import model_file as checkpoint
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
+    from flowcept.evaluation import report
 
     bars: dict[str, Any] = {}
 
@@ -809,8 +810,8 @@ def evaluate(
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
-        video.save_image(scorer.picture(scores), sheet)
-    typer.echo(text if as_json else "\n".join(scorer.table(scores)))
+        video.save_image(report.picture(scores), sheet)
+    typer.echo(text if as_json else "\n".join(report.table(scores)))
 
 
 @app.command()

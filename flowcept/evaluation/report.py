@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,34 +19,36 @@ from flowcept.evaluation.evaluate import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-INK = "#262a33"  # titles
-GREY = "#636975"  # labels
-AXIS = "#969ca8"
-GRID = "#e5e8ed"
+Picture = NDArray[np.uint8]  # [H, W, 3]
+Colors = NDArray[np.float64]  # [N, 4]: red, green, blue, opacity
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Visible = tuple[int, float, bool]  # a frame of a growing clip: name, flow time, just inserted
+
+INK, GREY, AXIS, GRID = "#262a33", "#636975", "#969ca8", "#e5e8ed"  # titles, labels, lines
 HIDDEN = "#f4f6f9"  # the place of a frame that does not exist yet
-INSERTED = "#e23d5a"
-GIVEN = "#f5a642"
+INSERTED, GIVEN = "#e23d5a", "#f5a642"
 # Okabe and Ito's colours, which the usual kinds of colour blindness keep apart; their yellow is
 # left out because it is too pale for a line on white.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#3c3c3c")
 # Noise to finished in equal steps of OKLab lightness (0.24 to 0.90), hue 285 to 165 degrees.
 RAMP = ("#1d1841", "#1a3d7b", "#006da6", "#009eb9", "#60c8c0", "#afeed2")
 
-DOTS = 72  # per inch: a point of matplotlib is a pixel
-WIDE, TALL = 960, 540  # pixels of a chart
-TITLE, LABEL = 18, 13  # heights of letters, pixels
-PAD = 18  # pixels of white around a picture
-LONGEST = 80  # letters of a title or a label, at most
+DOTS = 72  # per inch
+SIZE = (960, 540)  # of a chart with axes: width and height
+TEXT: dict[str, Any] = {"fontsize": 13, "color": GREY}
+LINE: dict[str, Any] = {"linewidth": 2, "markersize": 7, "markeredgewidth": 0, "clip_on": False}
+LEGEND: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (0, 1.02), "alignment": "left", "frameon": False,
+    "borderpad": 0, "borderaxespad": 0, "handlelength": 1.4, "fontsize": 13, "labelcolor": GREY,
+    "title_fontsize": 18,
+}  # fmt: skip
+PAD = 18  # white around a picture
+LEFT, TOP = 70, 58  # of the cells of a growth chart
+THUMBNAIL = 44  # width where not every frame has one
+WAYS = ("model", "linear", "repeat")  # to make missing frames
 HUGE = 1e150  # beyond it differences and products overflow; also false for NaN and infinity
-DOTTED = 30  # points of a line that is drawn with its dots, at most
-
-LEGEND = 420  # pixels of a growth chart's legend
-
-Rows = Iterator[tuple[str, str]]  # name and value
-Shown = tuple[int, float, bool]  # a visible frame: name, flow time, inserted in this step
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -55,46 +57,36 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 def table(scores: Scores) -> list[str]:
     """The scores as lines of text."""
     about = scores.about
-    rows = [*_of_features(scores), *_of_frames(scores), *_of_counts(scores)]
     return [
         f"{about['model']} ({about['model_steps']} steps), {about['task']} on {about['data']}: "
         f"{about['clips']} clips, seed {about['seed']}, {about['dtype']} on {about['device']}",
-        *(f"  {name:<52}{value}" for name, value in rows),
+        *(f"  {name:<52}{value}" for name, value in _rows(scores)),
         *(f"note: {note}" for note in scores.notes),
     ]
 
 
-def _of_features(scores: Scores) -> Rows:
-    found = scores.features
+def _rows(scores: Scores) -> Iterator[tuple[str, str]]:
+    found, lengths, counts = scores.features, scores.lengths, scores.counts
     if found:
         yield f"{found['name']}, {found['clips']} clips each", _interval(found["distance"])
-        if "density" in found:
-            yield "density; coverage", f"{found['density']:.3f}; {found['coverage']:.3f}"
+    if found and "density" in found:
+        yield "density; coverage", f"{found['density']:.3f}; {found['coverage']:.3f}"
+    chance = f"{lengths['total_variation']:.3f} ({lengths['by chance']:.3f})"
+    yield "lengths: total variation (by chance alone)", chance
 
-
-def _of_frames(scores: Scores) -> Rows:
-    for way, part in (scores.interp or {}).items():
-        if way in ("model", "linear", "repeat"):
-            likeness = f", ssim {part['ssim']:.3f}" if "ssim" in part else ""
-            yield f"missing frames by {way}", f"PSNR {_interval(part['psnr'])} dB{likeness}"
-    for name, values in scores.drift["sharpness"].items():
-        yield f"sharpness by quarter, {name}", " ".join(f"{v:.4f}" for v in values)
+    interp = scores.interp or {}
+    for way, part in ((way, interp[way]) for way in WAYS if way in interp):
+        likeness = f", ssim {part['ssim']:.3f}" if "ssim" in part else ""
+        yield f"missing frames by {way}", f"PSNR {_interval(part['psnr'])} dB{likeness}"
+    for side, values in scores.drift["sharpness"].items():
+        yield f"sharpness by quarter, {side}", " ".join(f"{v:.4f}" for v in values)
     if "distance" in scores.drift:
         yield "distance by quarter", " ".join(f"{v:.2f}" for v in scores.drift["distance"])
     yield "motion: made; real", f"{scores.motion['made']:.4f}; {scores.motion['real']:.4f}"
 
-
-def _of_counts(scores: Scores) -> Rows:
-    lengths, counts = scores.lengths, scores.counts
-    yield (
-        "lengths: total variation (by chance alone)",
-        f"{lengths['total_variation']:.3f} ({lengths['by chance']:.3f})",
-    )
-    yield (
-        f"log score of missing counts, {counts['states']} states",
-        f"{counts['log_score']:.3f} (from lengths alone {counts['lengths_log_score']:.3f}, "
-        f"constant law {counts['constant_log_score']:.3f})",
-    )
+    others = "(from lengths alone {lengths_log_score:.3f}, constant law {constant_log_score:.3f})"
+    laws = f"{counts['log_score']:.3f} {others.format(**counts)}"
+    yield f"log score of missing counts, {counts['states']} states", laws
 
 
 def _interval(values: Sequence[float]) -> str:
@@ -102,12 +94,10 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def picture(scores: Scores) -> Image.Image:
-    """Lengths, drift and calibration, one below the other."""
+    """Lengths, sharpness and calibration, one below the other."""
     total = scores.about["clips"]
-    shares = {
-        side: {length: count / total for length, count in scores.lengths[side].items()}
-        for side in ("real", "made")
-    }
+    laws = {side: scores.lengths[side] for side in ("real", "made")}
+    shares = {side: {n: count / total for n, count in law.items()} for side, law in laws.items()}
     by_quarter = {
         side: [(number + 1.0, value) for number, value in enumerate(values)]
         for side, values in scores.drift["sharpness"].items()
@@ -117,10 +107,7 @@ def picture(scores: Scores) -> Image.Image:
         line_chart(by_quarter, title="sharpness along the clip", x_label="quarter"),
         calibration_chart(scores.counts["reliability"]),
     ]
-    whole = Image.new("RGB", (WIDE, TALL * len(parts)))
-    for number, part in enumerate(parts):
-        whole.paste(part, (0, TALL * number))
-    return whole
+    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
 
 # --- charts with axes ---------------------------------------------------------------------------
@@ -139,34 +126,23 @@ def line_chart(
     Points that are not finite, and with ``log_y`` those that are not positive, are left out; the
     line goes on from its next point. A series of one point is a dot, an empty one only a name.
     """
-    figure, axes = _chart(x_label, y_label)
+    axes = _axes(x_label, y_label)
+    least = 0.0 if log_y else -HUGE
     heights: list[float] = []
     for number, (name, points) in enumerate(series.items()):
-        shown = [
-            (float(x), float(y))
-            for x, y in points
-            if abs(x) < HUGE and abs(y) < HUGE and (y > 0 or not log_y)
-        ]
-        x, y = zip(*shown, strict=True) if shown else ((), ())
-        heights += y
-        axes.plot(
-            x,
-            y,
-            label=_legible(name),
-            color=_color(number),
-            linewidth=2,
-            marker="o" if len(shown) <= DOTTED else "",
-            markersize=7,
-            markeredgewidth=0,
-            clip_on=False,
-        )
+        shown = [(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE]
+        marker = "o" if len(shown) <= 30 else ""
+        xs, ys = [x for x, _ in shown], [y for _, y in shown]
+        axes.plot(xs, ys, label=_legible(name), color=_color(number), marker=marker, **LINE)
+        heights += ys
+
     axes.margins(x=0)
     low, high = min(heights, default=0.0), max(heights, default=1.0)
     if log_y:
-        _log_axis(axes, low, high)
+        _log_axis(axes, few_decades=high < 300 * low)
     elif 0 <= low < 0.3 * high:  # what nears zero is read against zero, what does not closely
         axes.set_ylim(bottom=0)
-    return _finished(figure, axes, title)
+    return _finished(axes, title)
 
 
 def bar_chart(
@@ -177,112 +153,81 @@ def bar_chart(
     y_label: str = "",
 ) -> Image.Image:
     """Bars over whole numbers, those of all series side by side; values not finite are left out."""
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = _chart(x_label, y_label)
+    axes = _axes(x_label, y_label)
     wide = 0.8 / max(1, len(series))
     for number, (name, values) in enumerate(series.items()):
-        shown = {n: value for n, value in values.items() if abs(value) < HUGE}
-        axes.bar(
-            [n - 0.4 + number * wide for n in shown],
-            list(shown.values()),
-            0.95 * wide,
-            align="edge",
-            label=_legible(name),
-            color=_color(number),
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
+        shown = {n - 0.4 + (number + 0.5) * wide: v for n, v in values.items() if abs(v) < HUGE}
+        color, label = _color(number), _legible(name)
+        axes.bar(list(shown), list(shown.values()), 0.95 * wide, color=color, label=label)
+    axes.locator_params(axis="x", nbins=16, integer=True)
+    axes.margins(x=0.02)
     axes.axhline(0, color=AXIS, linewidth=1)
     axes.spines.bottom.set_visible(False)
-    axes.margins(x=0.02)
-    return _finished(figure, axes, title)
+    return _finished(axes, title)
 
 
 def calibration_chart(bins: Sequence[tuple[float, float, int]]) -> Image.Image:
     """How often what was said with a probability came true: (said, came true, how many) a bin."""
-    figure, axes = _chart("said", "came true")
-    axes.plot([0, 1], [0, 1], color=AXIS, linewidth=1, linestyle="--", label="perfect")
+    axes = _axes("said", "came true")
+    axes.axline((0, 0), slope=1, color=AXIS, linewidth=1, linestyle="--", label="perfect")
     said, came, _ = zip(*bins, strict=True)
-    axes.plot(said, came, "o-", color=SERIES[0], linewidth=2, markersize=7, label="missing count")
+    axes.plot(said, came, "o-", color=SERIES[0], label="missing count, and how many", **LINE)
     for x, y, count in bins:
-        axes.annotate(
-            f"{count:,}", (x, y), (9, -4), textcoords="offset points", color=GREY, va="top"
-        )
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
-    return _finished(figure, axes, "how often a said probability came true")
+        axes.annotate(f"{count:,}", (x, y), (8, -16), textcoords="offset points", **TEXT)
+    axes.set(xlim=(-0.01, 1.04), ylim=(-0.03, 1.03))
+    return _finished(axes, "how often a said probability came true")
 
 
-def _chart(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def _axes(x_label: str, y_label: str) -> Axes:
     """An empty chart: a grid of horizontal lines and an axis below."""
-    figure = _figure(WIDE, TALL)
+    figure = _canvas(*SIZE).figure
     figure.set_layout_engine("constrained", w_pad=PAD / DOTS, h_pad=PAD / DOTS)
     axes = figure.add_subplot()
     axes.spines[["left", "top", "right"]].set_visible(False)
     axes.spines.bottom.set_color(AXIS)
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=GRID, linewidth=1)
-    axes.tick_params(color=AXIS, labelcolor=GREY, labelsize=LABEL)
+    axes.tick_params(color=AXIS, labelcolor=GREY, labelsize=TEXT["fontsize"])
     axes.tick_params(axis="y", length=0)
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.locator_params(nbins=8, steps=(1, 2, 5, 10))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x + 0.0:,.10g}")
-    words = {"fontsize": LABEL, "color": GREY}
-    axes.set_xlabel(_legible(x_label), **words).set_parse_math(False)
-    axes.set_ylabel(_legible(y_label), **words).set_parse_math(False)
-    return figure, axes
+    axes.set_xlabel(_legible(x_label), parse_math=False, **TEXT)
+    axes.set_ylabel(_legible(y_label), parse_math=False, **TEXT)
+    return axes
 
 
-def _log_axis(axes: Axes, low: float, high: float) -> None:
+def _log_axis(axes: Axes, *, few_decades: bool) -> None:
     """Marks at powers of ten; over few decades at 2 and 5 times them, too."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    few_decades = high < 300 * low
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
 
 
-def _finished(figure: Figure, axes: Axes, title: str) -> Image.Image:
+def _finished(axes: Axes, title: str) -> Image.Image:
     """The chart with its title and the names of its series in rows above it."""
     handles, names = axes.get_legend_handles_labels()
-    letters = max(map(len, names), default=0) + 6  # the sample of the line takes about six
-    legend = axes.legend(
-        handles,
-        names,
-        ncols=max(1, 120 // letters),
-        title=_legible(title),
-        alignment="left",
-        loc="lower left",
-        bbox_to_anchor=(0, 1.02),
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=1.4,
-        frameon=False,
-        fontsize=LABEL,
-        labelcolor=GREY,
-        title_fontsize=TITLE,
-    )
+    letters = max(map(len, names), default=0) + 6  # six are as wide as a sample of the line
+    columns = max(1, 100 // letters)
+    legend = axes.legend(handles, names, ncols=columns, title=_legible(title), **LEGEND)
     legend.get_title().set_color(INK)
     for text in (legend.get_title(), *legend.get_texts()):
         text.set_parse_math(False)
-    return _rendered(figure)
+    return _rendered(axes)
 
 
-def _figure(width: int, height: int) -> Figure:
+def _canvas(width: int, height: int) -> FigureCanvasAgg:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((width / DOTS, height / DOTS), DOTS, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    return FigureCanvasAgg(Figure((width / DOTS, height / DOTS), DOTS, facecolor="white"))
 
 
-def _rendered(figure: Figure) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+def _rendered(axes: Axes) -> Image.Image:
+    canvas: Any = axes.figure.canvas
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
@@ -291,57 +236,20 @@ def _color(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def _legible(text: str) -> str:
+def _legible(text: str, longest: int = 80) -> str:
     """The text on one line, not too long, in letters that matplotlib's own font has."""
     plain = video.legible(text).encode("ascii", "replace").decode("ascii")
-    return plain if len(plain) <= LONGEST else plain[: LONGEST - 3].rstrip() + "..."
+    return plain if len(plain) <= longest else plain[: longest - 3].rstrip() + "..."
 
 
 # --- a clip that grows --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Where the cells of a growth chart are: pixels from its top left corner."""
-
-    columns: int
-    rows: int
-    left: float = PAD + 52.0
-    top: float = PAD + 40.0
-
-    @property
-    def wide(self) -> int:
-        """From a column to the next."""
-        return min(68, max(15, 960 // max(1, self.columns)))
-
-    @property
-    def gap(self) -> int:
-        """White between columns."""
-        return 4 if self.wide > 40 else 2
-
-    @property
-    def tall(self) -> float:
-        """From a row to the next."""
-        return min(26.0, max(3.0, 416 / max(1, self.rows)))
-
-    @property
-    def bottom(self) -> float:
-        return self.top + self.tall * self.rows
-
-    def box(self, column: int, row: int, rows: int = 1) -> Box:
-        """Left, top, right and bottom of a cell, or of several in a column."""
-        x, y = self.left + column * self.wide, self.top + row * self.tall
-        return x, y, x + self.wide - self.gap, y + rows * self.tall
-
-    def middle(self, column: int) -> float:
-        return self.left + column * self.wide + (self.wide - self.gap) / 2
-
-
 def growth_chart(
-    steps: Sequence[Sequence[Shown]],
+    steps: Sequence[Sequence[Visible]],
     order: Sequence[int],
     *,
-    thumbnails: Sequence[NDArray[np.uint8]] | None = None,
+    thumbnails: Sequence[Picture] | None = None,
     num_steps: int | None = None,
 ) -> Image.Image:
     """A clip growing: a row a step from the top, a column a frame of the finished clip.
@@ -363,79 +271,107 @@ def growth_chart(
 
     grid = _Grid(len(order), len(steps))
     strip = _strip(grid, thumbnails or ())
-    tall = strip[0].picture.height if strip else 0
     thinned = 0 < len(strip) < len(order)
-    top = grid.bottom + 12 + 14 * thinned  # of the thumbnails
-    width = round(grid.left + max(grid.wide * len(order), LEGEND) + PAD)
-    height = round((top + tall if strip else grid.bottom) + PAD)
+    below = grid.bottom + 12 + 14 * thinned  # where thumbnails begin
+    height = round((below + strip[0].picture.height if strip else grid.bottom) + PAD)
+    width = LEFT + max(grid.wide * len(order), 420) + PAD  # 420 for the legend
 
-    figure = _figure(width, height)
+    figure = _canvas(width, height).figure
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
-    _draw_legend(axes, grid, bool(given))
+    _draw_legend(axes, bool(given))
     _draw_tau(axes, grid, num_steps or max(1.0, (len(steps) - 1) / 2))
     _draw_cells(axes, grid, steps, column, given)
-    for shown in strip if thinned else ():
-        middles = [grid.middle(shown.column), shown.left + shown.picture.width / 2]
-        axes.plot(middles, [grid.bottom + 2, top - 2], color=AXIS, linewidth=1)
+    for one in strip if thinned else ():
+        ends = [grid.middle(one.column), one.left + one.picture.width / 2]
+        axes.plot(ends, [grid.bottom + 2, below - 2], color=AXIS, linewidth=1)
 
-    image = _rendered(figure)
-    for shown in strip:
-        image.paste(shown.picture, (round(shown.left), round(top)))
+    image = _rendered(axes)
+    for one in strip:
+        image.paste(one.picture, (round(one.left), round(below)))
     return image
 
 
-def flow_shades(times_N: ArrayLike) -> NDArray[np.float64]:
+def flow_shades(times_N: ArrayLike) -> Colors:
     """Colours [N, 4] of generated frames: dark noise at flow time 0, bright and finished at 1."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    ramp = LinearSegmentedColormap.from_list("flow", RAMP)
-    return np.asarray(ramp(np.asarray(times_N, dtype=float))).reshape(-1, 4)
+    shades = LinearSegmentedColormap.from_list("flow", RAMP)(np.asarray(times_N, dtype=float))
+    return np.reshape(shades, (-1, 4))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the cells of a growth chart are, from its top left corner."""
+
+    columns: int
+    rows: int
+
+    @property
+    def wide(self) -> int:
+        """From a column to the next."""
+        return min(68, max(15, 960 // max(1, self.columns)))
+
+    @property
+    def gap(self) -> int:
+        """White between two columns."""
+        return 4 if self.wide > 40 else 2
+
+    @property
+    def tall(self) -> float:
+        """From a row to the next."""
+        return min(26.0, max(3.0, 416 / max(1, self.rows)))
+
+    @property
+    def bottom(self) -> float:
+        return TOP + self.tall * self.rows
+
+    def middle(self, column: int) -> float:
+        return LEFT + column * self.wide + (self.wide - self.gap) / 2
+
+    def box(self, column: int, row: int, rows: int = 1) -> Box:
+        """A cell, or several of a column."""
+        left, top = LEFT + column * self.wide, TOP + row * self.tall
+        return left, top, left + self.wide - self.gap, top + rows * self.tall
 
 
 def _draw_cells(
     axes: Axes,
     grid: _Grid,
-    steps: Sequence[Sequence[Shown]],
+    steps: Sequence[Sequence[Visible]],
     column: Mapping[int, int],
     given: Collection[int],
 ) -> None:
     """Hidden columns, over them the cells of visible frames, and carets where one was inserted."""
     from matplotlib.colors import to_rgba
 
-    seam = 1.0 if grid.tall >= 8 else 0.0
     cells = [(row, *frame) for row, frames in enumerate(steps) for frame in frames]
-    boxes = [grid.box(column[name], row) for row, name, _, _ in cells]
-    colors = flow_shades([time for _, _, time, _ in cells])
-    colors[[name in given for _, name, _, _ in cells]] = to_rgba(GIVEN)
-
+    shades = flow_shades([time for _, _, time, _ in cells])
+    shades[[name in given for _, name, _, _ in cells]] = to_rgba(GIVEN)
     hidden = [grid.box(number, 0, grid.rows) for number in range(grid.columns)]
-    _draw_boxes(axes, hidden, HIDDEN, corner=2 * seam)
-    _draw_boxes(axes, boxes, colors, corner=2 * seam, seam=seam)
-    for row, name, _, is_new in cells:
-        if is_new and row:
-            _draw_caret(axes, grid.middle(column[name]), grid.top + row * grid.tall)
+    boxes = [grid.box(column[name], row) for row, name, _, _ in cells]
+
+    seam = 1 if grid.tall >= 8 else 0
+    _draw_boxes(axes, hidden, np.array([to_rgba(HIDDEN)]), corner=2 * seam)
+    _draw_boxes(axes, boxes, shades, corner=2 * seam, seam=seam)
+    for row, name, _, inserted in cells:
+        if inserted and row:
+            _draw_caret(axes, grid.middle(column[name]), TOP + row * grid.tall)
 
 
 def _draw_boxes(
-    axes: Axes,
-    boxes: Sequence[Box],
-    colors: str | NDArray[np.float64],
-    *,
-    corner: float = 0.0,
-    seam: float = 0.0,
+    axes: Axes, boxes: Sequence[Box], colors_N4: Colors, *, corner: int = 0, seam: int = 0
 ) -> None:
-    """Filled rectangles with corners rounded by a radius, and a seam left free below each."""
+    """Filled rectangles with rounded corners, and a seam left free at the foot of each."""
     from matplotlib.collections import PolyCollection
 
-    left, top, right, bottom = np.reshape(boxes, (-1, 4)).T
-    left, top, right, bottom = left + corner, top + corner, right - corner, bottom - corner - seam
-    corners_N42 = np.stack([left, top, right, top, right, bottom, left, bottom], 1).reshape(
-        -1, 4, 2
-    )
-    style = {"facecolors": colors, "edgecolors": colors, "linewidths": 2 * corner}
-    axes.add_collection(PolyCollection(corners_N42, joinstyle="round", **style))
+    inside = np.reshape(boxes, (-1, 4)) + corner * np.array([1, 1, -1, -1]) - seam * np.eye(4)[3]
+    left, top, right, bottom = inside.T
+    corners_N8 = np.stack([left, top, right, top, right, bottom, left, bottom], 1)
+    shapes = PolyCollection(list(corners_N8.reshape(-1, 4, 2)), joinstyle="round")
+    shapes.set(facecolor=colors_N4, edgecolor=colors_N4, linewidth=2 * corner)
+    axes.add_collection(shapes)
 
 
 def _draw_caret(axes: Axes, x: float, y: float) -> None:
@@ -443,50 +379,47 @@ def _draw_caret(axes: Axes, x: float, y: float) -> None:
     axes.fill([x - 5, x + 5, x], [y - 6.5, y - 6.5, y], color=INSERTED, linewidth=0)
 
 
-def _draw_legend(axes: Axes, grid: _Grid, given: bool) -> None:
+def _draw_legend(axes: Axes, given: bool) -> None:
     """The ramp from noise to finished, the mark of an insertion, the hue of given frames."""
-    x, y = grid.left, grid.top - 24
-    words = [(0, "noise"), (152, "finished"), (238, "inserted")]
-    ramp = [(x + 44 + i, y - 6, x + 45 + i, y + 6) for i in range(100)]
+    y = TOP - 24
+    words = {0: "noise", 152: "finished", 238: "inserted"} | ({338: "given"} if given else {})
+    for x, word in words.items():
+        axes.text(LEFT + x, y, word, va="center_baseline", **TEXT)
+    ramp = [(LEFT + 44 + i, y - 6, LEFT + 45 + i, y + 6) for i in range(100)]
     _draw_boxes(axes, ramp, flow_shades(np.linspace(0, 1, len(ramp))))
-    _draw_caret(axes, x + 228, y + 4)
+    _draw_caret(axes, LEFT + 228, y + 4)
     if given:
-        _draw_boxes(axes, [(x + 318, y - 6, x + 330, y + 6)], GIVEN, corner=1)
-        words.append((338, "given"))
-    for offset, word in words:
-        axes.text(x + offset, y, word, fontsize=LABEL, color=GREY, va="center_baseline")
+        axes.plot(LEFT + 324, y, "s", color=GIVEN, markersize=12)
 
 
 def _draw_tau(axes: Axes, grid: _Grid, rows_per_tau: float) -> None:
     """Marks at ``tau`` 0, 1 and 2, each in the middle of its row, as far as there are rows."""
-    words = {"fontsize": LABEL, "color": GREY, "va": "center"}
     for tau in range(3):
-        y = grid.top + (tau * rows_per_tau + 0.5) * grid.tall
+        y = TOP + (tau * rows_per_tau + 0.5) * grid.tall
         if y < grid.bottom:
-            axes.plot([grid.left - 12, grid.left - 5], [y, y], color=AXIS, linewidth=1)
-            axes.text(grid.left - 18, y, str(tau), ha="right", **words)
-    axes.text(PAD, (grid.top + grid.bottom) / 2, "tau", rotation="vertical", **words)
+            axes.plot([LEFT - 12, LEFT - 5], [y, y], color=AXIS, linewidth=1)
+            axes.text(LEFT - 18, y, str(tau), ha="right", va="center", **TEXT)
+    middle = (TOP + grid.bottom) / 2
+    axes.text(PAD, middle, "tau", rotation="vertical", va="center", **TEXT)
 
 
 @dataclass(frozen=True)
 class _Thumbnail:
     column: int
     picture: Image.Image
-    left: float  # pixels
+    left: float
 
 
-def _strip(grid: _Grid, thumbnails: Sequence[NDArray[np.uint8]]) -> list[_Thumbnail]:
+def _strip(grid: _Grid, thumbnails: Sequence[Picture]) -> list[_Thumbnail]:
     """The pictures below the grid: of all frames, or of as many as are large enough to see."""
-    count = len(thumbnails)
-    room = grid.wide * count - grid.gap
-    shown = count if grid.wide >= 28 else min(count, room // 48)
-    size = grid.wide - grid.gap if shown == count else 44
+    count, room = len(thumbnails), max(0, grid.wide * len(thumbnails) - grid.gap)
+    shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
+    size = grid.wide - grid.gap if shown == count else THUMBNAIL
     strip = []
-    for place in range(shown):
-        share = place / max(1, shown - 1)
-        column = round(share * (count - 1))
+    for place in np.linspace(0, 1, shown):
+        column = round(place * (count - 1))
         picture = Image.fromarray(thumbnails[column])
         height = max(1, round(size * picture.height / picture.width))
         picture = picture.resize((size, height), Image.Resampling.LANCZOS)
-        strip.append(_Thumbnail(column, picture, grid.left + share * (room - size)))
+        strip.append(_Thumbnail(column, picture, LEFT + place * (room - size)))
     return strip

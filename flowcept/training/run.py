@@ -44,7 +44,7 @@ from flowcept.data import video
 from flowcept.data.folder import DataConfig, FrameStore, LatentStore
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
-from flowcept.evaluation import charts
+from flowcept.evaluation import report
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 from flowcept.networks.transformer import ModelConfig, Network
@@ -1040,7 +1040,7 @@ def draw_losses(log: Path, output: Path) -> None:
         name: [(float(r["step"]), float(r[name])) for r in records if name in r and "step" in r]
         for name in names
     }
-    chart = charts.line_chart(
+    chart = report.line_chart(
         {name: points for name, points in series.items() if points},
         title="loss",
         x_label="step",
