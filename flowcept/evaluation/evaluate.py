@@ -12,7 +12,6 @@ Shape suffixes: F frames, C H W, N clips or states, D features, K counts, R resa
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 from collections import Counter
@@ -32,13 +31,13 @@ from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.evaluation import metrics
 from flowcept.evaluation.features import FeatureNetwork, load_features
+from flowcept.generation import from_nothing, sample_clips
 from flowcept.model_file import Card, Weights
-from flowcept.process import forward as process
-from flowcept.process.forward import Target, draw
-from flowcept.process.sampler import Given, clip_generator, latents_of
-from flowcept.process.state import FrameState
-from flowcept.request import from_nothing, request
-from flowcept.settings import SampleConfig, defaults
+from flowcept.process.forward import Target, concat, draw
+from flowcept.process.posterior import BEYOND
+from flowcept.process.sampler import clip_generator, latents_of
+from flowcept.process.state import FrameState, Given
+from flowcept.settings import SampleConfig, defaults, mixed
 
 BATCH = 16  # clips, or states, at once
 RESAMPLES = 200  # of the bootstrap
@@ -195,7 +194,7 @@ class Maker:
             prompts = captions[part]
             nothing = [""] * len(prompts)
             with autocast(self.device, self.dtype), torch.inference_mode():
-                steps = request(
+                steps = sample_clips(
                     self.weights, given[part], prompts, nothing, generators[part], config
                 )
                 latents = latents_of(steps)
@@ -207,12 +206,6 @@ class Maker:
         with autocast(self.device, self.dtype), torch.inference_mode():
             image_FCHW = self.codec.decode(latent_FCHW).cpu()
         return image_FCHW.clone()  # a tensor outside inference mode
-
-
-def mixed(seed: int, *names: object) -> int:
-    """A seed of its own for one purpose and number."""
-    text = ",".join(map(str, (seed, *names))).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 def load_maker(
@@ -456,7 +449,7 @@ def count_scores(maker: Maker, real: Sequence[Clip]) -> dict[str, Any]:
     law_NK, blind_NK, total_N = [], [], []
     for start in range(0, len(drawn), BATCH):
         part = drawn[start : start + BATCH]
-        state, target = process.concat([(state, target) for state, target, _ in part])
+        state, target = concat([(state, target) for state, target, _ in part])
         said, blind = _laws(maker, state, [caption for _, _, caption in part])
         law_NK.append(said)
         blind_NK.append(blind)
@@ -485,13 +478,14 @@ def _laws(maker: Maker, state: FrameState, captions: Sequence[str]) -> tuple[Ten
     card, weights = maker.card, maker.weights
     with autocast(maker.device, maker.dtype), torch.inference_mode():
         prediction = weights.network(state.to(maker.device), weights.text(captions))
-    said_NK = prediction.count_logits_BK.float().cpu()
+    said_NK = prediction.size_logits_BK.float().cpu()
 
-    sizes_K = torch.full(said_NK.shape[1:], process.BEYOND)
+    blind_K = torch.full(said_NK.shape[1:], BEYOND)
     for length, count in card.lengths.items():
-        sizes_K[length] = math.log(count)
-    blind_NK = process.missing_logits(sizes_K.expand_as(said_NK), state, card.process)
-    return said_NK.double().softmax(-1), blind_NK.double().softmax(-1)
+        blind_K[length] = math.log(count)
+    laws = said_NK, blind_K.expand_as(said_NK)
+    said, blind = (card.process.missing_logits(sizes_NK, state) for sizes_NK in laws)
+    return said.double().softmax(-1), blind.double().softmax(-1)
 
 
 def log_score(law_NK: Tensor, total_N: Tensor) -> float:
