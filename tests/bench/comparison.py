@@ -30,9 +30,9 @@ from statistics import fmean
 from typing import Any
 
 import flops
+import intervals
 import machine
 import mobilenet
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -43,7 +43,6 @@ from flowcept.data import video
 from flowcept.evaluation import metrics, report
 from flowcept.evaluation.evaluate import (
     QUARTERS,
-    RESAMPLES,
     Clip,
     Maker,
     between_ends,
@@ -410,22 +409,7 @@ def difference(first: Path, other: Path, seed: int) -> tuple[float, float, float
         one, two = (metrics.frechet_of_samples(f["real"][rows], f["made"][rows]) for f in both)
         return two - one
 
-    return centred_interval(larger, len(both[0]["real"]), seed)
-
-
-def centred_interval(
-    score: Callable[[Sequence[int]], float], count: int, seed: int
-) -> tuple[float, float, float]:
-    """``evaluate.interval`` less by how much bootstraps lie above the score on average.
-
-    That is bias, where fewer distinct clips make a score larger.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [score(rng.integers(count, size=count).tolist()) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [0.05, 0.95])
-    whole = score(list(range(count)))
-    bias = fmean(drawn) - whole
-    return whole, float(low) - bias, float(high) - bias
+    return intervals.centred_interval(larger, len(both[0]["real"]), seed)
 
 
 def _pair(values: Sequence[float]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures_model import write_model
 from PIL import Image
 from torch import nn
 
@@ -238,6 +239,36 @@ def test_real_lengths_can_be_told(tiny_model, folder):
         assert [len(clip.image_FCHW) for clip in made] == lengths
 
 
+@pytest.fixture(scope="module")
+def video_model(tmp_path_factory):
+    """A model whose codec has one latent for four pictures, the first alone."""
+    return write_model(tmp_path_factory.mktemp("model") / "video.safetensors", codec="fake-video")
+
+
+def test_clips_of_a_video_codec_lie_on_its_grid(video_model, folder):
+    model, config = maker(video_model), SampleConfig(steps=1)
+    real = evaluate.draw_clips(model, folder, 7)
+    lengths = [len(clip.image_FCHW) for clip in real]
+    assert {n % 4 for n in lengths} == {1}
+    assert max(lengths) > 9
+    for make in (evaluate.of_captions, evaluate.of_first_frames):
+        made = make(model, real, config, told=True)
+        assert [len(clip.image_FCHW) for clip in made] == lengths
+
+
+def test_between_ends_of_a_video_codec_the_last_picture_is_no_frame_of_its_own(video_model, folder):
+    model = maker(video_model)
+    real = evaluate.draw_clips(model, folder, 4)
+    real.append(Clip(real[0].image_FCHW[:1], "a"))
+    pairs = evaluate.between_ends(model, real, SampleConfig(steps=1))
+    assert [clip for clip, _ in pairs] == real[:4]
+    for clip, made in pairs:
+        assert made.image_FCHW.shape == clip.image_FCHW.shape
+        torch.testing.assert_close(made.image_FCHW[0], clip.image_FCHW[0], atol=1e-2, rtol=0)
+    scores = evaluate.interp_scores(pairs, seed=0)
+    assert scores["frames"] == sum(len(clip.image_FCHW) - 2 for clip in real[:4])
+
+
 def test_every_clip_has_a_seed_of_its_own(tiny_model):
     """Neighbouring seeds of an evaluation share no clip, as sums of seed and number would."""
     config = SampleConfig(steps=1, frames=5)
@@ -251,6 +282,15 @@ def test_every_clip_has_a_seed_of_its_own(tiny_model):
 
 
 # ---- the command -------------------------------------------------------------------------------
+
+
+def test_a_video_codec_end_to_end(flow, video_model, folder):
+    result = flow("evaluate", video_model, folder, "--clips", 5, "--steps", 1, "-q", "--json")
+    assert result.status == 0, result.err
+    scores = json.loads(result.out)
+    for side in ("real", "made"):
+        assert {int(n) % 4 for n in scores["lengths"][side]} == {1}
+    assert scores["counts"]["states"] > 5
 
 
 @pytest.mark.parametrize("task", ["gen", "i2v"])
@@ -316,7 +356,7 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
         ([model, data, "--features", "junk.pt"], "junk.pt"),
         ([model, data, "--features", "net.safetensors"], "TorchScript"),
         ([model, data, "-o", "scores.txt"], ".json"),
-        ([model, data, "-o", "no/where.json"], "no such folder"),
+        ([model, data, "-o", "no/where.json"], "no folder no"),
         ([model, data, "--sheet", "s.gif"], ".png"),
         ([model, data, "--seed", "-1"], "--seed"),
         ([model, data, "--task", "interp"], "--task must be one of gen, i2v"),

@@ -1,8 +1,8 @@
-"""What tables of the comparison are made of."""
+"""The bootstrap that takes its own bias off."""
 
 from __future__ import annotations
 
-import comparison
+import intervals
 import numpy as np
 import pytest
 
@@ -18,7 +18,7 @@ def test_a_centred_interval_takes_the_bias_off():
 
     score, low, high = evaluate.interval(largest, 30, 0)
     assert high <= score
-    centre = comparison.centred_interval(largest, 30, 0)
+    centre = intervals.centred_interval(largest, 30, 0)
     assert centre[0] == score
     assert centre[1] < score < centre[2]
     assert centre[2] - centre[1] == pytest.approx(high - low)
