@@ -43,7 +43,7 @@ from flowcept.data import video
 from flowcept.data.folder import DataConfig, FrameStore, LatentStore
 from flowcept.device import autocast, pick_device, pick_dtype, training_bytes
 from flowcept.errors import UserError
-from flowcept.evaluation import charts
+from flowcept.evaluation import report
 from flowcept.generation import from_nothing, sample_clips
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks import VideoNetwork, build_network
@@ -1042,7 +1042,7 @@ def draw_losses(log: Path, output: Path) -> None:
         name: [(float(r["step"]), float(r[name])) for r in records if name in r and "step" in r]
         for name in names
     }
-    chart = charts.line_chart(
+    chart = report.line_chart(
         {name: points for name, points in series.items() if points},
         title="loss",
         x_label="step",
