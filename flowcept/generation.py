@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from flowcept import __version__, memory
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
-from flowcept.data.folder import to_frames, to_images
 from flowcept.data.video import Sound
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
@@ -328,7 +328,7 @@ class Studio:
                         done, order = step.done[0], list(step.ids[0])
                 assert done is not None
                 assert order is not None
-                parts = self.weights.codec.decode_parts(done)
+                parts = self.weights.codec.decode_stream(done)
                 frames_FHW3 = np.concatenate([to_frames(part) for part in parts])
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowcept import __version__
-from flowcept.codecs.codec import Codec, CodecConfig, build_codec
+from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
 from flowcept.networks.text import PromptEncoder, TextConfig, build_encoder
 from flowcept.networks.transformer import ModelConfig, Network

@@ -9,8 +9,8 @@ from fixtures_model import LENGTHS, SIZE, write_model
 
 import flowcept
 from flowcept import generation as tasks
+from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
-from flowcept.data.folder import to_frames, to_images
 from flowcept.errors import UserError
 from flowcept.settings import ORDERS, SampleConfig
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowcept import model_file as checkpoint
-from flowcept.codecs.codec import CodecConfig
+from flowcept.codecs import CodecConfig
 from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.model_file import Card, Weights, load, read_card, save

@@ -375,8 +375,8 @@ class Session:
             yield watch
 
     def _preview(self, studio: Studio, step: Step) -> None:
+        from flowcept.codecs import to_frames
         from flowcept.data import video
-        from flowcept.data.folder import to_frames
 
         assert self.shared.preview is not None
         frames_FHW3 = to_frames(studio.weights.codec.decode(step.state.latent_FCHW))

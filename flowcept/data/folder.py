@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowcept.codecs import to_images
 from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.process.forward import ProcessConfig, Target, draw, draw_context
@@ -414,18 +415,6 @@ def _source_frames(entry: ClipEntry, fps: float) -> NDArray[np.int64]:
         # The small term keeps exact halves halves under rounding.
         index = np.ceil(index * (entry.source_fps / fps) - 0.5 - 1e-6).astype(np.int64)
     return np.minimum(index, entry.source_frames - 1)
-
-
-def to_images(frames_FHW3: NDArray[np.uint8]) -> Tensor:
-    """`image_FCHW`, float32 in [-1, 1], of frames as files hold them."""
-    return torch.from_numpy(np.array(frames_FHW3)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-
-def to_frames(image_FCHW: Tensor) -> NDArray[np.uint8]:
-    """The inverse of `to_images`, rounded; values outside [-1, 1] are cut."""
-    levels = image_FCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    frames_FHW3: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).cpu().contiguous().numpy()
-    return frames_FHW3
 
 
 class _Store:

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from flowcept import __version__
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_images
 from flowcept.data import folder as data
-from flowcept.data.folder import to_images
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.evaluation import charts, metrics

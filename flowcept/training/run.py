@@ -36,15 +36,9 @@ from tqdm import tqdm
 
 from flowcept import memory
 from flowcept import model_file as checkpoint
-from flowcept.codecs.codec import (
-    Autoencoder,
-    Codec,
-    CodecConfig,
-    CodecTrainer,
-    CodecTraining,
-    build_codec,
-    load_pretrained,
-)
+from flowcept.codecs import Codec, CodecConfig, build_codec, to_frames, to_images
+from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
+from flowcept.codecs.pretrained import load_pretrained
 from flowcept.data import folder as data
 from flowcept.data import video
 from flowcept.data.folder import DataConfig, FrameStore, LatentStore
@@ -518,7 +512,7 @@ def _some_images(images: FrameStore, clips: Sequence[int], seed: int) -> Iterato
     """Frames of up to 512 clips, for the latents' statistics."""
     order = torch.randperm(len(clips), generator=clip_generator(seed))[:512].tolist()
     for clip in order:
-        yield data.to_images(images.frames(clips[clip]))
+        yield to_images(images.frames(clips[clip]))
 
 
 def _fit_autoencoder(
@@ -534,7 +528,6 @@ def _fit_autoencoder(
     """Train the autoencoder on frames of the training clips; resumable like the network."""
     settings = CodecTraining(
         steps=config.codec_steps,
-        batch=config.codec_batch,
         learning_rate=config.codec_rate,
         adversarial=config.adversarial,
         seed=config.seed,
@@ -552,15 +545,16 @@ def _fit_autoencoder(
     try:
         while trainer.num_steps < settings.steps:
             generator = clip_generator((config.seed * 1_000_003 + trainer.num_steps) % 2**63)
-            chosen = rows[torch.randint(len(rows), (settings.batch,), generator=generator)]
+            chosen = rows[torch.randint(len(rows), (config.codec_batch,), generator=generator)]
             with _uninterrupted():
-                losses = trainer.step(data.to_images(images.array[chosen.numpy()]))
+                losses = trainer.step(to_images(images.array[chosen.numpy()]))
             bar.update()
             if trainer.num_steps % config.log_every == 0:
-                psnr = 10 * math.log10(4 / max(losses["l2"], 1e-12))
+                values = {name: float(loss) for name, loss in losses.items()}
+                psnr = 10 * math.log10(4 / max(values["l2"], 1e-12))
                 bar.set_postfix_str(f"PSNR {psnr:.1f} dB", refresh=False)
                 _append(
-                    run / "log.jsonl", {"codec_step": trainer.num_steps, "psnr": psnr, **losses}
+                    run / "log.jsonl", {"codec_step": trainer.num_steps, "psnr": psnr, **values}
                 )
             if trainer.num_steps % config.save_every == 0:
                 checkpoint.save_tree(trainer.state_dict(), state)
@@ -869,7 +863,7 @@ class Trainer:
             generators = [clip_generator(i) for i in range(count)]
             steps = request(weights, given, prompts, [""] * count, generators, settings)
             latents = latents_of(steps)
-        pictures = [data.to_frames(self.codec.decode(latent)) for latent in latents]
+        pictures = [to_frames(self.codec.decode(latent)) for latent in latents]
         (self.run / "samples").mkdir(exist_ok=True)
         labels = [prompt or "(no prompt)" for prompt in prompts]
         sheet = video.contact_sheets(pictures, labels, max_columns=32)

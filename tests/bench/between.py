@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowcept import model_file as checkpoint
-from flowcept.codecs.codec import Codec
+from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
 from flowcept.data.folder import DataConfig, FrameStore, LatentStore
 from flowcept.evaluation.evaluate import psnr
@@ -62,7 +62,7 @@ def read(folder: Path, weights: checkpoint.Weights, cache: Path) -> Scenes:
     clips = [latents.latent(i) for i in range(len(latents))]
     ends = itertools.accumulate(map(len, clips[HELD_OUT:]), initial=0)
     inner = [torch.arange(a + 1, b - 1) for a, b in itertools.pairwise(ends)]
-    held = [(data.to_images(images.rows(i)), clips[i]) for i in range(HELD_OUT)]
+    held = [(to_images(images.rows(i)), clips[i]) for i in range(HELD_OUT)]
     return Scenes(torch.cat(clips[HELD_OUT:]).half(), torch.cat(inner), held)
 
 

@@ -36,8 +36,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_frames
 from flowcept.data import video
-from flowcept.data.folder import to_frames
 from flowcept.evaluation import charts, metrics
 from flowcept.evaluation.evaluate import (
     QUARTERS,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_images
 from flowcept.data import theatre
-from flowcept.data.folder import to_images
 from flowcept.device import autocast, pick_dtype
 from flowcept.evaluation.evaluate import STATES, log_score
 from flowcept.process import forward as process

@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowcept import memory
 from flowcept import model_file as checkpoint
-from flowcept.codecs.codec import CodecConfig, build_codec
+from flowcept.codecs import CodecConfig, build_codec
 from flowcept.data import folder as data
 from flowcept.data import theatre, video
 from flowcept.device import autocast

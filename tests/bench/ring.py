@@ -43,8 +43,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_frames
 from flowcept.data import video
-from flowcept.data.folder import to_frames
 from flowcept.evaluation import charts, evaluate, metrics
 from flowcept.model_file import Weights
 from flowcept.process.forward import ProcessConfig, shifted

@@ -39,8 +39,8 @@ from tqdm import tqdm
 
 from flowcept import generation as tasks
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_frames, to_images
 from flowcept.data import theatre
-from flowcept.data.folder import to_frames, to_images
 from flowcept.data.theatre import Scene
 from flowcept.device import autocast
 from flowcept.evaluation import metrics

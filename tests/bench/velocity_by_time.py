@@ -11,8 +11,8 @@ import torch
 from judge import cast_of
 
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_images
 from flowcept.data import theatre
-from flowcept.data.folder import to_images
 from flowcept.process import forward as process
 from flowcept.process.forward import draw, draw_context
 from flowcept.settings import ContextMixture

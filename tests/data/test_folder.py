@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcept.codecs.codec import CodecConfig, build_codec
+from flowcept.codecs import CodecConfig, build_codec, to_images
 from flowcept.data import folder as data
 from flowcept.data import video
 from flowcept.data.folder import (
@@ -487,7 +487,7 @@ def test_full_or_forbidden_disk_is_a_user_error(
 
 def test_images_of_frames():
     frames_FHW3 = np.array([[[[0, 255, 51]]]], dtype=np.uint8)
-    image_FCHW = data.to_images(frames_FHW3)
+    image_FCHW = to_images(frames_FHW3)
     assert image_FCHW.shape == (1, 3, 1, 1)
     assert torch.allclose(image_FCHW.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
 
@@ -523,7 +523,7 @@ def test_latents_equal_the_codec(
     for i in range(len(store)):
         latent_FCHW = store.latent(i)
         assert latent_FCHW.dtype == torch.float32
-        expected = codec.encode(data.to_images(frames.frames(i)))
+        expected = codec.encode(to_images(frames.frames(i)))
         assert latent_FCHW.shape == expected.shape == (frames.lengths[i], 4, 4, 4)
         assert torch.allclose(latent_FCHW, expected, rtol=2**-10, atol=1e-5)
     assert calls[-1] == (len(frames.array), len(frames.array))

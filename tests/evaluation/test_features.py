@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from flowcept.data.folder import to_images
+from flowcept.codecs import to_images
 from flowcept.data.video import read_video
 from flowcept.errors import UserError
 from flowcept.evaluation.features import BLOCKS, CLIP_FRAMES, HALVING, MobileNet, load_features

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from flowcept import model_file as checkpoint
-from flowcept.codecs.codec import Autoencoder, CodecTrainer
+from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.data import folder as data
 from flowcept.data import theatre, video
 from flowcept.errors import UserError
@@ -355,7 +355,7 @@ def test_kill_loses_only_what_came_after_the_last_state(folder: Path, whole: Pat
 
 
 @pytest.mark.usefixtures("no_sheets")
-@pytest.mark.parametrize("place", ["_prepare", "_disturb", "_descend", "_average"])
+@pytest.mark.parametrize("place", ["_autocast", "_disturb", "_descend", "step"])
 def test_an_interrupted_codec_equals_one_that_was_not(
     folder: Path, whole: Path, tmp_path: Path, place: str
 ):

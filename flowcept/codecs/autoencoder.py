@@ -1,0 +1,389 @@
+"""A small autoencoder of pictures, and its training.
+
+Shapes: F pictures or latents, C channels (3 of a picture), H height, W width. Pictures are in
+[-1, 1].
+
+What is unusual here:
+
+* The autoencoder starts as a truncated cosine transform, which a linear shortcut holds, and learns
+  only what convolutions add to it: it is a usable codec before the first step.
+* `CodecTrainer` adds Gaussian noise of `latent_noise` *standard deviations of each channel* to the
+  latents it decodes. That is noise in the units of the flow model, whose samples are never exact:
+  decoding becomes smooth at the scale of its errors, and the encoder cannot escape by making its
+  latents larger, as it can from noise of a fixed size. A tiny weight on the square of the latents
+  keeps their raw scale from drifting.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from flowcept.codecs.base import CodecConfig, ImageCodec
+from flowcept.errors import UserError
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv(silu(conv(silu(x))))`, the identity at first: it trains without normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_2 = _scaled(nn.Conv2d(channels, channels, 3, padding=1), 0)
+
+    def forward(self, x_FCHW: Tensor) -> Tensor:
+        hidden_FCHW: Tensor = self.conv_2(F.silu(self.conv_1(F.silu(x_FCHW))))
+        return x_FCHW + hidden_FCHW
+
+
+class Autoencoder(ImageCodec):
+    """A small convolutional autoencoder, a correction to a linear one; about a million weights.
+
+    The linear one maps each `compression`-square of pixels to a latent cell and back; it starts as
+    the cosine transform cut to the lowest frequencies. Convolutions run from half the picture's
+    size down: at full size they would take most of the time and add little.
+    """
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__(config)
+        levels = config.compression.bit_length() - 1
+        growth = config.width // 2
+        widths = [min(config.width + growth * i, 2 * config.width) for i in range(levels)]
+        self.encoder = _encoder(widths, config.channels)
+        self.decoder = _decoder(widths, config.channels)
+        self.last = _scaled(nn.Conv2d(widths[0], 12, 3, padding=1), 0.1)
+
+        basis = _cosine_basis(config.compression, config.channels)[:, :, None, None]
+        flat = config.compression / 2  # brings the mean of a flat [-1, 1] picture to about 1
+        self.encoder_shortcut = _scaled(nn.Conv2d(basis.shape[1], config.channels, 1), 0)
+        self.decoder_shortcut = _scaled(nn.Conv2d(config.channels, basis.shape[1], 1), 0)
+        with torch.no_grad():
+            self.encoder_shortcut.weight.copy_(basis / flat)
+            self.decoder_shortcut.weight.copy_(basis.transpose(0, 1) * flat)
+
+    @classmethod
+    def check(cls, config: CodecConfig) -> None:
+        super().check(config)
+        if config.compression not in (4, 8, 16):
+            raise UserError(f"codec compression {config.compression} is not 4, 8 or 16")
+
+    def encode_raw(self, image_FCHW: Tensor) -> Tensor:
+        patch_FCHW = F.pixel_unshuffle(image_FCHW, self.config.compression)
+        raw_FCHW: Tensor = self.encoder(image_FCHW) + self.encoder_shortcut(patch_FCHW)
+        return raw_FCHW
+
+    def decode_raw(self, raw_FCHW: Tensor) -> Tensor:
+        fine_FCHW = F.pixel_shuffle(self.last(F.silu(self.decoder(raw_FCHW))), 2)
+        patch_FCHW = self.decoder_shortcut(raw_FCHW)
+        return fine_FCHW + F.pixel_shuffle(patch_FCHW, self.config.compression)
+
+
+def _encoder(widths: Sequence[int], channels: int) -> nn.Sequential:
+    """Pictures to `channels`, at half their size by `widths[0]` and so on downwards."""
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1)]
+    layers.append(ResidualBlock(widths[0]))
+    for previous, width in pairwise(widths):
+        layers.append(nn.Conv2d(previous, width, 3, stride=2, padding=1))
+        layers.append(ResidualBlock(width))
+    layers.append(_scaled(nn.Conv2d(widths[-1], channels, 3, padding=1), 0.1))
+    return nn.Sequential(*layers)
+
+
+def _decoder(widths: Sequence[int], channels: int) -> nn.Sequential:
+    """Back to `widths[0]` at half the pictures' size; a block more at the lowest, the cheapest."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[-1], 3, padding=1)]
+    layers += [ResidualBlock(widths[-1]), ResidualBlock(widths[-1])]
+    for width, narrower in pairwise(reversed(widths)):
+        layers += [nn.Conv2d(width, 4 * narrower, 1), nn.PixelShuffle(2), ResidualBlock(narrower)]
+    return nn.Sequential(*layers)
+
+
+def _scaled(layer: nn.Conv2d, factor: float) -> nn.Conv2d:
+    """The layer, its weights made smaller and its bias zero, so that what it adds starts small."""
+    with torch.no_grad():
+        layer.weight.mul_(factor)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def _cosine_basis(side: int, count: int) -> Tensor:
+    """`count` orthonormal pictures of `side` x `side`, rows of `[count, 3 * side**2]`.
+
+    Products of the type-2 cosine transform with three colour axes (grey, red-blue, green-magenta),
+    the lowest frequencies first; colour counts as a higher frequency, as the eye and most pictures
+    have it. Columns are in the order of `pixel_unshuffle`: colour, row, column.
+    """
+    index = torch.arange(side, dtype=torch.float64)
+    wave_UX = torch.cos(math.pi * (index + 0.5) * index[:, None] / side) * math.sqrt(2 / side)
+    wave_UX[0] /= math.sqrt(2)
+    colour_CC = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colour_CC /= colour_CC.norm(dim=1, keepdim=True)
+    cost = (1, 5, 8)  # of each colour axis, multiplied by 1 + squared frequency
+    order = sorted(
+        (cost[c] * (1 + u * u + v * v), c, u, v)
+        for c in range(3)
+        for u in range(side)
+        for v in range(side)
+    )
+    rows = [
+        torch.einsum("c,y,x->cyx", colour_CC[c], wave_UX[u], wave_UX[v]).flatten()
+        for _, c, u, v in order[:count]
+    ]
+    return torch.stack(rows).float()
+
+
+# What every training of an autoencoder has in common.
+WARMUP = 50  # steps over which the learning rate rises
+FINAL_RATE = 0.01  # the last learning rate as a fraction of the peak
+L1 = 0.2  # weight of the mean absolute error of pixels in [-1, 1]
+L2 = 1.0  # weight of the mean squared error
+LATENT_NOISE = 0.05  # on latents in training, in standard deviations of each channel
+LATENT_WEIGHT = 1e-4  # of the mean squared raw latent
+WEIGHT_DECAY = 0.01  # of AdamW
+CLIP = 1.0  # bound on the norm of the gradient
+EMA = 0.998  # decay per step of the averaged weights
+ADVERSARIAL_START = 0.5  # share of the steps after which the adversarial loss is on
+ADVERSARIAL_LARGEST = 10.0  # upper bound of `adaptive_weight`
+DISCRIMINATOR_WIDTH = 32  # channels of its first level
+DISCRIMINATOR_RATE = 5e-4  # its peak learning rate
+
+
+@dataclass(frozen=True)
+class CodecTraining:
+    """Settings of the autoencoder's training. A value outside its range is a UserError."""
+
+    steps: int = 8000  # steps of the optimiser; the learning rate reaches its end there
+    learning_rate: float = 2e-3  # its peak, after the warm-up
+    adversarial: float = 0.0  # its gradient against reconstruction's, at the last layer; 0: off
+    seed: int = 0  # of latent noise and the discriminator's first weights
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.learning_rate < math.inf:
+            raise UserError("codec training: steps and learning_rate must be positive")
+        if not 0 <= self.adversarial < math.inf:
+            raise UserError("codec training: adversarial must not be negative")
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Real or reconstructed, judged for overlapping patches of 26 x 26 pixels.
+
+    `[F, 3, H, W]` -> scores `[F, 1, H/4, W/4]`, larger means real.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Conv2d(3, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.GroupNorm(1, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 4 * width, 3, padding=1),
+            nn.GroupNorm(1, 4 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * width, 1, 3, padding=1),
+        )
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's: scores of real patches above 1, of reconstructed ones below -1."""
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last: Tensor, largest: float = ADVERSARIAL_LARGEST
+) -> Tensor:
+    """|d reconstruction / d last| / |d adversarial / d last|, at most `largest`; no gradient.
+
+    With it the adversarial loss pulls at the decoder's last weights no harder than reconstruction,
+    however sure of itself the discriminator is (Esser et al. 2021, arXiv 2012.09841, section 3.1).
+    """
+    (wanted,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
+    (opposed,) = torch.autograd.grad(adversarial, last, retain_graph=True)
+    ratio = torch.linalg.vector_norm(wanted) / torch.linalg.vector_norm(opposed).clamp_min(1e-12)
+    return torch.clamp(ratio, max=largest)
+
+
+class CodecTrainer:
+    """Trains an `Autoencoder` on images that the caller draws: one call of `step` per batch.
+
+    `codec` is trained in place; `averaged` is the moving average of it, which is the one to keep:
+
+        trainer = CodecTrainer(codec, settings, dtype=torch.bfloat16)
+        for _ in range(settings.steps):
+            trainer.step(next(batches))
+        codec = trainer.averaged
+        codec.fit_statistics(some_clips)
+
+    The reconstruction loss is `L1 * |error| + L2 * error**2`. After `ADVERSARIAL_START` of the
+    steps, and only if `adversarial > 0`, a patch discriminator is trained by the hinge loss beside
+    it, and its verdict joins the loss with the weight `adversarial * adaptive_weight(...)`.
+
+    With `dtype` float32 nothing is cast; otherwise forward passes run under autocast to it. On a
+    CPU, `load_state_dict` of a state continues exactly, bit for bit, given the same images.
+    """
+
+    def __init__(
+        self, codec: Autoencoder, settings: CodecTraining, *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.settings = settings
+        self.dtype = dtype
+        self.device = next(codec.parameters()).device
+        self.num_steps = 0  # taken so far
+        self.codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._averaged = AveragedModel(codec, multi_avg_fn=_average)
+        # On the CPU whatever the device, so that noise is the same everywhere.
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._optimizer = _adamw(codec)
+        self._discriminator: PatchDiscriminator | None = None
+        self._parts: dict[str, nn.Module | torch.optim.Optimizer] = {
+            "codec": self.codec, "averaged": self._averaged, "optimizer": self._optimizer
+        }  # fmt: skip
+        if settings.adversarial:
+            self._add_discriminator()
+
+    def _add_discriminator(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            discriminator = PatchDiscriminator(DISCRIMINATOR_WIDTH)
+        discriminator.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._discriminator = discriminator
+        self._discriminator_optimizer = _adamw(discriminator)
+        self._parts["discriminator"] = discriminator
+        self._parts["discriminator_optimizer"] = self._discriminator_optimizer
+
+    @property
+    def averaged(self) -> Autoencoder:
+        """The codec with averaged weights; the same object at every step."""
+        codec = self._averaged.module
+        assert isinstance(codec, Autoencoder)
+        return codec
+
+    def learning_rate(self) -> float:
+        """Of the next step, as a fraction of the peak: linear warm-up, then half a cosine."""
+        rise = min(1.0, (self.num_steps + 1) / WARMUP)
+        progress = min(1.0, self.num_steps / self.settings.steps)
+        fall = (1 + math.cos(math.pi * progress)) / 2
+        return rise * (FINAL_RATE + (1 - FINAL_RATE) * fall)
+
+    def step(self, image_FCHW: Tensor) -> dict[str, Tensor]:
+        """One step on float images in [-1, 1]; the losses by name, before the step.
+
+        `loss` is what was minimised, `l1` and `l2` are unweighted; with the discriminator on also
+        `adversarial`, `adversarial_weight` and `discriminator`. They stay on the device: reading
+        one waits for it. Raises ValueError as `encode` does.
+        """
+        self.codec.check_pictures(image_FCHW)
+        real_FCHW = image_FCHW.to(self.device, torch.float32, memory_format=torch.channels_last)
+        with self._autocast():
+            raw_FCHW = self.codec.encode_raw(real_FCHW).float()
+            made_FCHW = self.codec.decode_raw(self._disturb(raw_FCHW)).float()
+        error_FCHW = made_FCHW - real_FCHW
+        losses = {"l1": error_FCHW.abs().mean(), "l2": error_FCHW.square().mean()}
+        reconstruction = L1 * losses["l1"] + L2 * losses["l2"]
+        loss = reconstruction + LATENT_WEIGHT * raw_FCHW.square().mean()
+
+        adversarial_on = self.num_steps >= ADVERSARIAL_START * self.settings.steps
+        discriminator = self._discriminator if adversarial_on else None
+        if discriminator:
+            losses |= self._fool(discriminator, made_FCHW, reconstruction)
+            loss = loss + losses["adversarial_weight"] * losses["adversarial"]
+        self._descend(self.codec, self._optimizer, loss, self.settings.learning_rate)
+        if discriminator:
+            losses["discriminator"] = self._judge(discriminator, real_FCHW, made_FCHW.detach())
+
+        self._averaged.update_parameters(self.codec)
+        self.num_steps += 1
+        return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later step depends on: nested dicts of tensors and numbers.
+
+        The tensors are the live ones: save or copy them before the next step.
+        """
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        return {"num_steps": self.num_steps, "generator": self._generator.get_state(), **state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; ValueError if it was made with or without a discriminator."""
+        if ("discriminator" in state) != (self._discriminator is not None):
+            raise ValueError("the state and the settings disagree on the adversarial loss")
+        self.num_steps = state["num_steps"]
+        self._generator.set_state(state["generator"].cpu())
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                _restore_layout(part)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        enabled = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, self.dtype if enabled else None, enabled=enabled)
+
+    def _disturb(self, raw_FCHW: Tensor) -> Tensor:
+        """Latents with noise in proportion to the spread of each channel within this batch."""
+        spread_C11 = raw_FCHW.detach().std((0, 2, 3), keepdim=True)
+        noise_FCHW = torch.randn(raw_FCHW.shape, generator=self._generator).to(self.device)
+        return raw_FCHW + LATENT_NOISE * spread_C11 * noise_FCHW
+
+    def _fool(
+        self, discriminator: PatchDiscriminator, made_FCHW: Tensor, reconstruction: Tensor
+    ) -> dict[str, Tensor]:
+        """The adversarial loss of the codec, and its weight."""
+        discriminator.requires_grad_(False)
+        with self._autocast():
+            adversarial = -discriminator(made_FCHW).float().mean()
+        weight = adaptive_weight(reconstruction, adversarial, self.codec.last.weight)
+        return {"adversarial": adversarial,
+                "adversarial_weight": self.settings.adversarial * weight}  # fmt: skip
+
+    def _judge(
+        self, discriminator: PatchDiscriminator, real_FCHW: Tensor, made_FCHW: Tensor
+    ) -> Tensor:
+        """One step of the discriminator; its loss."""
+        discriminator.requires_grad_(True)
+        with self._autocast():
+            score_real, score_made = discriminator(real_FCHW), discriminator(made_FCHW)
+        loss = hinge_loss(score_real.float(), score_made.float())
+        self._descend(discriminator, self._discriminator_optimizer, loss, DISCRIMINATOR_RATE)
+        return loss
+
+    def _descend(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, peak: float
+    ) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = peak * self.learning_rate()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+        optimizer.step()
+
+
+def _adamw(module: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        module.parameters(), betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
+    )
+
+
+@torch.no_grad()
+def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    """Exponential average whose memory grows with the steps, so that it forgets the start."""
+    decay = min(EMA, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+
+def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay moments in memory as their weights, which a state from a file may have lost.
+
+    The fused optimiser goes through both in the order of memory: moments that lie otherwise would
+    silently belong to other weights.
+    """
+    for weight, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(moment)
