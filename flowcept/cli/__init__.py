@@ -32,6 +32,7 @@ from flowcept.settings import (
     TrainConfig,
     check_keyframes,
     defaults,
+    leaf_fields,
     random_seed,
 )
 
@@ -670,9 +671,7 @@ def _check_fit(fit: str) -> None:
 def _train_flags() -> list[inspect.Parameter]:
     """Every setting of training, each None unless given: the preset decides."""
     flags = []
-    for one in fields(TrainConfig):
-        if one.default is MISSING:
-            continue  # the context weights: in a TOML file
+    for _, one in leaf_fields(TrainConfig):  # the context weights are in a TOML file
         name, meaning = one.name.replace("_", "-"), one.metadata["help"]
         flag = f"--{name}/--no-{name}" if one.type == "bool" else f"--{name}"
         default = str(one.default) if one.default != "" else "none"
@@ -704,9 +703,10 @@ def train(
     if preset and resume:
         raise UserError("--preset is for a new run: a resumed one keeps its settings; leave it out")
     from flowcept.training import run as trainer
+    from flowcept.training.state import make_config, read_config
 
     flags = {name: value for name, value in settings.items() if value is not None}
-    made = trainer.make_config(preset or "small", config, flags)
+    made = make_config(preset or "small", config, flags)
     if check:
         for line in trainer.check(folder, made):
             typer.echo(line)
@@ -716,7 +716,7 @@ def train(
         run,
         made,
         resume=resume,
-        given=[*flags, *(trainer.read_config(config) if config else ())],
+        given=[*flags, *(read_config(config) if config else ())],
         pause_at=pause_at,
         quiet=quiet,
         console=typer.echo,
