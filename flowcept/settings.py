@@ -4,8 +4,6 @@ The command line makes its flags from these records, and a Python caller uses th
 Nothing heavy is imported here, so that ``flowcept --help`` answers at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
@@ -17,10 +15,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from flowcept.errors import UserError
 
-INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
-SOLVERS = ("euler", "multistep")
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
-ORDERS = ("learned", "random", "left-to-right", "bisection")
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
@@ -53,19 +48,20 @@ class Rule:
 POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
 NUMBER = Rule("a number and at least 0", lambda value: 0 <= value < math.inf)
 SHARE = Rule("at least 0 and under 1", lambda value: 0 <= value < 1)
+INSIDE = Rule("between 0 and 1", lambda value: 0 < value < 1)
 COUNT = Rule(f"from 1 to {LARGEST}", lambda value: 1 <= value <= LARGEST)
 STRENGTH = Rule(f"from 0 to {LARGEST}", lambda value: 0 <= value <= LARGEST)
 SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST)
 SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
 RATE = Rule(
-    f"0 or from {SLOWEST} to {FASTEST}", lambda value: value == 0 or SLOWEST <= value <= FASTEST
+    f"0 or from {SLOWEST} to {FASTEST}", lambda rate: not rate or SLOWEST <= rate <= FASTEST
 )
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
 
 
-def one_of(*names: str) -> Rule:
-    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
+EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
 
 
 def setting(default: Any, meaning: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
@@ -96,38 +92,16 @@ class SampleConfig(Settings):
     """Controls of the sampler; the command line takes its defaults from here."""
 
     steps: int = setting(8, "denoising steps; twice as many evaluations at most", COUNT)
-    solver: str = setting(
-        "euler",
-        "of the flow: euler (a frame's last velocity) or multistep (its last two)",
-        one_of(*SOLVERS),
-    )
     guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none", STRENGTH)
-    rate_guidance: float = setting(
-        1.0, "strength of the prompt in length and place of new frames", STRENGTH
-    )
     rate_temperature: float = setting(
         1.0, "of the laws of length and places: 0 the most probable, over 1 more varied", STRENGTH
     )
     length_scale: float = setting(1.0, "multiplies the number of frames to come", SCALE)
     frames: int | None = setting(None, "number of frames, or auto: the model chooses", COUNT)
-    min_length: int | None = setting(
-        None, "least number of frames; by default the shortest trained", COUNT
-    )
-    max_length: int | None = setting(
-        None, "largest number of frames; by default the longest trained", COUNT
-    )
+    min_length: int | None = setting(None, "least number of frames; default as trained", COUNT)
+    max_length: int | None = setting(None, "largest number of frames; default as trained", COUNT)
     cache: bool = setting(
         True, "evaluate finished frames no more after the last insertion: a third less work"
-    )
-    insertion: str = setting(
-        "posterior",
-        "how counts are drawn: posterior; systematic, bernoulli, poisson to compare",
-        one_of(*INSERTIONS),
-    )
-    order: str = setting(
-        "learned",
-        "where frames enter: learned; random, left-to-right, bisection to compare",
-        one_of(*ORDERS),
     )
 
     def __post_init__(self) -> None:
@@ -137,12 +111,6 @@ class SampleConfig(Settings):
             raise UserError(f"--min-length {low} is over --max-length {high}")
         if self.frames is not None and (self.frames < low or (high and self.frames > high)):
             raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
-        placed = self.order == "learned" and self.rate_temperature == 1
-        if not placed and self.insertion != "posterior":
-            raise UserError("--order and --rate-temperature need the posterior insertion rule")
-        bounded = self.frames is not None or self.min_length is not None
-        if bounded and self.insertion != "posterior":
-            raise UserError("a fixed or least length needs the posterior insertion rule")
 
 
 def defaults(command: str) -> SampleConfig:
@@ -176,12 +144,8 @@ class DataSettings(Settings):
     fps: float = setting(0.0, "frames per second; 0: the folder's most common rate", RATE)
     min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
     max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
-    fit: str = setting(
-        "crop", "how frames of another shape get the size: crop, pad or stretch", one_of(*FITS)
-    )
-    held_out: float = setting(
-        0.02, "share of the clips that is kept from training, to score it", SHARE
-    )
+    fit: str = setting("crop", "how frames get the size: crop, pad or stretch", FIT)
+    held_out: float = setting(0.02, "share of the clips that only scores the training", SHARE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,22 +164,14 @@ class DataSettings(Settings):
 class CodecSettings(Settings):
     """What turns pictures into latents, and how it is trained."""
 
-    codec: str = setting(
-        "autoencoder",
-        "autoencoder (trained first), pixels, a model file of flowcept, or the folder of a "
-        "pretrained autoencoder",
-    )
+    codec: str = setting("autoencoder", "autoencoder, pixels, a model file, or a diffusers folder")
     compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16", POSITIVE)
     codec_channels: int = setting(6, "channels of a latent", POSITIVE)
     codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
-    codec_steps: int = setting(
-        4000, "training steps of the autoencoder; 0: it stays as it is", NUMBER
-    )
+    codec_steps: int = setting(4000, "training steps of the autoencoder; 0: as it is", NUMBER)
     codec_batch: int = setting(16, "frames per training step of the autoencoder", POSITIVE)
     codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder", POSITIVE)
-    adversarial: float = setting(
-        0.0, "weight of a discriminator's verdict on the autoencoder, for sharpness; 0: off", NUMBER
-    )
+    adversarial: float = setting(0.0, "weight of a discriminator, for sharpness; 0: off", NUMBER)
 
 
 @dataclass(frozen=True)
@@ -227,15 +183,9 @@ class NetworkSettings(Settings):
     heads: int = setting(4, "attention heads of the network", POSITIVE)
     patch: int = setting(4, "latent cells along each side of a patch", POSITIVE)
     stem_channels: int = setting(64, "channels of the convolutions over latent cells", POSITIVE)
-    stem_depth: int = setting(
-        2, "convolution blocks at each size of cells, before and after the blocks", NUMBER
-    )
-    between: int = setting(
-        0, "convolution blocks that guess a frame between two finished ones; 0: none", NUMBER
-    )
-    place: bool = setting(
-        False, "tell frames their place in the clip; longer clips than the trained are then unknown"
-    )
+    stem_depth: int = setting(2, "convolution blocks at each size of cells, down and up", NUMBER)
+    between: int = setting(0, "blocks that guess a frame between two finished; 0: none", NUMBER)
+    place: bool = setting(False, "frames are told their place; longer clips are then new")
     window: int = setting(0, "a frame sees frames within this distance only; 0: all", NUMBER)
 
 
@@ -245,24 +195,16 @@ class TextSettings(Settings):
 
     text_width: int = setting(192, "width of the prompt encoder", POSITIVE)
     text_depth: int = setting(3, "blocks of the prompt encoder", POSITIVE)
-    text_source: str = setting(
-        "", "folder of a T5 or CLIP, which is not trained; without it a small encoder is trained"
-    )
+    text_source: str = setting("", "folder of a T5 or CLIP to use as it is; else one is trained")
 
 
 @dataclass(frozen=True)
 class ProcessSettings(Settings):
     """When frames appear and how they become clean."""
 
-    schedule: str = setting(
-        "linear", "when frames appear: linear, or power:EXPONENT, under 1 early and over 1 late"
-    )
+    schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
-    late: float = setting(
-        0.5,
-        "share of the training after the last frame appeared; less is less work a clip",
-        Rule("between 0 and 1", lambda value: 0 < value < 1),
-    )
+    late: float = setting(0.5, "share of training after all frames appeared; less work", INSIDE)
 
 
 @dataclass(frozen=True)
@@ -288,18 +230,10 @@ class ContextMixture:
 class ObjectiveSettings(Settings):
     """What is learned."""
 
-    rate_weight: float = setting(
-        0.1, "weight of the loss of how many frames each gap lacks", NUMBER
-    )
-    count_weight: float = setting(
-        0.1, "weight of the loss of how many frames the clip lacks", NUMBER
-    )
-    prompt_dropout: float = setting(
-        0.1, "share of clips without given frames shown without prompt", SHARE
-    )
-    given_prompt_dropout: float = setting(
-        0.5, "share of clips with given frames shown without prompt", SHARE
-    )
+    rate_weight: float = setting(0.1, "weight of the frames that each gap lacks", NUMBER)
+    count_weight: float = setting(0.1, "weight of the frames that the clip lacks", NUMBER)
+    prompt_dropout: float = setting(0.1, "share of clips shown without their prompt", SHARE)
+    given_prompt_dropout: float = setting(0.5, "the same where frames are given", SHARE)
     context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
 
 
@@ -309,11 +243,7 @@ class OptimizerSettings(Settings):
 
     init: str = setting("", "a model file to go on from")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
-    max_hours: float = setting(
-        0.0,
-        "the learning rate reaches 0, and training ends, after so many hours; 0: no bound",
-        NUMBER,
-    )
+    max_hours: float = setting(0.0, "stop, the rate at 0, after so many hours; 0: never", NUMBER)
     tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)
     micro_tokens: int = setting(8192, "tokens at once; a larger step is cut into parts", POSITIVE)
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
@@ -331,9 +261,7 @@ class MachineSettings(Settings):
     seed: int = setting(0, "seed of weights, data order and noise", SEED)
     dtype: str = setting("auto", "precision of matrix products: auto, float32 or bfloat16")
     device: str = setting("auto", "auto, cpu, cuda or mps")
-    checkpointing: bool = setting(
-        False, "recompute blocks in the backward pass: less memory, more time"
-    )
+    checkpointing: bool = setting(False, "compute blocks twice: less memory, more time")
     compile: bool = setting(False, "torch.compile of the blocks")
 
 
@@ -343,15 +271,9 @@ class ReportSettings(Settings):
 
     log_every: int = setting(20, "steps between lines of the log", POSITIVE)
     eval_every: int = setting(500, "steps between losses of the clips held out", POSITIVE)
-    sample_every: int = setting(
-        1000, "steps between contact sheets; the first comes at step 100", POSITIVE
-    )
+    sample_every: int = setting(1000, "steps between contact sheets; one at step 100", POSITIVE)
     save_every: int = setting(500, "steps between states to resume from", POSITIVE)
-    export_dtype: str = setting(
-        "bfloat16",
-        "precision of the weights in the model file: float32 or bfloat16",
-        one_of("float32", "bfloat16"),
-    )
+    export_dtype: str = setting("bfloat16", "of the model file: float32 or bfloat16", EXPORT)
 
 
 @dataclass(frozen=True)
@@ -452,7 +374,6 @@ OF_THE_MODEL = tuple(
 
 # Plain values
 
-
 T = TypeVar("T")
 
 
@@ -488,6 +409,8 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
 def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # noqa: ANN401
     """A value as the type of its field: records, unions with None, tuples and tables go inside."""
     inside = get_args(kind)
+    if kind is Any:
+        return value
     if get_origin(kind) is tuple:
         several = isinstance(value, list | tuple)
         if several and len(inside) == 2 and inside[1] is Ellipsis:
