@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from flowcept.model_file import Card, Weights
-from flowcept.process.sampler import Given, Step, guided, sample_steps
+from flowcept.model_file import Weights
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import Step, sample_steps
+from flowcept.process.state import Given
 from flowcept.settings import SampleConfig
 
 
-def from_nothing(card: Card, device: torch.device | None = None) -> Given:
+def from_nothing(weights: Weights, device: torch.device | None = None) -> Given:
     """The start of a clip without any given frame, as in text-to-video."""
-    network = card.network
-    latent_FCHW = torch.zeros(0, network.channels, network.height, network.width, device=device)
-    return Given(latent_FCHW, (True,))
+    return Given(torch.zeros(0, *weights.network.latent_shape, device=device), (True,))
 
 
 def request(
@@ -38,8 +38,7 @@ def request(
         [text([prompt]) for prompt in prompts],
         [text([prompt]) for prompt in negative_prompts],
         config.guidance if leans else 1.0,
-        config.rate_guidance if leans else 1.0,
-        cached=config.cache and card.rests,
+        cached=config.cache,
     )
     bounds = {"min_length": card.min_length, "max_length": card.max_length}
-    return sample_steps(model, given, generators, config, card.process, **bounds)
+    return sample_steps(model, given, generators, config, weights.process, **bounds)

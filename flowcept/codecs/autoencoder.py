@@ -120,23 +120,18 @@ def _cosine_basis(side: int, count: int) -> Tensor:
     the lowest frequencies first; colour counts as a higher frequency, as the eye and most pictures
     have it. Columns are in the order of `pixel_unshuffle`: colour, row, column.
     """
-    index = torch.arange(side, dtype=torch.float64)
-    wave_UX = torch.cos(math.pi * (index + 0.5) * index[:, None] / side) * math.sqrt(2 / side)
-    wave_UX[0] /= math.sqrt(2)
-    colour_CC = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-    colour_CC /= colour_CC.norm(dim=1, keepdim=True)
-    cost = (1, 5, 8)  # of each colour axis, multiplied by 1 + squared frequency
-    order = sorted(
-        (cost[c] * (1 + u * u + v * v), c, u, v)
-        for c in range(3)
-        for u in range(side)
-        for v in range(side)
-    )
-    rows = [
-        torch.einsum("c,y,x->cyx", colour_CC[c], wave_UX[u], wave_UX[v]).flatten()
-        for _, c, u, v in order[:count]
-    ]
-    return torch.stack(rows).float()
+    frequency_U = torch.arange(side, dtype=torch.float64)
+    angle_UX = math.pi * (frequency_U + 0.5) * frequency_U[:, None] / side
+    wave_UX = F.normalize(torch.cos(angle_UX), dim=1)
+    colour_AC = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colour_AC = F.normalize(colour_AC, dim=1)
+    pictures = torch.einsum("ac,uy,vx->auvcyx", colour_AC, wave_UX, wave_UX)
+
+    weight_A = torch.tensor([1, 5, 8])  # of each colour axis; times 1 + squared frequency
+    square_U = frequency_U.square()
+    cost_AUV = weight_A[:, None, None] * (1 + square_U[:, None] + square_U)
+    order = cost_AUV.flatten().argsort(stable=True)[:count]
+    return pictures.flatten(0, 2).flatten(1)[order].float()
 
 
 # What every training of an autoencoder has in common.

@@ -87,8 +87,8 @@ class Codec(nn.Module):
     `pictures_per_latent`. A clip is *on the grid* if its pictures fill its latents.
 
     A subclass gives `encode_clip_raw`, `encode_keyframes_raw` and `decode_stream_raw`, which need
-    neither check nor normalise. The methods without `_raw` do; they are what the rest of the
-    package calls. They compute without gradients, in the dtype of the weights (or of an autocast
+    neither check nor normalise. The methods without `_raw` do both; the rest of the package calls
+    only them. They compute without gradients, in the dtype of the weights (or of an autocast
     around them), and return float32 on the codec's device.
     """
 
@@ -99,6 +99,7 @@ class Codec(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
+        # Lengths and sizes are the settings' affair, so that a model's card can tell them alone.
         self.pictures_per_latent = config.pictures_per_latent
         self.latents_of = config.latents_of
         self.pictures_of = config.pictures_of

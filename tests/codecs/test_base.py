@@ -78,6 +78,9 @@ def test_chunks_change_nothing_but_memory(monkeypatch):
     torch.testing.assert_close(codec.encode(image), latent, atol=1e-6, rtol=0)
     torch.testing.assert_close(codec.decode(latent), whole, atol=1e-6, rtol=0)
     assert sizes == [3, 3, 2, 3, 3, 2]
+    sizes.clear()
+    assert len(next(codec.decode_stream(latent))) == 3
+    assert sizes == [3], "pictures are made when they are asked for"
 
 
 def test_a_picture_over_the_limit_goes_alone(monkeypatch):
