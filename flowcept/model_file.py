@@ -105,7 +105,7 @@ def build(card: Card) -> Weights:
 class _Unfilled(TorchFunctionMode):
     """Modules are built without first values, so that memory of a size only claimed is not used."""
 
-    SKIPPED = frozenset({"normal_", "uniform_", "zero_", "fill_"})
+    SKIPPED = frozenset({"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "zeros_"})
 
     def __torch_function__(
         self,
@@ -114,7 +114,10 @@ class _Unfilled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        return args[0] if func.__name__ in self.SKIPPED else func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if func.__name__ in self.SKIPPED:
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
 
 
 def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> None:

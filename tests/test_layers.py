@@ -22,11 +22,13 @@ FLOORS = [
     ("codecs.base",),
     ("codecs.autoencoder", "codecs.pretrained"),
     ("codecs",),
-    ("model_file", "memory", "data.folder"),
-    ("request",),
-    ("evaluation.metrics", "evaluation.features", "evaluation.charts"),
-    ("generation", "evaluation.evaluate"),
+    ("model_file", "data.folder"),
+    ("generation", "evaluation.metrics", "evaluation.features", "evaluation.charts"),
+    ("evaluation.evaluate",),
     ("training.run",),
+    ("cli.options",),
+    ("cli.making", "cli.evaluate", "cli.info", "cli.theatre", "cli.train"),
+    ("cli.extend", "cli.gen", "cli.i2v", "cli.interp"),
     ("cli",),
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -33,7 +33,7 @@ from torch import Tensor
 from flowcept.codecs import to_images
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.process.forward import ProcessConfig, Target, draw, draw_context
+from flowcept.process.forward import Process, Target, draw, draw_context
 from flowcept.process.state import FrameState
 from flowcept.settings import FASTEST, FITS, SLOWEST, ContextMixture
 
@@ -629,7 +629,7 @@ def draw_batch(
     tokens: int,
     tokens_per_frame: int,
     least: int,
-    process: ProcessConfig,
+    process: Process,
     mixture: ContextMixture,
     prompt_dropout: float,
     given_prompt_dropout: float,

@@ -33,10 +33,10 @@ from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.evaluation import charts, metrics
 from flowcept.evaluation.features import ClipFeatures, FeatureNetwork, load_features
+from flowcept.generation import from_nothing, sample_clips
 from flowcept.process import forward as process
 from flowcept.process.forward import draw, draw_context
-from flowcept.process.sampler import Given, clip_generator, latents_of
-from flowcept.request import from_nothing, request
+from flowcept.process.state import Given, clip_generator, latents_of
 from flowcept.settings import ContextMixture, SampleConfig, defaults
 
 BATCH = 16  # clips sampled at once
@@ -130,7 +130,7 @@ class Evaluation:
         for start in range(0, len(given), BATCH):
             part = range(start, min(start + BATCH, len(given)))
             with autocast(self.device, self.dtype), torch.inference_mode():
-                steps = request(
+                steps = sample_clips(
                     self.weights,
                     [given[i] for i in part],
                     [captions[i] for i in part],

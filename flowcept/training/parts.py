@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from flowcept.data import folder as data
 from flowcept.data.folder import FrameStore, LatentStore
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
+from flowcept.networks import FAMILIES, VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
-from flowcept.networks.transformer import ModelConfig, Network
-from flowcept.process.forward import ProcessConfig
+from flowcept.process.forward import Flowception, Process
 from flowcept.settings import DataSettings, TextSettings, TrainConfig, from_mapping
 
 PROMPTS = 64  # of the training prompts at most are listed in a card, the most frequent
@@ -45,8 +45,8 @@ def data_config(settings: DataSettings) -> data.DataConfig:
     )
 
 
-def process_of(config: TrainConfig) -> ProcessConfig:
-    return from_mapping(ProcessConfig, asdict(config.process))
+def process_of(config: TrainConfig) -> Flowception:
+    return from_mapping(Flowception, asdict(config.process))
 
 
 def text_config(settings: TextSettings) -> TextConfig:
@@ -75,28 +75,28 @@ def _frozen_width(source: str) -> int:
 
 
 def network_config(
-    config: TrainConfig, latent: tuple[int, int, int], longest: int, text_width: int
-) -> ModelConfig:
+    config: TrainConfig, latent: Sequence[int], longest: int, text_width: int, family: str
+) -> Any:  # noqa: ANN401 - each family has settings of its own
     """The network for latents of so many channels, rows and columns, and clips so long."""
     channels, height, width = latent
-    shape = asdict(config.network) | {
+    shape = {
+        **asdict(config.network),
         "channels": channels,
         "height": height,
         "width": width,
-        "max_count": longest,
+        "largest_size": longest,
         "text_width": text_width,
     }
-    shape["cells"] = shape.pop("stem_channels")
-    shape["cell_depth"] = shape.pop("stem_depth")
-    return from_mapping(ModelConfig, shape)
+    return from_mapping(FAMILIES[family].config, shape)
 
 
-def check_parts(config: TrainConfig) -> None:
+def check_parts(config: TrainConfig, family: str) -> None:
     """Raise ``UserError`` for what would only show after the codec's training."""
     try:
         process_of(config)
         text = text_config(config.text)
-        network_config(config, (1, config.network.patch, config.network.patch), 1, text.width)
+        patch = config.network.patch
+        network_config(config, (1, patch, patch), 1, text.width, family)
     except ValueError as error:
         raise UserError(str(error)) from error
     if text.kind == "pretrained":
@@ -107,36 +107,44 @@ def assemble(
     config: TrainConfig,
     clips: Clips,
     codec: Codec,
-    process: ProcessConfig,
     origin: Weights | None,
-    **facts: Any,  # noqa: ANN401 - of the card: dataset and fps
+    process: Process | None,
+    family: str,
+    **facts: Any,  # noqa: ANN401
 ) -> Weights:
-    """The modules to train and their card; those of ``origin`` where there is one."""
+    """The modules to train, those of ``origin`` where there is one, with card and process.
+
+    ``facts`` are what else the card says: dataset and frames per second.
+    """
     torch.manual_seed(config.machine.seed)
-    latents = clips.latents
+    latents, named = clips.latents, process_of(config)
     captions = [latents.captions[clip] for clip in clips.train]
-    words = Counter(word for caption in captions for word in set(words_of(caption)))
-    known = commonest(words, WORDS)
+    known = commonest(Counter(word for text in captions for word in set(words_of(text))), WORDS)
     longest = max(latents.lengths)  # clips held out are scored as well
     if origin is None:
-        network, text = _new(config, latents.latent(0).shape[1:], longest, process, known)
+        text = text_config(config.text)
+        shape = network_config(config, latents.latent(0).shape[1:], longest, text.width, family)
+        network, encoder = build_network(shape, (process or named).shift), build_encoder(text)
+        if isinstance(encoder, ByteEncoder):
+            encoder.know(known)
     else:
-        network, text = _further(origin, longest, process)
+        network, encoder = _further(origin, longest, (process or named).shift)
     network.checkpoint_blocks = config.machine.checkpointing
 
+    lengths = Counter(latents.lengths[clip] for clip in clips.train)
     card = Card(
         network=network.config,
-        process=process,
-        text=text.config,
+        process=named,
+        text=encoder.config,
         codec=codec.config,
         size=config.data.frame_size,
-        lengths=dict(sorted(Counter(latents.lengths[clip] for clip in clips.train).items())),
+        lengths=dict(sorted(lengths.items())),
         fit=config.data.fit,
         prompts=commonest(Counter(filter(None, captions)), PROMPTS),
         words=known,
         **facts,
     )
-    return Weights(network, text, codec, card)
+    return Weights(network, encoder, codec, card, process or named)
 
 
 def commonest(counts: Counter[str], most: int) -> dict[str, int]:
@@ -145,33 +153,12 @@ def commonest(counts: Counter[str], most: int) -> dict[str, int]:
     return dict(ordered[:most])
 
 
-def _new(
-    config: TrainConfig,
-    latent: Sequence[int],
-    longest: int,
-    process: ProcessConfig,
-    known: Iterable[str],
-) -> tuple[Network, PromptEncoder]:
-    """Network and prompt encoder as they are before the first step."""
-    text = text_config(config.text)
-    channels, height, width = latent
-    network = Network(
-        network_config(config, (channels, height, width), longest, text.width), process
-    )
-    encoder = build_encoder(text)
-    if isinstance(encoder, ByteEncoder):
-        encoder.know(known)
-    return network, encoder
-
-
-def _further(
-    origin: Weights, longest: int, process: ProcessConfig
-) -> tuple[Network, PromptEncoder]:
+def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork, PromptEncoder]:
     """Network and prompt encoder of a model file, to be trained on; frozen encoders stay so."""
     network = origin.network
-    if longest > network.config.max_count:
-        network.count_to(longest)
-    network.process = process
+    if longest > network.largest_size:
+        network.grow_law(longest)
+    network.shift = shift
     network.requires_grad_().train()
     if origin.card.text.kind == "bytes":
         origin.text.requires_grad_()

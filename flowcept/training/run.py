@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from flowcept import memory, model_file
+from flowcept import model_file
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
 from flowcept.data.folder import FrameStore, LatentStore
+from flowcept.device import training_bytes
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
-from flowcept.process.forward import ProcessConfig
+from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
@@ -31,7 +32,6 @@ from flowcept.training.parts import (
     assemble,
     check_parts,
     data_config,
-    process_of,
     split,
 )
 from flowcept.training.state import Files, Run
@@ -51,7 +51,8 @@ def train(
     run: Path,
     config: TrainConfig,
     *,
-    process: ProcessConfig | None = None,
+    process: Process | None = None,
+    family: str = "transformer",
     resume: bool = False,
     given: Collection[str] = RESUMABLE,
     pause_at: int | None = None,
@@ -63,18 +64,17 @@ def train(
     ``resume`` continues the run in ``run``, whose own settings then hold, but for those of
     ``RESUMABLE`` that ``given`` names. ``pause_at`` ends after that step with the state written, as
     an interruption does; SIGTERM and SIGHUP interrupt as Ctrl-C does. ``process`` takes the place
-    of the one that the settings name.
+    of the one that the settings name, and ``family`` names another kind of network: baselines.
 
     Raises ``UserError`` for unusable data or settings, for a run folder that is in use and not to
     be resumed, and for a resumed run that differs in another setting that ``given`` names.
     """
     files = Files(run)
     config = files.recorded(config, given) if resume else files.unused(config)
-    check_parts(config)
+    check_parts(config, family)
     device, dtype = pick(config.machine)
     origin = _origin(config)
     codec = new_codec(config, origin).to(device)
-    process = process or process_of(config)
 
     with stoppable(), joined(device) as team:
         said = Console(console, quiet or not team.first)
@@ -89,13 +89,12 @@ def train(
             if origin is None:
                 codec = fitted(codec, pictures, state)
             clips = _encoded(pictures, codec, state)
-            weights = assemble(
-                config, clips, codec, process, origin, dataset=folder.resolve().name, fps=scan.fps
-            )
+            facts = {"dataset": folder.resolve().name, "fps": scan.fps}
+            weights = assemble(config, clips, codec, origin, process, family, **facts)
             trainer = Trainer(weights, clips, config, state.machine)
             if resume:
                 _go_on(trainer, state)
-            said.say(*_differences(config, origin, process), describe(trainer))
+            said.say(*_differences(config, origin), describe(trainer))
             run_to_end(trainer, state, pause_at)
     return files.model
 
@@ -112,13 +111,11 @@ def _origin(config: TrainConfig) -> Weights | None:
     return origin
 
 
-def _differences(
-    config: TrainConfig, origin: Weights | None, process: ProcessConfig
-) -> Iterator[str]:
+def _differences(config: TrainConfig, origin: Weights | None) -> Iterator[str]:
     """What a model to go on from has learned that this run does otherwise."""
     if origin is not None:
         for name, was in asdict(origin.card.process).items():
-            now = getattr(process, name)
+            now = getattr(config.process, name)
             if now != was:
                 yield (
                     f"note: {config.optimizer.init} was trained with {name.replace('_', ' ')} "
@@ -219,18 +216,15 @@ def describe(trainer: Trainer) -> str:
 
 
 def _memory(trainer: Trainer) -> float:
-    """Bytes that training takes: the program, weights and what goes with them, and work.
-
-    With each weight go its gradient, two moments, the average, and two temporaries of a step. Work
-    is counted on clips of the mean length, in one part of a step.
-    """
-    weights = sum(weight.numel() for weight in trainer.learner.parameters())
-    law, settings = trainer.card.lengths, trainer.config.optimizer
-    mean = round(sum(n * count for n, count in law.items()) / sum(law.values()))
+    """Bytes that training takes, of clips of the mean length in one part of a step."""
+    network, settings = trainer.card.network, trainer.config.optimizer
     tokens = min(settings.micro_tokens, settings.tokens)
-    clips = max(tokens // ((mean + 1) * trainer.tokens_per_frame), 1)
-    each, share = 28, 1.0  # bytes that go with a weight; of the work counted in float32
-    if trainer.machine.dtype != torch.float32:
-        each, share = 30, memory.HALF  # one more copy of the weights
-    work = share * memory.training_bytes(trainer.learner.network, [mean] * clips)
-    return memory.PROGRAM + each * weights + memory.HELD * work
+    return training_bytes(
+        max(tokens // trainer.tokens_per_frame, 1),
+        trainer.tokens_per_frame,
+        network.hidden,
+        network.depth,
+        network.height * network.width * network.stem_channels,
+        weights=sum(weight.numel() for weight in trainer.learner.parameters()),
+        half=trainer.machine.dtype != torch.float32,
+    )

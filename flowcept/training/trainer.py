@@ -26,14 +26,14 @@ from flowcept.data import folder as data
 from flowcept.data import video
 from flowcept.device import autocast
 from flowcept.errors import UserError
+from flowcept.generation import from_nothing, sample_clips
 from flowcept.model_file import Weights
+from flowcept.networks import VideoNetwork
 from flowcept.networks.text import PromptEncoder
-from flowcept.networks.transformer import Network
-from flowcept.process import forward as process
+from flowcept.process.forward import Process, Target, concat
 from flowcept.process.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
-from flowcept.request import from_nothing, request
 from flowcept.settings import OptimizerSettings, SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine
 from flowcept.training.parts import Clips
@@ -49,9 +49,11 @@ class Learner(nn.Module):
     evaluation mode, and is neither averaged nor saved with the rest.
     """
 
-    def __init__(self, network: Network, text: PromptEncoder, weights: LossConfig) -> None:
+    def __init__(
+        self, network: VideoNetwork, text: PromptEncoder, process: Process, weights: LossConfig
+    ) -> None:
         super().__init__()
-        self.network, self.weights = network, weights
+        self.network, self.process, self.weights = network, process, weights
         learns = any(weight.requires_grad for weight in text.parameters())
         self.learned_text = text if learns else None
         # In a tuple, a module is not part of this one.
@@ -69,7 +71,7 @@ class Learner(nn.Module):
     def forward(
         self,
         state: FrameState,
-        target: process.Target,
+        target: Target,
         prompts: Sequence[str],
         counts: Counts,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,7 +80,8 @@ class Learner(nn.Module):
         with torch.no_grad():  # the prompt learns nothing from what frames say of it
             parts = tokens.token_SD.float().split(list(tokens.lengths))
             said = [part.sum(0) * bool(p) for part, p in zip(parts, prompts, strict=True)]
-        sums = loss_sums(self.network(state, tokens), state, target, torch.stack(said))
+        prediction = self.network(state, tokens)
+        sums = loss_sums(prediction, state, target, self.process, torch.stack(said))
         return total_loss(sums, counts, self.weights), sums
 
 
@@ -122,14 +125,15 @@ class Trainer:
         self, weights: Weights, clips: Clips, config: TrainConfig, machine: Machine
     ) -> None:
         self.config, self.clips, self.machine = config, clips, machine
-        self.codec, self.card = weights.codec, weights.card
-        self.tokens_per_frame = self.card.network.patches + 1
+        self.codec, self.card, self.process = weights.codec, weights.card, weights.process
+        self.tokens_per_frame = weights.network.tokens_per_frame
         self.step, self.cursor, self.hours = 0, 0, 0.0
 
         objective = config.objective
         terms = LossConfig(rate_weight=objective.rate_weight, count_weight=objective.count_weight)
         weights.text.to(machine.device)
-        self.learner = Learner(weights.network, weights.text, terms).to(machine.device)
+        learner = Learner(weights.network, weights.text, weights.process, terms)
+        self.learner = learner.to(machine.device)
         self.average = Average(self.learner, config.optimizer.ema)
         if config.machine.compile:
             self.learner.network.compile_blocks()
@@ -139,7 +143,7 @@ class Trainer:
             data.draw_batch,
             clips.latents,
             tokens_per_frame=self.tokens_per_frame,
-            process=self.card.process,
+            process=self.process,
             mixture=config.context,
         )
 
@@ -228,11 +232,11 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and sums of some clips of a batch."""
         device, dtype = self.machine.device, self.machine.dtype
-        state, target = process.concat([batch.pairs[clip] for clip in part])
+        state, target = concat([batch.pairs[clip] for clip in part])
         prompts = [batch.prompts[clip] for clip in part]
         tensors = {one.name: getattr(target, one.name).to(device) for one in fields(target)}
         with autocast(device, dtype):
-            loss, sums = module(state.to(device), process.Target(**tensors), prompts, counts)
+            loss, sums = module(state.to(device), Target(**tensors), prompts, counts)
         return loss, sums
 
     @torch.no_grad()
@@ -269,7 +273,7 @@ class Trainer:
         """The averaged model as it goes into a file."""
         learner = self.average.module
         card = replace(self.card, steps=self.step)
-        return Weights(learner.network, learner.text, self.codec, card)
+        return Weights(learner.network, learner.text, self.codec, card, self.process)
 
     @torch.no_grad()
     def sheet(self) -> Image.Image:
@@ -282,9 +286,8 @@ class Trainer:
         generators = [clip_generator(number) for number in range(len(prompts))]
         settings = SampleConfig(steps=SHEET_STEPS)
         with autocast(device, self.machine.dtype):
-            steps = request(
-                self.weights(), given, prompts, [""] * len(prompts), generators, settings
-            )
+            negative = [""] * len(prompts)
+            steps = sample_clips(self.weights(), given, prompts, negative, generators, settings)
             latents = latents_of(steps)
         pictures = [to_frames(self.codec.decode(latent)) for latent in latents]
         labels = [prompt or "(no prompt)" for prompt in prompts]
@@ -319,7 +322,8 @@ class Trainer:
 
 def counted(batch: data.Batch) -> Counts:
     """What the loss terms of a whole batch are means over."""
-    return sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0, 0))
+    scored = zip(batch.pairs, batch.prompts, strict=True)
+    return sum((count_terms(state, [prompt]) for (state, _), prompt in scored), Counts())
 
 
 def add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
@@ -334,6 +338,6 @@ def means(sums: Mapping[str, Tensor], counts: Counts) -> dict[str, Tensor]:
         "velocity": counts.flowing,
         "missing": counts.gaps,
         "count": counts.clips,
-        "seen": counts.given,
+        "image": counts.image,
     }
     return {name: value / max(over[name], 1) for name, value in sums.items()}

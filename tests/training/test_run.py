@@ -28,8 +28,8 @@ from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.data import folder as data
 from flowcept.data import theatre, video
 from flowcept.errors import UserError
-from flowcept.process.sampler import Given, clip_generator, sample
-from flowcept.process.state import Role
+from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.state import Given, Role
 from flowcept.settings import SampleConfig, TrainConfig
 from flowcept.training import loop
 from flowcept.training import run as train
@@ -176,7 +176,7 @@ def test_a_run_leaves_a_model_and_its_records(folder: Path, whole: Path):
     assert card.dataset == "clips"
     assert sum(card.lengths.values()) == len(entries) - 2  # 15 % of 14 are held out
     assert set(card.prompts) <= {entry.caption for entry in entries}
-    assert max(card.lengths) == card.network.max_count
+    assert max(card.lengths) == card.network.largest_size
 
 
 def test_the_model_file_samples(whole: Path):
@@ -612,15 +612,15 @@ def test_a_model_of_short_clips_goes_on_with_long_ones(folder: Path, whole: Path
     short = TINY.changed(max_frames=3)
     train.train(folder, tmp_path / "short", short, pause_at=1, quiet=True)
     model = tmp_path / "short" / "model.safetensors"
-    assert checkpoint.read_card(model).network.max_count == 3
+    assert checkpoint.read_card(model).network.largest_size == 3
     config = TINY.changed(init=str(model))
     train.train(folder, tmp_path / "long", config, pause_at=1, quiet=True)
     train.train(folder, tmp_path / "long", config, resume=True, quiet=True)
-    longest = checkpoint.read_card(whole / "model.safetensors").network.max_count
+    longest = checkpoint.read_card(whole / "model.safetensors").network.largest_size
     assert longest > 8
     weights = checkpoint.load(tmp_path / "long" / "model.safetensors")
-    assert weights.card.network.max_count == longest
-    assert weights.network.count.out_features == longest + 1
+    assert weights.card.network.largest_size == longest
+    assert weights.network.largest_size + 1 == longest + 1
 
 
 def test_learning_that_breaks_is_said_and_leaves_the_state(folder: Path, run: Path):
@@ -782,7 +782,7 @@ def test_a_held_out_clip_may_be_the_longest(folder: Path, tmp_path: Path):
     video.write_video(path, np.zeros((40, 32, 32, 3), np.uint8), 12)
     train.train(clips, tmp_path / "run", TINY.changed(codec_steps=1, steps=1), quiet=True)
     card = checkpoint.read_card(tmp_path / "run" / "model.safetensors")
-    assert card.network.max_count == 40 > max(card.lengths)
+    assert card.network.largest_size == 40 > max(card.lengths)
 
 
 @pytest.mark.usefixtures("no_sheets")
