@@ -77,7 +77,6 @@ class Weights:
 
     def modules(self) -> dict[str, nn.Module]:
         """By the first part of their tensors' names; a frozen encoder stays outside the file."""
-        assert isinstance(self.network, nn.Module)
         modules: dict[str, nn.Module] = {"network": self.network, "codec": self.codec}
         if self.card.text.kind == "bytes":
             modules["text"] = self.text
@@ -110,7 +109,7 @@ class _Unfilled(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002
+        types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
@@ -231,7 +230,7 @@ SETTINGS_OF_2 = {
     "cells": "stem_channels",
     "cell_depth": "stem_depth",
 }
-LEFT_WITH_2 = {
+GONE_SINCE_2: dict[str, dict[str, Any]] = {
     "network": {"rotary_values": False, "causal": False},
     "process": {"kind": "flowception", "num_start": 1, "block": None},
 }
@@ -249,7 +248,7 @@ def _name_today(name: str, version: int) -> str:
 def _settings_of_2(info: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The description of a file of format 2 as it would be now; ``UserError`` for lost kinds."""
     settings = {**info, "network": dict(info["network"]), "process": dict(info["process"])}
-    for part, left in LEFT_WITH_2.items():
+    for part, left in GONE_SINCE_2.items():
         for name, only in left.items():
             found = settings[part].pop(name, only)
             if only is not None and found != only:

@@ -61,7 +61,8 @@ class PlanRows:
 
     def plan(self, name: str, found: Mapping[str, Tensor]) -> Plan:
         """The plan, of what has come to the device."""
-        return Plan(self.groups, *(found.get(f"{name} {part}") for part in PARTS))
+        query, key, back = (found.get(f"{name} {part}") for part in PARTS)
+        return Plan(self.groups, query, key, back)
 
 
 def plan_rows(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> PlanRows:

@@ -128,6 +128,15 @@ class StemBlock(nn.Module):
         return chunked(together, x_FHWC)
 
 
+class StemBlocks(nn.ModuleList):
+    """Blocks one after another."""
+
+    def forward(self, x_FHWC: Tensor, condition_FD: Tensor, neighbours: Neighbours) -> Tensor:
+        for block in self:
+            x_FHWC = block(x_FHWC, condition_FD, neighbours)
+        return x_FHWC
+
+
 class Stem(nn.Module):
     """From latents to patches and from patches to velocities.
 
@@ -142,7 +151,7 @@ class Stem(nn.Module):
 
         def blocks(way: str) -> nn.ModuleList:
             return nn.ModuleList(
-                nn.ModuleList(
+                StemBlocks(
                     StemBlock(c, config.hidden, f"stem.{way}.{level}.{number}")
                     for number in range(config.depth)
                 )
@@ -164,8 +173,7 @@ class Stem(nn.Module):
         x_FHWC = convolve(self.first, latent_FCHW.permute(0, 2, 3, 1))
         features = []
         for factor, blocks, merge in zip(self.factors, self.down, self.merge, strict=True):
-            for block in blocks:
-                x_FHWC = block(x_FHWC, condition_FD, neighbours)
+            x_FHWC = blocks(x_FHWC, condition_FD, neighbours)
             features.append(x_FHWC)
             x_FHWC = _merged(merge, x_FHWC, factor)
         return x_FHWC, features
@@ -182,8 +190,7 @@ class Stem(nn.Module):
         ways = list(zip(self.factors, self.up, self.divide, strict=True))
         for factor, blocks, divide in reversed(ways):
             x_FHWC = _divided(divide, x_FHWC, factor, features.pop())
-            for block in blocks:
-                x_FHWC = block(x_FHWC, condition_FD, neighbours)
+            x_FHWC = blocks(x_FHWC, condition_FD, neighbours)
 
         def velocity(rows: slice) -> Tensor:
             y_FHWC = F.silu(film(self.film, x_FHWC[rows], condition_FD[rows]))

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from flowcept.networks.attention import Plan, attend
+from flowcept.networks.base import VideoNetwork
 from flowcept.networks.in_between import InBetween
 from flowcept.networks.layers import SquaredRelu, adaln, chunked, layer_norm, zero_init
 from flowcept.networks.layout import Layout, evaluation_order, make_layout
@@ -187,8 +188,8 @@ class Block(nn.Module):
         return context.attend(layer_norm(q), layer_norm(k), v, context.layout.to_prompt)
 
 
-class Transformer(nn.Module):
-    """``FrameState`` and prompts in, ``Prediction`` out; see ``networks.VideoNetwork``."""
+class Transformer(VideoNetwork):
+    """The stem, the blocks, and the heads that say velocity, missing frames and sizes."""
 
     block_type: type[Block] = Block
 
@@ -225,7 +226,6 @@ class Transformer(nn.Module):
         self.log_missing_first = nn.Linear(width, 1)
         self.size = nn.Linear(width, config.largest_size + 1)
         self._start()
-        self.checkpoint_blocks = False  # trade time for memory in training
         self.attend: Attend = attend
         self._layout: tuple[object, Layout] | None = None  # the last one, and what it was made of
 
@@ -268,7 +268,7 @@ class Transformer(nn.Module):
             block.compile(dynamic=True, **options)
 
     @torch.no_grad()
-    def grow_law(self, largest_size: int) -> None:
+    def grow_law(self, largest_size: int) -> TransformerConfig:
         """Let the law of sizes reach further; what it says of known ones stays in proportion.
 
         New sizes start as likely as the least likely one, whatever the state.
@@ -281,6 +281,7 @@ class Transformer(nn.Module):
         self.size.weight.copy_(F.pad(old.weight, (0, 0, 0, more)))
         self.size.bias.copy_(F.pad(old.bias, (0, more), value=float(old.bias.min())))
         self.config = replace(self.config, largest_size=largest_size)
+        return self.config
 
     def forward(
         self, state: FrameState, prompt: PromptTokens, rest: Rest | None = None
