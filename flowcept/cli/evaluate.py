@@ -43,9 +43,7 @@ def evaluate(
         str, typer.Option(help="gen: from captions; i2v: from first frames too")
     ] = "gen",
     clips: Annotated[int, typer.Option(help="of the folder that are drawn")] = 64,
-    features: Annotated[
-        Path | None, typer.Option(help="a TorchScript video network")
-    ] = None,
+    features: Annotated[Path | None, typer.Option(help="a TorchScript video network")] = None,
     seed: Annotated[int, typer.Option(help="of clips, noise and bootstraps")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the scores, a .json file")
