@@ -66,9 +66,7 @@ def make_clips(
         if options.quiet:
             warnings.simplefilter("ignore")
         studio = _open(options)
-        if not options.quiet and not options.as_json:
-            most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
-            typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
+        _tell_memory(options, studio, jobs, least)
         try:
             for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
                 with _bar(command, options, studio, job.config.steps) as watch:
@@ -158,6 +156,12 @@ def _open(options: MakeOptions) -> Studio:
     return generation.load(
         options.model, device=options.device, dtype=options.dtype, compile=options.compile
     )
+
+
+def _tell_memory(options: MakeOptions, studio: Studio, jobs: Sequence[Job], least: int) -> None:
+    if not options.quiet and not options.as_json:
+        most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
+        typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
 
 
 def _shared(options: MakeOptions, job: Job, watch: Callable[[Step], None]) -> GenerateOptions:
