@@ -43,6 +43,7 @@ from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
 from flowcept.process.state import Given
 from flowcept.settings import (
+    SEED,
     SampleConfig,
     check_extension,
     check_keyframes,
@@ -121,8 +122,7 @@ class Request:
     watch: Watch | None = None  # called after every step of the sampler
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
+        SEED.check("seed", self.seed)
         for text in (self.prompt, self.negative_prompt):
             if len(json.dumps(text)) > LONGEST_PROMPT:
                 raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flowcept.cli.options import LARGEST_SEED, MakeOptions, check_output, check_range
+from flowcept.cli.options import RATE, MakeOptions, check_output
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, SLOWEST, SampleConfig, mixed, random_seed
+from flowcept.settings import SEED, SampleConfig, mixed, random_seed
 
 if TYPE_CHECKING:
     from flowcept.generation import Clip, GenerateOptions, Studio
@@ -36,7 +36,7 @@ class Job:
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
-        check_range("--seed", self.seed, 0, LARGEST_SEED)
+        SEED.check("seed", self.seed)
         check_output(self.own)
 
     @property
@@ -82,10 +82,10 @@ def job_of(prompt: str, options: MakeOptions, config: SampleConfig) -> Job:
     return Job(prompt, config, options.negative_prompt, options.seed)
 
 
-def check_rate(fps: float | None) -> None:
+def check_rate(fps: float) -> None:
     """Raise ``UserError`` for a playback rate that follows from an input and cannot be written."""
-    if fps is not None and not SLOWEST <= fps <= FASTEST:
-        raise UserError(f"{fps:g} frames a second cannot be written: give --fps up to {FASTEST}")
+    if not RATE.holds(fps):
+        raise UserError(f"{fps:g} frames a second cannot be written: give --fps {RATE.words}")
 
 
 def _repeated(job: Job, count: int) -> list[Job]:
