@@ -236,7 +236,7 @@ def _new_name(command: str, seed: int) -> Path:
 def _draw(options: MakeOptions, clip: Clip, number: int) -> None:
     """Contact sheet and picture of the growth, with this number in their names unless it is 0."""
     from flowcept.data import video
-    from flowcept.evaluation import charts
+    from flowcept.evaluation import report
 
     def name(path: Path) -> Path:
         return numbered(path, number) if number else path
@@ -245,7 +245,7 @@ def _draw(options: MakeOptions, clip: Clip, number: int) -> None:
         video.save_image(video.contact_sheet(clip.frames_FHW3), name(options.sheet))
     if options.trace:
         pictures = [clip.frames_FHW3[end] for end in clip.ends]
-        chart = charts.growth_chart(
+        chart = report.growth_chart(
             clip.growth,
             clip.order,
             thumbnails=pictures or None,
