@@ -15,6 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 FLOORS = [
     ("errors", "version"),
     ("settings",),
+    ("data.timing",),
+    ("data.ffmpeg",),
+    ("data.formats",),
     ("process.state", "process.schedule", "data.video", "device"),
     ("process.forward", "data.theatre", "networks.resting"),
     ("process.loss", "process.sampler", "networks.attention"),
