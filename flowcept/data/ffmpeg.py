@@ -3,11 +3,11 @@
 ffmpeg comes with imageio-ffmpeg, without ffprobe. What is unusual here:
 
 * A run never outlives the block that started it, and nothing it says needs a file.
-* What ffmpeg *says* is told from what it *quotes*. Up to the line "Stream mapping:" it describes the
+* What ffmpeg *says* is told from what it *quotes*. Up to the line "Stream mapping:" it describes a
   file in the file's own words, titles and names among them; there only lines of the level error or
   warning are its own. After it, as no metadata is passed on, all is.
-* The `showinfo` filter reports exact rates, time stamps and sizes of the frames that really are in a
-  file. Its packets have the same time stamps, without the work of decoding.
+* The `showinfo` filter reports exact rates, time stamps and sizes of the frames that really are in
+  a file. Its packets have the same time stamps, without the work of decoding.
 
 Shape suffixes: F frames, H height, W width, 3 colours.
 """

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -135,7 +136,7 @@ class Encoder(Protocol):
 
     @property
     def pictures_per_latent(self) -> int:
-        """Pictures that each latent of a clip but the first stands for; 1: each is encoded alone."""
+        """Pictures that a latent stands for; 1: each is encoded alone."""
 
     def latents_of(self, pictures: int) -> int:
         """Number of latents of the longest clip on the grid that has no more pictures."""
@@ -321,7 +322,8 @@ def _build(path: Path, key: str, fill: Callable[[_Rows], dict[str, Any]]) -> Non
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _check_space(cache: Path, needed: int) -> None:

@@ -39,9 +39,10 @@ from flowcept import model_file as checkpoint
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_frames, to_images
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
 from flowcept.codecs.pretrained import load_pretrained
+from flowcept.data import batches, video
 from flowcept.data import folder as data
-from flowcept.data import video
-from flowcept.data.folder import DataConfig, FrameStore, LatentStore
+from flowcept.data.folder import DataConfig
+from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.evaluation import charts
@@ -267,7 +268,10 @@ def train(
     with _team(device) as team:
         say = console if team.first() and not quiet else _silent
         shown = quiet or not team.first()
-        scan = data.scan(folder, _data_config(config), _bar("reading", "clip", shown))
+        bar = _bar("reading", "clip", shown)
+        scan = _in_turn(
+            team, lambda: data.scan(folder, _data_config(config), bar, run / "cache")
+        )
         for line in (*scan.summary(), *_idle(config, () if resume else given)):
             say(line)
         if not resume:
@@ -439,11 +443,11 @@ def _open_run(run: Path, config: TrainConfig, team: Team) -> None:
 
 def _decoded(
     scan: data.Scan, run: Path, config: TrainConfig, resume: bool, quiet: bool
-) -> FrameStore:
+) -> PictureStore:
     """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
     try:
         bar = _bar("decoding", "frame", quiet)
-        return FrameStore(scan, _data_config(config), run / "cache", bar)
+        return PictureStore(scan, _data_config(config), run / "cache", bar)
     except UserError:
         if not resume:
             (run / "config.toml").unlink(missing_ok=True)
@@ -481,7 +485,7 @@ CODEC_STATE = "codec-state.safetensors"  # of its training, until it is fitted
 
 def _fitted(
     codec: Codec,
-    images: FrameStore,
+    images: PictureStore,
     run: Path,
     config: TrainConfig,
     team: Team,
@@ -503,12 +507,12 @@ def _fitted(
     return codec.eval().requires_grad_(requires_grad=False)
 
 
-def _split(images: FrameStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+def _split(images: PictureStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
     groups = [entry.path for entry in images.entries]
-    return data.split_held_out(len(images), config.held_out, config.seed, groups)
+    return batches.split_held_out(len(images), config.held_out, config.seed, groups)
 
 
-def _some_images(images: FrameStore, clips: Sequence[int], seed: int) -> Iterator[Tensor]:
+def _some_images(images: PictureStore, clips: Sequence[int], seed: int) -> Iterator[Tensor]:
     """Frames of up to 512 clips, for the latents' statistics."""
     order = torch.randperm(len(clips), generator=clip_generator(seed))[:512].tolist()
     for clip in order:
@@ -517,7 +521,7 @@ def _some_images(images: FrameStore, clips: Sequence[int], seed: int) -> Iterato
 
 def _fit_autoencoder(
     codec: Autoencoder,
-    images: FrameStore,
+    images: PictureStore,
     clips: Sequence[int],
     run: Path,
     config: TrainConfig,
@@ -723,10 +727,10 @@ class Trainer:
         fall = min(1.0, (1 - progress) / config.decay) if config.decay else 1.0
         return config.learning_rate * rise * max(fall, 0.01)
 
-    def draw(self) -> data.Batch:
+    def draw(self) -> batches.Batch:
         """The next step's batch."""
         config = self.config
-        return data.draw_batch(
+        return batches.draw_batch(
             self.latents,
             self.train_clips,
             seed=config.seed,
@@ -755,7 +759,7 @@ class Trainer:
             pairs=tuple(batch.pairs[i] for i in own),
             prompts=tuple(batch.prompts[i] for i in own),
         )
-        parts = data.split_batch(share, self.config.micro_tokens, self.tokens_per_frame)
+        parts = batches.split_batch(share, self.config.micro_tokens, self.tokens_per_frame)
         totals: Counter[str] = Counter()
         self.learner.train()
         for number, part in enumerate(parts):
@@ -787,7 +791,7 @@ class Trainer:
         }
 
     def _forward(
-        self, module: nn.Module, batch: data.Batch, part: Sequence[int], counts: Counts
+        self, module: nn.Module, batch: batches.Batch, part: Sequence[int], counts: Counts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         state, target = process.concat([batch.pairs[i] for i in part])
         target = process.Target(
@@ -808,7 +812,7 @@ class Trainer:
         if not self.held_clips:
             return {}
         try:
-            batch = data.draw_batch(
+            batch = batches.draw_batch(
                 self.latents,
                 self.held_clips,
                 seed=config.seed + 1,
@@ -829,7 +833,7 @@ class Trainer:
         totals: Counter[str] = Counter()
         self.averaged.eval()
         at_once = min(config.micro_tokens, config.tokens)  # no more than a step of training
-        for part in data.split_batch(batch, at_once, self.tokens_per_frame):
+        for part in batches.split_batch(batch, at_once, self.tokens_per_frame):
             _, sums = self._forward(self.averaged, batch, part, counts)
             totals.update({name: float(value) for name, value in sums.items()})
         return {f"held_out_{k}": v for k, v in _means(totals, counts, Team()).items()}

@@ -25,8 +25,8 @@ from PIL import Image
 
 from flowcept import model_file as checkpoint
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
+from flowcept.data import batches, shards, theatre, video
 from flowcept.data import folder as data
-from flowcept.data import theatre, video
 from flowcept.errors import UserError
 from flowcept.process.sampler import Given, clip_generator, sample
 from flowcept.process.state import Role
@@ -244,7 +244,7 @@ def test_nothing_to_resume(folder: Path, tmp_path: Path):
 def test_unsuitable_settings_are_one_line_before_anything_is_done(
     folder: Path, tmp_path: Path, changes, named, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(train, "FrameStore", lambda *_: pytest.fail("the clips are decoded"))
+    monkeypatch.setattr(train, "PictureStore", lambda *_: pytest.fail("the clips are decoded"))
     with pytest.raises(UserError) as error:
         train.train(folder, tmp_path / "run", replace(TINY, **changes), quiet=True)
     assert named in str(error.value)
@@ -397,14 +397,14 @@ def test_a_codec_interrupted_after_its_last_step_is_not_trained_again(
 def test_held_out_clips_that_fit_no_context_are_not_scored(
     folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, said = data.draw_batch, list[str]()
+    real, said = batches.draw_batch, list[str]()
 
-    def draw_batch(*args: Any, **words: Any) -> data.Batch:
+    def draw_batch(*args: Any, **words: Any) -> batches.Batch:
         if words["seed"] != TINY.seed:
             raise UserError("2000 clips in a row fit no context")
         return real(*args, **words)
 
-    monkeypatch.setattr(data, "draw_batch", draw_batch)
+    monkeypatch.setattr(batches, "draw_batch", draw_batch)
     train.train(folder, run, TINY, console=said.append)
     assert any("held-out clips fit no context" in line for line in said)
     assert not losses(run, "held_out_velocity")
@@ -417,7 +417,7 @@ def test_a_start_that_cannot_decode_leaves_its_folder_free(
     def full(*_: object) -> None:
         raise UserError("no room")
 
-    monkeypatch.setattr(train, "FrameStore", full)
+    monkeypatch.setattr(train, "PictureStore", full)
     assert "no room" in refused(folder, tmp_path / "run", TINY)
     assert not (tmp_path / "run" / "config.toml").exists()
 
@@ -554,8 +554,8 @@ def test_held_out_clips_are_not_trained_on(folder: Path, run: Path, monkeypatch)
     held = set(trainer.held_clips)
     assert len(held) == 2
     seen: set[int] = set()
-    real = data.LatentStore.latent
-    monkeypatch.setattr(data.LatentStore, "latent", lambda s, i: seen.add(i) or real(s, i))
+    real = shards.LatentStore.latent
+    monkeypatch.setattr(shards.LatentStore, "latent", lambda s, i: seen.add(i) or real(s, i))
     for _ in range(12):
         trainer.cursor += trainer.draw().taken
         trainer.step += 1
@@ -769,7 +769,7 @@ def test_a_held_out_clip_may_be_the_longest(folder: Path, tmp_path: Path):
     """Its size has a place in the law of sizes, so that its loss is finite."""
     clips = tmp_path / "clips"
     shutil.copytree(folder, clips)
-    store = data.FrameStore(
+    store = shards.PictureStore(
         data.scan(clips, train._data_config(TINY)), train._data_config(TINY), tmp_path / "cache"
     )
     _, held = train._split(store, TINY)
