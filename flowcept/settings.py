@@ -149,9 +149,7 @@ class TrainConfig:
     fit: str = setting("crop", "how clips get the size: crop, pad or stretch")
     held_out: float = setting(0.02, "share of the clips that is never trained on")
     # codec
-    codec: str = setting(
-        "autoencoder", "autoencoder, pixels, a model file, or a pretrained autoencoder's files"
-    )
+    codec: str = setting("autoencoder", "autoencoder, pixels, a model file, or a diffusers folder")
     compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16")
     codec_channels: int = setting(6, "channels of a latent")
     codec_width: int = setting(64, "channels of the autoencoder's first level")

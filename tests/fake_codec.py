@@ -38,9 +38,9 @@ class FakeVideo(Codec):
             raise UserError(f"the codec fake-video has {channels} channels of {GROUP} pictures")
 
     def encode_clip_raw(self, image_FCHW: Tensor) -> Tensor:
-        first_FCHW = self.encode_keyframes_raw(image_FCHW[:1])
-        group_FCHW = image_FCHW[1:].unflatten(0, (-1, GROUP)).flatten(1, 2)
-        return torch.cat([first_FCHW, self._cells(group_FCHW)])
+        copies_FCHW = image_FCHW[:1].repeat(1, GROUP, 1, 1)
+        groups_FCHW = image_FCHW[1:].reshape(-1, *copies_FCHW.shape[1:])
+        return self._cells(torch.cat([copies_FCHW, groups_FCHW]))
 
     def encode_keyframes_raw(self, image_FCHW: Tensor) -> Tensor:
         return self._cells(image_FCHW.repeat(1, GROUP, 1, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from fake_codec import fake_config
 
 from flowcept import model_file as checkpoint
 from flowcept.codecs import CodecConfig
@@ -22,6 +23,8 @@ def write_model(path: Path, kind: str = "flowception", codec: str = "autoencoder
     """A model that knows nothing, with open gates, so that every input changes its output."""
     if codec == "pixels":
         codec_config = CodecConfig(kind="pixels", compression=1, channels=3)
+    elif codec == "fake-video":
+        codec_config = fake_config(compression=4)
     else:
         codec_config = CodecConfig(compression=8, channels=8, width=16)
     cells = SIZE // codec_config.compression

@@ -1,27 +1,10 @@
 """Codecs: clips of pictures <-> clips of latents. `KINDS` has them by name."""
 
 from flowcept.codecs.autoencoder import Autoencoder
-from flowcept.codecs.base import (
-    KINDS,
-    Codec,
-    CodecConfig,
-    ImageCodec,
-    Pixels,
-    to_frames,
-    to_images,
-)
+from flowcept.codecs.base import KINDS, Codec, CodecConfig, Pixels, to_frames, to_images
 from flowcept.codecs.pretrained import Pretrained
 
-__all__ = [
-    "KINDS",
-    "Codec",
-    "CodecConfig",
-    "ImageCodec",
-    "Pixels",
-    "build_codec",
-    "to_frames",
-    "to_images",
-]
+__all__ = ["KINDS", "Codec", "CodecConfig", "Pixels", "build_codec", "to_frames", "to_images"]
 
 KINDS.update(pixels=Pixels, autoencoder=Autoencoder, diffusers=Pretrained)
 

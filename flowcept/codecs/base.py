@@ -87,8 +87,8 @@ class Codec(nn.Module):
     `pictures_per_latent`. A clip is *on the grid* if its pictures fill its latents.
 
     A subclass gives `encode_clip_raw`, `encode_keyframes_raw` and `decode_stream_raw`, which need
-    neither check nor normalise. The methods without `_raw` do; they are what the rest of the
-    package calls. They compute without gradients, in the dtype of the weights (or of an autocast
+    neither check nor normalise. The methods without `_raw` do both; the rest of the package calls
+    only them. They compute without gradients, in the dtype of the weights (or of an autocast
     around them), and return float32 on the codec's device.
     """
 
@@ -99,6 +99,11 @@ class Codec(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
+        # Lengths and sizes are the settings' affair, so that a model's card can tell them alone.
+        self.pictures_per_latent = config.pictures_per_latent
+        self.latents_of = config.latents_of
+        self.pictures_of = config.pictures_of
+        self.latent_shape = config.latent_shape
         self.register_buffer("mean_C", torch.zeros(config.channels))
         self.register_buffer("std_C", torch.ones(config.channels))
 
@@ -118,23 +123,6 @@ class Codec(nn.Module):
         """Pictures of a clip's latents that are not normalised, some at a time, not clamped."""
         raise NotImplementedError
 
-    @property
-    def pictures_per_latent(self) -> int:
-        """How many pictures every latent of a clip but its first stands for."""
-        return self.config.pictures_per_latent
-
-    def latents_of(self, pictures: int) -> int:
-        """Number of latents of the longest clip on the grid that has no more pictures."""
-        return self.config.latents_of(pictures)
-
-    def pictures_of(self, latents: int) -> int:
-        """Number of pictures of a clip of so many latents."""
-        return self.config.pictures_of(latents)
-
-    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of a latent of pictures of (height, width) pixels; ValueError off the cells."""
-        return self.config.latent_shape(size)
-
     @torch.no_grad()
     def encode_clip(self, image_FCHW: Tensor) -> Tensor:
         """Latents of one whole clip.
@@ -147,7 +135,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def encode_keyframes(self, image_FCHW: Tensor) -> Tensor:
         """Latents of single pictures, one of each; ValueError for a wrong shape of pictures."""
-        self._check_pictures(image_FCHW)
+        self.check_pictures(image_FCHW)
         return self._normalized(self.encode_keyframes_raw(image_FCHW))
 
     def encode(self, image_FCHW: Tensor) -> Tensor:
@@ -194,7 +182,7 @@ class Codec(nn.Module):
         self.std_C.copy_(variance_C.clamp_min(0).sqrt().clamp_min(LEAST_STD))
 
     def _checked_clip_raw(self, image_FCHW: Tensor) -> Tensor:
-        self._check_pictures(image_FCHW)
+        self.check_pictures(image_FCHW)
         count = len(image_FCHW)
         on_grid = self.pictures_of(self.latents_of(count))
         if count != on_grid:
@@ -204,7 +192,8 @@ class Codec(nn.Module):
             )
         return self.encode_clip_raw(image_FCHW)
 
-    def _check_pictures(self, image_FCHW: Tensor) -> None:
+    def check_pictures(self, image_FCHW: Tensor) -> None:
+        """Raise ValueError for other than 3 channels or sides off the cells."""
         _, channels, height, width = image_FCHW.shape
         if channels != 3:
             raise ValueError(f"frames have {channels} channels, not 3 channels of colour")

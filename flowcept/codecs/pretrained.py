@@ -55,7 +55,7 @@ def load_pretrained(path: Path) -> Pretrained:
     """An image autoencoder of diffusers, its weights float32, its statistics not yet fitted.
 
     `path` is a diffusers folder: `config.json` with `.safetensors` weights beside it, or a folder
-    `vae` that holds them. UserError for everything else, in one line that names the file.
+    `vae` that holds them. UserError, in one line, for everything else.
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a local copy of the autoencoder")
@@ -84,9 +84,9 @@ def _read_settings(path: Path) -> tuple[str, str]:
     """The class of an autoencoder, and its settings as JSON."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON; get the folder again") from error
-    source = settings.get("_class_name") if isinstance(settings, dict) else None
+    source = str(settings.get("_class_name")) if isinstance(settings, dict) else "none"
     if source not in SOURCES:
         raise UserError(f"{path}: class {source} is not {' or '.join(SOURCES)}")
     # Names that begin with "_" hold the version and the path of the machine it came from.

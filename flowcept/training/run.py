@@ -532,7 +532,6 @@ def _fit_autoencoder(
     """Train the autoencoder on frames of the training clips; resumable like the network."""
     settings = CodecTraining(
         steps=config.codec_steps,
-        batch=config.codec_batch,
         learning_rate=config.codec_rate,
         adversarial=config.adversarial,
         seed=config.seed,
@@ -550,15 +549,16 @@ def _fit_autoencoder(
     try:
         while trainer.num_steps < settings.steps:
             generator = clip_generator((config.seed * 1_000_003 + trainer.num_steps) % 2**63)
-            chosen = rows[torch.randint(len(rows), (settings.batch,), generator=generator)]
+            chosen = rows[torch.randint(len(rows), (config.codec_batch,), generator=generator)]
             with _uninterrupted():
                 losses = trainer.step(to_images(images.array[chosen.numpy()]))
             bar.update()
             if trainer.num_steps % config.log_every == 0:
-                psnr = 10 * math.log10(4 / max(losses["l2"], 1e-12))
+                values = {name: float(loss) for name, loss in losses.items()}
+                psnr = 10 * math.log10(4 / max(values["l2"], 1e-12))
                 bar.set_postfix_str(f"PSNR {psnr:.1f} dB", refresh=False)
                 _append(
-                    run / "log.jsonl", {"codec_step": trainer.num_steps, "psnr": psnr, **losses}
+                    run / "log.jsonl", {"codec_step": trainer.num_steps, "psnr": psnr, **values}
                 )
             if trainer.num_steps % config.save_every == 0:
                 checkpoint.save_tree(trainer.state_dict(), state)

@@ -64,6 +64,15 @@ def high_energy(image_FCHW: Tensor) -> float:
     return float(spectrum[..., radius_HW >= 0.25].mean())
 
 
+def crops(image_FCHW: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A random square of every picture."""
+    height, width = image_FCHW.shape[2:]
+    last_FY = torch.tensor([height - side + 1, width - side + 1])
+    corner_FY = (torch.rand(len(image_FCHW), 2, generator=generator) * last_FY).long().tolist()
+    pairs = zip(image_FCHW, corner_FY, strict=True)
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in pairs])
+
+
 def train(
     adversarial: float, clips: list[Tensor], args: argparse.Namespace, report: Callable[[str], None]
 ) -> Autoencoder:
@@ -73,8 +82,6 @@ def train(
     assert isinstance(codec, Autoencoder)
     settings = CodecTraining(
         steps=args.steps,
-        batch=args.batch,
-        crop=args.crop,
         adversarial=adversarial,
         seed=args.seed,
     )
@@ -84,9 +91,9 @@ def train(
     start = time.perf_counter()
     for step in range(args.steps):
         chosen = torch.randint(len(frames), (args.batch,), generator=generator)
-        losses = trainer.step(frames[chosen])
+        losses = trainer.step(crops(frames[chosen], args.crop, generator))
         if step % max(1, args.steps // 5) == 0 or step == args.steps - 1:
-            text = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            text = ", ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
             report(f"  step {step + 1}: {text} ({time.perf_counter() - start:.0f} s)")
     trainer.averaged.fit_statistics(frames.split(64))
     return trainer.averaged

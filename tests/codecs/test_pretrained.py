@@ -83,21 +83,26 @@ def test_pretrained_errors(tmp_path):
     save_file({"a": torch.zeros(1)}, weights)
     refused(tmp_path, "is not a diffusers folder")
     refused(weights, "is not a diffusers folder")
-    for text, match in (("{", "JSON"), ("[]", "None"), ('{"_class_name": "UNet2DModel"}', "UNet")):
+    for text, match in (
+        ("{", "JSON"),
+        ("[]", "none"),
+        ('{"_class_name": [1]}', "1"),
+        ('{"_class_name": "UNet2DModel"}', "UNet"),
+    ):
         config.write_text(text)
         refused(tmp_path, rf"config\.json.*{match}")
-    make_tiny().save_pretrained(tmp_path)
-    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    weights.write_bytes(b"\x08\0\0\0\0\0\0\0{")
-    refused(tmp_path, r"a\.safetensors: not readable")
 
 
 def test_wrong_weights_for_the_settings(tmp_path):
     make_tiny().save_pretrained(tmp_path)
-    save_file({"a": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="not the weights") as error:
         load_pretrained(tmp_path)
     assert "\n" not in str(error.value)
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    with pytest.raises(UserError, match=r"\.safetensors: not readable"):
+        load_pretrained(tmp_path)
 
 
 def test_without_diffusers_the_extra_is_named(monkeypatch):

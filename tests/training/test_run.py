@@ -355,7 +355,7 @@ def test_kill_loses_only_what_came_after_the_last_state(folder: Path, whole: Pat
 
 
 @pytest.mark.usefixtures("no_sheets")
-@pytest.mark.parametrize("place", ["_prepare", "_disturb", "_descend", "_average"])
+@pytest.mark.parametrize("place", ["_autocast", "_disturb", "_descend", "step"])
 def test_an_interrupted_codec_equals_one_that_was_not(
     folder: Path, whole: Path, tmp_path: Path, place: str
 ):
