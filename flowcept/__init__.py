@@ -15,12 +15,19 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(model: str | None = None, *, device: str = "auto", dtype: str = "auto") -> Studio:
+def load(
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,  # noqa: A002 - the word of the flag
+) -> Studio:
     """Open a model file, or a shipped model by name, ready to make clips.
 
-    ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16.
+    ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16;
+    ``compile`` runs torch.compile on the network's blocks.
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
-    from flowcept import generation as tasks
+    from flowcept import generation
 
-    return tasks.load(model, device=device, dtype=dtype)
+    return generation.load(model, device=device, dtype=dtype, compile=compile)

@@ -3,13 +3,18 @@
 gen starts from nothing; i2v from one frame with the gap after it open; interp from keyframes with
 the gaps between them open; extend from the last (first) frames of a clip with its end (start) open.
 
+Users count pictures, the sampler counts latents. With an image codec these are the same. A latent
+of a video codec stands for several pictures, so a keyframe in the middle of a clip has a latent of
+its own *beside* those of the clip: right after the group of pictures that ends with it. The sampler
+sees it; it is dropped before decoding, and the user's own picture is put back at its place.
+
 Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -17,26 +22,43 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from flowcept import __version__, memory
-from flowcept import model_file as checkpoint
-from flowcept.codecs import to_frames, to_images
+from flowcept import __version__, model_file
+from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
 from flowcept.data.video import Sound
-from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.device import (
+    PROGRAM,
+    autocast,
+    cached_bytes,
+    free_memory,
+    parameter_bytes,
+    pick_device,
+    pick_dtype,
+    sampling_bytes,
+)
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import words_of
-from flowcept.process.sampler import Given, Step, clip_generator, inverse_cdf
-from flowcept.request import from_nothing, request
-from flowcept.settings import SampleConfig, check_keyframes, defaults, random_seed
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import Step, clip_generator, sample_steps
+from flowcept.process.state import Given
+from flowcept.settings import (
+    SampleConfig,
+    check_keyframes,
+    defaults,
+    from_mapping,
+    mixed,
+    random_seed,
+)
 
 Frames = NDArray[np.uint8]  # [F, H, W, 3]
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
 Watch = Callable[[Step], None]
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
-CONTEXT = 4  # frames of the user's clip that extend shows to the model
+CONTEXT = 4  # pictures of the user's clip that extend shows to the model
 LONGEST_PROMPT = 60_000  # bytes of JSON: two such fit the 128 KiB that an encoder can be told
 COMMON_WORDS = frozenset(
     ["a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "is", "are", "by", "from"]
@@ -53,7 +75,8 @@ class Clip:
     settings: dict[str, Any]  # travels in the file's metadata
     notes: list[str] = field(default_factory=list)  # what the user should know
     growth: Growth = field(default_factory=list)
-    order: list[int] = field(default_factory=list)  # names of the final frames, left to right
+    order: list[int] = field(default_factory=list)  # names of the final latents, left to right
+    ends: list[int] = field(default_factory=list)  # the picture that each of them ends with
     sound: Sound | None = None
 
     def __len__(self) -> int:
@@ -68,6 +91,77 @@ class Clip:
         )
 
 
+class GenerateOptions(TypedDict, total=False):
+    """The keywords that all tasks share; the controls are the fields of ``SampleConfig``."""
+
+    negative_prompt: str
+    seed: int | None  # None: a random one, told in the result
+    fps: float | None
+    scale: int | None
+    watch: Watch | None
+    config: SampleConfig  # all controls at once; each one below takes the place of its own there
+    steps: int
+    guidance: float
+    rate_temperature: float
+    length_scale: float
+    frames: int | None
+    min_length: int | None
+    max_length: int | None
+    cache: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, whatever the task."""
+
+    prompt: str
+    config: SampleConfig  # lengths in pictures
+    seed: int
+    negative_prompt: str = ""
+    fps: float | None = None  # of playback; None: the model's
+    scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
+    watch: Watch | None = None  # called after every step of the sampler
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
+        for text in (self.prompt, self.negative_prompt):
+            if len(json.dumps(text)) > LONGEST_PROMPT:
+                raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
+
+    @staticmethod
+    def of(command: str, prompt: str, options: GenerateOptions) -> Request:
+        """The request of a call; controls that it does not name are the command's own.
+
+        Raises ``TypeError`` for an unknown keyword and ``UserError`` for a wrong value.
+        """
+        controls = {one.name for one in fields(SampleConfig)}
+        unknown = set(options) - controls - {one.name for one in fields(Request)}
+        if unknown:
+            raise TypeError(f"unknown keyword {min(unknown)!r}")
+        named = {name: value for name, value in options.items() if name in controls}
+        seed = options.get("seed")
+        return Request(
+            prompt,
+            from_mapping(SampleConfig, named, start=options.get("config", defaults(command))),
+            random_seed() if seed is None else seed,
+            options.get("negative_prompt", ""),
+            options.get("fps"),
+            options.get("scale"),
+            options.get("watch"),
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one call of the sampler made, at the model's own size."""
+
+    frames_FHW3: Frames
+    growth: Growth
+    order: list[int]  # names of the clip's latents, left to right
+    places: list[int]  # of the picture that each given latent is, or ends with
+
+
 def load(
     model: str | None = None,
     *,
@@ -78,36 +172,141 @@ def load(
     """Open a model file, or a shipped model by name, on a device; ``compile`` its blocks."""
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    path = checkpoint.find(model)
-    weights = checkpoint.load(path)
+    path = model_file.find(model)
+    weights = model_file.load(path)
     if compile:
         weights.network.compile_blocks()
     return Studio(weights, path.stem, where, precision)
 
 
+def from_nothing(card: Card, device: torch.device | None = None) -> Given:
+    """The start of a clip without any given frame, as in text-to-video."""
+    latent_shape = card.codec.latent_shape(card.size)
+    return Given(torch.zeros(0, *latent_shape, device=device), (True,))
+
+
+def sample_clips(
+    weights: Weights,
+    given: Sequence[Given],
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    config: SampleConfig,
+) -> Iterator[Step]:
+    """Sample a clip for each given start, step by step (``sampler.sample_steps``).
+
+    Lengths are in latents, by default bounded by those trained. Where no prompt differs from its
+    negative one there is nothing to lean to: the network is asked once, not twice, a step.
+    """
+    text, card = weights.text, weights.card
+    leans = list(prompts) != list(negative_prompts)
+    model = guided(
+        weights.network,
+        [text([prompt]) for prompt in prompts],
+        [text([prompt]) for prompt in negative_prompts],
+        config.guidance if leans else 1.0,
+        cached=config.cache,
+    )
+    return sample_steps(
+        model,
+        given,
+        generators,
+        config,
+        weights.process,
+        min_length=card.min_length,
+        max_length=card.max_length,
+    )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Numbers of pictures that a codec can make, and the latents of which they come.
+
+    A length may count new pictures only: ``known`` ones stand in the clip beside them.
+    """
+
+    codec: Codec
+    known: int = 0
+
+    @property
+    def least(self) -> int:
+        """Latents of the shortest clip with anything new."""
+        return self.codec.latents_of(self.known) + 1
+
+    def pictures(self, latents: int) -> int:
+        """Pictures of a clip of so many latents that a length counts."""
+        return self.codec.pictures_of(latents) - self.known
+
+    def latents(self, pictures: int) -> int:
+        """Latents of the longest clip of no more pictures than asked for, if there is one."""
+        return max(self.codec.latents_of(self.known + pictures), self.least)
+
+    def enough(self, pictures: int) -> int:
+        """Latents of the shortest clip of no fewer pictures than asked for."""
+        up = self.codec.pictures_per_latent - 1
+        return self.codec.latents_of(self.known + pictures + up)
+
+    def told(self, flag: str, asked: int, latents: int) -> list[str]:
+        """A note where a number that was asked for is not made."""
+        made = self.pictures(latents)
+        if made == asked:
+            return []
+        first = ", ".join(str(self.pictures(self.least + more)) for more in range(3))
+        return [f"{flag} {asked}: this model makes {first}, ...; {asked} becomes {made}"]
+
+    def in_latents(self, config: SampleConfig) -> tuple[SampleConfig, list[str]]:
+        """The controls with lengths in latents of the whole clip, and notes on what was rounded.
+
+        Raises ``UserError`` where no length that can be made lies within the bounds.
+        """
+        frames, low, high = config.frames, config.min_length, config.max_length
+        if frames is not None:
+            exact = self.latents(frames)
+            made = replace(config, frames=exact, min_length=None, max_length=None)
+            return made, self.told("--frames", frames, exact)
+        least = None if low is None else self.enough(low)
+        most = None if high is None else self.latents(high)
+        notes = [] if low is None or least is None else self.told("--min-length", low, least)
+        notes += [] if high is None or most is None else self.told("--max-length", high, most)
+        if least is not None and most is not None and least > most:
+            raise UserError(f"no length lies from {low} to {high}; {'; '.join(notes)}")
+        return replace(config, min_length=least, max_length=most), notes
+
+
 class Studio:
     """A model ready to make clips. Every method is one command; keywords are its flags.
 
-    The keywords that all share are those of ``Words``. ``seed`` None is a random one, told in the
-    result. ``watch`` is called after every step of the sampler.
+    The keywords that all share are those of ``GenerateOptions``. ``watch`` is called after every
+    step of the sampler, with the latents of the clip itself.
     """
 
     def __init__(
         self, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
-        for module in (weights.network, weights.text, weights.codec):
+        for module in weights.all_modules():
             module.to(device)
 
     @property
     def card(self) -> Card:
         return self.weights.card
 
-    def generate(self, prompt: str, **words: Unpack[Words]) -> Clip:
+    @property
+    def codec(self) -> Codec:
+        return self.weights.codec
+
+    @property
+    def beside(self) -> bool:
+        """Whether keyframes have latents beside those of the clip."""
+        return self.codec.pictures_per_latent > 1
+
+    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Clip:
         """A clip of a prompt."""
-        ask = _ask(prompt, words)
-        made = self._make(self._given(None, (True,)), ask)
-        return self._finish(made, self._record("gen", ask, made), ask)
+        request = Request.of("gen", prompt, options)
+        config, rounded = Grid(self.codec).in_latents(request.config)
+        made = self._sample(from_nothing(self.card, self.device), config, request)
+        notes = [*self._notes(request, config.frames), *rounded]
+        return self._finish(made, request, notes, "gen")
 
     def i2v(
         self,
@@ -116,14 +315,18 @@ class Studio:
         *,
         fit: str = "crop",
         exact: bool | None = None,
-        **words: Unpack[Words],
+        **options: Unpack[GenerateOptions],
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
-        ask = _ask(prompt, words)
+        request = Request.of("i2v", prompt, options)
+        config, rounded = Grid(self.codec).in_latents(request.config)
         picture_1HW3 = image_HW3[None]
-        made = self._make(self._given(self._fitted(picture_1HW3, fit), (False, True)), ask)
-        clip = self._finish(made, self._record("i2v", ask, made), ask)
-        return self._keyed(clip, picture_1HW3, fit, exact, _places(made, 1))
+        latent_1CHW = self._encoded(self.codec.encode_keyframes, self._fitted(picture_1HW3, fit))
+        made = self._sample(Given(latent_1CHW, (False, True)), config, request)
+
+        notes = [*self._notes(request, config.frames), *rounded]
+        clip = self._finish(made, request, notes, "i2v")
+        return self._keyed(clip, picture_1HW3, fit, exact, made.places)
 
     def interp(
         self,
@@ -131,55 +334,44 @@ class Studio:
         prompt: str = "",
         *,
         multi: int = 0,
+        clip_fps: float | None = None,
         fit: str = "crop",
         exact: bool | None = None,
         sound: Path | None = None,
-        **words: Unpack[Words],
+        **options: Unpack[GenerateOptions],
     ) -> Clip:
         """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap.
 
-        ``sound`` is a file whose sound is kept, which fits where playing takes as long as before.
+        ``clip_fps`` is the rate of the clip whose frames the keyframes are, and ``sound`` a file
+        whose sound is kept where playing takes as long as before.
         """
-        ask, count = _ask(prompt, words, defaults("interp")), len(keyframes_FHW3)
+        request, count = Request.of("interp", prompt, options), len(keyframes_FHW3)
         if count < 2:
             raise UserError("interp needs two keyframes at least")
-        check_keyframes(ask.config, count, multi)
-        fitted = self._fitted(keyframes_FHW3, fit)
+        check_keyframes(request.config, count, multi)
+        config, notes = Grid(self.codec).in_latents(request.config)
+        fitted_FHW3 = self._fitted(keyframes_FHW3, fit)
+        known = config.frames
         if multi:
-            made = self._multiplied(fitted, multi, ask)
-            places = list(range(0, len(made), multi + 1))
+            between = Grid(self.codec, known=2)
+            span = between.latents(multi) - 1  # latents from a keyframe to the next
+            notes += between.told("--multi", multi, span + 1)
+            multi = between.pictures(span + 1)
+            made, known = self._multiplied(fitted_FHW3, span, request)
         else:
-            notes = self._room(count, ask.config)
-            made = self._make(self._given(fitted, _between(count)), ask)
-            made = replace(made, notes=[*notes, *made.notes])
-            places = _places(made, count)
-        record = self._record("interp", ask, made) | {"keyframes": count, "multi": multi}
-        clip = self._finish(made, record, ask)
-        clip = replace(clip, sound=None if sound is None else Sound(sound, 0.0))
-        return self._keyed(clip, keyframes_FHW3, fit, exact, places)
+            notes += self._room(count, config)
+            made = self._between(fitted_FHW3, config, request)
 
-    def _room(self, count: int, config: SampleConfig) -> list[str]:
-        """Notes on what a length that the model chooses leaves between so many keyframes."""
-        asked = config.frames or config.min_length or config.max_length
-        longest = self.card.max_length
-        if asked or 2 * count - 1 <= longest:
-            return []
-        told = f"{count} keyframes, and the longest trained clip has {longest} frames"
-        if count >= longest:
-            raise UserError(f"{told}: say --multi K for K in every gap, --frames or --max-length")
-        return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
-
-    def _multiplied(self, fitted_FHW3: Frames, multi: int, ask: Ask) -> Clip:
-        """``multi`` frames between all neighbours, in windows as long as the model's clips."""
-        window = max((self.card.max_length - 1) // (multi + 1), 1) + 1  # keyframes at once
-        pieces: list[Clip] = []
-        for start in range(0, len(fitted_FHW3) - 1, window - 1):
-            part = fitted_FHW3[start : start + window]
-            gaps = _between(len(part))
-            given = replace(self._given(part, gaps), missing=tuple(multi * gap for gap in gaps))
-            pieces.append(self._make(given, replace(ask, seed=ask.seed + start)))
-        frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
-        return replace(pieces[0], frames_FHW3=np.concatenate(frames))
+        rate = None if clip_fps is None else clip_fps * (multi + 1)
+        kept = None
+        if sound is not None and multi and request.fps in (None, rate):
+            kept = Sound(sound, 0.0)
+        elif sound is not None:
+            notes.append("sound is left out: the clip takes another time")
+        notes = [*self._notes(request, known), *notes]
+        request = replace(request, fps=request.fps or rate)
+        clip = self._finish(made, request, notes, "interp", {"keyframes": count, "multi": multi})
+        return self._keyed(replace(clip, sound=kept), keyframes_FHW3, fit, exact, made.places)
 
     def extend(
         self,
@@ -190,7 +382,7 @@ class Studio:
         direction: str = "forward",
         context: int = CONTEXT,
         sound: Path | None = None,
-        **words: Unpack[Words],
+        **options: Unpack[GenerateOptions],
     ) -> Clip:
         """More frames after, before or around a clip, whose own frames stay as they are.
 
@@ -201,64 +393,31 @@ class Studio:
             raise UserError("--direction must be forward, backward or both")
         if context < 1:
             raise UserError(f"--context must be at least 1, not {context}")
-        ask = _ask(prompt, words)
-        context = min(context, len(clip_FHW3), max(self.card.max_length - 1, 1))
-        parts = []
-        for backward in (True, False):
-            if direction == ("forward" if backward else "backward"):
-                continue
-            known = clip_FHW3[:context] if backward else clip_FHW3[-context:]
-            seed = ask.seed if backward else ask.seed + 1
-            parts.append((backward, self._grow(known, backward, replace(ask, seed=seed))))
-        size = (clip_FHW3.shape[1], clip_FHW3.shape[2])
-        new = {back: video.fit(made.frames_FHW3, size, "stretch")[0] for back, made in parts}
-        before, after = ([new[back]] if back in new else [] for back in (True, False))
-        made = replace(
-            parts[0][1], frames_FHW3=np.concatenate([*before, clip_FHW3, *after]), seed=ask.seed
-        )
-        notes = list(made.notes)
-        if abs(clip_fps / self.card.fps - 1) > 0.25:
-            notes.append(
-                f"the clip has {clip_fps:g} frames per second, the model learned from "
-                f"{self.card.fps:g}: new motion may look too slow or too fast"
-            )
-        rate = ask.fps or clip_fps
+        request = Request.of("extend", prompt, options)
+        context = self._context(context, len(clip_FHW3))
+        height, width = clip_FHW3.shape[1:3]
+        sides = {"forward": (False,), "backward": (True,), "both": (True, False)}[direction]
+        grown = [self._grow(clip_FHW3, context, backward, request) for backward in sides]
+
+        parts = [clip_FHW3]
+        for backward, (made, _) in zip(sides, grown, strict=True):
+            new_FHW3 = video.fit(made.frames_FHW3, (height, width), "stretch")[0]
+            parts.insert(0 if backward else len(parts), new_FHW3)
+        whole = replace(grown[0][0], frames_FHW3=np.concatenate(parts))
+
+        rate = request.fps or clip_fps
+        notes = [*self._notes(request, None), *grown[0][1], *self._pace(clip_fps)]
         placed = None
         if sound is not None and rate == clip_fps:
-            placed = Sound(sound, sum(len(part) for part in before) / rate)
+            before = len(parts[0]) if sides[0] else 0
+            placed = Sound(sound, before / rate)
         elif sound is not None:
             notes.append("sound is left out, since --fps changes the playback rate")
-        record = self._record("extend", ask, made)
-        record |= {"direction": direction, "context": context, "fps": rate}
-        return replace(made, fps=rate, settings=record, notes=notes, sound=placed)
-
-    def _grow(self, known_FHW3: Frames, backward: bool, ask: Ask) -> Clip:
-        """The new frames alone; where more are asked for than a clip can hold, in windows."""
-        fitted, config = self._fitted(known_FHW3, "stretch"), ask.config
-        count, wanted = len(fitted), config.frames
-        room = max(self.card.max_length - count, 1)
-        gaps = (True, *[False] * count) if backward else (*[False] * count, True)
-        new: Frames = fitted[:0]
-        while True:
-            if wanted is None:  # bounds count new frames, the sampler's count all
-                bounds = {
-                    name: value + count
-                    for name in ("min_length", "max_length")
-                    if (value := getattr(config, name)) is not None
-                }
-            else:
-                bounds = {"frames": count + min(wanted - len(new), room)}
-            free = replace(config, frames=None, min_length=None, max_length=None)
-            made = self._make(
-                self._given(fitted, gaps), replace(ask, config=replace(free, **bounds))
-            )
-            frames_FHW3 = made.frames_FHW3
-            added = frames_FHW3[: len(made) - count] if backward else frames_FHW3[count:]
-            new = np.concatenate([added, new] if backward else [new, added])
-            if wanted is None or len(new) >= wanted:
-                return replace(made, frames_FHW3=new)
-            fitted = frames_FHW3[:count] if backward else frames_FHW3[-count:]
-            ask = replace(ask, seed=ask.seed + 2)
+        request = replace(request, fps=rate, scale=1)
+        clip = self._finish(
+            whole, request, notes, "extend", {"direction": direction, "context": context}
+        )
+        return replace(clip, sound=placed)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that no training prompt had, or none of the ``WORDS`` most frequent."""
@@ -269,152 +428,279 @@ class Studio:
     def estimate(self, config: SampleConfig, scale: int | None = None, least: int = 1) -> float:
         """Bytes that the program takes at most while it makes a clip with these controls.
 
-        ``least`` frames are sampled together whatever the controls say: given ones, for example.
+        ``least`` pictures are sampled together whatever the controls say: given ones, say.
         """
-        weights = memory.parameter_bytes(*self.weights.modules().values())
-        frames = max(self._longest(config), least)
-        return memory.PROGRAM + weights + self._work(frames, config, scale)
+        controls, _ = Grid(self.codec).in_latents(config)
+        frames = max(self._longest(controls), self.codec.latents_of(least))
+        weights = parameter_bytes(*self.weights.modules().values())
+        return PROGRAM + weights + self._work(frames, config, scale)
+
+    def _sample(
+        self,
+        given: Given,
+        config: SampleConfig,
+        request: Request,
+        beside: frozenset[int] = frozenset(),
+    ) -> Made:
+        """One clip; given latents of these numbers stand ``beside`` it. Lengths are in latents."""
+        known = len(given.latent_FCHW) + sum(given.missing or ())
+        frames = max(self._longest(config) + len(beside), known)
+        self._check_memory(frames, request)
+        controls = self._widened(config, len(beside))
+        asked = ([given], [request.prompt], [request.negative_prompt])
+        generators = [clip_generator(request.seed)]
+        growth: Growth = []
+        try:
+            with autocast(self.device, self.dtype), torch.inference_mode():
+                for seen in sample_clips(self.weights, *asked, generators, controls):
+                    step = _without(seen, beside)
+                    growth.append(_visible(step, config.steps))
+                    if request.watch:
+                        request.watch(step)
+                parts = [to_frames(part) for part in self.codec.decode_stream(step.done[0])]
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise self._out_of_memory(frames, request) from error
+
+        places = []
+        for number in range(len(given.latent_FCHW)):
+            upto = seen.ids[0][: seen.ids[0].index(number) + 1]
+            own = sum(name not in beside for name in upto)
+            places.append(self.codec.pictures_of(own) - 1)
+        return Made(np.concatenate(parts), growth, list(step.ids[0]), places)
+
+    def _widened(self, config: SampleConfig, beside: int) -> SampleConfig:
+        """Lengths of all that the sampler sees: of the clip and ``beside`` keyframes.
+
+        Each of those needs a group of its own to its left.
+        """
+        if not beside:
+            return config
+        if config.frames is not None:
+            return replace(config, frames=config.frames + beside)
+        least = max(config.min_length or self.card.min_length, 1 + beside)
+        most = max(config.max_length or self.card.max_length, least)
+        return replace(config, min_length=least + beside, max_length=most + beside)
+
+    def _between(
+        self, fitted_FHW3: Frames, config: SampleConfig, request: Request, span: int = 0
+    ) -> Made:
+        """Keyframes and what is between them; ``span``, if set, latents from each to the next."""
+        count = len(fitted_FHW3)
+        open_gaps = (False, *[True] * (count - 1), False)
+        beside = frozenset(range(1, count)) if self.beside else frozenset[int]()
+        missing = None
+        if span:
+            new = span if self.beside else span - 1
+            missing = tuple(new * gap for gap in open_gaps)
+        latent_FCHW = self._encoded(self.codec.encode_keyframes, fitted_FHW3)
+        return self._sample(Given(latent_FCHW, open_gaps, missing), config, request, beside)
+
+    def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> tuple[Made, int]:
+        """A clip in windows as long as the model's, ``span`` latents from a keyframe to the next.
+
+        Also the number of latents of a window.
+        """
+        last = len(fitted_FHW3) - 1
+        gaps = min(max((self.card.max_length - 1) // span, 1), last)  # in one window
+        pieces = []
+        for number, start in enumerate(range(0, last, gaps)):
+            part_FHW3 = fitted_FHW3[start : start + gaps + 1]
+            seed = _numbered_seed(request.seed, "window", number)
+            pieces.append(
+                self._between(part_FHW3, request.config, replace(request, seed=seed), span)
+            )
+        frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
+        step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
+        places = [step * key for key in range(last + 1)]
+        made = replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
+        return made, 1 + gaps * span
+
+    def _context(self, asked: int, available: int) -> int:
+        """Pictures of a clip that extension shows to the model, on the codec's grid."""
+        longest = max(self.card.max_length - 1, 1)
+        latents = min(Grid(self.codec).enough(asked), self.codec.latents_of(available), longest)
+        return self.codec.pictures_of(latents)
+
+    def _grow(
+        self, clip_FHW3: Frames, context: int, backward: bool, request: Request
+    ) -> tuple[Made, list[str]]:
+        """New pictures alone, before or after a clip, and notes on what was rounded.
+
+        Where more are asked for than a clip can hold, they come in windows.
+        """
+        known = 1 if backward and self.beside else context
+        grid = Grid(self.codec, known)
+        config, rounded = grid.in_latents(request.config)
+        held = self.codec.latents_of(known)
+        room = max(self.card.max_length - held, 1)
+        lengths: list[int | None] = [None]
+        if config.frames is not None:
+            new = config.frames - held
+            lengths = [held + min(room, new - done) for done in range(0, new, room)]
+
+        first_seed = mixed(request.seed, "backward") if backward else request.seed
+        seen_FHW3 = self._fitted(clip_FHW3[:known] if backward else clip_FHW3[-known:], "stretch")
+        parts: list[Frames] = []
+        for number, frames in enumerate(lengths):
+            seed = _numbered_seed(first_seed, "window", number)
+            made = self._side(
+                seen_FHW3, backward, replace(config, frames=frames), replace(request, seed=seed)
+            )
+            frames_FHW3 = made.frames_FHW3
+            if backward:
+                parts.insert(0, frames_FHW3[:-known])
+                seen_FHW3 = frames_FHW3[:known]
+            else:
+                parts.append(frames_FHW3[known:])
+                seen_FHW3 = frames_FHW3[-known:]
+        return replace(made, frames_FHW3=np.concatenate(parts)), rounded
+
+    def _side(
+        self, seen_FHW3: Frames, backward: bool, config: SampleConfig, request: Request
+    ) -> Made:
+        """A clip that ends or begins with pictures of the user."""
+        if not backward:
+            latent_FCHW = self._encoded(self.codec.encode_clip, seen_FHW3)
+            return self._sample(
+                Given(latent_FCHW, (*[False] * len(latent_FCHW), True)), config, request
+            )
+        latent_FCHW = self._encoded(self.codec.encode_keyframes, seen_FHW3)
+        given = Given(latent_FCHW, (True, *[False] * len(latent_FCHW)))
+        return self._sample(given, config, request, frozenset({0} if self.beside else ()))
 
     def _longest(self, config: SampleConfig) -> int:
         longest = config.frames or config.max_length or self.card.max_length
         return max(longest, config.min_length or 0)
 
     def _work(self, frames: int, config: SampleConfig, scale: int | None) -> float:
-        """Bytes beside the program and its weights."""
-        sides = 1 if config.guidance == config.rate_guidance == 1 else 2
-        activations = memory.sampling_bytes(self.card.network, sides * frames)
-        if config.cache and self.card.rests:
-            numbers = memory.cached_numbers(self.card.network, sides * frames)
-            activations += numbers * self.dtype.itemsize
+        """Bytes beside the program and its weights, of a clip of so many latents."""
+        sides = 1 if config.guidance == 1 else 2
+        network = self.card.network
+        tokens = self.weights.network.tokens_per_frame
+        stem = network.height * network.width * network.stem_channels
+        activations = sampling_bytes(sides * frames, tokens, network.hidden, stem)
+        if config.cache:
+            activations += cached_bytes(
+                sides * frames, tokens, network.hidden, network.depth, self.dtype
+            )
         height, width = self.card.size
-        pixels = frames * height * width * 3 * (2 + 2 * self._factor(scale) ** 2)
+        copies = 2 + 2 * self._factor(scale) ** 2
+        pixels = 3 * self.codec.pictures_of(frames) * height * width * copies
         return max(activations, pixels)  # one after the other
 
     def _factor(self, scale: int | None) -> int:
         """Whole-number enlargement of the made frames."""
         return scale or -(-SHORT_SIDE // min(self.card.size))
 
-    def _given(self, frames_FHW3: Frames | None, gaps: Sequence[bool]) -> Given:
-        """Given frames of the model's size as latents."""
-        if frames_FHW3 is None:
-            return from_nothing(self.card, self.device)
+    def _encoded(self, encode: Callable[[Tensor], Tensor], frames_FHW3: Frames) -> Tensor:
+        """Latents of pictures of the model's size."""
         with autocast(self.device, self.dtype):
-            latent_FCHW = self.weights.codec.encode(to_images(frames_FHW3).to(self.device))
-        return Given(latent_FCHW.float(), tuple(gaps))
+            return encode(to_images(frames_FHW3).to(self.device)).float()
 
     def _fitted(self, frames_FHW3: Frames, fit: str) -> Frames:
         return video.fit(frames_FHW3, self.card.size, fit)[0]
 
-    def _make(self, given: Given, ask: Ask) -> Clip:
-        """Sample one clip at the model's own size."""
-        generator = clip_generator(ask.seed)
-        known = ask.config.frames
-        if given.missing is not None:
-            known = len(given.latent_FCHW) + sum(given.missing)
-        notes = self._notes(ask, known)
-        config = self._with_length(given, ask.config, generator)
-        need = max(self._longest(config), len(given.latent_FCHW), known or 0)
-        self._check_memory(need, ask)
-        growth: Growth = []
-        done = order = None
-        try:
-            with autocast(self.device, self.dtype), torch.inference_mode():
-                asked = ([given], [ask.prompt], [ask.negative_prompt], [generator])
-                for step in request(self.weights, *asked, config):
-                    growth.append(_visible(step, config.steps))
-                    if ask.watch:
-                        ask.watch(step)
-                    if step.done:
-                        done, order = step.done[0], list(step.ids[0])
-                assert done is not None
-                assert order is not None
-                parts = self.weights.codec.decode_stream(done)
-                frames_FHW3 = np.concatenate([to_frames(part) for part in parts])
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-                raise
-            raise self._out_of_memory(need, ask) from error
-        return Clip(frames_FHW3, self.card.fps, ask.seed, {}, notes, growth, order)
+    def _notes(self, request: Request, known: int | None) -> list[str]:
+        """What the user should know of what is asked for; ``known`` latents are sampled at once.
 
-    def _with_length(
-        self, given: Given, config: SampleConfig, generator: torch.Generator
-    ) -> SampleConfig:
-        """A length from the training clips for the processes that choose none themselves."""
-        if self.card.process.kind == "flowception" or config.frames or given.missing is not None:
-            return config
-        low = max(config.min_length or 1, len(given.latent_FCHW) + any(given.open_gaps))
-        high = config.max_length or self.card.max_length
-        law = {n: count for n, count in self.card.lengths.items() if low <= n <= high}
-        if not law:
-            return replace(config, frames=min(low, config.max_length or low))
-        weights = torch.tensor([float(count) for count in law.values()])
-        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-        return replace(config, frames=list(law)[inverse_cdf(weights, uniform)])
-
-    def _notes(self, ask: Ask, known: int | None) -> list[str]:
-        """What the user should know of a clip that is asked for, of a ``known`` length or none."""
-        notes, config = [], ask.config
-        unknown = self.unknown_words(ask.prompt)
+        None where the model chooses how many.
+        """
+        notes, config, card = [], request.config, self.card
+        unknown = self.unknown_words(request.prompt)
         if unknown:
-            words = [word for word in self.card.words if word not in COMMON_WORDS]
-            never = "never saw" if len(self.card.words) < WORDS else "hardly saw, if ever,"
-            notes.append(
-                f"the model {never} {', '.join(map(repr, unknown))}; it knows for example: "
-                + ", ".join(words[:40])
-            )
-        if ask.negative_prompt and config.guidance == config.rate_guidance == 1:
+            words = [word for word in card.words if word not in COMMON_WORDS]
+            never = "never saw" if len(card.words) < WORDS else "hardly saw, if ever,"
+            told, examples = ", ".join(map(repr, unknown)), ", ".join(words[:40])
+            notes.append(f"the model {never} {told}; it knows for example: {examples}")
+        if request.negative_prompt and config.guidance == 1:
             notes.append("the negative prompt has no effect without guidance: add --guidance 2")
-        if known and known > 2 * self.card.max_length:
-            notes.append(
-                f"{known} frames are far more than the longest trained clip, {self.card.max_length}"
-            )
-        chooses = self.card.process.kind == "flowception"
-        why = "the length is given" if known else "this model does not choose its length"
-        idle = ["length_scale"] if known or not chooses else []
-        idle += [] if chooses else ["rate_temperature", "rate_guidance", "order"]
-        for name in idle:
-            if getattr(config, name) != getattr(SampleConfig, name):
-                notes.append(f"--{name.replace('_', '-')} has no effect: {why}")
+        if known and known > 2 * card.max_length:
+            pictures, longest = map(self.codec.pictures_of, (known, card.max_length))
+            notes.append(f"{pictures} frames are far more than the longest trained clip, {longest}")
+        if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
+            notes.append("--length-scale has no effect: the length is given")
         return notes
 
-    def _check_memory(self, frames: int, ask: Ask) -> None:
-        free = _free_memory(self.device)
-        if free is not None and self._work(frames, ask.config, ask.scale) > free:
-            raise self._out_of_memory(frames, ask)
+    def _room(self, count: int, config: SampleConfig) -> list[str]:
+        """Notes on what a length that the model chooses leaves between so many keyframes."""
+        asked = config.frames or config.min_length or config.max_length
+        longest = self.card.max_length
+        roomy = count if self.beside else 2 * count - 1  # latents with one in every gap
+        if count > (config.frames or config.max_length or count):
+            least = self.codec.pictures_of(count)
+            raise UserError(f"{count} keyframes need {least} frames of this model at least")
+        if asked or roomy <= longest:
+            return []
+        pictures = self.codec.pictures_of(longest)
+        told = f"{count} keyframes, and the longest trained clip has {pictures} frames"
+        if count >= longest:
+            raise UserError(f"{told}: say --multi K for K in every gap, --frames or --max-length")
+        return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
 
-    def _out_of_memory(self, frames: int, ask: Ask) -> UserError:
-        need = self._work(frames, ask.config, ask.scale) / 2**30
+    def _pace(self, clip_fps: float) -> list[str]:
+        """A note where a clip is much faster or slower than those of training."""
+        if abs(clip_fps / self.card.fps - 1) <= 0.25:
+            return []
+        return [
+            f"the clip has {clip_fps:g} frames per second, the model learned from "
+            f"{self.card.fps:g}: new motion may look too slow or too fast"
+        ]
+
+    def _check_memory(self, frames: int, request: Request) -> None:
+        free = free_memory(self.device)
+        if free is not None and self._work(frames, request.config, request.scale) > free:
+            raise self._out_of_memory(frames, request)
+
+    def _out_of_memory(self, frames: int, request: Request) -> UserError:
+        need = self._work(frames, request.config, request.scale) / 2**30
+        height, width = self.card.size
         return UserError(
-            f"not enough memory: {frames} frames of {self.card.size[1]}x{self.card.size[0]} take "
+            f"not enough memory: {self.codec.pictures_of(frames)} frames of {width}x{height} take "
             f"about {need:.1f} GiB; lower --frames or --max-length, take --guidance 1, or use a "
             "model of smaller frames"
         )
 
-    def _record(self, command: str, ask: Ask, made: Clip) -> dict[str, Any]:
-        """The settings that travel in the file."""
-        config = ask.config
-        chosen = {k: v for k, v in asdict(config).items() if v is not None and k != "frames"}
-        return {
+    def _finish(
+        self,
+        made: Made,
+        request: Request,
+        notes: list[str],
+        command: str,
+        more: dict[str, Any] | None = None,
+    ) -> Clip:
+        """The clip, enlarged and at its playback rate, with the settings that made it."""
+        factor = self._factor(request.scale)
+        rate = request.fps or self.card.fps
+        config = {
+            name: value for name, value in asdict(request.config).items() if value is not None
+        }
+        record = {
             "flowcept": __version__,
             "command": command,
             "model": self.name,
             "model_steps": self.card.steps,
-            "prompt": ask.prompt,
-            "negative_prompt": ask.negative_prompt,
-            "seed": ask.seed,
-            "frames": len(made),
-            "length": "exact" if config.frames else "auto",
-            **chosen,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "seed": request.seed,
+            "length": "exact" if request.config.frames else "auto",
+            **config,
+            "frames": len(made.frames_FHW3),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "fps": rate,
+            "scale": factor,
+            **(more or {}),
         }
-
-    def _finish(self, made: Clip, record: dict[str, Any], ask: Ask) -> Clip:
-        """Enlarged, at the playback rate, with its record."""
-        factor = self._factor(ask.scale)
-        rate = ask.fps or made.fps
-        record = record | {"fps": rate, "scale": factor}
-        frames_FHW3 = video.scale(made.frames_FHW3, factor)
-        return replace(made, frames_FHW3=frames_FHW3, fps=rate, settings=record)
+        ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
+        return Clip(
+            video.scale(made.frames_FHW3, factor),
+            rate,
+            request.seed,
+            record,
+            notes,
+            made.growth,
+            made.order,
+            ends if ends[-1] == len(made.frames_FHW3) - 1 else [],
+        )
 
     def _keyed(
         self,
@@ -438,73 +724,25 @@ class Studio:
         return replace(clip, notes=notes)
 
 
-class Words(TypedDict, total=False):
-    """The keywords that all tasks share; the controls are the fields of ``SampleConfig``."""
-
-    negative_prompt: str
-    seed: int | None
-    fps: float | None
-    scale: int | None
-    watch: Watch | None
-    steps: int
-    solver: str
-    guidance: float
-    rate_guidance: float
-    rate_temperature: float
-    length_scale: float
-    frames: int | None
-    min_length: int | None
-    max_length: int | None
-    insertion: str
-    order: str
-    cache: bool
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is asked for, whatever the task."""
-
-    prompt: str
-    config: SampleConfig
-    seed: int
-    negative_prompt: str = ""
-    fps: float | None = None  # of playback; None: the model's
-    scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
-    watch: Watch | None = None  # called after every step of the sampler
-
-
-def _ask(prompt: str, words: Words, start: SampleConfig | None = None) -> Ask:
-    """The shared keywords of a call, checked; a random seed without one, the rest as ``start``."""
-    for text in (prompt, words.get("negative_prompt", "")):
-        if len(json.dumps(text)) > LONGEST_PROMPT:
-            raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
-    values: dict[str, Any] = dict(words)
-    known = {f.name for f in fields(SampleConfig)}
-    controls = {name: values.pop(name) for name in list(values) if name in known}
-    config = replace(start or SampleConfig(), **controls)
-    seed = _seed(values.pop("seed", None))
-    unknown = set(values) - {f.name for f in fields(Ask)}
-    if unknown:
-        raise TypeError(f"unknown keyword {min(unknown)!r}")
-    return Ask(prompt, config, seed, **values)
-
-
-def _between(count: int) -> tuple[bool, ...]:
-    """Gaps of ``count`` keyframes: open between them, closed outside."""
-    return (False, *[True] * (count - 1), False)
-
-
-def _places(made: Clip, count: int) -> list[int]:
-    """Where the given frames ended up; they are named first, in order."""
-    return [made.order.index(name) for name in range(count)]
-
-
-def _seed(seed: int | None) -> int:
-    if seed is None:
-        return random_seed()
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed must be at least 0 and under 2**63, not {seed}")
-    return seed
+def _without(step: Step, beside: frozenset[int]) -> Step:
+    """The step of one clip without the latents that stand beside it."""
+    rows = [row for row, name in enumerate(step.ids[0]) if name not in beside]
+    if len(rows) == len(step.ids[0]):
+        return step
+    state = replace(
+        step.state,
+        latent_FCHW=step.state.latent_FCHW[rows],
+        time_F=step.state.time_F[rows],
+        role_F=step.state.role_F[rows],
+        lengths=(len(rows),),
+    )
+    return replace(
+        step,
+        state=state,
+        age_F=step.age_F[rows],
+        ids=(tuple(step.ids[0][row] for row in rows),),
+        done={clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()},
+    )
 
 
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
@@ -513,14 +751,6 @@ def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     return [(name, time, name in new) for name, time in zip(step.ids[0], times, strict=True)]
 
 
-def _free_memory(device: torch.device) -> float | None:
-    """Bytes free on a device, where the system says so."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
+def _numbered_seed(seed: int, purpose: str, number: int) -> int:
+    """The seed of the window of this number; the first has the clip's own."""
+    return mixed(seed, purpose, number) if number else seed

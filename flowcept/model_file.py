@@ -10,27 +10,27 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
+from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import PromptEncoder, TextConfig, build_encoder
-from flowcept.networks.transformer import ModelConfig, Network
-from flowcept.process.forward import ProcessConfig
-from flowcept.settings import FASTEST, FITS, SLOWEST
+from flowcept.process.forward import Flowception, Process
+from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
-FORMAT = 2  # of the file; of 1 the logits of counts meant something else
+FORMAT = 3  # of the file; of 1 the logits of counts meant something else
 LARGEST_DEPTH = 1000  # blocks; building more would take minutes even without memory
-SIZE_ALLOWANCE = 2**24  # bytes that a card may call for beyond what its file holds
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -40,13 +40,13 @@ FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 class Card:
     """What a model is and what it was trained on."""
 
-    network: ModelConfig
-    process: ProcessConfig
+    network: Any  # settings of one of ``networks.FAMILIES``
+    process: Flowception
     text: TextConfig
     codec: CodecConfig
-    size: tuple[int, int]  # height and width of a frame, in pixels
-    fps: float  # frames per second of the training clips
-    lengths: dict[int, int]  # trained clips by number of frames
+    size: tuple[int, int]  # height and width of a picture, in pixels
+    fps: float  # pictures per second of the training clips
+    lengths: dict[int, int]  # trained clips by number of latents
     fit: str = "crop"  # how training clips got the size: crop, pad or stretch
     steps: int = 0  # training steps of the network
     dataset: str = ""  # name of the training folder
@@ -56,31 +56,24 @@ class Card:
 
     @property
     def min_length(self) -> int:
-        """Frames of the shortest trained clip."""
+        """Latents of the shortest trained clip."""
         return min(self.lengths)
 
     @property
     def max_length(self) -> int:
-        """Frames of the longest trained clip."""
+        """Latents of the longest trained clip."""
         return max(self.lengths)
-
-    @property
-    def rests(self) -> bool:
-        """Whether finished frames may rest (``cache.Cache``).
-
-        Not in baselines whose frames see later ones: they would rest as of when those were noise.
-        """
-        return self.process.kind == "flowception" or self.network.causal
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The three modules of a model and its card."""
+    """The three modules of a model, its card, and the process by which it is sampled."""
 
-    network: Network
+    network: VideoNetwork
     text: PromptEncoder
     codec: Codec
     card: Card
+    process: Process
 
     def modules(self) -> dict[str, nn.Module]:
         """By the first part of their tensors' names; a frozen encoder stays outside the file."""
@@ -89,15 +82,41 @@ class Weights:
             modules["text"] = self.text
         return modules
 
+    def all_modules(self) -> list[nn.Module]:
+        """A frozen encoder among them."""
+        return [*self.modules().values(), *([] if "text" in self.modules() else [self.text])]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the file holds, by name."""
+        return {
+            f"{part}.{name}": tensor
+            for part, module in self.modules().items()
+            for name, tensor in module.state_dict().items()
+        }
+
 
 def build(card: Card) -> Weights:
     """The modules that a card describes, with fresh weights."""
-    return Weights(
-        Network(card.network, card.process),
-        build_encoder(card.text),
-        build_codec(card.codec),
-        card,
-    )
+    network = build_network(card.network, card.process.shift)
+    return Weights(network, build_encoder(card.text), build_codec(card.codec), card, card.process)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules are built without first values, so that memory of a size only claimed is not used."""
+
+    SKIPPED = frozenset({"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "zeros_"})
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        named = kwargs or {}
+        if func.__name__ in self.SKIPPED:
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
 
 
 def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -105,18 +124,15 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
 
     Raises ``UserError`` where the file cannot be written or a weight is not finite.
     """
-    tensors = {
-        f"{part}.{name}": _stored(tensor, dtype)
-        for part, module in weights.modules().items()
-        for name, tensor in module.state_dict().items()
-    }
+    tensors = {name: _stored(tensor, dtype) for name, tensor in weights.tensors().items()}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(
                 f"the model is not written: {name} is not finite; train with a lower rate"
             )
-    header = {"flowcept": json.dumps({"format": FORMAT, **asdict(weights.card)})}
-    _write(path, tensors, header)
+    network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
+    record = {"format": FORMAT, **asdict(weights.card), "network": network}
+    _write(path, tensors, {"flowcept": json.dumps(record)})
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
@@ -163,56 +179,85 @@ def load(path: Path) -> Weights:
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
-    card = _card(_header(path), path)
-    _check_size(card, path)
+    info = _header(path)
+    card = _card(info, path)
     try:
-        weights = build(card)
+        with _Unfilled():
+            weights = build(card)
     except UserError:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
         raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
-    expected = {
-        f"{part}.{name}": tensor
-        for part, module in weights.modules().items()
-        for name, tensor in module.state_dict().items()
-    }
-    try:
-        with safe_open(path, framework="pt") as file:
-            _compare_names(path, set(file.keys()), set(expected))
-            for name, tensor in expected.items():
-                tensor.copy_(_checked(file, name, tensor, path))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is damaged ({_line(error)}); get the file again") from error
-    for module in (weights.network, weights.text, weights.codec):
+    if "text" not in weights.modules():  # a frozen encoder has its own files
+        weights = replace(weights, text=build_encoder(card.text))
+    _fill(weights, path, info["format"])
+    for module in weights.all_modules():
         module.eval().requires_grad_(requires_grad=False)
     return weights
 
 
-def _check_size(card: Card, path: Path) -> None:
-    """Refuse settings that call for more weights than the file can hold, before they are made.
+def _fill(weights: Weights, path: Path, version: int) -> None:
+    """Give modules without contents those of the file, every tensor of it and no other."""
+    expected = weights.tensors()
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {_name_today(name, version): name for name in file.keys()}  # noqa: SIM118
+            _compare_names(path, set(stored), set(expected))
+            for part, module in weights.modules().items():
+                names = {name: f"{part}.{name}" for name in module.state_dict()}
+                found = {
+                    name: _checked(file, stored[whole], expected[whole], path)
+                    for name, whole in names.items()
+                }
+                module.load_state_dict(found, assign=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({_line(error)}); get the file again") from error
 
-    A lower bound: two bytes for each weight of the largest matrices. What passes by the allowance
-    costs little to make, and what is wrong with it is then said more exactly.
-    """
-    network, text, codec = card.network, card.text, card.codec
-    places = network.height // network.patch + network.width // network.patch + network.patches
-    least = network.hidden * (12 * network.depth * network.hidden + network.max_count + places)
-    channels = network.cell_channels
-    least += 18 * network.cells * network.channels
-    least += 40 * network.cell_depth * sum(c**2 for c in channels)
-    least += 18 * network.between * network.cells**2
-    larger = [*channels[1:], network.hidden]
-    merges = zip(network.merges, channels, larger, strict=True)
-    least += sum(2 * side**2 * c * merged for side, c, merged in merges)
-    if text.kind == "bytes":
-        per_token = text.buckets + text.tokens + text.max_bytes
-        least += text.width * (12 * text.depth * text.width + per_token)
-    if codec.kind == "autoencoder":
-        least += 9 * codec.width * (codec.width + codec.channels)
-    if 2 * least > path.stat().st_size + SIZE_ALLOWANCE:
-        raise UserError(f"{path}: its settings make no model (it is too small for them)")
+
+# Files of format 2, in which the network had other names and kinds that have left the package.
+NAMES_OF_2 = {
+    "network.cells.": "network.stem.",
+    "network.between.": "network.in_between.",
+    "network.blocks.": "network.layers.",
+    "network.look.": "network.image_read.",
+    "network.seen.": "network.image_token.",
+    "network.count.": "network.size.",
+}
+SETTINGS_OF_2 = {
+    "max_count": "largest_size",
+    "cells": "stem_channels",
+    "cell_depth": "stem_depth",
+}
+GONE_SINCE_2: dict[str, dict[str, Any]] = {
+    "network": {"rotary_values": False, "causal": False},
+    "process": {"kind": "flowception", "num_start": 1, "block": None},
+}
+
+
+def _name_today(name: str, version: int) -> str:
+    """What a tensor is called now."""
+    if version == 2:
+        for then, now in NAMES_OF_2.items():
+            if name.startswith(then):
+                return now + name.removeprefix(then)
+    return name
+
+
+def _settings_of_2(info: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The description of a file of format 2 as it would be now; ``UserError`` for lost kinds."""
+    settings = {**info, "network": dict(info["network"]), "process": dict(info["process"])}
+    for part, left in GONE_SINCE_2.items():
+        for name, only in left.items():
+            found = settings[part].pop(name, only)
+            if only is not None and found != only:
+                raise UserError(
+                    f"{path} was made with {name} {found}, which has left flowcept: train it again"
+                )
+    for then, now in SETTINGS_OF_2.items():
+        settings["network"][now] = settings["network"].pop(then)
+    return settings | {"network": {"family": "transformer", **settings["network"]}}
 
 
 def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
@@ -269,75 +314,49 @@ def _header(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {version!r}, this flowcept reads up to {FORMAT}: upgrade flowcept"
         )
-    if version < FORMAT:
+    if version < 2:
         raise UserError(
-            f"{path} has format {version}, which an older flowcept wrote: this one reads {FORMAT}; "
-            "train it again"
+            f"{path} has format {version}, which an older flowcept wrote: this one reads 2 and "
+            f"{FORMAT}; train it again"
         )
     return dict(info)
 
 
-T = TypeVar("T")
-
-
-def _record(kind: type[T], values: object) -> T:
-    """A dataclass from JSON: unknown and missing names are errors, and so are wrong types."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{kind.__name__} is not a record")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = set(values) - set(known)
-    if unknown:
-        raise TypeError(f"unknown setting {min(unknown)!r}")
-    for name, value in values.items():
-        kind_of = known[name].type  # a string where annotations are not evaluated
-        wanted = kind_of if isinstance(kind_of, str) else kind_of.__name__
-        kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(wanted)
-        if kinds and (
-            not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool")
-        ):
-            raise TypeError(f"{name} is {value!r}, not {wanted}")
-    return kind(**values)
-
-
-def _counts(values: object) -> dict[str, int]:
-    if not isinstance(values, Mapping) or not all(isinstance(v, int) for v in values.values()):
-        raise TypeError("counts are not a record of whole numbers")
-    return dict(values)
-
-
-def _card(info: dict[str, Any], path: Path) -> Card:
+def _card(info: Mapping[str, Any], path: Path) -> Card:
+    """The card of a description; ``UserError`` where it makes no sense."""
     try:
-        height, width = info["size"]
-        lengths = {int(n): count for n, count in _counts(info["lengths"]).items()}
-        card = Card(
-            network=_record(ModelConfig, info["network"]),
-            process=_record(ProcessConfig, info["process"]),
-            text=_record(TextConfig, info["text"]),
-            codec=_record(CodecConfig, info["codec"]),
-            size=(int(height), int(width)),
-            fps=float(info["fps"]),
-            lengths=lengths,
-            fit=str(info.get("fit", "crop")),  # files of before it was recorded were cropped
-            steps=int(info["steps"]),
-            dataset=str(info["dataset"]),
-            prompts=_counts(info["prompts"]),
-            words=_counts(info["words"]),
-            version=str(info["version"]),
-        )
+        settings = _settings_of_2(info, path) if info["format"] == 2 else dict(info)
+        settings.pop("format")
+        network = dict(settings["network"])
+        family = FAMILIES[network.pop("family")]
+        card = from_mapping(Card, settings | {"network": from_mapping(family.config, network)})
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
+        if isinstance(error, UserError) and str(error).startswith(str(path)):
+            raise
         raise UserError(f"{path}: its description makes no sense ({_line(error)})") from error
-    if not lengths or min(*lengths, *lengths.values()) < 1:
-        raise UserError(f"{path}: its description makes no sense (lengths)")
-    if not SLOWEST <= card.fps <= FASTEST or min(card.size) < 1 or card.fit not in FITS:
-        raise UserError(f"{path}: its description makes no sense (fps, size or fit)")
-    if max(card.network.depth, card.text.depth) > LARGEST_DEPTH:
-        raise UserError(f"{path}: its description makes no sense (over {LARGEST_DEPTH} blocks)")
-    if (card.codec.channels, card.text.width) != (card.network.channels, card.network.text_width):
-        raise UserError(f"{path}: its description makes no sense (its parts do not fit together)")
-    latent = (card.size[0] // card.codec.compression, card.size[1] // card.codec.compression)
-    if latent != (card.network.height, card.network.width):
-        raise UserError(f"{path}: its description makes no sense (frame size and codec disagree)")
+    for problem in _contradictions(card):
+        raise UserError(f"{path}: its description makes no sense ({problem})")
     return card
+
+
+def _contradictions(card: Card) -> Iterable[str]:
+    """What in a card cannot be, or does not fit together."""
+    if not card.lengths or min(*card.lengths, *card.lengths.values()) < 1:
+        yield "lengths"
+    if not SLOWEST <= card.fps <= FASTEST or min(card.size) < 1 or card.fit not in FITS:
+        yield "fps, size or fit"
+    if max(getattr(card.network, "depth", 0), card.text.depth) > LARGEST_DEPTH:
+        yield f"over {LARGEST_DEPTH} blocks"
+    if card.text.width != card.network.text_width:
+        yield "its parts do not fit together"
+    network = card.network
+    try:
+        latent_shape = card.codec.latent_shape(card.size)
+    except ValueError as error:
+        yield str(error)
+    else:
+        if latent_shape != (network.channels, network.height, network.width):
+            yield "picture size, codec and network disagree"
 
 
 def _line(error: BaseException) -> str:

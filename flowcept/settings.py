@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that ``flowcept --help`` answers at once.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import secrets
@@ -343,6 +344,8 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None) -> T:
 def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # noqa: ANN401
     """A value as the type of its field: records, unions with None, tuples and tables go inside."""
     inside = get_args(kind)
+    if kind is Any:
+        return value
     if get_origin(kind) is tuple:
         several = isinstance(value, list | tuple)
         if several and len(inside) == 2 and inside[1] is Ellipsis:
@@ -356,7 +359,7 @@ def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # n
     elif inside:  # a union with None
         rest = next(one for one in inside if one is not NoneType)
         return None if value is None else _converted(name, rest, value)
-    elif isinstance(kind, type) and is_dataclass(kind):
+    elif isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
         return from_mapping(kind, value, start=start)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -371,3 +374,12 @@ def _key(name: str, kind: type, key: object) -> Any:  # noqa: ANN401
     if kind is int and isinstance(key, str) and key.isascii() and key.isdigit():
         return int(key)
     return _converted(name, kind, key)
+
+
+def mixed(*parts: object) -> int:
+    """A seed made from others, such as ``mixed(seed, "count", 3)``: 62 bits of their SHA-256.
+
+    Seeds of different purposes and numbers do not overlap, as sums of them would.
+    """
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2

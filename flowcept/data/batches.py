@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowcept.errors import UserError
-from flowcept.process.forward import ProcessConfig, Target, draw, draw_context
+from flowcept.process.forward import Process, Target, draw, draw_context
 from flowcept.process.state import FrameState
 from flowcept.settings import ContextMixture
 
@@ -51,7 +51,7 @@ def draw_batch(
     tokens: int,
     tokens_per_frame: int,
     least: int,
-    process: ProcessConfig,
+    process: Process,
     mixture: ContextMixture,
     prompt_dropout: float,
     given_prompt_dropout: float,

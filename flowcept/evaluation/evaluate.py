@@ -33,10 +33,12 @@ from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
 from flowcept.evaluation import charts, metrics
 from flowcept.evaluation.features import ClipFeatures, FeatureNetwork, load_features
+from flowcept.generation import from_nothing, sample_clips
 from flowcept.process import forward as process
 from flowcept.process.forward import draw, draw_context
-from flowcept.process.sampler import Given, clip_generator, latents_of
-from flowcept.request import from_nothing, request
+from flowcept.process.posterior import BEYOND
+from flowcept.process.sampler import clip_generator, latents_of
+from flowcept.process.state import Given
 from flowcept.settings import ContextMixture, SampleConfig, defaults
 
 BATCH = 16  # clips sampled at once
@@ -103,7 +105,7 @@ class Evaluation:
             module.to(self.device)
         self.card, self.seed, self.progress = self.weights.card, seed, progress
         self.config, self.between = config, between or defaults("interp")
-        self.told = told or self.card.process.kind != "flowception"
+        self.told = told
         self.real = self._draw_clips(folder, clips)
 
     def _draw_clips(self, folder: Path, clips: int) -> list[Clip]:
@@ -130,7 +132,7 @@ class Evaluation:
         for start in range(0, len(given), BATCH):
             part = range(start, min(start + BATCH, len(given)))
             with autocast(self.device, self.dtype), torch.inference_mode():
-                steps = request(
+                steps = sample_clips(
                     self.weights,
                     [given[i] for i in part],
                     [captions[i] for i in part],
@@ -223,9 +225,6 @@ def evaluate(
     if not pairs:
         notes.append("no clip has a frame between its ends: nothing to interpolate")
     seen = (of_real, features_of(network, made)) if network and of_real else None
-    posterior = work.card.process.kind == "flowception"
-    if not posterior:
-        notes.append(f"{work.card.process.kind} chooses no length: each clip got the real one's")
     return Scores(
         about={
             "model": model.name,
@@ -253,7 +252,7 @@ def evaluate(
             "real": _mean([metrics.motion(clip.image_FCHW) for clip in work.real]),
             "made": _mean([metrics.motion(clip.image_FCHW) for clip in made]),
         },
-        counts=count_scores(work) if posterior else None,
+        counts=count_scores(work),
         notes=notes,
     )
 
@@ -459,7 +458,7 @@ def count_scores(work: Evaluation) -> dict[str, Any]:
                 drawn.append(pair)
                 captions.append(clip.caption)
     law_NK, blind_NK, total_N = [], [], []
-    sizes_K = torch.full((work.card.network.max_count + 1,), process.BEYOND)
+    sizes_K = torch.full((work.weights.network.largest_size + 1,), BEYOND)
     for n, count in work.card.lengths.items():
         sizes_K[n] = math.log(count)
     for start in range(0, len(drawn), BATCH):
@@ -467,9 +466,10 @@ def count_scores(work: Evaluation) -> dict[str, Any]:
         with autocast(work.device, work.dtype), torch.inference_mode():
             prompt = work.weights.text(captions[start : start + BATCH])
             prediction = work.weights.network(state.to(work.device), prompt)
-        law_NK.append(prediction.count_logits_BK.float().softmax(-1).cpu().double())
+        law_BK = work.card.process.missing_logits(prediction.size_logits_BK.cpu(), state)
+        law_NK.append(law_BK.double().softmax(-1))
         sizes_BK = sizes_K.expand(len(state.lengths), -1)
-        blind_BK = process.missing_logits(sizes_BK, state, work.card.process)
+        blind_BK = work.card.process.missing_logits(sizes_BK, state)
         blind_NK.append(blind_BK.double().softmax(-1))
         total_N.append(target.total_B)
         work.progress("missing counts", min(start + BATCH, len(drawn)), len(drawn))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,30 @@ class Plan:
     block_masks: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False, repr=False)
 
 
-def make_plan(
-    queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], device: torch.device | str
-) -> Plan:
+PARTS = ("queries", "keys", "back")
+
+
+@dataclass(frozen=True)
+class PlanRows:
+    """A plan whose rows are still lists; None where rows stay as they are."""
+
+    groups: tuple[Group, ...]
+    query_order: list[int] | None
+    key_order: list[int] | None
+    back_order: list[int] | None
+
+    def lists(self, name: str) -> dict[str, list[int] | None]:
+        """What must travel to a device before ``plan``, under names that begin with ``name``."""
+        orders = (self.query_order, self.key_order, self.back_order)
+        return {f"{name} {part}": order for part, order in zip(PARTS, orders, strict=True)}
+
+    def plan(self, name: str, found: Mapping[str, Tensor]) -> Plan:
+        """The plan, of what has come to the device."""
+        query, key, back = (found.get(f"{name} {part}") for part in PARTS)
+        return Plan(self.groups, query, key, back)
+
+
+def plan_rows(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> PlanRows:
     """Group the runs: run i has the query rows ``queries[i]`` and sees the rows ``keys[i]``."""
     members: dict[tuple[int, int], list[int]] = {}
     for run, (query, key) in enumerate(zip(queries, keys, strict=True)):
@@ -53,16 +74,33 @@ def make_plan(
     order = [run for runs in members.values() for run in runs]
     query_rows = [row for run in order for row in queries[run]]
     key_rows = [row for run in order for row in keys[run]]
-    back = torch.empty(len(query_rows), dtype=torch.long)
-    back[torch.tensor(query_rows, dtype=torch.long)] = torch.arange(len(query_rows))
-
-    def placed(rows: list[int]) -> Tensor | None:
-        return None if rows == list(range(len(rows))) else torch.tensor(rows, device=device)
-
-    query_order = placed(query_rows)
-    return Plan(
-        groups, query_order, placed(key_rows), None if query_order is None else back.to(device)
+    back = sorted(range(len(query_rows)), key=query_rows.__getitem__)
+    moved = query_rows != list(range(len(query_rows)))
+    repeated = key_rows != list(range(len(key_rows)))
+    return PlanRows(
+        groups,
+        query_rows if moved else None,
+        key_rows if repeated else None,
+        back if moved else None,
     )
+
+
+def make_plan(
+    queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], device: torch.device | str
+) -> Plan:
+    """The plan of ``plan_rows`` on a device."""
+    rows = plan_rows(queries, keys)
+    return rows.plan("", on_device(rows.lists(""), device))
+
+
+def on_device(
+    lists: Mapping[str, Sequence[int] | None], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Lists of whole numbers as int64 tensors on a device, all in one journey; None is left out."""
+    found = {name: numbers for name, numbers in lists.items() if numbers is not None}
+    every = [number for numbers in found.values() for number in numbers]
+    parts = torch.tensor(every, dtype=torch.long).to(device).split([*map(len, found.values())])
+    return dict(zip(found, parts, strict=True))
 
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:

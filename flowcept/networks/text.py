@@ -159,6 +159,10 @@ class PretrainedEncoder(nn.Module):
                 f"the prompt encoder in {folder} has width {self.width}, not {config.width}"
             )
 
+    def train(self, mode: bool = True) -> PretrainedEncoder:  # noqa: ARG002
+        """Frozen weights stay in evaluation mode: their dropout is not for training others."""
+        return super().train(False)
+
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> PromptTokens:
         device = next(self.encoder.parameters()).device

@@ -6,7 +6,7 @@ exact. ``tau`` never depends on the delays. And a draw that teaches nothing, or 
 not fit a clip, gives None: the caller goes on to the next clip. Drawing again for the same clip
 would weigh short and long clips differently and so bend the law of lengths.
 
-Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K counts.
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K sizes.
 """
 
 from __future__ import annotations
@@ -14,39 +14,120 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flowcept.process import state as frames
+from flowcept.process.growth import Growth, Insertions
+from flowcept.process.posterior import START_FRAMES, missing_logits
 from flowcept.process.schedule import parse_schedule
-from flowcept.process.state import FrameState, Role
-from flowcept.settings import ContextMixture
+from flowcept.process.state import FrameState, Given, Role
+from flowcept.settings import ContextMixture, SampleConfig
 
-PROCESSES = ("flowception", "full-sequence", "autoregressive")
+
+class Process(Protocol):
+    """A kind of delays: how training hides frames, and how sampling lets them appear."""
+
+    @property
+    def shift(self) -> float:
+        """Of the denoising progress, see ``shifted``."""
+        ...
+
+    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
+        """``delay_F`` of every frame of a clip, float64; 0 for given frames."""
+        ...
+
+    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:
+        """An extended time at which to show a clip of these delays in training."""
+        ...
+
+    def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
+        """The log-law of how many frames are missing, from the network's law of sizes."""
+        ...
+
+    def grow(
+        self,
+        given: Given,
+        generator: torch.Generator,
+        config: SampleConfig,
+        *,
+        min_length: int,
+        max_length: int,
+    ) -> Growth:
+        """The insertions of one clip that is sampled."""
+        ...
+
+
+FIRST = 0.1  # of the draws before ``tau = 1``: even in kappa, so that first steps are known
 
 
 @dataclass(frozen=True)
-class ProcessConfig:
-    """How delays and ``tau`` are drawn. Part of every model file."""
+class Flowception:
+    """Frames appear one by one at random delays (arXiv 2512.11438, section 3).
 
-    kind: str = "flowception"  # flowception, or a baseline: full-sequence, autoregressive
-    schedule: str = "linear"  # linear, cosine, power or power:EXPONENT; flowception only
-    num_start: int = (
-        1  # noise frames visible from tau = 0 where one gap is open; 1 reaches all lengths
-    )
+    Part of every model file.
+    """
+
+    schedule: str = "linear"  # linear or power:EXPONENT
     shift: float = 1.0  # over 1 spends more of the denoising on noise
-    block: int = 1  # frames that start together; autoregressive only
-    late: float = 0.5  # share of draws past ``tau = 1``, in training alone; flowception only
+    late: float = 0.5  # share of draws past ``tau = 1``, in training alone
 
     def __post_init__(self) -> None:
-        if self.kind not in PROCESSES:
-            raise ValueError(f"unknown process {self.kind!r}: use {', '.join(PROCESSES)}")
         parse_schedule(self.schedule)
-        if self.num_start < 0 or self.block < 1 or not 0 < self.shift < float("inf"):
-            raise ValueError("num_start must be at least 0, block at least 1, shift positive")
+        if not 0 < self.shift < float("inf"):
+            raise ValueError(f"shift must be positive, not {self.shift}")
         if not 0 < self.late < 1:
-            raise ValueError("late must lie between 0 and 1")
+            raise ValueError(f"late must lie between 0 and 1, not {self.late}")
+
+    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
+        """Delays by the schedule; 0 for given frames and, where one gap is open, the start frame.
+
+        With several open gaps a sampler could not know how to share start frames out.
+        """
+        delay_F = torch.zeros(len(context), dtype=torch.float64)
+        generated = torch.tensor([f for f, given in enumerate(context) if not given])
+        uniform = torch.rand(len(generated), generator=generator, dtype=torch.float64)
+        delay_F[generated] = parse_schedule(self.schedule).inverse(uniform)
+
+        gaps = sum(not given and (f == 0 or context[f - 1]) for f, given in enumerate(context))
+        if gaps == 1:
+            order = torch.randperm(len(generated), generator=generator)
+            delay_F[generated[order[:START_FRAMES]]] = 0
+        return delay_F
+
+    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:  # noqa: ARG002
+        """Extended time over [0, 1], or with probability ``late`` over [1, 2].
+
+        It never depends on the delays; else the law is free, since what a network should say of a
+        state does not depend on how often it is shown.
+        """
+        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+        early = 1 - self.late
+        if uniform >= early:
+            return 1 + (uniform - early) / self.late
+        tau = uniform / early
+        if self.schedule == "linear" or torch.rand((), generator=generator) >= FIRST:
+            return tau
+        # As precise as a state holds it: where that is 0 no frame may have appeared yet.
+        return float(parse_schedule(self.schedule).inverse(torch.tensor(tau).double()).float())
+
+    def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
+        return missing_logits(size_logits_BK, state, parse_schedule(self.schedule))
+
+    def grow(
+        self,
+        given: Given,
+        generator: torch.Generator,
+        config: SampleConfig,
+        *,
+        min_length: int,
+        max_length: int,
+    ) -> Growth:
+        schedule = parse_schedule(self.schedule)
+        bounds = {"min_length": min_length, "max_length": max_length}
+        return Insertions(given, generator, config, schedule, **bounds)
 
 
 LONGEST_RUN = 8  # most context frames in a row that training shows at either end
@@ -146,65 +227,26 @@ def roles_of(context: Sequence[bool]) -> list[Role]:
     ]
 
 
-def draw_delays(
-    context: Sequence[bool], config: ProcessConfig, generator: torch.Generator
-) -> Tensor:
-    """``delay_F`` of every frame of a clip, float64; 0 for context and start frames."""
-    delay_F = torch.zeros(len(context), dtype=torch.float64)
-    generated = torch.tensor([f for f, given in enumerate(context) if not given])
-    if config.kind == "autoregressive":
-        delay_F[generated] = (torch.arange(len(generated)) // config.block).double()
-    elif config.kind == "flowception":
-        uniform = torch.rand(len(generated), generator=generator, dtype=torch.float64)
-        delay_F[generated] = parse_schedule(config.schedule).inverse(uniform)
-        gaps = sum(not given and (f == 0 or context[f - 1]) for f, given in enumerate(context))
-        if gaps == 1:  # with several open gaps a sampler could not know how to share them out
-            order = torch.randperm(len(generated), generator=generator)
-            delay_F[generated[order[: config.num_start]]] = 0
-    return delay_F
-
-
-FIRST = 0.1  # of the early draws
-
-
-def draw_tau(delay_F: Tensor, config: ProcessConfig, generator: torch.Generator) -> float:
-    """Extended time: over [0, 1], by ``late`` over [1, 2]; or over a baseline's whole run.
-
-    What a network should say of a state does not depend on how often it is shown, so that the law
-    is free, unless it depends on the delays. Of the draws over [0, 1] the share ``FIRST`` is even
-    in ``kappa``, not ``tau``: where most frames appear at once, a sampler's first steps are known.
-    """
-    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-    if config.kind == "flowception":
-        early = 1 - config.late
-        if uniform >= early:
-            return 1 + (uniform - early) / config.late
-        tau = uniform / early
-        if config.schedule == "linear" or torch.rand((), generator=generator) >= FIRST:
-            return tau
-        # As precise as a state holds it: where that is 0 no frame may have appeared yet.
-        return float(parse_schedule(config.schedule).inverse(torch.tensor(tau).double()).float())
-    return uniform * (1.0 if config.kind == "full-sequence" else float(delay_F.max()) + 1)
-
-
 def draw(
-    latent_FCHW: Tensor, context: Sequence[bool], config: ProcessConfig, generator: torch.Generator
+    latent_FCHW: Tensor, context: Sequence[bool], process: Process, generator: torch.Generator
 ) -> tuple[FrameState, Target] | None:
     """One clip part of the way through, as a state of one clip and its targets.
 
     None where nothing is left to learn from it: ``tau`` past 1 and every frame finished.
     """
-    delay_F = draw_delays(context, config, generator)
-    tau = draw_tau(delay_F, config, generator)
+    delay_F = process.draw_delays(context, generator)
+    tau = process.draw_tau(delay_F, generator)
     if tau >= 1 and tau - float(delay_F.max()) >= 1:
         return None
+
     visible = [f for f in range(len(context)) if float(delay_F[f]) <= tau]
     roles = roles_of(context)
     given = torch.tensor([context[f] for f in visible], dtype=torch.bool)
     time_F = torch.where(given, 1.0, (tau - delay_F[visible]).clamp(0, 1)).float()
     data_FCHW = latent_FCHW[visible]
     noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)
-    progress = shifted(time_F, config.shift)[:, None, None, None]
+    progress = shifted(time_F, process.shift)[:, None, None, None]
+
     edges = [-1, *visible, len(context)]
     missing = [float(right - left - 1) for left, right in itertools.pairwise(edges)]
     state = FrameState(
@@ -222,42 +264,6 @@ def draw(
         total_B=torch.tensor([len(context) - len(visible)]),
     )
     return state, target
-
-
-LEAST_HIDDEN = 1e-7  # probability that a frame is still hidden just before ``tau = 1``
-BEYOND = -1e4  # logit of a size that a law does not reach: next to nothing, and still a number
-
-
-def appeared_logits(appeared: Tensor, count_K: Tensor, kappa: Tensor) -> Tensor:
-    """Log-probability, up to a constant, that so many have appeared where K are still missing.
-
-    Of the frames that were hidden at ``tau = 0`` each has appeared by ``tau`` with probability
-    kappa: ``binomial(appeared + K, appeared) (1 - kappa)^K``. ``appeared`` and ``kappa`` broadcast
-    with ``count_K``.
-    """
-    ways = torch.lgamma(appeared + count_K + 1) - torch.lgamma(count_K + 1.0)
-    return ways + count_K * (1 - kappa).clamp(min=LEAST_HIDDEN).log()
-
-
-def missing_logits(size_logits_BK: Tensor, state: FrameState, config: ProcessConfig) -> Tensor:
-    """The log-law, up to a constant, of how many frames are missing, from one of how many come.
-
-    ``size_logits_BK`` is over the number of generated frames of the whole clip, as far as what is
-    seen tells it. What the mere number of visible ones tells is known and need not be learned:
-    Bayes' rule, ``P(K) ~ P(visible + K) P(appeared | K)``. The law of a baseline, whose number of
-    frames is known, is taken for that of the missing ones.
-    """
-    if config.kind != "flowception":
-        return size_logits_BK
-    visible_B = state.count_B(~state.given_F)
-    one_gap_B = state.count_B(state.role_F == Role.ACTIVE) + state.open_first_B == 1
-    appeared_B1 = (visible_B - config.num_start * one_gap_B).clamp(min=0)[:, None]
-    count_K = torch.arange(size_logits_BK.shape[1], device=visible_B.device)
-    kappa_B = parse_schedule(config.schedule).kappa(state.tau_B.clamp(0, 1))
-    seen_BK = appeared_logits(appeared_B1, count_K, kappa_B[:, None])
-    size_BK, largest = visible_B[:, None].long() + count_K, len(count_K) - 1
-    law_BK = size_logits_BK.gather(1, size_BK.clamp(max=largest))
-    return torch.where(size_BK <= largest, law_BK, BEYOND) + seen_BK
 
 
 def concat(pairs: Sequence[tuple[FrameState, Target]]) -> tuple[FrameState, Target]:

@@ -1,4 +1,4 @@
-"""The one record that training makes, sampling makes and the network reads, and its algebra.
+"""The one record that training makes, sampling makes and networks read, and its algebra.
 
 Many clips lie end to end in it, visible frames only: nothing is padded, and no value of a latent
 means anything but itself.
@@ -10,8 +10,9 @@ K counts 0..largest, S prompt tokens, D or V their width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,8 +107,8 @@ class Prediction:
     velocity_FCHW: Tensor  # data - noise
     log_missing_F: Tensor  # log of the mean count missing right of each frame
     log_missing_first_B: Tensor  # the same for the gap before the first frame
-    count_logits_BK: Tensor  # log-law, up to a constant, of the total missing in all open gaps
-    seen_BV: Tensor | None = None  # what the given frames say, in the words of a prompt's tokens
+    size_logits_BK: Tensor  # log-law, up to a constant, of how many frames are generated in all
+    image_token_BV: Tensor | None = None  # what given frames show, in the words of prompt tokens
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,35 @@ class PromptTokens:
 
     token_SD: Tensor
     lengths: tuple[int, ...]  # tokens per clip; the sum is S
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a clip starts from: the user's frames and where others may come between them."""
+
+    latent_FCHW: Tensor  # clean; no frame at all for text-to-video
+    open_gaps: tuple[bool, ...]  # one more than frames: before the first, then right of each
+    missing: tuple[int, ...] | None = None  # exact number of frames to come in each gap, if known
+
+    def __post_init__(self) -> None:
+        if len(self.open_gaps) != self.latent_FCHW.shape[0] + 1:
+            raise ValueError("there is one gap more than given frames")
+        if self.missing is not None and len(self.missing) != len(self.open_gaps):
+            raise ValueError("missing needs a count for every gap")
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a network is told of finished frames in sampling, where the CPU knows it.
+
+    From ``tau = 1`` on they may rest: nothing is asked of them any more, since no frame can appear
+    beside them. ``memory`` is the network's own, one for all evaluations of a request.
+    """
+
+    names: tuple[object, ...]  # of the clips, the same in every evaluation
+    finished_F: Tensor  # bool, on the CPU
+    may_rest: bool
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 def concat(states: Sequence[FrameState]) -> FrameState:
@@ -183,15 +213,18 @@ def insertion_rows(lengths: Sequence[int], counts: Sequence[Sequence[int]]) -> l
 
 
 def insert(
-    state: FrameState, counts: Sequence[Sequence[int]], latent_NCHW: Tensor, rows: Sequence[int]
+    state: FrameState, counts: Sequence[Sequence[int]], latent_NCHW: Tensor, rows_F: Tensor
 ) -> FrameState:
-    """The state with new generated frames at flow time 0; ``rows`` is from ``insertion_rows``."""
-    device, new = state.time_F.device, latent_NCHW.shape[0]
-    index = torch.tensor(rows, dtype=torch.long, device=device)
+    """The state with new generated frames at flow time 0.
+
+    ``rows_F`` are the ``insertion_rows`` of these counts, on the state's device.
+    """
+    new = latent_NCHW.shape[0]
+    new_role_N = state.role_F.new_full((new,), Role.GENERATED)
     return replace(
         state,
-        latent_FCHW=torch.cat([state.latent_FCHW, latent_NCHW])[index],
-        time_F=torch.cat([state.time_F, state.time_F.new_zeros(new)])[index],
-        role_F=torch.cat([state.role_F, state.role_F.new_full((new,), Role.GENERATED)])[index],
+        latent_FCHW=torch.cat([state.latent_FCHW, latent_NCHW])[rows_F],
+        time_F=torch.cat([state.time_F, state.time_F.new_zeros(new)])[rows_F],
+        role_F=torch.cat([state.role_F, new_role_N])[rows_F],
         lengths=tuple(n + sum(gaps) for n, gaps in zip(state.lengths, counts, strict=True)),
     )

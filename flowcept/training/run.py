@@ -34,7 +34,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from flowcept import memory
 from flowcept import model_file as checkpoint
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_frames, to_images
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
@@ -43,18 +42,19 @@ from flowcept.data import batches, video
 from flowcept.data import folder as data
 from flowcept.data.folder import DataConfig
 from flowcept.data.shards import LatentStore, PictureStore
-from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.device import autocast, pick_device, pick_dtype, training_bytes
 from flowcept.errors import UserError
 from flowcept.evaluation import charts
+from flowcept.generation import from_nothing, sample_clips
 from flowcept.model_file import WORDS, Card, Weights
+from flowcept.networks import VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
-from flowcept.networks.transformer import ModelConfig, Network
+from flowcept.networks.transformer import TransformerConfig
 from flowcept.process import forward as process
-from flowcept.process.forward import ProcessConfig
+from flowcept.process.forward import Flowception, Process
 from flowcept.process.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
-from flowcept.request import from_nothing, request
 from flowcept.settings import (
     OF_THE_MODEL,
     PRESETS,
@@ -67,25 +67,17 @@ from flowcept.settings import (
 Console = Callable[[str], None]
 
 
-def process_config(config: TrainConfig) -> ProcessConfig:
-    """The process to train; ``UserError`` for a kind or schedule that does not exist."""
+def process_config(config: TrainConfig) -> Flowception:
+    """The process to train; ``UserError`` for a schedule that does not exist."""
     try:
-        return ProcessConfig(
-            config.process,
-            config.schedule,
-            config.num_start,
-            config.shift,
-            config.block,
-            config.late,
-        )
+        return Flowception(config.schedule, config.shift, config.late)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def loss_config(config: TrainConfig) -> LossConfig:
-    """The baselines' lengths are given: they learn the velocity alone."""
-    grows = config.process == "flowception"
-    return LossConfig(1.0, config.rate_weight * grows, config.count_weight * grows)
+    """The weights of the objective's terms."""
+    return LossConfig(1.0, config.rate_weight, config.count_weight)
 
 
 def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
@@ -317,7 +309,7 @@ def _silent(_: str) -> None:
     return
 
 
-def _other_process(origin: Weights | None, process: ProcessConfig) -> Iterator[str]:
+def _other_process(origin: Weights | None, process: Flowception) -> Iterator[str]:
     """What a model to go on from has learned that this run does otherwise."""
     if origin is not None:
         for name, was in asdict(origin.card.process).items():
@@ -373,26 +365,24 @@ def _text_config(config: TrainConfig) -> TextConfig:
 
 def _network_config(
     config: TrainConfig, latent: tuple[int, int, int], longest: int, text: TextConfig
-) -> ModelConfig:
+) -> TransformerConfig:
     """The network for latents of so many channels, rows and columns, and clips so long."""
     channels, height, width = latent
-    return ModelConfig(
+    return TransformerConfig(
         channels=channels,
         height=height,
         width=width,
-        max_count=longest,
+        largest_size=longest,
         text_width=text.width,
         hidden=config.hidden,
         depth=config.depth,
         heads=config.heads,
         patch=config.patch,
-        cells=config.cells,
-        cell_depth=config.cell_depth,
+        stem_channels=config.cells,
+        stem_depth=config.cell_depth,
         between=config.between,
         place=config.place,
-        rotary_values=config.rotary_values,
         window=config.window,
-        causal=config.causal,
     )
 
 
@@ -579,9 +569,12 @@ def _append(path: Path, record: Mapping[str, object]) -> None:
 class Learner(nn.Module):
     """Network and prompt encoder as one module, whose output is its share of the loss."""
 
-    def __init__(self, network: Network, text: PromptEncoder, weights: LossConfig) -> None:
+    def __init__(
+        self, network: VideoNetwork, text: PromptEncoder, weights: LossConfig, process: Process
+    ) -> None:
         super().__init__()
         self.network, self.text, self.weights = network, text, weights
+        self.process = process
 
     def forward(
         self,
@@ -595,7 +588,9 @@ class Learner(nn.Module):
         with torch.no_grad():  # the prompt learns nothing from what frames say of it
             parts = tokens.token_SD.float().split(list(tokens.lengths))
             said = [part.sum(0) * bool(p) for part, p in zip(parts, prompts, strict=True)]
-        sums = loss_sums(self.network(state, tokens), state, target, torch.stack(said))
+        sums = loss_sums(
+            self.network(state, tokens), state, target, self.process, torch.stack(said)
+        )
         return total_loss(sums, counts, self.weights), sums
 
 
@@ -622,18 +617,18 @@ class Trainer:
         self.card = self._card(folder, fps, origin)
         torch.manual_seed(config.seed)
         if origin is None:
-            network = Network(self.card.network, self.card.process)
+            network = build_network(self.card.network, self.card.process.shift)
             text = build_encoder(self.card.text)
             if isinstance(text, ByteEncoder):
                 text.know(self.card.words)
         else:
             network, text = origin.network, origin.text
-            network.process = self.card.process
+            network.shift = self.card.process.shift
             network.requires_grad_().train()
             if self.card.text.kind == "bytes":
                 text.requires_grad_()
         network.checkpoint_blocks = config.checkpointing
-        self.learner = Learner(network, text, loss_config(config)).to(device)
+        self.learner = Learner(network, text, loss_config(config), self.card.process).to(device)
         self.averaged = AveragedModel(self.learner, multi_avg_fn=self._average)
         self.averaged.requires_grad_(requires_grad=False)
         if config.compile:
@@ -654,7 +649,7 @@ class Trainer:
             fused=device.type in ("cpu", "cuda"),
         )
         self.step, self.cursor, self.hours = 0, 0, 0.0
-        self.tokens_per_frame = self.card.network.patches + 1
+        self.tokens_per_frame = network.tokens_per_frame
 
     def _card(self, folder: Path, fps: float, origin: Weights | None) -> Card:
         config, latents = self.config, self.latents
@@ -666,9 +661,8 @@ class Trainer:
             network = _network_config(config, (channels, height, width), longest, text)
         else:
             network, text = origin.card.network, origin.card.text
-            if longest > network.max_count:
-                origin.network.count_to(longest)
-                network = origin.network.config
+            if longest > network.largest_size:
+                network = origin.network.grow_law(longest)
         captions = [latents.captions[clip] for clip in self.train_clips]
         words = Counter(w for caption in captions for w in set(words_of(caption)))
         return Card(
@@ -694,21 +688,22 @@ class Trainer:
         )
 
     def _memory(self) -> float:
-        """Bytes that training takes: the program, weights and what goes with them, and work.
-
-        With each weight go its gradient, two moments, the average, and two temporaries of a step.
-        Work is counted on clips of the mean length, in one part of a step.
-        """
+        """Bytes that training takes, with one part of a step at once on clips of mean length."""
         weights = sum(p.numel() for p in self.learner.parameters())
         law = self.card.lengths
         mean = round(sum(n * count for n, count in law.items()) / sum(law.values()))
         tokens = min(self.config.micro_tokens, self.config.tokens)
-        clips = max(tokens // ((mean + 1) * (self.card.network.patches + 1)), 1)
-        each, share = 28, 1.0  # bytes that go with a weight; of the work counted in float32
-        if self.dtype != torch.float32:
-            each, share = 30, memory.HALF  # one more copy of the weights
-        work = share * memory.training_bytes(self.learner.network, [mean] * clips)
-        return memory.PROGRAM + each * weights + memory.HELD * work
+        network = self.card.network
+        clips = max(tokens // ((mean + 1) * self.tokens_per_frame), 1)
+        return training_bytes(
+            clips * mean,
+            self.tokens_per_frame,
+            network.hidden,
+            network.depth,
+            network.height * network.width * network.stem_channels,
+            weights=weights,
+            half=self.dtype != torch.float32,
+        )
 
     def _average(
         self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int
@@ -752,7 +747,7 @@ class Trainer:
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0, 0))
+        counts = _count(batch)
         own = list(range(self.team.rank, len(batch.pairs), self.team.size))
         share = replace(
             batch,
@@ -829,7 +824,7 @@ class Trainer:
             )
         except UserError:
             return {}
-        counts = sum((count_terms(state) for state, _ in batch.pairs), Counts(0, 0, 0, 0))
+        counts = _count(batch)
         totals: Counter[str] = Counter()
         self.averaged.eval()
         at_once = min(config.micro_tokens, config.tokens)  # no more than a step of training
@@ -843,7 +838,11 @@ class Trainer:
         learner = self.averaged.module
         assert isinstance(learner, Learner)
         return Weights(
-            learner.network, learner.text, self.codec, replace(self.card, steps=self.step)
+            learner.network,
+            learner.text,
+            self.codec,
+            replace(self.card, steps=self.step),
+            self.card.process,
         )
 
     def export(self) -> None:
@@ -857,15 +856,12 @@ class Trainer:
         weights.network.eval()
         clips = self.held_clips or self.train_clips
         prompts = list(dict.fromkeys(self.latents.captions[c] for c in clips))[:6]
-        frames = None
-        if self.card.process.kind != "flowception":
-            frames = sorted(self.latents.lengths)[len(self.latents.lengths) // 2]
-        settings = SampleConfig(steps=12, frames=frames)
+        settings = SampleConfig(steps=12)
         with autocast(self.device, self.dtype):
             count = len(prompts)
             given = [from_nothing(self.card, self.device)] * count
             generators = [clip_generator(i) for i in range(count)]
-            steps = request(weights, given, prompts, [""] * count, generators, settings)
+            steps = sample_clips(weights, given, prompts, [""] * count, generators, settings)
             latents = latents_of(steps)
         pictures = [to_frames(self.codec.decode(latent)) for latent in latents]
         (self.run / "samples").mkdir(exist_ok=True)
@@ -974,6 +970,12 @@ class Trainer:
                 writer.add_scalar(name, value, self.step)
 
 
+def _count(batch: data.Batch) -> Counts:
+    """What the loss of a batch is a mean over."""
+    scored = zip(batch.pairs, batch.prompts, strict=True)
+    return sum((count_terms(state, [prompt]) for (state, _), prompt in scored), Counts())
+
+
 def _pretrained_text(source: str) -> TextConfig:
     try:
         settings = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
@@ -1003,7 +1005,7 @@ def _means(totals: Mapping[str, float], counts: Counts, team: Team) -> dict[str,
         "velocity": counts.flowing,
         "missing": counts.gaps,
         "count": counts.clips,
-        "seen": counts.given,
+        "image": counts.image,
     }
     return {
         name: value / max(over[name], 1) for name, value in zip(names, sums.tolist(), strict=True)

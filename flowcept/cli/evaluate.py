@@ -1,0 +1,105 @@
+"""``flowcept evaluate``: scores of a model against a folder of clips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from flowcept.cli.options import (
+    LARGEST_SEED,
+    Device,
+    Dtype,
+    changes,
+    check_file,
+    check_range,
+    takes,
+)
+from flowcept.settings import SampleConfig, defaults
+
+LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
+
+
+def _controls() -> Iterator[tuple[Field[Any], Any, str]]:
+    """The sampler's controls, their types, and their defaults in words."""
+    hints, plain, between = get_type_hints(SampleConfig), defaults("gen"), defaults("interp")
+    for one in fields(SampleConfig):
+        if one.name not in LENGTHS:
+            start, there = getattr(plain, one.name), getattr(between, one.name)
+            shown = f"{start}" if start == there else f"{start}; {there} between frames"
+            yield one, hints[one.name], shown
+
+
+@takes(controls=changes(_controls()))
+def evaluate(
+    controls: dict[str, Any],
+    model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
+    folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
+    task: Annotated[
+        str, typer.Option(help="gen: from captions; i2v: from first frames too")
+    ] = "gen",
+    clips: Annotated[int, typer.Option(help="of the folder that are drawn")] = 64,
+    features: Annotated[
+        Path | None, typer.Option(help="a TorchScript video network, or a MobileNetV2")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of clips, noise and bootstraps")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the scores, a .json file")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="their picture, a .png file")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="the scores as JSON on stdout")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")] = False,
+) -> None:
+    """Score a model against a folder of clips: flowcept evaluate theatre data/"""
+    config, between = (replace(defaults(command), **controls) for command in ("gen", "interp"))
+    check_range("--seed", seed, 0, LARGEST_SEED)
+    check_file("--output", output, (".json",))
+    check_file("--sheet", sheet, (".png",))
+    from flowcept import model_file
+    from flowcept.data import video
+    from flowcept.evaluation import evaluate as scorer
+
+    scores = scorer.evaluate(
+        model_file.find(model),
+        folder,
+        config,
+        between=between,
+        task=task,
+        clips=clips,
+        features=features,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        progress=Bars(quiet),
+    )
+    text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
+    if output is not None:
+        with video.replacing(output) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    if sheet is not None:
+        video.save_image(scorer.picture(scores), sheet)
+    typer.echo(text if as_json else "\n".join(scorer.table(scores)))
+
+
+class Bars:
+    """A progress bar for each kind of work."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bars: dict[str, Any] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if what not in self.bars:
+            self.bars[what] = tqdm(total=total, desc=what, unit="clip", disable=self.quiet, delay=1)
+        bar = self.bars[what]
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()

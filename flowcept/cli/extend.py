@@ -1,0 +1,52 @@
+"""``flowcept extend``: more frames after, before or around a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Unpack
+
+import typer
+
+from flowcept.cli.making import check_rate, job_of, make_clips
+from flowcept.cli.options import MakeOptions, Prompt, make_options, sample_config, takes
+from flowcept.errors import UserError
+from flowcept.settings import SampleConfig, defaults
+
+if TYPE_CHECKING:
+    from flowcept.generation import Clip, GenerateOptions, Studio
+
+
+@takes(options=make_options(), config=sample_config(defaults("extend")))
+def extend(
+    options: MakeOptions,
+    config: SampleConfig,
+    clip: Annotated[Path, typer.Argument(help="the clip to go on from")],
+    prompt: Prompt = "",
+    direction: Annotated[str, typer.Option(help="forward, backward or both")] = "forward",
+    context: Annotated[int, typer.Option(help="frames of the clip that the model sees")] = 4,
+) -> None:
+    """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)"""
+    from flowcept.data import video
+
+    if direction not in ("forward", "backward", "both"):
+        raise UserError("--direction must be forward, backward or both")
+    if context < 1:
+        raise UserError(f"--context must be at least 1, not {context}")
+    frames_FHW3, rate = video.read_video(clip)
+    check_rate(options.fps or rate)
+    sound = clip if video.has_sound(clip) else None
+    if options.scale is not None and not options.quiet:
+        typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
+
+    def call(studio: Studio, prompt: str, **shared: Unpack[GenerateOptions]) -> Clip:
+        return studio.extend(
+            frames_FHW3,
+            prompt,
+            clip_fps=rate,
+            direction=direction,
+            context=context,
+            sound=sound,
+            **shared,
+        )
+
+    make_clips("extend", options, [job_of(prompt, options, config)], call, inputs=[clip])

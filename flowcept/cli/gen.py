@@ -1,0 +1,82 @@
+"""``flowcept gen``: clips of prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
+
+import typer
+
+from flowcept.cli.making import Job, job_of, make_clips
+from flowcept.cli.options import MakeOptions, make_options, sample_config, takes
+from flowcept.errors import UserError
+from flowcept.settings import SampleConfig, defaults, from_mapping
+
+if TYPE_CHECKING:
+    from flowcept.generation import Clip, GenerateOptions, Studio
+
+
+@takes(options=make_options(), config=sample_config(defaults("gen")))
+def gen(
+    options: MakeOptions,
+    config: SampleConfig,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="one clip for each", metavar="PROMPT...")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="a prompt a line, or JSONL with settings")
+    ] = None,
+) -> None:
+    """Make a clip of a prompt: flowcept gen "a dog surfing" -o out.mp4"""
+    jobs = [job_of(prompt, options, config) for prompt in prompts or []]
+    if prompts_file is not None:
+        jobs += read_jobs(prompts_file, options, config)
+    if not jobs:
+        raise UserError('no prompt: try flowcept gen "a dog surfing"')
+
+    def call(studio: Studio, prompt: str, **shared: Unpack[GenerateOptions]) -> Clip:
+        return studio.generate(prompt, **shared)
+
+    make_clips("gen", options, jobs, call)
+
+
+def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Job]:
+    """A job for each line that is not empty: a prompt, or JSON that begins with {.
+
+    Raises ``UserError`` that names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # others may stand in a prompt
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompts in {path}: {error}") from error
+    jobs = []
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if text.startswith("{"):
+            try:
+                jobs.append(_described(text, options, config))
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error
+        elif text:
+            jobs.append(job_of(text, options, config))
+    return jobs
+
+
+def _described(line: str, options: MakeOptions, config: SampleConfig) -> Job:
+    """The job of a line of JSON; what it does not say, the flags do."""
+    try:
+        read = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error})") from error
+    values: dict[str, Any] = {name.replace("-", "_"): value for name, value in read.items()}
+    prompt = values.pop("prompt", None)
+    if not isinstance(prompt, str):
+        raise UserError('no prompt: give "prompt": "a dog surfing"')
+    if values.get("frames") == "auto":
+        values["frames"] = None
+
+    names = ("negative_prompt", "seed", "output")
+    own = {name: values.pop(name) for name in names if name in values}
+    controls = from_mapping(SampleConfig, values, start=config)
+    return from_mapping(Job, own, start=job_of(prompt, options, controls))

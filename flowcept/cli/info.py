@@ -1,0 +1,42 @@
+"""``flowcept info``: what a model is, or how a clip was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flowcept.errors import UserError
+
+
+def info(
+    file: Annotated[Path, typer.Argument(help="a model, or a clip or picture made by flowcept")],
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Say what a model is, or how a clip was made: flowcept info out.mp4"""
+    is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)
+    record = _of_model(file) if is_model else _of_clip(file)
+    if as_json:
+        typer.echo(json.dumps(record, ensure_ascii=False, indent=1))
+        return
+    width = max(len(name) for name in record)
+    for name, value in record.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _of_model(file: Path) -> dict[str, Any]:
+    from flowcept import model_file
+
+    return model_file.describe(model_file.find(str(file)))
+
+
+def _of_clip(file: Path) -> dict[str, Any]:
+    from flowcept.data import video
+
+    found = video.read_metadata(file)
+    if found is None:
+        raise UserError(f"{file} does not say how it was made (not by flowcept, or stripped)")
+    frames_FHW3, _ = video.read_video(file)
+    return found | {"sha256_of_frames": video.digest(frames_FHW3)}

@@ -1,0 +1,62 @@
+"""``flowcept train``: a model of a folder of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from flowcept.cli.options import changes, takes
+from flowcept.errors import UserError
+from flowcept.settings import TrainConfig
+
+
+def _settings() -> Iterator[tuple[Field[Any], Any, str]]:
+    """Every setting that has a flag, its type, and its default in words."""
+    hints = get_type_hints(TrainConfig)
+    for one in fields(TrainConfig):
+        if one.default is not MISSING:  # the weights of contexts stand in a TOML file
+            yield one, hints[one.name], "none" if one.default == "" else str(one.default)
+
+
+@takes(settings=changes(_settings()))
+def train(
+    settings: dict[str, Any],
+    folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
+    run: Annotated[Path, typer.Option("--output", "-o", help="folder of the run")] = Path("run"),
+    preset: Annotated[
+        str | None, typer.Option(help="tiny, small or base", show_default="small")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="settings in a TOML file")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run")] = False,
+    check: Annotated[bool, typer.Option("--check", help="only say what the folder holds")] = False,
+    pause_at: Annotated[int | None, typer.Option(help="stop after this step")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors only")] = False,
+) -> None:
+    """Train a model on a folder of clips: flowcept train data/"""
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: give a folder of clips")
+    if pause_at is not None and pause_at < 1:
+        raise UserError(f"--pause-at must be at least 1, not {pause_at}")
+    if preset and resume:
+        raise UserError("--preset is for a new run: a resumed one keeps its settings; leave it out")
+    from flowcept.training import run as trainer
+
+    made = trainer.make_config(preset or "small", config, settings)
+    if check:
+        for line in trainer.check(folder, made):
+            typer.echo(line)
+        return
+    trainer.train(
+        folder,
+        run,
+        made,
+        resume=resume,
+        given=[*settings, *(trainer.read_config(config) if config else ())],
+        pause_at=pause_at,
+        quiet=quiet,
+        console=typer.echo,
+    )
