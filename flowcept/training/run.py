@@ -970,7 +970,7 @@ class Trainer:
                 writer.add_scalar(name, value, self.step)
 
 
-def _count(batch: data.Batch) -> Counts:
+def _count(batch: batches.Batch) -> Counts:
     """What the loss of a batch is a mean over."""
     scored = zip(batch.pairs, batch.prompts, strict=True)
     return sum((count_terms(state, [prompt]) for (state, _), prompt in scored), Counts())
