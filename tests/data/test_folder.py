@@ -391,9 +391,9 @@ def test_what_is_found_in_files_is_kept_until_they_change(
     entry = next(entry for entry in first.entries if entry.path.name == "d.gif")
     assert indices(load_clip(entry, CONFIG, first.fps)) == [0, 1, 1, 1, 2]
 
-    asked.clear()
     put(root / "a.apng", 7)
     Image.fromarray(numbered(4)[3]).save(root / "c" / "3.png")
+    asked.clear()
     found = {f.path.name: f.num_frames for f in scan(root, CONFIG, cache=cache).findings}
     assert found == {"a.apng": 7, "b.mp4": 6, "bad.mp4": 0, "c": 4, "d.gif": 5}
     assert sorted(asked) == ["a.apng", "bad.mp4", "c"]
