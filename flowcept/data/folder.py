@@ -17,8 +17,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,42 +187,33 @@ class _Probe:
 
     def __init__(self, store: Path | None) -> None:
         self.store = store
-        self.known = self._read() if store and store.exists() else {}
-        self.used: dict[str, tuple[str, VideoInfo]] = {}
-
-    def _read(self) -> dict[str, tuple[str, VideoInfo]]:
-        assert self.store is not None
-        try:
-            record = json.loads(self.store.read_text(encoding="utf-8"))
-            if record["format"] != PROBE_FORMAT:
-                return {}
-            return {
-                name: (key, VideoInfo(**{**info, "times": tuple(info["times"])}))
-                for name, (key, info) in record["files"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        self.kept: dict[str, Any] = {}  # by the path of a file: its key and what was found
+        self.asked: dict[str, tuple[str, VideoInfo]] = {}  # likewise, this time
+        with suppress(OSError, ValueError):
+            kept = json.loads(store.read_text(encoding="utf-8")) if store else {}
+            self.kept = kept if isinstance(kept, dict) else {}
 
     def __call__(self, path: Path) -> VideoInfo:
-        name, key = str(path.absolute()), digest_of(fingerprint(path))
-        before, info = self.known.get(name, ("", None))
-        if info is None or before != key:
+        name, key = str(path.absolute()), digest_of(PROBE_FORMAT, fingerprint(path))
+        before, found = self.kept.get(name, ("", {}))
+        if before == key:
+            info = VideoInfo(**{**found, "times": tuple(found["times"])})
+        else:
             info = video.probe(path)
-        self.used[name] = key, info
+        self.asked[name] = key, info
         return info
 
     def keep(self) -> None:
         """Write down what was asked this time."""
-        if self.store is None or self.used == self.known:
+        if self.store is None:
             return
-        files = {name: (key, asdict(info)) for name, (key, info) in self.used.items()}
+        text = json.dumps({name: (key, asdict(info)) for name, (key, info) in self.asked.items()})
         try:
             self.store.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {self.store}: {error.strerror}") from error
         with video.replacing(self.store) as temporary:
-            record = {"format": PROBE_FORMAT, "files": files}
-            temporary.write_text(json.dumps(record), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _look_at_all(

@@ -14,17 +14,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowcept.codecs import to_images
+from flowcept.codecs import Codec, to_images
 from flowcept.data.folder import (
     ClipEntry,
     DataConfig,
@@ -127,30 +127,6 @@ def _decode(
     return {"kept": kept, "broken": broken}
 
 
-class Encoder(Protocol):
-    """What a store of latents needs of a codec."""
-
-    @property
-    def config(self) -> object:
-        """Settings, whose repr tells two codecs apart."""
-
-    @property
-    def pictures_per_latent(self) -> int:
-        """Pictures that a latent stands for; 1: each is encoded alone."""
-
-    def latents_of(self, pictures: int) -> int:
-        """Number of latents of the longest clip on the grid that has no more pictures."""
-
-    def pictures_of(self, latents: int) -> int:
-        """Number of pictures of a clip of so many latents."""
-
-    def encode_clip(self, image_FCHW: Tensor) -> Tensor:
-        """Latents of a clip in [-1, 1] whose pictures are on the grid."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """All weights and statistics."""
-
-
 class LatentStore(_Store):
     """The latents of all clips, float16, encoded once into `cache`/latents.npy.
 
@@ -161,7 +137,7 @@ class LatentStore(_Store):
     def __init__(
         self,
         pictures: PictureStore,
-        codec: Encoder,
+        codec: Codec,
         cache: Path,
         *,
         device: torch.device | str,
@@ -172,19 +148,12 @@ class LatentStore(_Store):
         key = digest_of(pictures.key, codec.config, _digest_of_weights(codec), dtype)
 
         def fill(rows: _Rows) -> dict[str, Any]:
-            for latent_FCHW, done in _encode(pictures, codec, torch.device(device).type, dtype):
-                rows.append(latent_FCHW.cpu().numpy())
-                if progress:
-                    progress(done, len(pictures.array))
+            _encode(rows, pictures, codec, torch.device(device).type, dtype, progress)
             return {}
 
         array, _ = _cached(cache / "latents.npy", key, fill)
         super().__init__(array, pictures.entries, lengths, key)
-        self.findings = [
-            _trimmed(entry, codec)
-            for entry in pictures.entries
-            if entry.num_frames != codec.pictures_of(codec.latents_of(entry.num_frames))
-        ]
+        self.findings = [finding for e in self.entries if (finding := _trimmed(e, codec))]
 
     def latent(self, i: int) -> Tensor:
         """`latent_FCHW` of clip i, float32."""
@@ -193,43 +162,41 @@ class LatentStore(_Store):
 
 @torch.no_grad()
 def _encode(
-    pictures: PictureStore, codec: Encoder, device: str, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, int]]:
-    """Latents of all clips in order, float16, some at a time; and the pictures done."""
-    for start, stop, done in _spans(pictures, codec):
-        image_FCHW = to_images(pictures.array[start:stop])
+    rows: "_Rows",
+    pictures: PictureStore,
+    codec: Codec,
+    device: str,
+    dtype: torch.dtype,
+    progress: Progress | None,
+) -> None:
+    """Append the latents of all clips, float16: clip by clip, or by chunks of all clips alike."""
+    total = len(pictures.array)
+    alone = codec.pictures_per_latent == 1
+    bounds = [*range(0, total, ENCODE_CHUNK), total] if alone else pictures.starts
+    for start, end in itertools.pairwise(bounds):
+        on_grid = codec.pictures_of(codec.latents_of(end - start))
+        image_FCHW = to_images(pictures.array[start : start + on_grid])
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             latent_FCHW = codec.encode_clip(image_FCHW).half()
         if not latent_FCHW.isfinite().all():
             raise UserError("the codec gave values that are not finite; train it again")
-        yield latent_FCHW, done
+        rows.append(latent_FCHW.cpu().numpy())
+        if progress:
+            progress(end, total)
 
 
-def _spans(pictures: PictureStore, codec: Encoder) -> Iterator[tuple[int, int, int]]:
-    """Runs of pictures to encode at once: from, up to, and the place where the next may begin."""
-    if codec.pictures_per_latent == 1:
-        total = len(pictures.array)
-        for start in range(0, total, ENCODE_CHUNK):
-            stop = min(start + ENCODE_CHUNK, total)
-            yield start, stop, stop
-        return
-    for start, length in zip(pictures.starts, pictures.lengths, strict=False):
-        on_grid = codec.pictures_of(codec.latents_of(length))
-        yield start, start + on_grid, start + length
-
-
-def _trimmed(entry: ClipEntry, codec: Encoder) -> Finding:
-    """What a clip lost whose pictures do not fill its latents."""
+def _trimmed(entry: ClipEntry, codec: Codec) -> Finding | None:
+    """What a clip loses whose pictures do not fill its latents."""
     count = entry.num_frames
     lost = count - codec.pictures_of(codec.latents_of(count))
-    reason = (
-        f"the last {lost} of {count} pictures from {entry.start} on left out: a latent takes "
-        f"{codec.pictures_per_latent}"
-    )
+    if not lost:
+        return None
+    left_out = f"the last {lost} of {count} pictures from {entry.start} on left out"
+    reason = f"{left_out}: a latent takes {codec.pictures_per_latent}"
     return Finding(entry.path, "cut", reason, entry.source.num_frames, entry.source.fps)
 
 
-def _digest_of_weights(codec: Encoder) -> str:
+def _digest_of_weights(codec: Codec) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -11,7 +11,7 @@ from fake_codec import fake_config
 from fixtures_data import SIZE, indices, put, put_images
 from PIL import Image
 
-from flowcept.codecs import CodecConfig, build_codec, to_images
+from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
 from flowcept.data import shards, video
 from flowcept.data.folder import DataConfig, load_clip, scan
 from flowcept.data.shards import LatentStore, PictureStore
@@ -196,8 +196,8 @@ def test_images_of_frames():
 
 
 @pytest.fixture
-def encoder() -> Callable[[int], shards.Encoder]:
-    def make(seed: int) -> shards.Encoder:
+def encoder() -> Callable[[int], Codec]:
+    def make(seed: int) -> Codec:
         torch.manual_seed(seed)
         return build_codec(CodecConfig(compression=4, channels=4, width=8)).eval()
 
@@ -207,7 +207,7 @@ def encoder() -> Callable[[int], shards.Encoder]:
 def test_latents_equal_the_codec(
     folder: Path,
     tmp_path: Path,
-    encoder: Callable[[int], shards.Encoder],
+    encoder: Callable[[int], Codec],
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(shards, "ENCODE_CHUNK", 4)  # chunks that end within clips
@@ -234,9 +234,9 @@ def test_latents_equal_the_codec(
 
 
 def test_latents_follow_frames_and_codec(
-    folder: Path, tmp_path: Path, encoder: Callable[[int], shards.Encoder]
+    folder: Path, tmp_path: Path, encoder: Callable[[int], Codec]
 ):
-    def build(codec: shards.Encoder, config: DataConfig = CONFIG) -> tuple[LatentStore, int]:
+    def build(codec: Codec, config: DataConfig = CONFIG) -> tuple[LatentStore, int]:
         frames = PictureStore(scan(folder, config), config, tmp_path)
         calls: list[int] = []
         store = LatentStore(
@@ -264,7 +264,7 @@ def test_latents_follow_frames_and_codec(
 
 
 def test_latents_that_are_not_finite_are_refused(
-    folder: Path, tmp_path: Path, encoder: Callable[[int], shards.Encoder]
+    folder: Path, tmp_path: Path, encoder: Callable[[int], Codec]
 ):
     codec = encoder(0)
     codec.mean_C.fill_(float("nan"))
