@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowcept.codecs import to_frames
-from flowcept.data import folder as data
-from flowcept.data import video
+from flowcept.data import batches, video
+from flowcept.data.batches import Batch, split_batch
 from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.generation import from_nothing, sample_clips
@@ -140,7 +140,7 @@ class Trainer:
         self.shared = DistributedDataParallel(self.learner) if machine.team.size > 1 else None
         self.optimizer = adamw(self.learner, config.optimizer)
         self._draw = partial(
-            data.draw_batch,
+            batches.draw_batch,
             clips.latents,
             tokens_per_frame=self.tokens_per_frame,
             process=self.process,
@@ -163,7 +163,7 @@ class Trainer:
         most = self.config.optimizer.max_hours
         return bool(most) and self.hours >= most
 
-    def draw(self) -> data.Batch:
+    def draw(self) -> Batch:
         """The next step's batch, the same in all processes."""
         objective = self.config.objective
         return self._draw(
@@ -204,13 +204,13 @@ class Trainer:
             "tokens": rows * self.tokens_per_frame,
         }
 
-    def _backward(self, batch: data.Batch) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch, of which each process works on every so manieth clip."""
         team, counts = self.machine.team, counted(batch)
         own = slice(team.rank, None, team.size)
         share = replace(batch, pairs=batch.pairs[own], prompts=batch.prompts[own])
         module = self.shared or self.learner
-        parts = data.split_batch(share, self.config.optimizer.micro_tokens, self.tokens_per_frame)
+        parts = split_batch(share, self.config.optimizer.micro_tokens, self.tokens_per_frame)
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts, start=1):
             with self._alone(number < len(parts)):
@@ -228,7 +228,7 @@ class Trainer:
         return waiting
 
     def _forward(
-        self, module: nn.Module, batch: data.Batch, part: Sequence[int], counts: Counts
+        self, module: nn.Module, batch: Batch, part: Sequence[int], counts: Counts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and sums of some clips of a batch."""
         device, dtype = self.machine.device, self.machine.dtype
@@ -264,7 +264,7 @@ class Trainer:
             return {}
         counts, sums = counted(batch), dict[str, Tensor]()
         at_once = min(settings.micro_tokens, settings.tokens)  # no more than a step of training
-        for part in data.split_batch(batch, at_once, self.tokens_per_frame):
+        for part in split_batch(batch, at_once, self.tokens_per_frame):
             _, terms = self._forward(self.average.module, batch, part, counts)
             add(sums, terms)
         return {f"held_out_{name}": float(mean) for name, mean in means(sums, counts).items()}
@@ -320,7 +320,7 @@ class Trainer:
             raise ValueError("other weights") from error
 
 
-def counted(batch: data.Batch) -> Counts:
+def counted(batch: Batch) -> Counts:
     """What the loss terms of a whole batch are means over."""
     scored = zip(batch.pairs, batch.prompts, strict=True)
     return sum((count_terms(state, [prompt]) for (state, _), prompt in scored), Counts())
