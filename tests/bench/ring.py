@@ -38,7 +38,6 @@ from typing import Any
 import machine
 import numpy as np
 import torch
-from flowcept.request import from_nothing
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -51,6 +50,7 @@ from flowcept.model_file import Weights
 from flowcept.process.forward import ProcessConfig, shifted
 from flowcept.process.sampler import Given, clip_generator, concat_prompts, guided, sample
 from flowcept.process.state import FrameState, Prediction
+from flowcept.request import from_nothing
 from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
 from flowcept.training import run as train
 

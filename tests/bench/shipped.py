@@ -34,7 +34,6 @@ import judge as judging
 import machine
 import numpy as np
 import torch
-from flowcept.request import request
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -47,6 +46,7 @@ from flowcept.device import autocast
 from flowcept.evaluation import metrics
 from flowcept.evaluation.evaluate import QUARTERS, quarter
 from flowcept.process.sampler import clip_generator, latents_of
+from flowcept.request import request
 from flowcept.settings import SOLVERS, SampleConfig, defaults
 
 Frames = NDArray[np.uint8]
