@@ -209,7 +209,9 @@ class Trainer:
         own = slice(team.rank, None, team.size)
         share = replace(batch, pairs=batch.pairs[own], prompts=batch.prompts[own])
         module = self.shared or self.learner
-        parts = batches.split_batch(share, self.config.optimizer.micro_tokens, self.tokens_per_frame)
+        parts = batches.split_batch(
+            share, self.config.optimizer.micro_tokens, self.tokens_per_frame
+        )
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts, start=1):
             with self._alone(number < len(parts)):
