@@ -27,7 +27,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -68,28 +67,10 @@ class VideoInfo:
 
 
 # ---- sources ---------------------------------------------------------------------------------
-
-
-class _Source(Protocol):
-    """Where the frames of a clip are stored."""
-
-    has_audio: bool
-
-    def pictures(self, most: int | None = None) -> Iterator[Frames]:
-        """The stored frames `[H, W, 3]`, at most `most`; UserError where they are not whole."""
-
-    def survey(self) -> tuple[int, int] | None:
-        """Height and width, with as little work as is needed; None: read the frames instead."""
-
-    def timing(self) -> Timing:
-        """Of the frames that `pictures` gave, or that `survey` found."""
-
-
-def _source(path: Path) -> _Source:
-    _check_readable(path)
-    if path.is_dir():
-        return PictureFolder(path)
-    return Animation(path) if _by_pillow(path) else ffmpeg.Film(path)
+#
+# `ffmpeg.Film`, `Animation` and `PictureFolder` are alike. `pictures` gives the stored frames
+# `[H, W, 3]`, `survey` the height and width with as little work as is needed, and `timing` is that
+# of the frames which either has found.
 
 
 class Animation:
@@ -167,6 +148,13 @@ class PictureFolder:
 
     def _another_size(self, file: Path) -> UserError:
         return UserError(f"cannot read {self.path}: {file.name} has another size than the first")
+
+
+def _source(path: Path) -> ffmpeg.Film | Animation | PictureFolder:
+    _check_readable(path)
+    if path.is_dir():
+        return PictureFolder(path)
+    return Animation(path) if _by_pillow(path) else ffmpeg.Film(path)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
 from flowcept.data.folder import DataConfig
 from flowcept.data.shards import LatentStore, PictureStore
-from flowcept.evaluation.evaluate import psnr
+from flowcept.evaluation.metrics import psnr
 from flowcept.networks.transformer import Between, Network
 
 BATCH = 32
