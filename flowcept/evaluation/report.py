@@ -128,15 +128,17 @@ def line_chart(
     """
     axes = _axes(x_label, y_label)
     least = 0.0 if log_y else -HUGE
+    places: list[float] = []
     heights: list[float] = []
     for number, (name, points) in enumerate(series.items()):
         shown = [(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE]
         marker = "o" if len(shown) <= 30 else ""
         xs, ys = [x for x, _ in shown], [y for _, y in shown]
         axes.plot(xs, ys, label=_legible(name), color=_color(number), marker=marker, **LINE)
-        heights += ys
+        places, heights = places + xs, heights + ys
 
     axes.margins(x=0)
+    axes.locator_params(axis="x", integer=all(x == round(x) for x in places))
     low, high = min(heights, default=0.0), max(heights, default=1.0)
     if log_y:
         _log_axis(axes, few_decades=high < 300 * low)
