@@ -94,44 +94,46 @@ def evaluate(
     network = load_features(features, pick_device(device)) if features else None
     maker = load_maker(model, seed, device, dtype, progress)
     real = draw_clips(maker, folder, clips)
-    # Of the real clips first: a network that cannot read them is told of before clips are made.
-    real_ND = features_of(network, real) if network else None
+    if network:  # one that cannot read them is told of before clips are made
+        network([real[0].image_FCHW])
 
     make = of_captions if task == "gen" else of_first_frames
     made = make(maker, real, config)
     pairs = between_ends(maker, real, between)
-    scored = None
-    if network and real_ND is not None:
-        scored = feature_scores(network.name, real_ND, features_of(network, made), seed)
     notes = {
         f"the folder has {len(real)} usable clips, not {clips}": len(real) < clips,
         "no distances of features: give --features FILE": network is None,
         "no clip has a frame between its ends: nothing to interpolate": not pairs,
     }
-    asked = {"model": model.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
-    settings = {"settings": config, "settings between frames": between}
     return Scores(
-        about=asked | _about(maker, settings),
-        features=scored,
+        about={
+            "model": model.name,
+            "data": folder.resolve().name,
+            "task": task,
+            "clips": len(real),
+            "settings": _chosen(config),
+            "settings between frames": _chosen(between),
+            **_about(maker),
+        },
+        features=_feature_scores(network, real, made, seed) if network else None,
         lengths=length_scores(real, made),
         interp=interp_scores(pairs, seed) if pairs else None,
         drift=drift_scores(real, made, network),
-        motion={side: _motion(clips) for side, clips in (("real", real), ("made", made))},
+        motion={"real": _motion(real), "made": _motion(made)},
         counts=count_scores(maker, real),
         notes=[note for note, holds in notes.items() if holds],
     )
 
 
-def _about(maker: Maker, settings: Mapping[str, SampleConfig]) -> dict[str, Any]:
-    """How the scores came about: seed, controls of the sampler, machine and versions."""
-    chosen = {
-        name: {control: value for control, value in asdict(config).items() if value is not None}
-        for name, config in settings.items()
-    }
+def _chosen(config: SampleConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if value is not None}
+
+
+def _about(maker: Maker) -> dict[str, Any]:
+    """Of which model and on what machine the scores are."""
     return {
         "model_steps": maker.card.steps,
         "seed": maker.seed,
-        **chosen,
         "device": maker.device.type,
         "dtype": str(maker.dtype).removeprefix("torch."),
         "flowcept": __version__,
@@ -318,9 +320,11 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(several) / len(several)
 
 
-def features_of(network: FeatureNetwork, clips: Sequence[Clip]) -> Tensor:
-    """What a feature network sees in clips, ``[N, D]``."""
-    return network([clip.image_FCHW for clip in clips])
+def _feature_scores(
+    network: FeatureNetwork, real: Sequence[Clip], made: Sequence[Clip], seed: int
+) -> dict[str, Any]:
+    real_ND, made_ND = (network([clip.image_FCHW for clip in clips]) for clips in (real, made))
+    return feature_scores(network.name, real_ND, made_ND, seed)
 
 
 def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> dict[str, Any]:
