@@ -13,6 +13,7 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,19 +22,16 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcept import __version__, model_file
 from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
-from flowcept.data.video import Sound
+from flowcept.data.video import Frames, Sound
 from flowcept.device import (
     PROGRAM,
     autocast,
-    cached_bytes,
     free_memory,
-    parameter_bytes,
     pick_device,
     pick_dtype,
     sampling_bytes,
@@ -46,6 +44,7 @@ from flowcept.process.sampler import Step, clip_generator, sample_steps
 from flowcept.process.state import Given
 from flowcept.settings import (
     SampleConfig,
+    check_extension,
     check_keyframes,
     defaults,
     from_mapping,
@@ -53,7 +52,6 @@ from flowcept.settings import (
     random_seed,
 )
 
-Frames = NDArray[np.uint8]  # [F, H, W, 3]
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
 Watch = Callable[[Step], None]
 
@@ -259,18 +257,37 @@ class Grid:
 
         Raises ``UserError`` where no length that can be made lies within the bounds.
         """
-        frames, low, high = config.frames, config.min_length, config.max_length
-        if frames is not None:
-            exact = self.latents(frames)
-            made = replace(config, frames=exact, min_length=None, max_length=None)
-            return made, self.told("--frames", frames, exact)
-        least = None if low is None else self.enough(low)
-        most = None if high is None else self.latents(high)
-        notes = [] if low is None or least is None else self.told("--min-length", low, least)
-        notes += [] if high is None or most is None else self.told("--max-length", high, most)
-        if least is not None and most is not None and least > most:
-            raise UserError(f"no length lies from {low} to {high}; {'; '.join(notes)}")
+        notes: list[str] = []
+
+        def made(flag: str, asked: int | None, convert: Callable[[int], int]) -> int | None:
+            latents = None if asked is None else convert(asked)
+            if asked is not None and latents is not None:
+                notes.extend(self.told(flag, asked, latents))
+            return latents
+
+        exact = made("--frames", config.frames, self.latents)
+        if exact is not None:
+            return replace(config, frames=exact, min_length=None, max_length=None), notes
+        least = made("--min-length", config.min_length, self.enough)
+        most = made("--max-length", config.max_length, self.latents)
+        if least and most and least > most:
+            raise UserError("no length lies within the bounds: " + "; ".join(notes))
         return replace(config, min_length=least, max_length=most), notes
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An end of a clip at which it grows, and how many of its pictures the model sees there."""
+
+    backward: bool  # whether it is the first
+    known: int
+
+    def seen(self, frames_FHW3: Frames) -> Frames:
+        return frames_FHW3[: self.known] if self.backward else frames_FHW3[-self.known :]
+
+    def new(self, frames_FHW3: Frames) -> Frames:
+        """Pictures of a made clip beyond those that were seen."""
+        return frames_FHW3[: -self.known] if self.backward else frames_FHW3[self.known :]
 
 
 class Studio:
@@ -361,6 +378,8 @@ class Studio:
         else:
             notes += self._room(count, config)
             made = self._between(fitted_FHW3, config, request)
+            if len(set(made.places)) < count:
+                notes.append("two keyframes fell on one frame; --multi K puts K between them")
 
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         kept = None
@@ -389,34 +408,27 @@ class Studio:
         Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
         The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
         """
-        if direction not in ("forward", "backward", "both"):
-            raise UserError("--direction must be forward, backward or both")
-        if context < 1:
-            raise UserError(f"--context must be at least 1, not {context}")
+        check_extension(direction, context)
         request = Request.of("extend", prompt, options)
-        context = self._context(context, len(clip_FHW3))
-        height, width = clip_FHW3.shape[1:3]
-        sides = {"forward": (False,), "backward": (True,), "both": (True, False)}[direction]
-        grown = [self._grow(clip_FHW3, context, backward, request) for backward in sides]
+        edges = self._edges(direction, context, len(clip_FHW3))
+        grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
 
-        parts = [clip_FHW3]
-        for backward, (made, _) in zip(sides, grown, strict=True):
-            new_FHW3 = video.fit(made.frames_FHW3, (height, width), "stretch")[0]
-            parts.insert(0 if backward else len(parts), new_FHW3)
-        whole = replace(grown[0][0], frames_FHW3=np.concatenate(parts))
+        height, width = clip_FHW3.shape[1:3]
+        new = [video.fit(made.frames_FHW3, (height, width), "stretch")[0] for made, _ in grown]
+        before = new[:1] if edges[0].backward else []
+        after = new[len(before) :]
+        made, rounded = grown[0]
+        made = replace(made, frames_FHW3=np.concatenate([*before, clip_FHW3, *after]))
 
         rate = request.fps or clip_fps
-        notes = [*self._notes(request, None), *grown[0][1], *self._pace(clip_fps)]
+        notes = [*self._notes(request, None), *rounded, *self._pace(clip_fps)]
         placed = None
         if sound is not None and rate == clip_fps:
-            before = len(parts[0]) if sides[0] else 0
-            placed = Sound(sound, before / rate)
+            placed = Sound(sound, sum(map(len, before)) / rate)
         elif sound is not None:
             notes.append("sound is left out, since --fps changes the playback rate")
-        request = replace(request, fps=rate, scale=1)
-        clip = self._finish(
-            whole, request, notes, "extend", {"direction": direction, "context": context}
-        )
+        more = {"direction": direction, "context": edges[-1].known}
+        clip = self._finish(made, replace(request, fps=rate, scale=1), notes, "extend", more)
         return replace(clip, sound=placed)
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -432,7 +444,8 @@ class Studio:
         """
         controls, _ = Grid(self.codec).in_latents(config)
         frames = max(self._longest(controls), self.codec.latents_of(least))
-        weights = parameter_bytes(*self.weights.modules().values())
+        modules = self.weights.modules().values()
+        weights = sum(p.nbytes for module in modules for p in module.parameters())
         return PROGRAM + weights + self._work(frames, config, scale)
 
     def _sample(
@@ -445,7 +458,9 @@ class Studio:
         """One clip; given latents of these numbers stand ``beside`` it. Lengths are in latents."""
         known = len(given.latent_FCHW) + sum(given.missing or ())
         frames = max(self._longest(config) + len(beside), known)
-        self._check_memory(frames, request)
+        free = free_memory(self.device)
+        if free is not None and self._work(frames, request.config, request.scale) > free:
+            raise self._out_of_memory(frames, request)
         controls = self._widened(config, len(beside))
         asked = ([given], [request.prompt], [request.negative_prompt])
         generators = [clip_generator(request.seed)]
@@ -461,11 +476,9 @@ class Studio:
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise self._out_of_memory(frames, request) from error
 
-        places = []
-        for number in range(len(given.latent_FCHW)):
-            upto = seen.ids[0][: seen.ids[0].index(number) + 1]
-            own = sum(name not in beside for name in upto)
-            places.append(self.codec.pictures_of(own) - 1)
+        own = itertools.accumulate(name not in beside for name in seen.ids[0])
+        ends = dict(zip(seen.ids[0], map(self.codec.pictures_of, own), strict=True))
+        places = [ends[number] - 1 for number in range(len(given.latent_FCHW))]
         return Made(np.concatenate(parts), growth, list(step.ids[0]), places)
 
     def _widened(self, config: SampleConfig, beside: int) -> SampleConfig:
@@ -505,68 +518,56 @@ class Studio:
         pieces = []
         for number, start in enumerate(range(0, last, gaps)):
             part_FHW3 = fitted_FHW3[start : start + gaps + 1]
-            seed = _numbered_seed(request.seed, "window", number)
-            pieces.append(
-                self._between(part_FHW3, request.config, replace(request, seed=seed), span)
-            )
+            window = replace(request, seed=_window_seed(request.seed, number))
+            pieces.append(self._between(part_FHW3, request.config, window, span))
         frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
         step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
         places = [step * key for key in range(last + 1)]
         made = replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
         return made, 1 + gaps * span
 
-    def _context(self, asked: int, available: int) -> int:
-        """Pictures of a clip that extension shows to the model, on the codec's grid."""
+    def _edges(self, direction: str, context: int, available: int) -> list[Edge]:
+        """Where a clip of so many pictures grows; they see ``context``, on the codec's grid."""
         longest = max(self.card.max_length - 1, 1)
-        latents = min(Grid(self.codec).enough(asked), self.codec.latents_of(available), longest)
-        return self.codec.pictures_of(latents)
+        latents = min(Grid(self.codec).enough(context), self.codec.latents_of(available), longest)
+        pictures = self.codec.pictures_of(latents)
+        first = Edge(True, 1 if self.beside else pictures)
+        last = Edge(False, pictures)
+        return {"forward": [last], "backward": [first], "both": [first, last]}[direction]
 
-    def _grow(
-        self, clip_FHW3: Frames, context: int, backward: bool, request: Request
-    ) -> tuple[Made, list[str]]:
-        """New pictures alone, before or after a clip, and notes on what was rounded.
+    def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> tuple[Made, list[str]]:
+        """New pictures alone, and notes on what was rounded.
 
         Where more are asked for than a clip can hold, they come in windows.
         """
-        known = 1 if backward and self.beside else context
-        grid = Grid(self.codec, known)
-        config, rounded = grid.in_latents(request.config)
-        held = self.codec.latents_of(known)
-        room = max(self.card.max_length - held, 1)
-        lengths: list[int | None] = [None]
+        config, rounded = Grid(self.codec, edge.known).in_latents(request.config)
+        held = self.codec.latents_of(edge.known)
+        lengths = [config.frames]
         if config.frames is not None:
-            new = config.frames - held
-            lengths = [held + min(room, new - done) for done in range(0, new, room)]
+            room = max(self.card.max_length - held, 1)
+            left = range(config.frames - held, 0, -room)
+            lengths = [held + min(room, new) for new in left]
 
-        first_seed = mixed(request.seed, "backward") if backward else request.seed
-        seen_FHW3 = self._fitted(clip_FHW3[:known] if backward else clip_FHW3[-known:], "stretch")
-        parts: list[Frames] = []
+        first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
+        seen_FHW3, parts = self._fitted(edge.seen(clip_FHW3), "stretch"), []
         for number, frames in enumerate(lengths):
-            seed = _numbered_seed(first_seed, "window", number)
-            made = self._side(
-                seen_FHW3, backward, replace(config, frames=frames), replace(request, seed=seed)
-            )
-            frames_FHW3 = made.frames_FHW3
-            if backward:
-                parts.insert(0, frames_FHW3[:-known])
-                seen_FHW3 = frames_FHW3[:known]
-            else:
-                parts.append(frames_FHW3[known:])
-                seen_FHW3 = frames_FHW3[-known:]
-        return replace(made, frames_FHW3=np.concatenate(parts)), rounded
+            window = replace(request, seed=_window_seed(first_seed, number))
+            made = self._beyond(seen_FHW3, edge, replace(config, frames=frames), window)
+            parts.append(edge.new(made.frames_FHW3))
+            seen_FHW3 = edge.seen(made.frames_FHW3)
+        in_order = parts[::-1] if edge.backward else parts
+        return replace(made, frames_FHW3=np.concatenate(in_order)), rounded
 
-    def _side(
-        self, seen_FHW3: Frames, backward: bool, config: SampleConfig, request: Request
+    def _beyond(
+        self, seen_FHW3: Frames, edge: Edge, config: SampleConfig, request: Request
     ) -> Made:
-        """A clip that ends or begins with pictures of the user."""
-        if not backward:
-            latent_FCHW = self._encoded(self.codec.encode_clip, seen_FHW3)
-            return self._sample(
-                Given(latent_FCHW, (*[False] * len(latent_FCHW), True)), config, request
-            )
-        latent_FCHW = self._encoded(self.codec.encode_keyframes, seen_FHW3)
-        given = Given(latent_FCHW, (True, *[False] * len(latent_FCHW)))
-        return self._sample(given, config, request, frozenset({0} if self.beside else ()))
+        """A clip that goes on from pictures, or ends with them."""
+        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
+        latent_FCHW = self._encoded(encode, seen_FHW3)
+        closed = [False] * len(latent_FCHW)
+        open_gaps = (True, *closed) if edge.backward else (*closed, True)
+        beside = frozenset({0} if edge.backward and self.beside else ())
+        return self._sample(Given(latent_FCHW, open_gaps), config, request, beside)
 
     def _longest(self, config: SampleConfig) -> int:
         longest = config.frames or config.max_length or self.card.max_length
@@ -576,13 +577,14 @@ class Studio:
         """Bytes beside the program and its weights, of a clip of so many latents."""
         sides = 1 if config.guidance == 1 else 2
         network = self.card.network
-        tokens = self.weights.network.tokens_per_frame
-        stem = network.height * network.width * network.stem_channels
-        activations = sampling_bytes(sides * frames, tokens, network.hidden, stem)
-        if config.cache:
-            activations += cached_bytes(
-                sides * frames, tokens, network.hidden, network.depth, self.dtype
-            )
+        activations = sampling_bytes(
+            sides * frames,
+            self.weights.network.tokens_per_frame,
+            network.hidden,
+            network.depth,
+            network.height * network.width * network.stem_channels,
+            self.dtype,
+        )
         height, width = self.card.size
         copies = 2 + 2 * self._factor(scale) ** 2
         pixels = 3 * self.codec.pictures_of(frames) * height * width * copies
@@ -645,11 +647,6 @@ class Studio:
             f"the clip has {clip_fps:g} frames per second, the model learned from "
             f"{self.card.fps:g}: new motion may look too slow or too fast"
         ]
-
-    def _check_memory(self, frames: int, request: Request) -> None:
-        free = free_memory(self.device)
-        if free is not None and self._work(frames, request.config, request.scale) > free:
-            raise self._out_of_memory(frames, request)
 
     def _out_of_memory(self, frames: int, request: Request) -> UserError:
         need = self._work(frames, request.config, request.scale) / 2**30
@@ -751,6 +748,6 @@ def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     return [(name, time, name in new) for name, time in zip(step.ids[0], times, strict=True)]
 
 
-def _numbered_seed(seed: int, purpose: str, number: int) -> int:
-    """The seed of the window of this number; the first has the clip's own."""
-    return mixed(seed, purpose, number) if number else seed
+def _window_seed(seed: int, number: int) -> int:
+    """The seed of a window of a clip; the first has the clip's own."""
+    return mixed(seed, "window", number) if number else seed

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from flowcept.errors import UserError
 
+DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
@@ -131,6 +132,14 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     for name, value in (("--frames", config.frames), ("--max-length", config.max_length)):
         if value is not None and value < count:
             raise UserError(f"{name} {value} is under the number of keyframes, {count}")
+
+
+def check_extension(direction: str, context: int) -> None:
+    """UserError for an unknown direction, or where nothing of a clip would be seen."""
+    if direction not in DIRECTIONS:
+        raise UserError(f"--direction must be {', '.join(DIRECTIONS)}, not {direction!r}")
+    if context < 1:
+        raise UserError(f"--context must be at least 1, not {context}")
 
 
 # Training: a table of settings for each part. No name occurs in two tables, so that flags need none

@@ -43,9 +43,7 @@ def evaluate(
         str, typer.Option(help="gen: from captions; i2v: from first frames too")
     ] = "gen",
     clips: Annotated[int, typer.Option(help="of the folder that are drawn")] = 64,
-    features: Annotated[
-        Path | None, typer.Option(help="a TorchScript video network, or a MobileNetV2")
-    ] = None,
+    features: Annotated[Path | None, typer.Option(help="a TorchScript video network")] = None,
     seed: Annotated[int, typer.Option(help="of clips, noise and bootstraps")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the scores, a .json file")
@@ -64,6 +62,7 @@ def evaluate(
     from flowcept import model_file
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
+    from flowcept.evaluation import report
 
     scores = scorer.evaluate(
         model_file.find(model),
@@ -83,8 +82,8 @@ def evaluate(
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
-        video.save_image(scorer.picture(scores), sheet)
-    typer.echo(text if as_json else "\n".join(scorer.table(scores)))
+        video.save_image(report.picture(scores), sheet)
+    typer.echo(text if as_json else "\n".join(report.table(scores)))
 
 
 class Bars:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, FITS, SLOWEST, SampleConfig
+from flowcept.settings import FASTEST, FITS, SLOWEST, defaults
 
 LARGEST_SEED = 2**63 - 1
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
@@ -24,58 +24,44 @@ PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
 Exact = Annotated[
-    bool | None,
-    typer.Option(help="your own pixels in the given frames; default if sizes match"),
+    bool | None, typer.Option(help="your own pixels in the given frames; default if sizes match")
 ]
 Fit = Annotated[str, typer.Option(help="how a picture gets the model's size: crop, pad, stretch")]
+Json = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")]
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="what happens in the clip")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="errors only")]
+
+
+def flag(default: Any, meaning: str, *names: str) -> Any:  # noqa: ANN401 - like dataclasses.field
+    """A field whose flag has these names, by default its own."""
+    return field(default=default, metadata={"help": meaning, "names": names})
 
 
 @dataclass(frozen=True)
 class MakeOptions:
     """What the four commands that make clips share, beside the controls of the sampler."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", envvar="FLOWCEPT_MODEL", help="a file or the name of a shipped model"
-        ),
-    ] = None
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames",
-        ),
-    ] = None
-    negative_prompt: Annotated[
-        str, typer.Option("--negative-prompt", "-n", help="what to lead away from")
-    ] = ""
-    seed: Annotated[int | None, typer.Option(help="by default random; always told")] = None
-    count: Annotated[
-        int, typer.Option(help="clips per prompt; all but the first get seeds made from its seed")
-    ] = 1
-    fps: Annotated[float | None, typer.Option(help="playback rate; default the model's")] = None
-    scale: Annotated[
-        int | None, typer.Option(help="enlarge by a whole number; default to 256 pixels")
-    ] = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile of the blocks; pays for many clips")
-    ] = False
-    threads: Annotated[int, typer.Option(help="of the processor; 0: as many as it has")] = 0
-    preview: Annotated[
-        Path | None, typer.Option(help="a file that is rewritten while sampling")
-    ] = None
-    sheet: Annotated[Path | None, typer.Option(help="contact sheet, a .png file")] = None
-    trace: Annotated[Path | None, typer.Option(help="picture of the growth, a .png file")] = None
-    as_json: Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors only")] = False
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="write no settings into the file")
-    ] = False
+    model: str | None = flag(
+        None, "a file or a shipped name; default $FLOWCEPT_MODEL or theatre", "--model", "-m"
+    )
+    output: Path | None = flag(
+        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames", "--output", "-o"
+    )
+    negative_prompt: str = flag("", "what to lead away from", "--negative-prompt", "-n")
+    seed: int | None = flag(None, "by default random; always told")
+    count: int = flag(1, "clips per prompt; all but the first have seeds made from its seed")
+    fps: float | None = flag(None, "playback rate; default the model's")
+    scale: int | None = flag(None, "enlarge by a whole number; default to 256 pixels")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
+    compile: bool = flag(False, "torch.compile of the blocks; pays for many clips", "--compile")
+    threads: int = flag(0, "of the processor; 0: as many as it has")
+    preview: Path | None = flag(None, "a file that is rewritten while sampling")
+    sheet: Path | None = flag(None, "contact sheet, a .png file")
+    trace: Path | None = flag(None, "picture of the growth, a .png file")
+    as_json: bool = flag(False, "the result as JSON on stdout", "--json")
+    quiet: bool = flag(False, "errors only", "--quiet", "-q")
+    no_metadata: bool = flag(False, "write no settings into the file", "--no-metadata")
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for everything that can be wrong without a model."""
@@ -137,8 +123,8 @@ def parse_frames(text: str) -> int | None:
 class Flags:
     """Flags that reach a command as one argument."""
 
-    parameters: tuple[inspect.Parameter, ...]
-    gather: Callable[[dict[str, Any]], object]  # the argument, from the flags' values by name
+    parameters: list[inspect.Parameter]
+    gather: Callable[..., object]  # the argument, from the flags' values by name
 
 
 def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -151,15 +137,14 @@ def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None
             for name, parameter in signature.parameters.items()
             if name not in groups
         ]
-        added = [parameter for flags in groups.values() for parameter in flags.parameters]
+        visible = own + [one for flags in groups.values() for one in flags.parameters]
 
         def run(**values: Any) -> None:  # noqa: ANN401 - whatever Typer read
             for name, flags in groups.items():
                 given = {one.name: values.pop(one.name) for one in flags.parameters}
-                values[name] = flags.gather(given)
+                values[name] = flags.gather(**given)
             command(**values)
 
-        visible = [*own, *added]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {one.name: one.annotation for one in visible}
         run.__signature__ = signature.replace(parameters=visible)  # type: ignore[attr-defined]
@@ -168,20 +153,19 @@ def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None
     return wrap
 
 
-def make_options() -> Flags:
-    """Flags of ``MakeOptions``."""
-    hints = get_type_hints(MakeOptions, include_extras=True)
-    parameters = [_parameter(one.name, hints[one.name], one.default) for one in fields(MakeOptions)]
-    return Flags(tuple(parameters), lambda given: MakeOptions(**given))
-
-
-def sample_config(start: SampleConfig) -> Flags:
-    """Flags of the sampler's controls, which begin as ``start``."""
-    hints = get_type_hints(SampleConfig)
+def record(start: Any) -> Flags:  # noqa: ANN401 - a record of settings
+    """Flags of all settings of a record, whose values they begin with; the command gets another."""
+    kind = type(start)
+    hints = get_type_hints(kind)
     parameters = [
-        setting_flag(one, hints[one.name], getattr(start, one.name)) for one in fields(SampleConfig)
+        _parameter(one, hints[one.name], getattr(start, one.name)) for one in fields(kind)
     ]
-    return Flags(tuple(parameters), lambda given: SampleConfig(**given))
+    return Flags(parameters, kind)
+
+
+def making(command: str) -> dict[str, Flags]:
+    """What a command that makes clips takes: ``options`` and the sampler's ``config``."""
+    return {"options": record(MakeOptions()), "config": record(defaults(command))}
 
 
 def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
@@ -189,31 +173,30 @@ def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
 
     The command gets a mapping of those that were given.
     """
-    parameters = [setting_flag(one, kind | None, None, shown) for one, kind, shown in settings]
+    parameters = [_parameter(one, kind | None, None, shown) for one, kind, shown in settings]
 
-    def gather(given: dict[str, Any]) -> dict[str, Any]:
+    def gather(**given: Any) -> dict[str, Any]:  # noqa: ANN401
         return {name: value for name, value in given.items() if value is not None}
 
-    return Flags(tuple(parameters), gather)
+    return Flags(parameters, gather)
 
 
-def setting_flag(
+def _parameter(
     one: Field[Any],
     kind: Any,  # noqa: ANN401
     default: object,
     shown: str | bool = True,
 ) -> inspect.Parameter:
-    """The flag of a field of ``settings.py``, whose metadata holds its help text."""
-    name, meaning = one.name.replace("_", "-"), one.metadata["help"]
+    """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
+    name = one.name.replace("_", "-")
+    plain = f"--{name}/--no-{name}" if kind in (bool, bool | None) else f"--{name}"
+    names, meaning = one.metadata.get("names") or (plain,), one.metadata["help"]
+    option = typer.Option(*names, help=meaning, show_default=shown)
     if one.name == "frames":
         option = typer.Option(
-            "--frames", help=meaning, parser=parse_frames, metavar="auto|N", show_default="auto"
+            *names, help=meaning, parser=parse_frames, metavar="auto|N", show_default="auto"
         )
-        return _parameter(one.name, Annotated[kind, option], default)
-    flag = f"--{name}/--no-{name}" if kind in (bool, bool | None) else f"--{name}"
-    option = typer.Option(flag, help=meaning, show_default=shown)
-    return _parameter(one.name, Annotated[kind, option], default)
-
-
-def _parameter(name: str, kind: Any, default: object) -> inspect.Parameter:  # noqa: ANN401
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

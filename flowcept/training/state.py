@@ -18,7 +18,7 @@ import tomli_w
 
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.evaluation import charts
+from flowcept.evaluation import report
 from flowcept.settings import OF_THE_MODEL, PRESETS, RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine
@@ -144,7 +144,7 @@ class Files:
             points = [(float(r["step"]), float(r[name])) for r in records if name in r]
             if points:
                 curves[name] = points
-        chart = charts.line_chart(curves, title="loss", x_label="step", log_y=True)
+        chart = report.line_chart(curves, title="loss", x_label="step", log_y=True)
         video.save_image(chart, self.path / "loss.png")
 
 
