@@ -45,6 +45,11 @@ class Rule:
     words: str
     holds: Callable[[Any], bool]
 
+    def check(self, name: str, value: object) -> None:
+        """UserError that names the flag of a value that breaks the rule; None was not given."""
+        if value is not None and not self.holds(value):
+            raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
+
 
 POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
 NUMBER = Rule("a number and at least 0", lambda value: 0 <= value < math.inf)
@@ -75,9 +80,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
-            value, rule = getattr(self, one.name), one.metadata.get("rule")
-            if rule is not None and value is not None and not rule.holds(value):
-                raise UserError(f"{flag(one.name)} must be {rule.words}, not {value!r}")
+            rule: Rule | None = one.metadata.get("rule")
+            if rule is not None:
+                rule.check(one.name, getattr(self, one.name))
 
 
 def flag(name: str) -> str:
