@@ -338,7 +338,7 @@ class Studio:
         self, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
-        for module in weights.all_modules():
+        for module in (weights.network, weights.text, weights.codec):
             module.to(device)
 
     @property
