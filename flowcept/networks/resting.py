@@ -67,9 +67,14 @@ class Memory:
         return self.kept[name].index_copy_(0, awake, x)
 
 
-def memory_of(rest: Rest | None) -> Memory | None:
-    """The memory of a request whose frames may rest now; None where none may."""
+def enter(
+    rest: Rest | None, lengths: Sequence[int], order: Sequence[int]
+) -> tuple[Memory | None, bool]:
+    """Begin an evaluation of clips of so many frames in this order.
+
+    The memory of their request, None where no frame may rest; and whether frames rest now.
+    """
     if rest is None or not rest.may_rest:
-        return None
+        return None, False
     memory: Memory = rest.memory.setdefault("resting", Memory())
-    return memory
+    return memory, memory.enter([rest.names[b] for b in order], [lengths[b] for b in order])

@@ -20,6 +20,8 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from flowcept.errors import UserError
 from flowcept.networks.layers import MOST_BLOCKS
@@ -62,14 +64,9 @@ class ByteEncoder(nn.Module):
         self.place = nn.Parameter(torch.randn(config.max_bytes, config.width) * 0.02)
         self.readout = nn.Parameter(torch.randn(config.tokens, config.width) * 0.02)
         layer = nn.TransformerEncoderLayer(
-            config.width,
-            config.heads,
-            4 * config.width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
+            config.width, config.heads, 4 * config.width, dropout=0.0, activation="gelu",
+            batch_first=True, norm_first=True,
+        )  # fmt: skip
         self.blocks = nn.TransformerEncoder(
             layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
         )
@@ -108,14 +105,12 @@ class ByteEncoder(nn.Module):
 
     def _read(self, codes: Sequence[bytes]) -> Tensor:
         """What the transformer reads in the bytes, ``[B, R, D]``."""
-        longest, device = max(map(len, codes)), self.readout.device
-        byte_BL = torch.zeros(len(codes), longest, dtype=torch.long)
-        for row, code in enumerate(codes):
-            byte_BL[row, : len(code)] = torch.tensor(list(code), dtype=torch.long)
-        lengths_B1 = torch.tensor([[len(code)] for code in codes])
-        beyond_BL = torch.arange(longest)[None] >= lengths_B1
-        seen_BR = torch.zeros(len(codes), self.config.tokens, dtype=torch.bool)
-        hidden = torch.cat([seen_BR, beyond_BL], dim=1).to(device)
+        device = self.readout.device
+        byte_BL = pad_sequence([torch.tensor([*code]).long() for code in codes], batch_first=True)
+        longest, lengths = byte_BL.shape[1], torch.tensor([*map(len, codes)])
+        beyond_BL = torch.arange(longest) >= lengths[:, None]
+        hidden = F.pad(beyond_BL, (self.config.tokens, 0), value=False).to(device)
+
         byte_BLD = self.byte(byte_BL.to(device)) + self.place[:longest]
         readout_BRD = self.readout.expand(len(codes), -1, -1)
         output: Tensor = self.blocks(
@@ -172,7 +167,7 @@ class PretrainedEncoder(nn.Module):
         ).to(device)
         out_BLD = self.encoder(**batch).last_hidden_state
         kept_BL = batch["attention_mask"].bool()
-        token_SD = nn.functional.layer_norm(out_BLD[kept_BL], (self.width,))
+        token_SD = F.layer_norm(out_BLD[kept_BL], (self.width,))
         return PromptTokens(token_SD, tuple(kept_BL.sum(1).tolist()))
 
 

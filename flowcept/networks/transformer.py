@@ -3,8 +3,8 @@
 A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more
 row, the clip's own: the clip token, then as many learned tokens as a frame has patches, on which
 the clip may note what concerns it as a whole. So the sequence is an array of rows of one shape,
-adaptive normalisation broadcasts, and nothing is padded. What a token
-outputs depends on what it is:
+adaptive normalisation broadcasts, and nothing is padded. What a token outputs depends on what it
+is:
 
 * clip token: log-missing of the gap before the first frame, logits of how many generated frames the
   whole clip will have;
@@ -47,7 +47,7 @@ from flowcept.networks.layers import (
     zero_init,
 )
 from flowcept.networks.layout import Layout, evaluation_order, make_layout, to_device
-from flowcept.networks.resting import Memory, memory_of
+from flowcept.networks.resting import Memory, enter
 from flowcept.networks.stem import Neighbours, Stem
 from flowcept.process.forward import shifted
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
@@ -261,8 +261,7 @@ class Transformer(VideoNetwork):
 
         Frames that rest get a velocity of 0, which moves nothing.
         """
-        memory = memory_of(rest)
-        layout = self._layout(state, prompt, rest, memory)
+        layout, memory = self._laid_out(state, prompt, rest)
         evaluated = _evaluated(state, layout)
         tokens = _in_order(prompt, layout.order)
         neighbours = Neighbours.of(layout, memory)
@@ -289,27 +288,21 @@ class Transformer(VideoNetwork):
         prediction = Prediction(velocity_FCHW, log_missing_F, first_B, size_BK, image_token_BV)
         return _in_state_order(prediction, state, layout)
 
-    def _layout(
-        self, state: FrameState, prompt: PromptTokens, rest: Rest | None, memory: Memory | None
-    ) -> Layout:
-        """The layout of this evaluation; the last one is kept, since steps may repeat it."""
+    def _laid_out(
+        self, state: FrameState, prompt: PromptTokens, rest: Rest | None
+    ) -> tuple[Layout, Memory | None]:
+        """The layout of this evaluation, kept since steps may repeat it, and what is remembered."""
         token_counts = tuple(n + 1 for n in prompt.lengths)  # the image token, too
-        finished, resting = None, False
-        if rest is not None:
-            finished = tuple(rest.finished_F.tolist())
-        if rest is not None and memory is not None:
-            order = evaluation_order(state.lengths, token_counts)
-            names, lengths = [rest.names[b] for b in order], [state.lengths[b] for b in order]
-            resting = memory.enter(names, lengths)
+        order = evaluation_order(state.lengths, token_counts)
+        memory, resting = enter(rest, state.lengths, order)
+        finished = None if rest is None else tuple(rest.finished_F.tolist())
 
-        device = state.latent_FCHW.device
+        device, window = state.latent_FCHW.device, self.config.window
         made_of = (state.lengths, token_counts, finished, resting, device)
         if made_of not in self._layouts:
-            layout = make_layout(
-                state.lengths, token_counts, self.config.window, finished, resting=resting
-            )
+            layout = make_layout(state.lengths, token_counts, window, finished, resting=resting)
             self._layouts = {made_of: to_device(layout, device)}
-        return self._layouts[made_of]
+        return self._layouts[made_of], memory
 
     def _time_and_role(self, evaluated: FrameState, layout: Layout) -> Tensor:
         """What each row is told of itself, ``[R, D]``."""

@@ -114,6 +114,11 @@ def test_settings_are_checked(tmp_path: object) -> None:
         TextConfig(kind="words")
     with pytest.raises(ValueError, match="multiple"):
         TextConfig(width=190)
+    for name in ("width", "depth", "heads", "tokens", "buckets", "max_bytes"):
+        with pytest.raises(ValueError, match="positive"):
+            TextConfig(**{name: 0})
+    with pytest.raises(ValueError, match="at most 1000"):
+        TextConfig(depth=1001)
     with pytest.raises(UserError):  # without the package, or without the folder
         build_encoder(TextConfig(kind="pretrained", source=str(tmp_path)))
 

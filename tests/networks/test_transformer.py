@@ -292,6 +292,9 @@ def test_content_means_nothing_but_itself() -> None:
         {"stem_channels": 0},
         {"stem_depth": -1},
         {"between": -1},
+        {"depth": 1001},
+        {"stem_depth": 1001},
+        {"between": 1001},
     ],
 )
 def test_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
