@@ -10,9 +10,8 @@ Pictures are bold and clean on purpose, so that a small network can learn them a
 props, static places, little jitter, and everything is drawn larger and averaged down.
 
 Stage units: x runs right and y runs down, both over [0, 1]; angles are in degrees, positive turns
-clockwise, so that an actor facing right leans forward.
-
-Shapes: F frames, H height, W width, 3 the colours red, green, blue.
+clockwise, so that an actor facing right leans forward. Shapes: F frames, H height, W width, 3 the
+colours red, green, blue.
 """
 
 import json
@@ -39,7 +38,10 @@ ACTOR_WIDTH = 0.5  # at most
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 Oval = tuple[float, float, float, float]  # x, y, radius along x, radius along y
+Shape = Oval | list[Point]  # the points are the corners of an area
+Props = list[tuple[Shape, Colour]]
 FramesArray = NDArray[np.uint8]
+Rng = np.random.Generator
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 INK = (24, 24, 32)  # of pupils and mouths
@@ -57,9 +59,6 @@ class Scene:
     adverb: str = ""  # of ADVERBS
 
 
-# --- drawing ----------------------------------------------------------------------------------
-
-
 class _Brush:
     """Draws on a square picture in stage units. `alpha` is 0 to 255."""
 
@@ -75,11 +74,11 @@ class _Brush:
         x, y, rx, ry = oval
         return self.pixels([(x - rx, y - ry), (x + rx, y + ry)])
 
-    def oval(self, oval: Oval, colour: Colour, alpha: int = 255) -> None:
-        self.drawing.ellipse(self.box(oval), fill=(*colour, alpha))
-
-    def area(self, corners: Sequence[Point], colour: Colour, alpha: int = 255) -> None:
-        self.drawing.polygon(self.pixels(corners), fill=(*colour, alpha))
+    def fill(self, shape: Shape, colour: Colour, alpha: int = 255) -> None:
+        if isinstance(shape, list):
+            self.drawing.polygon(self.pixels(shape), fill=(*colour, alpha))
+        else:
+            self.drawing.ellipse(self.box(shape), fill=(*colour, alpha))
 
     def line(self, points: Sequence[Point], colour: Colour, width: float, alpha: int = 255) -> None:
         thick = max(1, round(width * self.side))
@@ -97,18 +96,11 @@ def _around(point: Callable[[float], Point], corners: int = 64) -> list[Point]:
     return [point(2 * pi * i / corners) for i in range(corners)]
 
 
-def _polar(radius: float, angle: float) -> Point:
-    """A point around the middle of the unit square, `angle` in radians."""
-    return 0.5 + radius * cos(angle), 0.5 + radius * sin(angle)
-
-
 def _tilted(origin: Point, tilt: float, along: float, down: float = 0.0) -> Point:
     """The point so far along and down from the origin, on axes turned by `tilt`."""
     c, s = cos(radians(tilt)), sin(radians(tilt))
     return origin[0] + along * c - down * s, origin[1] + along * s + down * c
 
-
-# --- actors -----------------------------------------------------------------------------------
 
 # Everything faces right on stage. Most emoji that have a side face left and are mirrored; of those
 # named in FACES_RIGHT this is not so.
@@ -143,7 +135,7 @@ def find_font() -> Path | None:
     for folder in FONT_FOLDERS:
         for font in sorted(Path(folder).expanduser().rglob(FONT_NAME)):
             try:
-                dog = _glyph(font, "dog")
+                dog = _draw_emoji(font, "dog")
             except OSError:  # no bitmaps of this size, or a FreeType built without PNG
                 continue
             # A font without colour draws in plain white: its channels are equal everywhere.
@@ -152,59 +144,39 @@ def find_font() -> Path | None:
     return None
 
 
-def _glyph(font: Path, actor: str) -> Image.Image | None:
+def _draw_emoji(font: Path, actor: str) -> Image.Image | None:
     """One emoji, cropped to its ink, or None where the font has nothing for it."""
     picture = Image.new("RGBA", (192, 192))
     # Unlike `truetype` this never takes a namesake from another folder instead.
     sized = ImageFont.FreeTypeFont(str(font), EMOJI_SIZE)
     ImageDraw.Draw(picture).text((16, 16), EMOJI[actor], font=sized, embedded_color=True)
     box = picture.getbbox()
-    return None if box is None else picture.crop(box)
-
-
-def _draw_emoji(actor: str) -> Image.Image:
-    font = find_font()
-    if font is None:
-        raise UserError(NO_FONT)
-    picture = _glyph(font, actor)
-    if picture is None:
-        raise UserError(f"{font} has no picture of {actor!r}: install a newer {FONT_PACKAGE}")
-    if actor in FACES_RIGHT:
-        return picture
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-def _heart(angle: float) -> Point:
-    lobes = 13 * cos(angle) - 5 * cos(2 * angle) - 2 * cos(3 * angle) - cos(4 * angle)
-    return 0.5 + 0.48 * sin(angle) ** 3, 0.46 - 0.03 * lobes
-
-
-def _egg(angle: float) -> Point:
-    return 0.5 + (0.36 + 0.06 * sin(angle)) * cos(angle), 0.5 + 0.48 * sin(angle)
-
-
-def _star(angle: float) -> Point:
-    return _polar(0.375 + 0.125 * cos(5 * angle), angle - pi / 2)
+    if box is None:
+        return None
+    inked = picture.crop(box)
+    return inked if actor in FACES_RIGHT else inked.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 # Fill, and outline in a unit square.
+MIDDLE = (0.5, 0.5)
 _SHAPES: dict[str, tuple[Colour, list[Point]]] = {
-    "red circle": ((226, 54, 54), _around(lambda a: _polar(0.48, a))),
+    "red circle": ((226, 54, 54), _around(lambda a: _tilted(MIDDLE, degrees(a), 0.48))),
     "blue square": ((52, 104, 222), [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)]),
     "green triangle": ((38, 166, 84), [(0.5, 0.02), (0.98, 0.92), (0.02, 0.92)]),
-    "yellow star": ((250, 204, 40), _around(_star, 10)),
-    "pink heart": ((240, 104, 164), _around(_heart)),
+    "yellow star": ((250, 204, 40), _around(
+        lambda a: _tilted(MIDDLE, degrees(a) - 90, 0.375 + 0.125 * cos(5 * a)), 10)),
+    "pink heart": ((240, 104, 164), _around(lambda a: (
+        0.5 + 0.48 * sin(a) ** 3,
+        0.46 - 0.03 * (13 * cos(a) - 5 * cos(2 * a) - 2 * cos(3 * a) - cos(4 * a))))),
     "orange diamond": ((244, 140, 36), [(0.5, 0.02), (0.9, 0.5), (0.5, 0.98), (0.1, 0.5)]),
-    "purple hexagon": ((140, 78, 200), _around(lambda a: _polar(0.49, a - pi / 2), 6)),
-    "white egg": ((246, 244, 236), _around(_egg)),
+    "purple hexagon": ((140, 78, 200), _around(lambda a: _tilted(MIDDLE, degrees(a) - 90, 0.49), 6)),
+    "white egg": ((246, 244, 236), _around(
+        lambda a: (0.5 + (0.36 + 0.06 * sin(a)) * cos(a), 0.5 + 0.48 * sin(a)))),
     "brown cross": ((150, 98, 60), [
         (0.33, 0.04), (0.67, 0.04), (0.67, 0.33), (0.96, 0.33), (0.96, 0.67), (0.67, 0.67),
-        (0.67, 0.96), (0.33, 0.96), (0.33, 0.67), (0.04, 0.67), (0.04, 0.33), (0.33, 0.33),
-    ]),
-    "cyan drop": ((60, 190, 214), [
-        (0.5, 0.0),
-        *((0.5 + 0.36 * cos(a), 0.62 + 0.36 * sin(a)) for a in np.linspace(-0.5, pi + 0.5, 40)),
-    ]),
+        (0.67, 0.96), (0.33, 0.96), (0.33, 0.67), (0.04, 0.67), (0.04, 0.33), (0.33, 0.33)]),
+    "cyan drop": ((60, 190, 214), [(0.5, 0.0)] + [
+        (0.5 + 0.36 * cos(a), 0.62 + 0.36 * sin(a)) for a in np.linspace(-0.5, pi + 0.5, 40)]),
 }  # fmt: skip
 SHAPES: tuple[str, ...] = tuple(_SHAPES)
 
@@ -214,11 +186,11 @@ def _draw_shape(name: str) -> Image.Image:
     colour, corners = _SHAPES[name]
     brush = _Brush(Image.new("RGBA", (512, 512), (*colour, 0)))
     edge = brush.pixels([*corners, *corners[:2]])
-    brush.area(corners, colour)
+    brush.fill(corners, colour)
     brush.drawing.line(edge, fill=_mix(colour, BLACK, 0.45), width=22, joint="curve")
     for x in (0.45, 0.65):  # eyes that look where the actor goes
-        brush.oval((x, 0.46, 0.085, 0.105), WHITE)
-        brush.oval((x + 0.03, 0.47, 0.05, 0.062), INK)
+        brush.fill((x, 0.46, 0.085, 0.105), WHITE)
+        brush.fill((x + 0.03, 0.47, 0.05, 0.062), INK)
     brush.drawing.arc(brush.box((0.55, 0.59, 0.1, 0.1)), 20, 160, fill=INK, width=22)
     small = brush.picture.reduce(4)
     return small.crop(small.getbbox())
@@ -229,103 +201,87 @@ def _sprite(actor: str, halvings: int) -> Image.Image:
     """The actor's picture facing right, cropped to its ink, halved so many times."""
     if halvings:
         return _sprite(actor, 0).reduce(2**halvings)
-    return _draw_shape(actor) if actor in _SHAPES else _draw_emoji(actor)
-
-
-# --- places -----------------------------------------------------------------------------------
+    if actor in _SHAPES:
+        return _draw_shape(actor)
+    font = find_font()
+    if font is None:
+        raise UserError(NO_FONT)
+    picture = _draw_emoji(font, actor)
+    if picture is None:
+        raise UserError(f"{font} has no picture of {actor!r}: install a newer {FONT_PACKAGE}")
+    return picture
 
 
 @dataclass(frozen=True)
 class Place:
-    """Colours, and one or two bold things in the sky and at the edges of the horizon."""
+    """Colours, and one or two bold things at the edges."""
 
     sky: tuple[Colour, Colour]  # top, horizon
     ground: Colour
     sea: Colour
     ice: Colour = (206, 232, 246)
     light: Colour = WHITE  # foam, puffs and lines
-    areas: Sequence[tuple[list[Point], Colour]] = ()
-    ovals: Sequence[tuple[Oval, Colour]] = ()  # over the areas, behind the ground
-    craters: Sequence[tuple[Oval, Colour]] = ()  # in the ground
+    behind: Sequence[tuple[Shape, Colour]] = ()  # the ground
+    before: Sequence[tuple[Shape, Colour]] = ()
 
 
-def _discs(radius: float, colour: Colour, *middles: Point) -> list[tuple[Oval, Colour]]:
+def _discs(radius: float, colour: Colour, *middles: Point) -> Props:
     return [((x, y, radius, radius), colour) for x, y in middles]
 
 
-def _fir(x: float, height: float) -> list[tuple[list[Point], Colour]]:
+def _fir(x: float, height: float) -> Props:
     """Two tiers, each with snow on its tip."""
-
-    def tier(top: float, half: float, depth: float) -> list[Point]:
-        return [(x, top), (x + half, top + depth), (x - half, top + depth)]
-
-    areas = []
+    props: Props = []
     for k in range(2):
         top = HORIZON + 0.02 - height + 0.32 * height * k
         half = (0.22 + 0.08 * k) * height
-        areas.append((tier(top, half, 0.6 * height), (44, 112, 92)))
-        areas.append((tier(top, 0.4 * half, 0.24 * height), WHITE))
-    return areas
+        for part, depth, colour in ((1, 0.6, (44, 112, 92)), (0.4, 0.24, WHITE)):
+            foot = top + depth * height
+            props.append(([(x, top), (x + part * half, foot), (x - part * half, foot)], colour))
+    return props
 
 
-def _trunk(x: float, height: float) -> tuple[list[Point], Colour]:
+def _tree(x: float, height: float, leaf: Colour) -> Props:
     left, right, foot = x - 0.018, x + 0.018, HORIZON + 0.02
     top = foot - 0.5 * height
-    return [(left, foot), (right, foot), (right, top), (left, top)], (122, 84, 56)
+    trunk: Shape = [(left, foot), (right, foot), (right, top), (left, top)]
+    return [(trunk, (122, 84, 56)), *_discs(0.36 * height, leaf, (x, foot - 0.68 * height))]
 
 
 _PLACES: dict[str, Place] = {
     "": Place(
         ((150, 208, 250), (222, 242, 254)), (128, 196, 96), (40, 130, 208),
-        ovals=_discs(0.085, (255, 222, 84), (0.86, 0.13)),
-    ),
+        behind=_discs(0.085, (255, 222, 84), (0.86, 0.13))),
     "at sunset": Place(
         ((118, 72, 150), (255, 168, 84)), (120, 88, 84), (112, 76, 148),
         ice=(224, 186, 206), light=(255, 224, 190),
-        ovals=_discs(0.17, (255, 226, 120), (0.72, HORIZON - 0.02)),
-    ),
+        behind=_discs(0.17, (255, 226, 120), (0.72, 0.72))),
     "at night": Place(
         ((14, 20, 56), (44, 58, 112)), (38, 66, 72), (22, 48, 108),
         ice=(96, 122, 176), light=(190, 206, 240),
-        ovals=[
-            *_discs(0.1, (250, 244, 206), (0.82, 0.17)),  # the moon, and what it lacks
-            *_discs(0.085, (20, 27, 64), (0.865, 0.145)),
-            *_discs(0.013, (255, 250, 214),
-                    (0.12, 0.14), (0.34, 0.08), (0.56, 0.2), (0.22, 0.36), (0.92, 0.42)),
-        ],
-    ),
+        behind=_discs(0.1, (250, 244, 206), (0.82, 0.17))  # the moon and what it lacks, stars
+        + _discs(0.085, (20, 27, 64), (0.865, 0.145))
+        + _discs(0.013, (255, 250, 214),
+                 (0.12, 0.14), (0.34, 0.08), (0.56, 0.2), (0.22, 0.36), (0.92, 0.42))),
     "in the snow": Place(
         ((140, 164, 196), (190, 208, 226)), (226, 236, 247), (64, 124, 168),
-        areas=[*_fir(0.1, 0.42), *_fir(0.9, 0.32)],
-    ),
+        behind=_fir(0.1, 0.42) + _fir(0.9, 0.32)),
     "in the desert": Place(
         ((92, 190, 232), (252, 234, 188)), (236, 188, 104), (34, 164, 176),
-        ovals=[
-            *_discs(0.1, (255, 244, 180), (0.14, 0.14)),
-            ((0.85, HORIZON + 0.06, 0.34, 0.16), (222, 168, 90)),  # a dune
-        ],
-    ),
+        behind=[*_discs(0.1, (255, 244, 180), (0.14, 0.14)),
+               ((0.85, 0.8, 0.34, 0.16), (222, 168, 90))]),  # a dune
     "on the moon": Place(
         ((8, 8, 18), (26, 26, 44)), (160, 160, 168), (92, 98, 140),
         ice=(190, 200, 220), light=(226, 228, 236),
-        ovals=[
-            *_discs(0.11, (62, 132, 216), (0.16, 0.18)),  # the earth and its land
-            ((0.13, 0.16, 0.05, 0.04), (86, 180, 104)),
-            *_discs(0.011, WHITE,
-                    (0.4, 0.1), (0.62, 0.2), (0.86, 0.12), (0.92, 0.44), (0.34, 0.4)),
-        ],
-        craters=[
-            ((x, y, r, 0.35 * r), (128, 128, 138)) for x, y, r in ((0.14, 0.82, 0.08), (0.84, 0.95, 0.09))
-        ],
-    ),
+        behind=[*_discs(0.11, (62, 132, 216), (0.16, 0.18)),  # the earth and its land, stars
+               ((0.13, 0.16, 0.05, 0.04), (86, 180, 104)),
+               *_discs(0.011, WHITE,
+                       (0.4, 0.1), (0.62, 0.2), (0.86, 0.12), (0.92, 0.44), (0.34, 0.4))],
+        before=[((0.14, 0.82, 0.08, 0.028), (128, 128, 138)),
+                 ((0.84, 0.95, 0.09, 0.0315), (128, 128, 138))]),
     "in the park": Place(
         ((128, 206, 246), (206, 240, 250)), (98, 178, 78), (52, 140, 190),
-        areas=[_trunk(0.1, 0.46), _trunk(0.92, 0.38)],
-        ovals=[
-            *_discs(0.36 * 0.46, (58, 146, 66), (0.1, HORIZON + 0.02 - 0.68 * 0.46)),
-            *_discs(0.36 * 0.38, (74, 160, 72), (0.92, HORIZON + 0.02 - 0.68 * 0.38)),
-        ],
-    ),
+        behind=_tree(0.1, 0.46, (58, 146, 66)) + _tree(0.92, 0.38, (74, 160, 72))),
 }  # fmt: skip
 PLACES: tuple[str, ...] = tuple(_PLACES)
 
@@ -339,46 +295,31 @@ def _background(name: str, side: int) -> Image.Image:
     sky_H3 = np.round(top + share_H1 * (bottom - top)).astype(np.uint8)
     brush = _Brush(Image.fromarray(np.repeat(sky_H3[:, None], side, axis=1)))
 
-    for corners, colour in place.areas:
-        brush.area(corners, colour)
-    for oval, colour in place.ovals:
-        brush.oval(oval, colour)
-    brush.area([(0, HORIZON), (1, HORIZON), (1, 1), (0, 1)], place.ground)
-    for oval, colour in place.craters:
-        brush.oval(oval, colour)
+    ground: Shape = [(0, HORIZON), (1, HORIZON), (1, 1), (0, 1)]
+    for shape, colour in (*place.behind, (ground, place.ground), *place.before):
+        brush.fill(shape, colour)
     return brush.picture
-
-
-# --- the stage --------------------------------------------------------------------------------
-
-
-def _part(phase: float, start: float, length: float) -> float:
-    """How much of a stretch of the action is over: 0 before it, 1 after it."""
-    return min(1.0, max(0.0, (phase - start) / length))
 
 
 def _ease(phase: float, start: float = 0.0, end: float = 1.0) -> float:
     """0 before `start`, 1 after `end`, smooth between."""
-    share = _part(phase, start, end - start)
+    share = min(1.0, max(0.0, (phase - start) / (end - start)))
     return share * share * (3 - 2 * share)
 
 
 def _bump(phase: float, start: float, end: float) -> float:
     """0 outside start..end, a half sine wave inside."""
-    share = _part(phase, start, end - start)
-    return sin(pi * share) if share < 1 else 0.0
-
-
-def _across(surface: Callable[[float], float], lower: float = 0.0) -> list[Point]:
-    """The line y = surface(x) from edge to edge of the stage, lowered."""
-    return [(i / 24, surface(i / 24) + lower) for i in range(25)]
+    share = (phase - start) / (end - start)
+    return sin(pi * share) if 0 < share < 1 else 0.0
 
 
 class _Stage(_Brush):
-    """Where one clip is played: the props, drawn larger than they will be."""
+    """Where one clip is played, drawn larger than it will be: first the props, then the actions.
 
-    def __init__(self, scene: Scene, size: int, rng: np.random.Generator) -> None:
-        """The generator sets the small differences between two clips of one scene."""
+    The generator sets the small differences between two clips of one scene.
+    """
+
+    def __init__(self, scene: Scene, size: int, rng: Rng) -> None:
         shift, zoom, offset = rng.uniform(-1, 1, 3)
         self.shift = 0.03 * shift  # of the whole path
         self.zoom = 1 + 0.05 * zoom  # of the actor
@@ -393,7 +334,7 @@ class _Stage(_Brush):
         # Enough averaging for smooth edges without wasting time on large frames.
         oversampling = 3 if self.size < 128 else 2
         super().__init__(_background(self.scene.place, self.size * oversampling).copy())
-        _ACTIONS[self.scene.action].draw(self, phase)
+        _ACTIONS[self.scene.action][1](self, phase)
         return np.asarray(self.picture.reduce(oversampling))
 
     def actor(
@@ -421,35 +362,31 @@ class _Stage(_Brush):
         c, s = cos(radians(tilt)), sin(radians(tilt))
         reach_x = abs(c) * half_x + abs(s) * half_y + 1
         reach_y = abs(s) * half_x + abs(c) * half_y + 1
-        left, right = int(x - reach_x), int(x + reach_x) + 1
-        top, bottom = int(y - reach_y), int(y + reach_y) + 1
+        left, top = int(x - reach_x), int(y - reach_y)
+        size = int(x + reach_x) + 1 - left, int(y + reach_y) + 1 - top
 
         # Pillow wants the map from patch to sprite: turn back, unscale, shift to its middle.
         dx, dy = left - x, top - y
         back_x = (c / step_x, s / step_x, (c * dx + s * dy) / step_x + sprite.width / 2)
         back_y = (-s / step_y, c / step_y, (-s * dx + c * dy) / step_y + sprite.height / 2)
-        patch = sprite.transform(
-            (right - left, bottom - top),
-            Image.Transform.AFFINE,
-            (*back_x, *back_y),
-            resample=Image.Resampling.BILINEAR,
-        )
+        back, smooth = (*back_x, *back_y), Image.Resampling.BILINEAR
+        patch = sprite.transform(size, Image.Transform.AFFINE, back, smooth)
         self.picture.paste(patch, (left, top), patch)
 
     def shadow(self, x: float, height: float = 0.0, scale: float = 1.0) -> None:
         """The actor's shadow on the floor, smaller the higher the feet are."""
         size = scale * max(0.3, 1 - 1.4 * height)
-        self.oval((x + self.shift, FLOOR, 0.17 * size, 0.032 * size), BLACK, 70)
+        self.fill((x + self.shift, FLOOR, 0.17 * size, 0.032 * size), BLACK, 70)
 
     def puff(self, x: float, y: float, radius: float, alpha: int = 230) -> None:
         """A light round cloud: dust, foam or vapour."""
-        self.oval((x + self.shift, y, radius, radius), self.place.light, alpha)
+        self.fill((x + self.shift, y, radius, radius), self.place.light, alpha)
 
     def plank(self, middle: Point, radii: Point, tilt: float, fill: Colour, edge: Colour) -> None:
         """A tilted oval with an edge: a board or a wing."""
         rx, ry = radii
         outline = _around(lambda a: _tilted(middle, tilt, rx * cos(a), ry * sin(a)), 32)
-        self.area(outline, fill)
+        self.fill(outline, fill)
         self.line([*outline, outline[0]], edge, 0.012)
 
     def wing(self, x: float, y: float, lift: float, colour: Colour) -> None:
@@ -457,203 +394,183 @@ class _Stage(_Brush):
         edge = _mix(colour, (60, 80, 130), 0.45)
         self.plank(_tilted((x, y), lift, -0.13), (0.17, 0.06), lift, colour, edge)
 
+    def across(self, surface: Callable[[float], float], lower: float = 0.0) -> list[Point]:
+        """The line y = surface(x) from edge to edge, lowered."""
+        return [(i / 24, surface(i / 24) + lower) for i in range(25)]
+
     def water(self, surface: Callable[[float], float]) -> None:
         """Everything under `surface` (x to y) is water with a light edge."""
-        line = _across(surface)
-        self.area([*line, (1, 1), (0, 1)], self.place.sea)
+        line = self.across(surface)
+        self.fill([*line, (1, 1), (0, 1)], self.place.sea)
         self.line(line, _mix(self.place.sea, self.place.light, 0.65), 0.03)
 
+    def surfing(self, phase: float) -> None:
+        """A wave comes from behind, lifts the board, and rolls on."""
+        crest = -0.25 + 1.5 * phase
+        x = 0.3 + 0.36 * _ease(phase)
 
-# --- actions: each draws phase 0..1 of itself --------------------------------------------------
+        def surface(at: float) -> float:
+            return 0.79 - 0.29 * exp(-(((at - crest) / 0.24) ** 2))
 
+        at = x + self.shift
+        y = surface(at) - 0.02
+        lean = degrees(atan2(surface(at + 0.06) - surface(at - 0.06), 0.12)) * 0.75
+        self.water(surface)
+        self.line(self.across(surface, 0.1), _mix(self.place.sea, self.place.light, 0.25), 0.035)
+        edge = _mix(self.board, BLACK, 0.35)
+        self.plank((at, y), (0.27, 0.045), lean, self.board, edge)
+        self.actor((x, y + 0.005), lean=lean, scale=0.92)
+        for k in range(3):  # spray from the tail
+            spray_x, spray_y = _tilted((x, y), lean, -(0.29 + 0.05 * k))
+            self.puff(spray_x, spray_y - 0.02 * k, 0.03 - 0.007 * k)
 
-def _surfing(stage: _Stage, phase: float) -> None:
-    """A wave comes from behind, lifts the board, and rolls on."""
-    crest = -0.25 + 1.5 * phase
-    x = 0.3 + 0.36 * _ease(phase)
+    def walking(self, phase: float) -> None:
+        """Four waddling steps from left to right."""
+        x = 0.28 + 0.46 * phase
+        step = sin(4 * pi * phase)
+        self.shadow(x)
+        self.actor((x, FLOOR - 0.035 * abs(step)), lean=11 * step)
 
-    def surface(at: float) -> float:
-        return 0.79 - 0.29 * exp(-(((at - crest) / 0.24) ** 2))
+    def running(self, phase: float) -> None:
+        """Three long leaps across the whole stage, leaning forward, dust behind."""
+        x = 0.15 + 0.72 * phase
+        height = 0.11 * abs(sin(3 * pi * phase))
+        self.shadow(x, height)
+        if 0 < phase < 1:
+            for k in range(3):
+                dust = FLOOR - 0.02 - 0.015 * k
+                self.puff(x - 0.24 - 0.09 * k, dust, 0.05 - 0.012 * k, 220 - 50 * k)
+            for y in (0.5 - height, 0.62 - height):
+                self.line([(x - 0.44, y), (x - 0.27, y)], self.place.light, 0.018, 220)
+        self.actor((x, FLOOR - height), lean=15, squash=1 - 0.1 * cos(6 * pi * phase))
 
-    at = x + stage.shift
-    y = surface(at) - 0.02
-    lean = degrees(atan2(surface(at + 0.06) - surface(at - 0.06), 0.12)) * 0.75
-    stage.water(surface)
-    stage.line(_across(surface, 0.1), _mix(stage.place.sea, stage.place.light, 0.25), 0.035)
-    edge = _mix(stage.board, BLACK, 0.35)
-    stage.plank((at, y), (0.27, 0.045), lean, stage.board, edge)
-    stage.actor((x, y + 0.005), lean=lean, scale=0.92)
-    for k in range(3):  # spray from the tail
-        spray_x, spray_y = _tilted((x, y), lean, -(0.29 + 0.05 * k))
-        stage.puff(spray_x, spray_y - 0.02 * k, 0.03 - 0.007 * k)
+    def jumping(self, phase: float) -> None:
+        """Crouch, one high leap that carries a little to the right, landing."""
+        share = min(1.0, max(0.0, (phase - 0.22) / 0.56))
+        x, height = 0.4 + 0.2 * share, 0.4 * 4 * share * (1 - share)
+        squash = 1 - 0.3 * _bump(phase, 0.0, 0.26) - 0.3 * _bump(phase, 0.76, 1.0)
+        if 0 < share < 1:
+            squash += 0.14 * abs(1 - 2 * share)
+        self.shadow(x, height)
+        self.actor((x, FLOOR - height), squash=squash)
 
+    def flying(self, phase: float) -> None:
+        """Takes off on flapping wings and sails to the upper right."""
+        x, y = 0.27 + 0.47 * phase, FLOOR - 0.46 * _ease(phase, 0.0, 0.9)
+        root, flap = x + self.shift, 50 * sin(8 * pi * phase)
+        near = self.place.light
+        self.shadow(x, FLOOR - y)
+        self.wing(root - 0.03, y - 0.27, 20 + flap, _mix(near, (90, 110, 150), 0.4))
+        self.actor((x, y), turn=-20 * _bump(phase, 0.0, 1.0))
+        self.wing(root - 0.12, y - 0.23, 12 + flap, near)
 
-def _walking(stage: _Stage, phase: float) -> None:
-    """Four waddling steps from left to right."""
-    x = 0.28 + 0.46 * phase
-    step = sin(4 * pi * phase)
-    stage.shadow(x)
-    stage.actor((x, FLOOR - 0.035 * abs(step)), lean=11 * step)
+    def swimming(self, phase: float) -> None:
+        """Half under water from left to right, rocking with each stroke."""
+        x = 0.27 + 0.48 * phase
+        stroke = sin(5 * pi * phase)
 
+        def surface(at: float) -> float:
+            return 0.6 + 0.016 * sin(2 * pi * (2 * (at + self.offset) - 2 * phase))
 
-def _running(stage: _Stage, phase: float) -> None:
-    """Three long leaps across the whole stage, leaning forward, dust behind."""
-    x = 0.15 + 0.72 * phase
-    height = 0.11 * abs(sin(3 * pi * phase))
-    stage.shadow(x, height)
-    if 0 < phase < 1:
-        for k in range(3):
-            dust = FLOOR - 0.02 - 0.015 * k
-            stage.puff(x - 0.24 - 0.09 * k, dust, 0.05 - 0.012 * k, 220 - 50 * k)
-        for y in (0.5 - height, 0.62 - height):
-            stage.line([(x - 0.44, y), (x - 0.27, y)], stage.place.light, 0.018, 220)
-    stage.actor((x, FLOOR - height), lean=15, squash=1 - 0.1 * cos(6 * pi * phase))
+        self.water(surface)
+        self.actor((x, 0.81 - 0.035 * stroke), turn=8 + 12 * stroke)
+        # The nearer water covers the lower half but lets it shine through.
+        self.fill([*self.across(surface, 0.02), (1, 1), (0, 1)], self.place.sea, 170)
+        for k in range(3):  # the wake
+            wake = x - 0.22 - 0.1 * k
+            self.puff(wake, surface(wake) + 0.015, 0.045 - 0.011 * k)
+        self.puff(x + 0.23, 0.57 - 0.05 * max(0.0, stroke), 0.03)
 
+    def falling(self, phase: float) -> None:
+        """Drops from the top, faster and faster, turning upright, and lands with a bump."""
+        share = min(1.0, phase / 0.72)
+        height = 0.47 * (1 - share**2)
+        squash = 1 + 0.1 * (share if share < 1 else 0.0) - 0.3 * _bump(phase, 0.7, 1.0)
+        self.shadow(0.5, height)
+        if 0 < share < 1:
+            for k in (-1, 0, 1):
+                x, top = 0.5 + self.shift + 0.13 * k, FLOOR - height - 0.5
+                self.line([(x, top - 0.2 * share), (x, top)], self.place.light, 0.02, 220)
+        if share == 1 and phase < 1:
+            landed = _ease(phase, 0.7, 1.0)
+            for k in (-1, 1):
+                self.puff(
+                    0.5 + k * (0.24 + 0.12 * landed), FLOOR - 0.01, 0.065 * (1 - 0.6 * landed)
+                )
+        self.actor((0.5, FLOOR - height), turn=-130 * (1 - share), squash=squash)
 
-def _jumping(stage: _Stage, phase: float) -> None:
-    """Crouch, one high leap that carries a little to the right, landing."""
-    share = _part(phase, 0.22, 0.56)
-    x, height = 0.4 + 0.2 * share, 0.4 * 4 * share * (1 - share)
-    squash = 1 - 0.3 * _bump(phase, 0.0, 0.26) - 0.3 * _bump(phase, 0.76, 1.0)
-    if 0 < share < 1:
-        squash += 0.14 * abs(1 - 2 * share)
-    stage.shadow(x, height)
-    stage.actor((x, FLOOR - height), squash=squash)
+    def spinning(self, phase: float) -> None:
+        """One full turn about its middle."""
+        self.shadow(0.5, 0.12)
+        self.actor((0.5, FLOOR - 0.12), turn=360 * phase)
 
+    def bouncing(self, phase: float) -> None:
+        """Three hops from left to right, each lower than the one before."""
+        x = 0.26 + 0.5 * phase
+        start, height, squash = 0.0, 0.0, 1.0
+        for peak, length in ((0.36, 0.43), (0.22, 0.33), (0.11, 0.24)):
+            share = (phase - start) / length
+            if 0 <= share <= 1:
+                height = peak * 4 * share * (1 - share)
+            squash -= 0.3 * exp(-(((phase - start) / 0.045) ** 2))
+            start += length
+        self.shadow(x, height)
+        self.actor((x, FLOOR - height), squash=squash)
 
-def _flying(stage: _Stage, phase: float) -> None:
-    """Takes off on flapping wings and sails to the upper right."""
-    x, y = 0.27 + 0.47 * phase, FLOOR - 0.46 * _ease(phase, 0.0, 0.9)
-    root, flap = x + stage.shift, 50 * sin(8 * pi * phase)
-    near = stage.place.light
-    stage.shadow(x, FLOOR - y)
-    stage.wing(root - 0.03, y - 0.27, 20 + flap, _mix(near, (90, 110, 150), 0.4))
-    stage.actor((x, y), turn=-20 * _bump(phase, 0.0, 1.0))
-    stage.wing(root - 0.12, y - 0.23, 12 + flap, near)
+    def skating(self, phase: float) -> None:
+        """Two gliding strokes on blades, swinging from side to side, a track in the ice behind."""
+        ice = self.place.ice
+        self.fill((0.5, 0.95, 0.66, 0.19), ice)
+        for x, y in ((0.12, 0.86), (0.66, 0.84)):
+            self.line([(x, y), (x + 0.14, y)], _mix(ice, self.place.light, 0.8), 0.016)
 
+        def path(at: float) -> Point:
+            return 0.26 + 0.5 * at, 0.9 - 0.045 * sin(4 * pi * at)
 
-def _swimming(stage: _Stage, phase: float) -> None:
-    """Half under water from left to right, rocking with each stroke."""
-    x = 0.27 + 0.48 * phase
-    stroke = sin(5 * pi * phase)
+        if phase > 0:
+            track = [path(phase * i / 24) for i in range(25)]
+            scratch = _mix(ice, (40, 80, 140), 0.45)
+            self.line([(x + self.shift, y) for x, y in track], scratch, 0.014)
 
-    def surface(at: float) -> float:
-        return 0.6 + 0.016 * sin(2 * pi * (2 * (at + stage.offset) - 2 * phase))
+        (x, y), lean = path(phase), 20 * cos(4 * pi * phase)
+        self.actor(_tilted((x, y), lean, 0, -0.04), lean=lean)
+        foot = (x + self.shift, y)
+        for u in (-0.11, 0.08):  # a blade and its post under each foot
+            self.line([_tilted(foot, lean, u, -v) for v in (0.06, 0.02)], STEEL, 0.05)
+            self.line([_tilted(foot, lean, v) for v in (u - 0.05, u + 0.07)], STEEL, 0.028)
 
-    stage.water(surface)
-    stage.actor((x, 0.81 - 0.035 * stroke), turn=8 + 12 * stroke)
-    # The nearer water covers the lower half but lets it shine through.
-    stage.area([*_across(surface, 0.02), (1, 1), (0, 1)], stage.place.sea, 170)
-    for k in range(3):  # the wake
-        wake = x - 0.22 - 0.1 * k
-        stage.puff(wake, surface(wake) + 0.015, 0.045 - 0.011 * k)
-    stage.puff(x + 0.23, 0.57 - 0.05 * max(0.0, stroke), 0.03)
+    def growing(self, phase: float) -> None:
+        """From a quarter to one and a third of its size, in three swells."""
+        swell = sin(6 * pi * phase)
+        scale = 0.28 + 1.05 * (phase + 0.035 * swell)
+        self.shadow(0.5, scale=scale)
+        self.actor((0.5, FLOOR), scale=scale, squash=1 + 0.07 * swell)
 
+    def hiding(self, phase: float) -> None:
+        """Slips behind a bush, which rustles, and comes back out."""
+        away = _ease(phase, 0.05, 0.4) - _ease(phase, 0.62, 0.97)
+        x = 0.27 + 0.43 * away
+        self.shadow(x)
+        self.actor((x, FLOOR - 0.04 * abs(sin(3 * pi * away))))
 
-def _falling(stage: _Stage, phase: float) -> None:
-    """Drops from the top, faster and faster, turning upright, and lands with a bump."""
-    share = _part(phase, 0.0, 0.72)
-    height = 0.47 * (1 - share**2)
-    squash = 1 + 0.1 * (share if share < 1 else 0.0) - 0.3 * _bump(phase, 0.7, 1.0)
-    stage.shadow(0.5, height)
-    if 0 < share < 1:
-        for k in (-1, 0, 1):
-            x, top = 0.5 + stage.shift + 0.13 * k, FLOOR - height - 0.5
-            stage.line([(x, top - 0.2 * share), (x, top)], stage.place.light, 0.02, 220)
-    if share == 1 and phase < 1:
-        landed = _ease(phase, 0.7, 1.0)
-        for k in (-1, 1):
-            stage.puff(0.5 + k * (0.24 + 0.12 * landed), FLOOR - 0.01, 0.065 * (1 - 0.6 * landed))
-    stage.actor((0.5, FLOOR - height), turn=-130 * (1 - share), squash=squash)
-
-
-def _spinning(stage: _Stage, phase: float) -> None:
-    """One full turn about its middle."""
-    stage.shadow(0.5, 0.12)
-    stage.actor((0.5, FLOOR - 0.12), turn=360 * phase)
-
-
-def _bouncing(stage: _Stage, phase: float) -> None:
-    """Three hops from left to right, each lower than the one before."""
-    x = 0.26 + 0.5 * phase
-    start, height, squash = 0.0, 0.0, 1.0
-    for peak, length in ((0.36, 0.43), (0.22, 0.33), (0.11, 0.24)):
-        share = (phase - start) / length
-        if 0 <= share <= 1:
-            height = peak * 4 * share * (1 - share)
-        squash -= 0.3 * exp(-(((phase - start) / 0.045) ** 2))
-        start += length
-    stage.shadow(x, height)
-    stage.actor((x, FLOOR - height), squash=squash)
-
-
-def _skating(stage: _Stage, phase: float) -> None:
-    """Two gliding strokes on blades, swinging from side to side, a track in the ice behind."""
-    ice = stage.place.ice
-    stage.oval((0.5, 0.95, 0.66, 0.19), ice)
-    for x, y in ((0.12, 0.86), (0.66, 0.84)):
-        stage.line([(x, y), (x + 0.14, y)], _mix(ice, stage.place.light, 0.8), 0.016)
-
-    def path(at: float) -> Point:
-        return 0.26 + 0.5 * at, 0.9 - 0.045 * sin(4 * pi * at)
-
-    if phase > 0:
-        track = [path(phase * i / 24) for i in range(25)]
-        scratch = _mix(ice, (40, 80, 140), 0.45)
-        stage.line([(x + stage.shift, y) for x, y in track], scratch, 0.014)
-
-    (x, y), lean = path(phase), 20 * cos(4 * pi * phase)
-    stage.actor(_tilted((x, y), lean, 0, -0.04), lean=lean)
-    foot = (x + stage.shift, y)
-    for u in (-0.11, 0.08):  # a blade and its post under each foot
-        stage.line([_tilted(foot, lean, u, -v) for v in (0.06, 0.02)], STEEL, 0.05)
-        stage.line([_tilted(foot, lean, v) for v in (u - 0.05, u + 0.07)], STEEL, 0.028)
-
-
-def _growing(stage: _Stage, phase: float) -> None:
-    """From a quarter to one and a third of its size, in three swells."""
-    swell = sin(6 * pi * phase)
-    scale = 0.28 + 1.05 * (phase + 0.035 * swell)
-    stage.shadow(0.5, scale=scale)
-    stage.actor((0.5, FLOOR), scale=scale, squash=1 + 0.07 * swell)
-
-
-def _hiding(stage: _Stage, phase: float) -> None:
-    """Slips behind a bush, which rustles, and comes back out."""
-    away = _ease(phase, 0.05, 0.4) - _ease(phase, 0.62, 0.97)
-    x = 0.27 + 0.43 * away
-    stage.shadow(x)
-    stage.actor((x, FLOOR - 0.04 * abs(sin(3 * pi * away))))
-
-    rustle = 0.022 * sin(10 * pi * phase) * _bump(phase, 0.25, 0.9)
-    leaf = _mix((44, 132, 62), stage.place.sky[0], 0.12)
-    lobes = ((0.56, 0.79, 0.15), (0.84, 0.79, 0.15), (0.7, 0.64, 0.2), (0.7, 0.8, 0.16))
-    for edge, colour in ((0.018, _mix(leaf, BLACK, 0.3)), (0.0, leaf)):
-        for x, y, r in lobes:
-            lift = rustle * (0.94 - y) * 6
-            stage.oval((x + lift + stage.shift, y, r + edge, r + edge), colour)
+        rustle = 0.022 * sin(10 * pi * phase) * _bump(phase, 0.25, 0.9)
+        leaf = _mix((44, 132, 62), self.place.sky[0], 0.12)
+        lobes = ((0.56, 0.79, 0.15), (0.84, 0.79, 0.15), (0.7, 0.64, 0.2), (0.7, 0.8, 0.16))
+        for edge, colour in ((0.018, _mix(leaf, BLACK, 0.3)), (0.0, leaf)):
+            for x, y, r in lobes:
+                lift = rustle * (0.94 - y) * 6
+                self.fill((x + lift + self.shift, y, r + edge, r + edge), colour)
 
 
-@dataclass(frozen=True)
-class _Action:
-    frames: float  # mean length of the plain action, in frames at FPS
-    draw: Callable[[_Stage, float], None]
-
-
-_ACTIONS: dict[str, _Action] = {
-    "surfing": _Action(16, _surfing),
-    "walking": _Action(12, _walking),
-    "running": _Action(10, _running),
-    "jumping": _Action(10, _jumping),
-    "flying": _Action(13, _flying),
-    "swimming": _Action(14, _swimming),
-    "falling": _Action(10, _falling),
-    "spinning": _Action(11, _spinning),
-    "bouncing": _Action(13, _bouncing),
-    "skating": _Action(15, _skating),
-    "growing": _Action(12, _growing),
-    "hiding": _Action(14, _hiding),
-}
+# Mean length of the plain action, in frames at FPS, and the method that draws it.
+_ACTIONS: dict[str, tuple[int, Callable[[_Stage, float], None]]] = {
+    "surfing": (16, _Stage.surfing), "walking": (12, _Stage.walking),
+    "running": (10, _Stage.running), "jumping": (10, _Stage.jumping),
+    "flying": (13, _Stage.flying), "swimming": (14, _Stage.swimming),
+    "falling": (10, _Stage.falling), "spinning": (11, _Stage.spinning),
+    "bouncing": (13, _Stage.bouncing), "skating": (15, _Stage.skating),
+    "growing": (12, _Stage.growing), "hiding": (14, _Stage.hiding),
+}  # fmt: skip
 ACTIONS: tuple[str, ...] = tuple(_ACTIONS)
 
 # How an adverb multiplies the natural length.
@@ -671,12 +588,7 @@ RESERVED: frozenset[tuple[str, str]] = frozenset({
 })  # fmt: skip
 
 
-# --- scenes, captions, lengths, clips ----------------------------------------------------------
-
-
-def sample_scene(
-    rng: np.random.Generator, *, actors: Sequence[str], reserved: bool = False
-) -> Scene:
+def sample_scene(rng: Rng, *, actors: Sequence[str], reserved: bool = False) -> Scene:
     """A random scene: plain in 2 of 5 cases as to place, in half of them as to adverb.
 
     `reserved=True` draws only pairs of RESERVED, False never does. ValueError where none of the
@@ -698,7 +610,7 @@ def sample_scene(
     return Scene(actor, action, place, adverb)
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: Rng) -> str:
     """The scene in words, most often in the plain order "a dog surfing slowly at sunset"."""
     vowel = scene.actor[0] in "aeiou" and scene.actor != "unicorn"
     subject = f"{'an' if vowel else 'a'} {scene.actor}"
@@ -718,7 +630,7 @@ def length_law(scene: Scene) -> dict[int, float]:
     A triangle around the mean, natural length times pace, of half width mean / 6 but 1.5 to 2.5
     frames: two to five neighbouring lengths.
     """
-    mean = _ACTIONS[scene.action].frames * _PACE[scene.adverb]
+    mean = _ACTIONS[scene.action][0] * _PACE[scene.adverb]
     half = min(2.5, max(1.5, mean / 6))
     weights = {n: half - abs(n - mean) for n in range(round(mean) - 3, round(mean) + 4)}
     weights = {n: weight for n, weight in weights.items() if weight > 1e-9}
@@ -726,15 +638,13 @@ def length_law(scene: Scene) -> dict[int, float]:
     return {n: weight / total for n, weight in weights.items()}
 
 
-def sample_length(scene: Scene, rng: np.random.Generator) -> int:
+def sample_length(scene: Scene, rng: Rng) -> int:
     """A number of frames drawn from `length_law`."""
     law = length_law(scene)
     return int(rng.choice(list(law), p=list(law.values())))
 
 
-def draw_clip(
-    scene: Scene, size: int, rng: np.random.Generator, *, num_frames: int | None = None
-) -> FramesArray:
+def draw_clip(scene: Scene, size: int, rng: Rng, *, num_frames: int | None = None) -> FramesArray:
     """The scene as frames_FHW3 of `size` x `size` pixels, RGB.
 
     The length is drawn from `length_law` unless given; the same generator state draws the same
@@ -745,9 +655,6 @@ def draw_clip(
         num_frames = sample_length(scene, rng)
     last = max(1, num_frames - 1)
     return np.stack([stage.frame(i / last) for i in range(num_frames)])
-
-
-# --- writing ------------------------------------------------------------------------------------
 
 
 def _choose_actors(wanted: str) -> tuple[str, ...]:
@@ -805,21 +712,13 @@ def write_theatre(
         (out / "theatre.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
             for index in range(clips):
-                path = out / f"{index:06d}.apng"
-                line = _write_clip(path, np.random.default_rng([seed, index]), cast, size)
-                metadata.write(json.dumps(line) + "\n")
+                rng = np.random.default_rng([seed, index])
+                scene = sample_scene(rng, actors=cast)
+                line = {"file_name": f"{index:06d}.apng", "caption": caption(scene, rng)}
+                video.write_video(out / line["file_name"], draw_clip(scene, size, rng), FPS)
+                metadata.write(json.dumps(line | asdict(scene)) + "\n")
                 metadata.flush()
                 if progress is not None:
                     progress(index + 1)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-
-
-def _write_clip(
-    path: Path, rng: np.random.Generator, cast: Sequence[str], size: int
-) -> dict[str, str]:
-    """Write one clip, return its line of metadata."""
-    scene = sample_scene(rng, actors=cast)
-    text = caption(scene, rng)
-    video.write_video(path, draw_clip(scene, size, rng), FPS)
-    return {"file_name": path.name, "caption": text, **asdict(scene)}
