@@ -39,13 +39,14 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 Oval = tuple[float, float, float, float]  # x, y, radius along x, radius along y
 Shape = Oval | list[Point]  # the points are the corners of an area
-Props = list[tuple[Shape, Colour]]
+Props = Sequence[tuple[Shape, Colour]]
 FramesArray = NDArray[np.uint8]
 Rng = np.random.Generator
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 INK = (24, 24, 32)  # of pupils and mouths
 STEEL = (60, 68, 88)  # of skates
+CRATER = (128, 128, 138)
 BOARDS = ((236, 72, 72), (250, 196, 52), WHITE)  # surfboards
 
 
@@ -214,24 +215,30 @@ def _sprite(actor: str, halvings: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Place:
-    """Colours, and one or two bold things at the edges."""
+    """One or two bold things behind and before the horizon, and colours."""
 
-    sky: tuple[Colour, Colour]  # top, horizon
+    behind: Props
+    before: Props
+    sky: Colour
+    horizon: Colour
     ground: Colour
     sea: Colour
-    ice: Colour = (206, 232, 246)
-    light: Colour = WHITE  # foam, puffs and lines
-    behind: Sequence[tuple[Shape, Colour]] = ()  # the ground
-    before: Sequence[tuple[Shape, Colour]] = ()
+    ice: Colour
+    light: Colour  # foam, puffs and lines
 
 
-def _discs(radius: float, colour: Colour, *middles: Point) -> Props:
+def _place(palette: str, behind: Props, before: Props = ()) -> Place:
+    """The palette has the colours of Place in hexadecimal."""
+    return Place(behind, before, *((c[0], c[1], c[2]) for c in map(bytes.fromhex, palette.split())))
+
+
+def _discs(radius: float, colour: Colour, *middles: Point) -> list[tuple[Shape, Colour]]:
     return [((x, y, radius, radius), colour) for x, y in middles]
 
 
 def _fir(x: float, height: float) -> Props:
     """Two tiers, each with snow on its tip."""
-    props: Props = []
+    props: list[tuple[Shape, Colour]] = []
     for k in range(2):
         top = HORIZON + 0.02 - height + 0.32 * height * k
         half = (0.22 + 0.08 * k) * height
@@ -249,39 +256,27 @@ def _tree(x: float, height: float, leaf: Colour) -> Props:
 
 
 _PLACES: dict[str, Place] = {
-    "": Place(
-        ((150, 208, 250), (222, 242, 254)), (128, 196, 96), (40, 130, 208),
-        behind=_discs(0.085, (255, 222, 84), (0.86, 0.13))),
-    "at sunset": Place(
-        ((118, 72, 150), (255, 168, 84)), (120, 88, 84), (112, 76, 148),
-        ice=(224, 186, 206), light=(255, 224, 190),
-        behind=_discs(0.17, (255, 226, 120), (0.72, 0.72))),
-    "at night": Place(
-        ((14, 20, 56), (44, 58, 112)), (38, 66, 72), (22, 48, 108),
-        ice=(96, 122, 176), light=(190, 206, 240),
-        behind=_discs(0.1, (250, 244, 206), (0.82, 0.17))  # the moon and what it lacks, stars
-        + _discs(0.085, (20, 27, 64), (0.865, 0.145))
-        + _discs(0.013, (255, 250, 214),
-                 (0.12, 0.14), (0.34, 0.08), (0.56, 0.2), (0.22, 0.36), (0.92, 0.42))),
-    "in the snow": Place(
-        ((140, 164, 196), (190, 208, 226)), (226, 236, 247), (64, 124, 168),
-        behind=_fir(0.1, 0.42) + _fir(0.9, 0.32)),
-    "in the desert": Place(
-        ((92, 190, 232), (252, 234, 188)), (236, 188, 104), (34, 164, 176),
-        behind=[*_discs(0.1, (255, 244, 180), (0.14, 0.14)),
-               ((0.85, 0.8, 0.34, 0.16), (222, 168, 90))]),  # a dune
-    "on the moon": Place(
-        ((8, 8, 18), (26, 26, 44)), (160, 160, 168), (92, 98, 140),
-        ice=(190, 200, 220), light=(226, 228, 236),
-        behind=[*_discs(0.11, (62, 132, 216), (0.16, 0.18)),  # the earth and its land, stars
-               ((0.13, 0.16, 0.05, 0.04), (86, 180, 104)),
-               *_discs(0.011, WHITE,
-                       (0.4, 0.1), (0.62, 0.2), (0.86, 0.12), (0.92, 0.44), (0.34, 0.4))],
-        before=[((0.14, 0.82, 0.08, 0.028), (128, 128, 138)),
-                 ((0.84, 0.95, 0.09, 0.0315), (128, 128, 138))]),
-    "in the park": Place(
-        ((128, 206, 246), (206, 240, 250)), (98, 178, 78), (52, 140, 190),
-        behind=_tree(0.1, 0.46, (58, 146, 66)) + _tree(0.92, 0.38, (74, 160, 72))),
+    "": _place(
+        "96d0fa def2fe 80c460 2882d0 cee8f6 ffffff", _discs(0.085, (255, 222, 84), (0.86, 0.13))),
+    "at sunset": _place(
+        "764896 ffa854 785854 704c94 e0bace ffe0be", _discs(0.17, (255, 226, 120), (0.72, 0.72))),
+    "at night": _place("0e1438 2c3a70 264248 16306c 607ab0 becef0", [
+        *_discs(0.1, (250, 244, 206), (0.82, 0.17)),  # the moon, and what it lacks
+        *_discs(0.085, (20, 27, 64), (0.865, 0.145)),
+        *_discs(0.013, (255, 250, 214), (0.12, 0.14), (0.34, 0.08), (0.56, 0.2)),
+        *_discs(0.013, (255, 250, 214), (0.22, 0.36), (0.92, 0.42))]),
+    "in the snow": _place(
+        "8ca4c4 bed0e2 e2ecf7 407ca8 cee8f6 ffffff", [*_fir(0.1, 0.42), *_fir(0.9, 0.32)]),
+    "in the desert": _place("5cbee8 fceabc ecbc68 22a4b0 cee8f6 ffffff", [
+        *_discs(0.1, (255, 244, 180), (0.14, 0.14)),
+        ((0.85, 0.8, 0.34, 0.16), (222, 168, 90))]),  # a dune
+    "on the moon": _place("080812 1a1a2c a0a0a8 5c628c bec8dc e2e4ec", [
+        *_discs(0.11, (62, 132, 216), (0.16, 0.18)),  # the earth, and land on it
+        ((0.13, 0.16, 0.05, 0.04), (86, 180, 104)),
+        *_discs(0.011, WHITE, (0.4, 0.1), (0.62, 0.2), (0.86, 0.12), (0.92, 0.44), (0.34, 0.4)),
+    ], [((0.14, 0.82, 0.08, 0.028), CRATER), ((0.84, 0.95, 0.09, 0.0315), CRATER)]),
+    "in the park": _place("80cef6 cef0fa 62b24e 348cbe cee8f6 ffffff", [
+        *_tree(0.1, 0.46, (58, 146, 66)), *_tree(0.92, 0.38, (74, 160, 72))]),
 }  # fmt: skip
 PLACES: tuple[str, ...] = tuple(_PLACES)
 
@@ -291,7 +286,7 @@ def _background(name: str, side: int) -> Image.Image:
     """The empty place: a sky that fades to the horizon, scenery, ground."""
     place = _PLACES[name]
     share_H1 = np.linspace(0, 1 / HORIZON, side).clip(0, 1)[:, None]
-    top, bottom = np.array(place.sky, dtype=np.float64)
+    top, bottom = np.array([place.sky, place.horizon], dtype=np.float64)
     sky_H3 = np.round(top + share_H1 * (bottom - top)).astype(np.uint8)
     brush = _Brush(Image.fromarray(np.repeat(sky_H3[:, None], side, axis=1)))
 
@@ -314,10 +309,7 @@ def _bump(phase: float, start: float, end: float) -> float:
 
 
 class _Stage(_Brush):
-    """Where one clip is played, drawn larger than it will be: first the props, then the actions.
-
-    The generator sets the small differences between two clips of one scene.
-    """
+    """Where one clip is played. The generator sets what differs between two clips of one scene."""
 
     def __init__(self, scene: Scene, size: int, rng: Rng) -> None:
         shift, zoom, offset = rng.uniform(-1, 1, 3)
@@ -340,11 +332,7 @@ class _Stage(_Brush):
     def actor(
         self, feet: Point, *, lean: float = 0, turn: float = 0, scale: float = 1, squash: float = 1
     ) -> None:
-        """Paint the actor.
-
-        `lean` rotates about the feet, `turn` about the middle. `squash` multiplies the height and
-        widens accordingly.
-        """
+        """Paint the actor, leaning about its feet, turned about its middle, squashed and so widened."""
         width, height = _sprite(self.scene.actor, 0).size
         unit = self.zoom * scale * min(ACTOR_HEIGHT / height, ACTOR_WIDTH / width) * self.side
         sprite = _sprite(self.scene.actor, 0 if unit > 0.5 else 1 if unit > 0.25 else 2)
@@ -417,8 +405,7 @@ class _Stage(_Brush):
         lean = degrees(atan2(surface(at + 0.06) - surface(at - 0.06), 0.12)) * 0.75
         self.water(surface)
         self.line(self.across(surface, 0.1), _mix(self.place.sea, self.place.light, 0.25), 0.035)
-        edge = _mix(self.board, BLACK, 0.35)
-        self.plank((at, y), (0.27, 0.045), lean, self.board, edge)
+        self.plank((at, y), (0.27, 0.045), lean, self.board, _mix(self.board, BLACK, 0.35))
         self.actor((x, y + 0.005), lean=lean, scale=0.92)
         for k in range(3):  # spray from the tail
             spray_x, spray_y = _tilted((x, y), lean, -(0.29 + 0.05 * k))
@@ -494,9 +481,8 @@ class _Stage(_Brush):
         if share == 1 and phase < 1:
             landed = _ease(phase, 0.7, 1.0)
             for k in (-1, 1):
-                self.puff(
-                    0.5 + k * (0.24 + 0.12 * landed), FLOOR - 0.01, 0.065 * (1 - 0.6 * landed)
-                )
+                x = 0.5 + k * (0.24 + 0.12 * landed)
+                self.puff(x, FLOOR - 0.01, 0.065 * (1 - 0.6 * landed))
         self.actor((0.5, FLOOR - height), turn=-130 * (1 - share), squash=squash)
 
     def spinning(self, phase: float) -> None:
@@ -554,7 +540,7 @@ class _Stage(_Brush):
         self.actor((x, FLOOR - 0.04 * abs(sin(3 * pi * away))))
 
         rustle = 0.022 * sin(10 * pi * phase) * _bump(phase, 0.25, 0.9)
-        leaf = _mix((44, 132, 62), self.place.sky[0], 0.12)
+        leaf = _mix((44, 132, 62), self.place.sky, 0.12)
         lobes = ((0.56, 0.79, 0.15), (0.84, 0.79, 0.15), (0.7, 0.64, 0.2), (0.7, 0.8, 0.16))
         for edge, colour in ((0.018, _mix(leaf, BLACK, 0.3)), (0.0, leaf)):
             for x, y, r in lobes:
@@ -688,13 +674,13 @@ def write_theatre(
 ) -> None:
     """Write a data folder: 000000.apng and so on, metadata.jsonl with captions, theatre.json.
 
-    APNG because it is lossless (lossy video would blur pictures as small as these), holds a rate
-    of 12 exactly, where GIF and WebP round it, and is the quickest of the kind to write.
+    APNG because it is lossless, holds a rate of 12 exactly, where GIF and WebP round it, and is the
+    quickest of the kind to write. Clip i depends on seed and i alone. It appears only whole, and
+    its line in metadata.jsonl after it, so an interrupted folder is a smaller valid one.
 
-    Clip i depends on seed and i alone. A clip appears only whole, and its line in metadata.jsonl
-    after it, so an interrupted folder is a smaller valid one. `actors`: emoji, shapes, auto for
-    all that this machine can draw, or names with commas between them. `progress` hears the number
-    of clips done. UserError for a folder in use, a missing font, or settings that make no sense.
+    `actors`: emoji, shapes, auto for all that this machine can draw, or names with commas between
+    them. `progress` hears the number of clips done. UserError for a folder in use, a missing font,
+    or settings that make no sense.
     """
     if clips < 1:
         raise UserError(f"cannot write {clips} clips: ask for at least 1")
