@@ -23,7 +23,6 @@ from math import atan2, cos, degrees, exp, pi, radians, sin
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flowcept.data import video
@@ -39,8 +38,7 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 Oval = tuple[float, float, float, float]  # x, y, radius along x, radius along y
 Shape = Oval | list[Point]  # the points are the corners of an area
-Props = Sequence[tuple[Shape, Colour]]
-FramesArray = NDArray[np.uint8]
+Props = list[tuple[Shape, Colour]]
 Rng = np.random.Generator
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -103,8 +101,8 @@ def _tilted(origin: Point, tilt: float, along: float, down: float = 0.0) -> Poin
     return origin[0] + along * c - down * s, origin[1] + along * s + down * c
 
 
-# Everything faces right on stage. Most emoji that have a side face left and are mirrored; of those
-# named in FACES_RIGHT this is not so.
+# Everything faces right on stage: emoji that have a side face left and are mirrored, but these.
+FACES_RIGHT = frozenset({"rocket"})
 EMOJI: dict[str, str] = {
     "dog": "🐕", "cat": "🐈", "horse": "🐎", "rabbit": "🐇", "elephant": "🐘", "pig": "🐖",
     "cow": "🐄", "sheep": "🐑", "turtle": "🐢", "penguin": "🐧", "frog": "🐸", "lion": "🦁",
@@ -114,7 +112,6 @@ EMOJI: dict[str, str] = {
     "robot": "🤖", "ghost": "👻", "pumpkin": "🎃", "snowman": "⛄", "alien": "👽", "car": "🚗",
     "bus": "🚌", "tractor": "🚜", "rocket": "🚀", "mushroom": "🍄", "hamburger": "🍔",
 }  # fmt: skip
-FACES_RIGHT = frozenset({"rocket"})
 ACTORS: tuple[str, ...] = tuple(EMOJI)
 
 EMOJI_SIZE = 109  # pixels: the one size at which this bitmap font can be drawn
@@ -170,7 +167,8 @@ _SHAPES: dict[str, tuple[Colour, list[Point]]] = {
         0.5 + 0.48 * sin(a) ** 3,
         0.46 - 0.03 * (13 * cos(a) - 5 * cos(2 * a) - 2 * cos(3 * a) - cos(4 * a))))),
     "orange diamond": ((244, 140, 36), [(0.5, 0.02), (0.9, 0.5), (0.5, 0.98), (0.1, 0.5)]),
-    "purple hexagon": ((140, 78, 200), _around(lambda a: _tilted(MIDDLE, degrees(a) - 90, 0.49), 6)),
+    "purple hexagon": ((140, 78, 200), _around(
+        lambda a: _tilted(MIDDLE, degrees(a) - 90, 0.49), 6)),
     "white egg": ((246, 244, 236), _around(
         lambda a: (0.5 + (0.36 + 0.06 * sin(a)) * cos(a), 0.5 + 0.48 * sin(a)))),
     "brown cross": ((150, 98, 60), [
@@ -218,7 +216,7 @@ class Place:
     """One or two bold things behind and before the horizon, and colours."""
 
     behind: Props
-    before: Props
+    before: tuple[tuple[Shape, Colour], ...]
     sky: Colour
     horizon: Colour
     ground: Colour
@@ -227,18 +225,18 @@ class Place:
     light: Colour  # foam, puffs and lines
 
 
-def _place(palette: str, behind: Props, before: Props = ()) -> Place:
-    """The palette has the colours of Place in hexadecimal."""
+def _place(palette: str, behind: Props, *before: tuple[Shape, Colour]) -> Place:
+    """The palette is sky, horizon, ground, sea, ice and light, in hexadecimal."""
     return Place(behind, before, *((c[0], c[1], c[2]) for c in map(bytes.fromhex, palette.split())))
 
 
-def _discs(radius: float, colour: Colour, *middles: Point) -> list[tuple[Shape, Colour]]:
+def _discs(radius: float, colour: Colour, *middles: Point) -> Props:
     return [((x, y, radius, radius), colour) for x, y in middles]
 
 
 def _fir(x: float, height: float) -> Props:
     """Two tiers, each with snow on its tip."""
-    props: list[tuple[Shape, Colour]] = []
+    props: Props = []
     for k in range(2):
         top = HORIZON + 0.02 - height + 0.32 * height * k
         half = (0.22 + 0.08 * k) * height
@@ -258,8 +256,8 @@ def _tree(x: float, height: float, leaf: Colour) -> Props:
 _PLACES: dict[str, Place] = {
     "": _place(
         "96d0fa def2fe 80c460 2882d0 cee8f6 ffffff", _discs(0.085, (255, 222, 84), (0.86, 0.13))),
-    "at sunset": _place(
-        "764896 ffa854 785854 704c94 e0bace ffe0be", _discs(0.17, (255, 226, 120), (0.72, 0.72))),
+    "at sunset": _place("764896 ffa854 785854 704c94 e0bace ffe0be", [
+        *_discs(0.17, (255, 226, 120), (0.72, HORIZON - 0.02))]),
     "at night": _place("0e1438 2c3a70 264248 16306c 607ab0 becef0", [
         *_discs(0.1, (250, 244, 206), (0.82, 0.17)),  # the moon, and what it lacks
         *_discs(0.085, (20, 27, 64), (0.865, 0.145)),
@@ -269,12 +267,12 @@ _PLACES: dict[str, Place] = {
         "8ca4c4 bed0e2 e2ecf7 407ca8 cee8f6 ffffff", [*_fir(0.1, 0.42), *_fir(0.9, 0.32)]),
     "in the desert": _place("5cbee8 fceabc ecbc68 22a4b0 cee8f6 ffffff", [
         *_discs(0.1, (255, 244, 180), (0.14, 0.14)),
-        ((0.85, 0.8, 0.34, 0.16), (222, 168, 90))]),  # a dune
+        ((0.85, HORIZON + 0.06, 0.34, 0.16), (222, 168, 90))]),  # a dune
     "on the moon": _place("080812 1a1a2c a0a0a8 5c628c bec8dc e2e4ec", [
         *_discs(0.11, (62, 132, 216), (0.16, 0.18)),  # the earth, and land on it
         ((0.13, 0.16, 0.05, 0.04), (86, 180, 104)),
         *_discs(0.011, WHITE, (0.4, 0.1), (0.62, 0.2), (0.86, 0.12), (0.92, 0.44), (0.34, 0.4)),
-    ], [((0.14, 0.82, 0.08, 0.028), CRATER), ((0.84, 0.95, 0.09, 0.0315), CRATER)]),
+    ], ((0.14, 0.82, 0.08, 0.35 * 0.08), CRATER), ((0.84, 0.95, 0.09, 0.35 * 0.09), CRATER)),
     "in the park": _place("80cef6 cef0fa 62b24e 348cbe cee8f6 ffffff", [
         *_tree(0.1, 0.46, (58, 146, 66)), *_tree(0.92, 0.38, (74, 160, 72))]),
 }  # fmt: skip
@@ -321,7 +319,7 @@ class _Stage(_Brush):
         self.place = _PLACES[scene.place]
         self.size = size
 
-    def frame(self, phase: float) -> FramesArray:
+    def frame(self, phase: float) -> video.Frames:
         """The scene at a phase, image_HW3."""
         # Enough averaging for smooth edges without wasting time on large frames.
         oversampling = 3 if self.size < 128 else 2
@@ -332,7 +330,7 @@ class _Stage(_Brush):
     def actor(
         self, feet: Point, *, lean: float = 0, turn: float = 0, scale: float = 1, squash: float = 1
     ) -> None:
-        """Paint the actor, leaning about its feet, turned about its middle, squashed and so widened."""
+        """Paint the actor. It leans about its feet, turns about its middle; a squash widens it."""
         width, height = _sprite(self.scene.actor, 0).size
         unit = self.zoom * scale * min(ACTOR_HEIGHT / height, ACTOR_WIDTH / width) * self.side
         sprite = _sprite(self.scene.actor, 0 if unit > 0.5 else 1 if unit > 0.25 else 2)
@@ -354,11 +352,10 @@ class _Stage(_Brush):
         size = int(x + reach_x) + 1 - left, int(y + reach_y) + 1 - top
 
         # Pillow wants the map from patch to sprite: turn back, unscale, shift to its middle.
-        dx, dy = left - x, top - y
+        dx, dy, smooth = left - x, top - y, Image.Resampling.BILINEAR
         back_x = (c / step_x, s / step_x, (c * dx + s * dy) / step_x + sprite.width / 2)
         back_y = (-s / step_y, c / step_y, (-s * dx + c * dy) / step_y + sprite.height / 2)
-        back, smooth = (*back_x, *back_y), Image.Resampling.BILINEAR
-        patch = sprite.transform(size, Image.Transform.AFFINE, back, smooth)
+        patch = sprite.transform(size, Image.Transform.AFFINE, (*back_x, *back_y), smooth)
         self.picture.paste(patch, (left, top), patch)
 
     def shadow(self, x: float, height: float = 0.0, scale: float = 1.0) -> None:
@@ -630,7 +627,7 @@ def sample_length(scene: Scene, rng: Rng) -> int:
     return int(rng.choice(list(law), p=list(law.values())))
 
 
-def draw_clip(scene: Scene, size: int, rng: Rng, *, num_frames: int | None = None) -> FramesArray:
+def draw_clip(scene: Scene, size: int, rng: Rng, *, num_frames: int | None = None) -> video.Frames:
     """The scene as frames_FHW3 of `size` x `size` pixels, RGB.
 
     The length is drawn from `length_law` unless given; the same generator state draws the same
