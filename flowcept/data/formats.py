@@ -34,11 +34,8 @@ _NAMELESS = (
     "-fflags +bitexact -flags:v +bitexact -flags:a +bitexact"
 )
 # Not libwebp_anim, which merges equal neighbouring frames; nor does this apng.
-_WEBP = (
-    "-c:v libwebp -pix_fmt bgra -lossless 1 -quality 0 -compression_level 1 -loop 0 " + _NAMELESS
-)
-    f"-c:v libwebp -pix_fmt bgra -lossless 1 -quality 0 -compression_level 1 -loop 0 {_NAMELESS}"
-)
+_LOSSLESS = "-pix_fmt bgra -lossless 1 -quality 0 -compression_level 1"
+_WEBP = f"-c:v libwebp {_LOSSLESS} -loop 0 {_NAMELESS}"
 _APNG = f"-f apng -plays 0 -vf setsar=1 -pix_fmt rgb24 {_NAMELESS}"
 _BT709 = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _KNOWN = "No space left on device|Permission denied|File too large|Disk quota exceeded"
@@ -91,18 +88,18 @@ def write_film(
 def write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
     """One palette for the whole clip, found in a first pass, so that nothing has to be kept."""
     palette = output.with_name(f"{output.name}.palette.png")
-    try:
-        one = ["-vf", "palettegen=reserve_transparent=0", "-update", "1"]  # a % is no pattern
+    dithered = "[0][1]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
+    arguments = ["-f", "image2", "-pattern_type", "none", "-i", f"file:{palette.absolute()}"]
+    arguments += ["-lavfi", dithered, "-fps_mode", "passthrough"]
+    try:  # with -update a % in the name is no pattern
+        one = ["-vf", "palettegen=reserve_transparent=0", "-update", "1"]
         _encode(frames_FHW3, rate, one, palette)
-        dithered = "[0][1]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
-        arguments = ["-f", "image2", "-pattern_type", "none", "-i", f"file:{palette.absolute()}"]
-        arguments += ["-lavfi", dithered, "-fps_mode", "passthrough"]
         _encode(frames_FHW3, rate, arguments, output)
     finally:
         palette.unlink(missing_ok=True)
     if comment:
-        data = output.read_bytes()
-        header = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)  # up to the palette's end
+        flags = output.read_bytes()[10]
+        header = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)  # up to the palette's end
         text = comment.encode()
         blocks = [text[start : start + 255] for start in range(0, len(text), 255)]
         extension = b"!\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
