@@ -95,7 +95,7 @@ def test_picture_store_is_used_again_only_for_the_same_input(
     assert len(build()) == 2
     build()
     assert decoded == []
-    (cache / "pictures.npy").write_bytes((cache / "pictures.npy").read_bytes()[:-1])
+    (cache / "pictures.bin").write_bytes((cache / "pictures.bin").read_bytes()[:-1])
     assert indices(build().frames(0)) == [0, 1, 2, 3, 4]
     assert decoded
     (cache / "pictures.json").write_text("[1]")
@@ -122,7 +122,7 @@ def test_interrupted_build_leaves_nothing_usable(
         with pytest.raises(stop):
             PictureStore(scan(folder, other), other, cache)
     # The old cache is whole, the new one does not exist, and no temporary file is left.
-    assert sorted(path.name for path in cache.iterdir()) == ["pictures.json", "pictures.npy"]
+    assert sorted(path.name for path in cache.iterdir()) == ["pictures.bin", "pictures.json"]
     assert indices(PictureStore(scan(folder, CONFIG), CONFIG, cache).frames(0)) == [0, 1, 2, 3, 4]
     assert PictureStore(scan(folder, other), other, cache).frames(1).shape == (9, 8, 8, 3)
 
@@ -180,7 +180,7 @@ def test_full_or_forbidden_disk_is_a_user_error(
 ):
     result = scan(folder, CONFIG)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         PictureStore(result, CONFIG, tmp_path / "file")
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
@@ -271,8 +271,8 @@ def test_latents_that_are_not_finite_are_refused(
     frames = PictureStore(scan(folder, CONFIG), CONFIG, tmp_path)
     with pytest.raises(UserError, match="not finite"):
         LatentStore(frames, codec, tmp_path, device="cpu", dtype=torch.float32)
-    assert not (tmp_path / "latents.npy").exists()
-    assert not list(tmp_path.glob(".latents*"))
+    assert not (tmp_path / "latents.bin").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_clips_of_a_video_codec_are_encoded_whole(folder: Path, tmp_path: Path):
