@@ -86,7 +86,9 @@ def sizes_of(
     kappa_B = schedule.kappa(state.tau_B.double().clamp(max=1))
     count_K = torch.arange(missing_BK.shape[1]).double()
     sizes_BK = torch.full_like(missing_BK, -math.inf)
-    for row, (generated, gaps) in enumerate(zip(generated_B.tolist(), gaps_B.tolist(), strict=True)):
+    for row, (generated, gaps) in enumerate(
+        zip(generated_B.tolist(), gaps_B.tolist(), strict=True)
+    ):
         a = max(generated - num_start * (gaps == 1), 0)
         ways_K = torch.lgamma(a + count_K + 1) - torch.lgamma(count_K + 1)
         hidden = (1 - kappa_B[row]).clamp(min=1e-7)

@@ -42,9 +42,7 @@ def test_the_law_of_sizes_is_all_that_a_posterior_needs(kind: str, process: Flow
 
 
 @pytest.mark.parametrize("mistake", ["start frame forgotten", "wrong schedule", "no evidence"])
-def test_a_mistake_in_the_posterior_is_seen(
-    mistake: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_in_the_posterior_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state, target, oracle = draws("none", Flowception(), CLIPS, seed=5)
     if mistake == "start frame forgotten":
         monkeypatch.setattr(posterior, "START_FRAMES", 0)
