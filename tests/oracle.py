@@ -70,7 +70,8 @@ def blank(state: FrameState, log_F: Tensor, log_B: Tensor, logits_BK: Tensor) ->
 
 def per_clip(state: FrameState, marked_F: Tensor) -> Tensor:
     """How many frames of each clip are marked, ``[B]`` int64."""
-    return torch.tensor([int(part.sum()) for part in marked_F.long().split(state.lengths)])
+    ends = torch.tensor([0, *state.lengths]).cumsum(0)
+    return torch.cat([torch.zeros(1, dtype=torch.long), marked_F.long().cumsum(0)])[ends].diff()
 
 
 def sizes_of(
@@ -81,21 +82,18 @@ def sizes_of(
     Of ``a + k`` frames that were hidden at first ``a`` have appeared, each with probability kappa:
     binomially many. What ``k`` does not change is left out, as Bayes' rule leaves it out.
     """
-    generated_B = per_clip(state, state.role_F == Role.GENERATED)
+    generated_B1 = per_clip(state, state.role_F == Role.GENERATED)[:, None]
     gaps_B = per_clip(state, state.role_F == Role.ACTIVE) + state.open_first_B.long()
-    kappa_B = schedule.kappa(state.tau_B.double().clamp(max=1))
+    starts_B1 = num_start * (gaps_B == 1).long()[:, None]
+    kappa_B1 = schedule.kappa(state.tau_B.double().clamp(max=1))[:, None]
     count_K = torch.arange(missing_BK.shape[1]).double()
-    sizes_BK = torch.full_like(missing_BK, -math.inf)
-    for row, (generated, gaps) in enumerate(
-        zip(generated_B.tolist(), gaps_B.tolist(), strict=True)
-    ):
-        a = max(generated - num_start * (gaps == 1), 0)
-        ways_K = torch.lgamma(a + count_K + 1) - torch.lgamma(count_K + 1)
-        hidden = (1 - kappa_B[row]).clamp(min=1e-7)
-        size_K = missing_BK[row] - ways_K - count_K * hidden.log()
-        reached = max(len(count_K) - generated, 0)
-        sizes_BK[row, generated:] = size_K[:reached]
-    return sizes_BK
+
+    appeared_B1 = (generated_B1 - starts_B1).clamp(min=0)
+    ways_BK = torch.lgamma(appeared_B1 + count_K + 1) - torch.lgamma(count_K + 1)
+    hidden_BK = count_K * (1 - kappa_B1).clamp(min=1e-7).log()
+    size_BK = missing_BK - ways_BK - hidden_BK
+    count_BK = torch.arange(missing_BK.shape[1]) - generated_B1  # missing, of each size
+    return torch.where(count_BK < 0, -math.inf, size_BK.gather(1, count_BK.clamp(min=0)))
 
 
 @dataclass
@@ -139,10 +137,10 @@ class LengthOracle:
     def sizes(self, state: FrameState) -> Tensor:
         """``[B, K]`` log-law of the number of generated frames."""
         size_BK = torch.full((len(state.lengths), max(self.law) + 1), -math.inf).double()
-        for row, given in enumerate(per_clip(state, state.role_F != Role.GENERATED).tolist()):
-            for n, p in self.law.items():
-                if n >= given and p > 0:
-                    size_BK[row, n - given] = math.log(p)
+        given_B = per_clip(state, state.role_F != Role.GENERATED)
+        for n, p in self.law.items():
+            rows = (given_B <= n).nonzero().flatten()
+            size_BK[rows, n - given_B[rows]] = math.log(p)
         return size_BK
 
     def __call__(

@@ -50,8 +50,8 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Linear", "linear:2", "cosine", "power", "power:", "power:x", "power:0", "power:-1",
-             "power:nan", "power:0.009", "power:inf", "powers", " linear"],
+    "name", ["", "Linear", "linear:2", "cosine", "power", "power:", "power:x", "power:0",
+             "power:-1", "power:nan", "power:0.009", "power:inf", "powers", " linear"],
 )  # fmt: skip
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="unknown schedule"):
