@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from flowcept.errors import UserError
 
@@ -91,23 +90,18 @@ def free_memory(device: torch.device) -> float | None:
     return None
 
 
-def parameter_bytes(*modules: nn.Module) -> int:
-    """Bytes of all weights."""
-    return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
-
-
-def sampling_bytes(frames: int, tokens: int, width: int, stem: int) -> float:
-    """Peak of the activations of one evaluation, both sides of guidance counted as ``frames``.
+def sampling_bytes(
+    frames: int, tokens: int, width: int, depth: int, stem: int, dtype: torch.dtype
+) -> float:
+    """Peak of sampling beside the weights, both sides of guidance counted as ``frames``.
 
     A frame has ``tokens`` of ``width`` numbers, and ``stem`` numbers in the stem's finest layer.
-    The same in every precision, since autocast keeps copies in both.
+    Activations are the same in every precision, since autocast keeps copies in both; beside them
+    stand the keys and values that finished frames leave in each of ``depth`` blocks.
     """
-    return 4 * frames * max(14 * tokens * width, 7 * stem)
-
-
-def cached_bytes(frames: int, tokens: int, width: int, depth: int, dtype: torch.dtype) -> float:
-    """Keys and values that finished frames leave in each of ``depth`` blocks."""
-    return 2 * frames * depth * tokens * width * dtype.itemsize
+    activations = 4 * max(14 * tokens * width, 7 * stem)
+    cached = 2 * depth * tokens * width * dtype.itemsize
+    return frames * (activations + cached)
 
 
 def training_bytes(

@@ -13,6 +13,7 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,19 +22,16 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcept import __version__, model_file
 from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
-from flowcept.data.video import Sound
+from flowcept.data.video import Frames, Sound
 from flowcept.device import (
     PROGRAM,
     autocast,
-    cached_bytes,
     free_memory,
-    parameter_bytes,
     pick_device,
     pick_dtype,
     sampling_bytes,
@@ -45,7 +43,9 @@ from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
 from flowcept.process.state import Given
 from flowcept.settings import (
+    SEED,
     SampleConfig,
+    check_extension,
     check_keyframes,
     defaults,
     from_mapping,
@@ -53,7 +53,6 @@ from flowcept.settings import (
     random_seed,
 )
 
-Frames = NDArray[np.uint8]  # [F, H, W, 3]
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
 Watch = Callable[[Step], None]
 
@@ -123,8 +122,7 @@ class Request:
     watch: Watch | None = None  # called after every step of the sampler
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
+        SEED.check("seed", self.seed)
         for text in (self.prompt, self.negative_prompt):
             if len(json.dumps(text)) > LONGEST_PROMPT:
                 raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
@@ -160,6 +158,7 @@ class Made:
     growth: Growth
     order: list[int]  # names of the clip's latents, left to right
     places: list[int]  # of the picture that each given latent is, or ends with
+    rounded: tuple[str, ...] = ()  # notes on lengths that were asked for
 
 
 def load(
@@ -259,18 +258,73 @@ class Grid:
 
         Raises ``UserError`` where no length that can be made lies within the bounds.
         """
-        frames, low, high = config.frames, config.min_length, config.max_length
-        if frames is not None:
-            exact = self.latents(frames)
-            made = replace(config, frames=exact, min_length=None, max_length=None)
-            return made, self.told("--frames", frames, exact)
-        least = None if low is None else self.enough(low)
-        most = None if high is None else self.latents(high)
-        notes = [] if low is None or least is None else self.told("--min-length", low, least)
-        notes += [] if high is None or most is None else self.told("--max-length", high, most)
-        if least is not None and most is not None and least > most:
-            raise UserError(f"no length lies from {low} to {high}; {'; '.join(notes)}")
+        notes: list[str] = []
+
+        def made(flag: str, asked: int | None, convert: Callable[[int], int]) -> int | None:
+            latents = None if asked is None else convert(asked)
+            if asked is not None and latents is not None:
+                notes.extend(self.told(flag, asked, latents))
+            return latents
+
+        exact = made("--frames", config.frames, self.latents)
+        if exact is not None:
+            return replace(config, frames=exact, min_length=None, max_length=None), notes
+        least = made("--min-length", config.min_length, self.enough)
+        most = made("--max-length", config.max_length, self.latents)
+        if least and most and least > most:
+            raise UserError("no length lies within the bounds: " + "; ".join(notes))
         return replace(config, min_length=least, max_length=most), notes
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a clip starts from. Given latents are named by their number, which the sampler keeps."""
+
+    given: Given
+    beside: frozenset[int] = frozenset()  # those that stand beside the clip
+
+    @property
+    def latents(self) -> int:
+        """How many are sampled at least."""
+        return len(self.given.latent_FCHW) + sum(self.given.missing or ())
+
+    def own(self, step: Step) -> Step:
+        """A step of this one clip, without what stands beside it."""
+        names, state = step.ids[0], step.state
+        rows = [row for row, name in enumerate(names) if name not in self.beside]
+        if len(rows) == len(names):
+            return step
+        kept = replace(
+            state,
+            latent_FCHW=state.latent_FCHW[rows],
+            time_F=state.time_F[rows],
+            role_F=state.role_F[rows],
+            lengths=(len(rows),),
+        )
+        ids = (tuple(names[row] for row in rows),)
+        done = {clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()}
+        return replace(step, state=kept, age_F=step.age_F[rows], ids=ids, done=done)
+
+    def places(self, names: Sequence[int], codec: Codec) -> list[int]:
+        """The picture that each given latent is, or ends with, by all names from left to right."""
+        own = itertools.accumulate(name not in self.beside for name in names)
+        ends = dict(zip(names, map(codec.pictures_of, own), strict=True))
+        return [ends[number] - 1 for number in range(len(self.given.latent_FCHW))]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An end of a clip at which it grows, and how many of its pictures the model sees there."""
+
+    backward: bool  # whether it is the first
+    known: int
+
+    def seen(self, frames_FHW3: Frames) -> Frames:
+        return frames_FHW3[: self.known] if self.backward else frames_FHW3[-self.known :]
+
+    def new(self, frames_FHW3: Frames) -> Frames:
+        """Pictures of a made clip beyond those that were seen."""
+        return frames_FHW3[: -self.known] if self.backward else frames_FHW3[self.known :]
 
 
 class Studio:
@@ -304,7 +358,7 @@ class Studio:
         """A clip of a prompt."""
         request = Request.of("gen", prompt, options)
         config, rounded = Grid(self.codec).in_latents(request.config)
-        made = self._sample(from_nothing(self.card, self.device), config, request)
+        made = self._sample(Start(from_nothing(self.card, self.device)), config, request)
         notes = [*self._notes(request, config.frames), *rounded]
         return self._finish(made, request, notes, "gen")
 
@@ -322,7 +376,7 @@ class Studio:
         config, rounded = Grid(self.codec).in_latents(request.config)
         picture_1HW3 = image_HW3[None]
         latent_1CHW = self._encoded(self.codec.encode_keyframes, self._fitted(picture_1HW3, fit))
-        made = self._sample(Given(latent_1CHW, (False, True)), config, request)
+        made = self._sample(Start(Given(latent_1CHW, (False, True))), config, request)
 
         notes = [*self._notes(request, config.frames), *rounded]
         clip = self._finish(made, request, notes, "i2v")
@@ -361,17 +415,16 @@ class Studio:
         else:
             notes += self._room(count, config)
             made = self._between(fitted_FHW3, config, request)
+            if len(set(made.places)) < count:
+                notes.append("two keyframes fell on one frame; --multi K puts K between them")
 
         rate = None if clip_fps is None else clip_fps * (multi + 1)
-        kept = None
-        if sound is not None and multi and request.fps in (None, rate):
-            kept = Sound(sound, 0.0)
-        elif sound is not None:
-            notes.append("sound is left out: the clip takes another time")
-        notes = [*self._notes(request, known), *notes]
+        keeps = multi and request.fps in (None, rate)
         request = replace(request, fps=request.fps or rate)
+        notes = [*self._notes(request, known), *notes]
         clip = self._finish(made, request, notes, "interp", {"keyframes": count, "multi": multi})
-        return self._keyed(replace(clip, sound=kept), keyframes_FHW3, fit, exact, made.places)
+        clip = _sounding(clip, sound, 0.0 if keeps else None)
+        return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
     def extend(
         self,
@@ -389,35 +442,24 @@ class Studio:
         Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
         The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
         """
-        if direction not in ("forward", "backward", "both"):
-            raise UserError("--direction must be forward, backward or both")
-        if context < 1:
-            raise UserError(f"--context must be at least 1, not {context}")
+        check_extension(direction, context)
         request = Request.of("extend", prompt, options)
-        context = self._context(context, len(clip_FHW3))
-        height, width = clip_FHW3.shape[1:3]
-        sides = {"forward": (False,), "backward": (True,), "both": (True, False)}[direction]
-        grown = [self._grow(clip_FHW3, context, backward, request) for backward in sides]
+        edges = self._edges(direction, context, len(clip_FHW3))
+        grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
 
-        parts = [clip_FHW3]
-        for backward, (made, _) in zip(sides, grown, strict=True):
-            new_FHW3 = video.fit(made.frames_FHW3, (height, width), "stretch")[0]
-            parts.insert(0 if backward else len(parts), new_FHW3)
-        whole = replace(grown[0][0], frames_FHW3=np.concatenate(parts))
+        height, width = clip_FHW3.shape[1:3]
+        new = [video.fit(made.frames_FHW3, (height, width), "stretch")[0] for made in grown]
+        before = new[:1] if edges[0].backward else []
+        parts = [*before, clip_FHW3, *new[len(before) :]]
+        made = replace(grown[0], frames_FHW3=np.concatenate(parts))
 
         rate = request.fps or clip_fps
-        notes = [*self._notes(request, None), *grown[0][1], *self._pace(clip_fps)]
-        placed = None
-        if sound is not None and rate == clip_fps:
-            before = len(parts[0]) if sides[0] else 0
-            placed = Sound(sound, before / rate)
-        elif sound is not None:
-            notes.append("sound is left out, since --fps changes the playback rate")
         request = replace(request, fps=rate, scale=1)
-        clip = self._finish(
-            whole, request, notes, "extend", {"direction": direction, "context": context}
-        )
-        return replace(clip, sound=placed)
+        notes = [*self._notes(request, None), *made.rounded, *self._pace(clip_fps)]
+        more = {"direction": direction, "context": edges[-1].known}
+        clip = self._finish(made, request, notes, "extend", more)
+        start = sum(map(len, before)) / rate if rate == clip_fps else None
+        return _sounding(clip, sound, start)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that no training prompt had, or none of the ``WORDS`` most frequent."""
@@ -432,41 +474,38 @@ class Studio:
         """
         controls, _ = Grid(self.codec).in_latents(config)
         frames = max(self._longest(controls), self.codec.latents_of(least))
-        weights = parameter_bytes(*self.weights.modules().values())
+        modules = self.weights.modules().values()
+        weights = sum(p.nbytes for module in modules for p in module.parameters())
         return PROGRAM + weights + self._work(frames, config, scale)
 
-    def _sample(
-        self,
-        given: Given,
-        config: SampleConfig,
-        request: Request,
-        beside: frozenset[int] = frozenset(),
-    ) -> Made:
-        """One clip; given latents of these numbers stand ``beside`` it. Lengths are in latents."""
-        known = len(given.latent_FCHW) + sum(given.missing or ())
-        frames = max(self._longest(config) + len(beside), known)
-        self._check_memory(frames, request)
-        controls = self._widened(config, len(beside))
-        asked = ([given], [request.prompt], [request.negative_prompt])
-        generators = [clip_generator(request.seed)]
+    def _sample(self, start: Start, config: SampleConfig, request: Request) -> Made:
+        """One clip; the lengths of ``config`` are in latents of the clip's own."""
+        latents = max(self._longest(config) + len(start.beside), start.latents)
+        free = free_memory(self.device)
+        if free is not None and self._work(latents, config, request.scale) > free:
+            raise self._out_of_memory(latents, request)
         growth: Growth = []
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
-                for seen in sample_clips(self.weights, *asked, generators, controls):
-                    step = _without(seen, beside)
-                    growth.append(_visible(step, config.steps))
+                for step in self._steps(start, config, request):
+                    own = start.own(step)
+                    growth.append(_visible(own, config.steps))
                     if request.watch:
-                        request.watch(step)
-                parts = [to_frames(part) for part in self.codec.decode_stream(step.done[0])]
+                        request.watch(own)
+                parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise self._out_of_memory(frames, request) from error
+            raise self._out_of_memory(latents, request) from error
+        places = start.places(step.ids[0], self.codec)
+        return Made(np.concatenate(parts), growth, list(own.ids[0]), places)
 
-        places = []
-        for number in range(len(given.latent_FCHW)):
-            upto = seen.ids[0][: seen.ids[0].index(number) + 1]
-            own = sum(name not in beside for name in upto)
-            places.append(self.codec.pictures_of(own) - 1)
-        return Made(np.concatenate(parts), growth, list(step.ids[0]), places)
+    def _steps(self, start: Start, config: SampleConfig, request: Request) -> Iterator[Step]:
+        """The steps of one clip, with all that the sampler sees."""
+        prompts, negative_prompts = [request.prompt], [request.negative_prompt]
+        generators = [clip_generator(request.seed)]
+        controls = self._widened(config, len(start.beside))
+        return sample_clips(
+            self.weights, [start.given], prompts, negative_prompts, generators, controls
+        )
 
     def _widened(self, config: SampleConfig, beside: int) -> SampleConfig:
         """Lengths of all that the sampler sees: of the clip and ``beside`` keyframes.
@@ -493,7 +532,8 @@ class Studio:
             new = span if self.beside else span - 1
             missing = tuple(new * gap for gap in open_gaps)
         latent_FCHW = self._encoded(self.codec.encode_keyframes, fitted_FHW3)
-        return self._sample(Given(latent_FCHW, open_gaps, missing), config, request, beside)
+        start = Start(Given(latent_FCHW, open_gaps, missing), beside)
+        return self._sample(start, config, request)
 
     def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> tuple[Made, int]:
         """A clip in windows as long as the model's, ``span`` latents from a keyframe to the next.
@@ -505,68 +545,54 @@ class Studio:
         pieces = []
         for number, start in enumerate(range(0, last, gaps)):
             part_FHW3 = fitted_FHW3[start : start + gaps + 1]
-            seed = _numbered_seed(request.seed, "window", number)
-            pieces.append(
-                self._between(part_FHW3, request.config, replace(request, seed=seed), span)
-            )
+            window = replace(request, seed=_window_seed(request.seed, number))
+            pieces.append(self._between(part_FHW3, request.config, window, span))
         frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
         step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
         places = [step * key for key in range(last + 1)]
         made = replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
         return made, 1 + gaps * span
 
-    def _context(self, asked: int, available: int) -> int:
-        """Pictures of a clip that extension shows to the model, on the codec's grid."""
+    def _edges(self, direction: str, context: int, available: int) -> list[Edge]:
+        """Where a clip of so many pictures grows; they see ``context``, on the codec's grid."""
         longest = max(self.card.max_length - 1, 1)
-        latents = min(Grid(self.codec).enough(asked), self.codec.latents_of(available), longest)
-        return self.codec.pictures_of(latents)
+        latents = min(Grid(self.codec).enough(context), self.codec.latents_of(available), longest)
+        pictures = self.codec.pictures_of(latents)
+        first = Edge(True, 1 if self.beside else pictures)
+        last = Edge(False, pictures)
+        return {"forward": [last], "backward": [first], "both": [first, last]}[direction]
 
-    def _grow(
-        self, clip_FHW3: Frames, context: int, backward: bool, request: Request
-    ) -> tuple[Made, list[str]]:
-        """New pictures alone, before or after a clip, and notes on what was rounded.
+    def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
+        """The new pictures alone; where more are asked for than a clip can hold, in windows."""
+        config, rounded = Grid(self.codec, edge.known).in_latents(request.config)
+        first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
+        seen_FHW3, parts = self._fitted(edge.seen(clip_FHW3), "stretch"), []
+        for number, frames in enumerate(self._windows(config.frames, edge)):
+            window = replace(request, seed=_window_seed(first_seed, number))
+            made = self._beyond(seen_FHW3, edge, replace(config, frames=frames), window)
+            parts.append(edge.new(made.frames_FHW3))
+            seen_FHW3 = edge.seen(made.frames_FHW3)
+        in_order = parts[::-1] if edge.backward else parts
+        return replace(made, frames_FHW3=np.concatenate(in_order), rounded=tuple(rounded))
 
-        Where more are asked for than a clip can hold, they come in windows.
-        """
-        known = 1 if backward and self.beside else context
-        grid = Grid(self.codec, known)
-        config, rounded = grid.in_latents(request.config)
-        held = self.codec.latents_of(known)
+    def _windows(self, latents: int | None, edge: Edge) -> list[int | None]:
+        """Latents of each window of an extended clip; None: one, whose length the model chooses."""
+        if latents is None:
+            return [None]
+        held = self.codec.latents_of(edge.known)
         room = max(self.card.max_length - held, 1)
-        lengths: list[int | None] = [None]
-        if config.frames is not None:
-            new = config.frames - held
-            lengths = [held + min(room, new - done) for done in range(0, new, room)]
+        return [held + min(room, left) for left in range(latents - held, 0, -room)]
 
-        first_seed = mixed(request.seed, "backward") if backward else request.seed
-        seen_FHW3 = self._fitted(clip_FHW3[:known] if backward else clip_FHW3[-known:], "stretch")
-        parts: list[Frames] = []
-        for number, frames in enumerate(lengths):
-            seed = _numbered_seed(first_seed, "window", number)
-            made = self._side(
-                seen_FHW3, backward, replace(config, frames=frames), replace(request, seed=seed)
-            )
-            frames_FHW3 = made.frames_FHW3
-            if backward:
-                parts.insert(0, frames_FHW3[:-known])
-                seen_FHW3 = frames_FHW3[:known]
-            else:
-                parts.append(frames_FHW3[known:])
-                seen_FHW3 = frames_FHW3[-known:]
-        return replace(made, frames_FHW3=np.concatenate(parts)), rounded
-
-    def _side(
-        self, seen_FHW3: Frames, backward: bool, config: SampleConfig, request: Request
+    def _beyond(
+        self, seen_FHW3: Frames, edge: Edge, config: SampleConfig, request: Request
     ) -> Made:
-        """A clip that ends or begins with pictures of the user."""
-        if not backward:
-            latent_FCHW = self._encoded(self.codec.encode_clip, seen_FHW3)
-            return self._sample(
-                Given(latent_FCHW, (*[False] * len(latent_FCHW), True)), config, request
-            )
-        latent_FCHW = self._encoded(self.codec.encode_keyframes, seen_FHW3)
-        given = Given(latent_FCHW, (True, *[False] * len(latent_FCHW)))
-        return self._sample(given, config, request, frozenset({0} if self.beside else ()))
+        """A clip that goes on from pictures, or ends with them."""
+        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
+        latent_FCHW = self._encoded(encode, seen_FHW3)
+        closed = [False] * len(latent_FCHW)
+        open_gaps = (True, *closed) if edge.backward else (*closed, True)
+        beside = frozenset({0} if edge.backward and self.beside else ())
+        return self._sample(Start(Given(latent_FCHW, open_gaps), beside), config, request)
 
     def _longest(self, config: SampleConfig) -> int:
         longest = config.frames or config.max_length or self.card.max_length
@@ -576,13 +602,14 @@ class Studio:
         """Bytes beside the program and its weights, of a clip of so many latents."""
         sides = 1 if config.guidance == 1 else 2
         network = self.card.network
-        tokens = self.weights.network.tokens_per_frame
-        stem = network.height * network.width * network.stem_channels
-        activations = sampling_bytes(sides * frames, tokens, network.hidden, stem)
-        if config.cache:
-            activations += cached_bytes(
-                sides * frames, tokens, network.hidden, network.depth, self.dtype
-            )
+        activations = sampling_bytes(
+            sides * frames,
+            self.weights.network.tokens_per_frame,
+            network.hidden,
+            network.depth,
+            network.height * network.width * network.stem_channels,
+            self.dtype,
+        )
         height, width = self.card.size
         copies = 2 + 2 * self._factor(scale) ** 2
         pixels = 3 * self.codec.pictures_of(frames) * height * width * copies
@@ -645,11 +672,6 @@ class Studio:
             f"the clip has {clip_fps:g} frames per second, the model learned from "
             f"{self.card.fps:g}: new motion may look too slow or too fast"
         ]
-
-    def _check_memory(self, frames: int, request: Request) -> None:
-        free = free_memory(self.device)
-        if free is not None and self._work(frames, request.config, request.scale) > free:
-            raise self._out_of_memory(frames, request)
 
     def _out_of_memory(self, frames: int, request: Request) -> UserError:
         need = self._work(frames, request.config, request.scale) / 2**30
@@ -724,33 +746,22 @@ class Studio:
         return replace(clip, notes=notes)
 
 
-def _without(step: Step, beside: frozenset[int]) -> Step:
-    """The step of one clip without the latents that stand beside it."""
-    rows = [row for row, name in enumerate(step.ids[0]) if name not in beside]
-    if len(rows) == len(step.ids[0]):
-        return step
-    state = replace(
-        step.state,
-        latent_FCHW=step.state.latent_FCHW[rows],
-        time_F=step.state.time_F[rows],
-        role_F=step.state.role_F[rows],
-        lengths=(len(rows),),
-    )
-    return replace(
-        step,
-        state=state,
-        age_F=step.age_F[rows],
-        ids=(tuple(step.ids[0][row] for row in rows),),
-        done={clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()},
-    )
-
-
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     new = set(step.new[0])
     times = (step.age_F / num_steps).tolist()  # known on the CPU: asks no device
     return [(name, time, name in new) for name, time in zip(step.ids[0], times, strict=True)]
 
 
-def _numbered_seed(seed: int, purpose: str, number: int) -> int:
-    """The seed of the window of this number; the first has the clip's own."""
-    return mixed(seed, purpose, number) if number else seed
+def _window_seed(seed: int, number: int) -> int:
+    """The seed of a window of a clip; the first has the clip's own."""
+    return mixed(seed, "window", number) if number else seed
+
+
+def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:
+    """The clip with a file's sound from ``start`` on, in seconds; None: its pace is another."""
+    if sound is None:
+        return clip
+    if start is None:
+        note = "sound is left out: the clip plays at another pace"
+        return replace(clip, notes=[*clip.notes, note])
+    return replace(clip, sound=Sound(sound, start))

@@ -1,26 +1,22 @@
-"""The settings of sampling and training: the one table of names, defaults and meanings.
+"""The settings of sampling and training: the one table of names, defaults, meanings and bounds.
 
 The command line makes its flags from these records, and a Python caller uses the same words.
 Nothing heavy is imported here, so that ``flowcept --help`` answers at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from flowcept.errors import UserError
 
-INSERTIONS = ("posterior", "systematic", "bernoulli", "poisson")
-SOLVERS = ("euler", "multistep")
+DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
-ORDERS = ("learned", "random", "left-to-right", "bisection")
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
@@ -30,69 +26,97 @@ def random_seed() -> int:
     return secrets.randbelow(2**31)
 
 
-def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - like dataclasses.field
-    """A field whose meaning is the flag's help text."""
-    return field(default=default, metadata={"help": meaning})
+def mixed(seed: int, *names: object) -> int:
+    """A seed of 63 bits for one purpose: seeds of neighbouring numbers have nothing in common.
+
+    ``names`` say what it is for and which one it is: ``mixed(seed, "clip", 3)``.
+    """
+    text = ",".join(map(str, (seed, *names))).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
+# What a setting may be
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class Rule:
+    """What a value must be: in words, and as a check."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def check(self, name: str, value: object) -> None:
+        """UserError that names the flag of a value that breaks the rule; None was not given."""
+        if value is not None and not self.holds(value):
+            raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
+
+
+POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
+NUMBER = Rule("a number and at least 0", lambda value: 0 <= value < math.inf)
+SHARE = Rule("at least 0 and under 1", lambda value: 0 <= value < 1)
+INSIDE = Rule("between 0 and 1", lambda value: 0 < value < 1)
+COUNT = Rule(f"from 1 to {LARGEST}", lambda value: 1 <= value <= LARGEST)
+STRENGTH = Rule(f"from 0 to {LARGEST}", lambda value: 0 <= value <= LARGEST)
+SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST)
+SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
+RATE = Rule(
+    f"0 or from {SLOWEST} to {FASTEST}", lambda rate: not rate or SLOWEST <= rate <= FASTEST
+)
+SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
+SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
+
+
+FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
+EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
+
+
+def setting(default: Any, meaning: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
+    """A field whose meaning is the flag's help text, and what its value must be."""
+    return field(default=default, metadata={"help": meaning, "rule": rule})
+
+
+class Settings:
+    """What all records of settings share: values that break a field's rule are a ``UserError``."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            rule: Rule | None = one.metadata.get("rule")
+            if rule is not None:
+                rule.check(one.name, getattr(self, one.name))
+
+
+def flag(name: str) -> str:
+    """The command line's word for a setting."""
+    return "--" + name.replace("_", "-")
+
+
+# Sampling
+
+
+@dataclass(frozen=True)
+class SampleConfig(Settings):
     """Controls of the sampler; the command line takes its defaults from here."""
 
-    steps: int = setting(8, "denoising steps; twice as many evaluations at most")
-    solver: str = setting(
-        "euler", "of the flow: euler (a frame's last velocity) or multistep (its last two)"
-    )
-    guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none")
-    rate_guidance: float = setting(1.0, "strength of the prompt in length and place of new frames")
+    steps: int = setting(8, "denoising steps; twice as many evaluations at most", COUNT)
+    guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none", STRENGTH)
     rate_temperature: float = setting(
-        1.0, "of the laws of length and places: 0 the most probable, over 1 more varied"
+        1.0, "of the laws of length and places: 0 the most probable, over 1 more varied", STRENGTH
     )
-    length_scale: float = setting(1.0, "multiplies the number of frames to come")
-    frames: int | None = setting(None, "number of frames, or auto: the model chooses")
-    min_length: int | None = setting(
-        None, "least number of frames; by default the shortest trained"
-    )
-    max_length: int | None = setting(
-        None, "largest number of frames; by default the longest trained"
-    )
+    length_scale: float = setting(1.0, "multiplies the number of frames to come", SCALE)
+    frames: int | None = setting(None, "number of frames, or auto: the model chooses", COUNT)
+    min_length: int | None = setting(None, "least number of frames; default as trained", COUNT)
+    max_length: int | None = setting(None, "largest number of frames; default as trained", COUNT)
     cache: bool = setting(
         True, "evaluate finished frames no more after the last insertion: a third less work"
     )
-    insertion: str = setting(
-        "posterior", "how counts are drawn: posterior; systematic, bernoulli, poisson to compare"
-    )
-    order: str = setting(
-        "learned", "where frames enter: learned; random, left-to-right, bisection to compare"
-    )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "frames", "min_length", "max_length"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= LARGEST:
-                raise UserError(f"{_flag(name)} must be from 1 to {LARGEST}, not {value}")
-        for name in ("guidance", "rate_guidance", "rate_temperature", "length_scale"):
-            value = getattr(self, name)
-            if not 0 <= value <= LARGEST or (name == "length_scale" and value == 0):
-                bound = "over" if name == "length_scale" else "at least"
-                raise UserError(
-                    f"{_flag(name)} must be {bound} 0 and at most {LARGEST}, not {value}"
-                )
+        super().__post_init__()
         low, high = self.min_length or 1, self.max_length
         if high is not None and low > high:
             raise UserError(f"--min-length {low} is over --max-length {high}")
         if self.frames is not None and (self.frames < low or (high and self.frames > high)):
             raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
-        placed = self.order == "learned" and self.rate_temperature == 1
-        if not placed and self.insertion != "posterior":
-            raise UserError("--order and --rate-temperature need the posterior insertion rule")
-        choices = (("solver", SOLVERS), ("insertion", INSERTIONS), ("order", ORDERS))
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise UserError(f"{_flag(name)} must be one of {', '.join(known)}")
-        bounded = self.frames is not None or self.min_length is not None
-        if bounded and self.insertion != "posterior":
-            raise UserError("a fixed or least length needs the posterior insertion rule")
 
 
 def defaults(command: str) -> SampleConfig:
@@ -110,18 +134,96 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
         raise UserError(f"--multi must be from 1 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):
         raise UserError("--multi fixes the length: leave out --frames and its bounds")
-    for flag, value in (("--frames", config.frames), ("--max-length", config.max_length)):
+    for name, value in (("--frames", config.frames), ("--max-length", config.max_length)):
         if value is not None and value < count:
-            raise UserError(f"{flag} {value} is under the number of keyframes, {count}")
+            raise UserError(f"{name} {value} is under the number of keyframes, {count}")
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def check_extension(direction: str, context: int) -> None:
+    """UserError for an unknown direction, or where nothing of a clip would be seen."""
+    if direction not in DIRECTIONS:
+        raise UserError(f"--direction must be {', '.join(DIRECTIONS)}, not {direction!r}")
+    if context < 1:
+        raise UserError(f"--context must be at least 1, not {context}")
+
+
+# Training: a table of settings for each part. No name occurs in two tables, so that flags need none
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """How clips are read."""
+
+    size: str = setting("64", "pixels of a frame: the side of a square, or WIDTHxHEIGHT", SIZE)
+    fps: float = setting(0.0, "frames per second; 0: the folder's most common rate", RATE)
+    min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
+    max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
+    fit: str = setting("crop", "how frames get the size: crop, pad or stretch", FIT)
+    held_out: float = setting(0.02, "share of the clips that only scores the training", SHARE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_frames > self.max_frames:
+            raise UserError("--min-frames is over --max-frames")
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame, in pixels."""
+        match = SIZE_PATTERN.fullmatch(self.size)
+        assert match, "the rule of this setting"
+        return int(match[2] or match[1]), int(match[1])
+
+
+@dataclass(frozen=True)
+class CodecSettings(Settings):
+    """What turns pictures into latents, and how it is trained."""
+
+    codec: str = setting("autoencoder", "autoencoder, pixels, a model file, or a diffusers folder")
+    compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16", POSITIVE)
+    codec_channels: int = setting(6, "channels of a latent", POSITIVE)
+    codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
+    codec_steps: int = setting(4000, "training steps of the autoencoder; 0: as it is", NUMBER)
+    codec_batch: int = setting(16, "frames per training step of the autoencoder", POSITIVE)
+    codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder", POSITIVE)
+    adversarial: float = setting(0.0, "weight of a discriminator, for sharpness; 0: off", NUMBER)
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """Shape of the network."""
+
+    hidden: int = setting(256, "width of the network", POSITIVE)
+    depth: int = setting(8, "blocks of the network", POSITIVE)
+    heads: int = setting(4, "attention heads of the network", POSITIVE)
+    patch: int = setting(4, "latent cells along each side of a patch", POSITIVE)
+    stem_channels: int = setting(64, "channels of the convolutions over latent cells", POSITIVE)
+    stem_depth: int = setting(2, "convolution blocks at each size of cells, down and up", NUMBER)
+    between: int = setting(0, "blocks that guess a frame between two finished; 0: none", NUMBER)
+    place: bool = setting(False, "frames are told their place; longer clips are then new")
+    window: int = setting(0, "a frame sees frames within this distance only; 0: all", NUMBER)
+
+
+@dataclass(frozen=True)
+class TextSettings(Settings):
+    """What reads prompts."""
+
+    text_width: int = setting(192, "width of the prompt encoder", POSITIVE)
+    text_depth: int = setting(3, "blocks of the prompt encoder", POSITIVE)
+    text_source: str = setting("", "folder of a T5 or CLIP to use as it is; else one is trained")
+
+
+@dataclass(frozen=True)
+class ProcessSettings(Settings):
+    """When frames appear and how they become clean."""
+
+    schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
+    shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
+    late: float = setting(0.5, "share of training after all frames appeared; less work", INSIDE)
 
 
 @dataclass(frozen=True)
 class ContextMixture:
-    """How often each kind of context is shown in training, as weights."""
+    """How often each kind of given frames is shown in training, as weights."""
 
     none: float = 0.45  # text-to-video
     first: float = 0.17  # image-to-video
@@ -133,135 +235,110 @@ class ContextMixture:
     runs: float = 0.03  # scene completion: two or three runs anywhere
 
     def __post_init__(self) -> None:
-        weights = [getattr(self, f.name) for f in fields(self)]
+        weights = [getattr(self, one.name) for one in fields(self)]
         if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
             raise UserError("context weights must be numbers, not negative and not all zero")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Every setting of a training run."""
+class ObjectiveSettings(Settings):
+    """What is learned."""
 
-    # data
-    size: str = setting("64", "pixels of a frame: the side of a square, or WIDTHxHEIGHT")
-    fps: float = setting(0.0, "frames per second; 0: the folder's most common rate")
-    min_frames: int = setting(1, "shorter clips are dropped")
-    max_frames: int = setting(64, "longer clips are cut into pieces")
-    fit: str = setting("crop", "how clips get the size: crop, pad or stretch")
-    held_out: float = setting(0.02, "share of the clips that is never trained on")
-    # codec
-    codec: str = setting("autoencoder", "autoencoder, pixels, a model file, or a diffusers folder")
-    compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16")
-    codec_channels: int = setting(6, "channels of a latent")
-    codec_width: int = setting(64, "channels of the autoencoder's first level")
-    codec_steps: int = setting(4000, "training steps of the autoencoder; 0: as it is")
-    codec_batch: int = setting(16, "frames per step of the autoencoder")
-    codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder")
-    adversarial: float = setting(
-        0.0, "weight of the patch discriminator's loss, for sharpness; 0: off"
-    )
-    # network
-    hidden: int = setting(256, "width of the network")
-    depth: int = setting(8, "blocks of the network")
-    heads: int = setting(4, "attention heads of the network")
-    patch: int = setting(4, "latent cells along each side of a patch")
-    cells: int = setting(64, "channels of the convolutions over latent cells")
-    cell_depth: int = setting(2, "convolution blocks at each size of cells, down and up")
-    between: int = setting(
-        0, "convolution blocks that guess a frame between two finished ones; 0: none"
-    )
-    place: bool = setting(False, "frames are told their place; clips over the longest are then new")
-    rotary_values: bool = setting(
-        False, "what frames take from each other turns with their distance: for motions that repeat"
-    )
-    window: int = setting(0, "frames within this distance are seen; 0: all")
-    causal: bool = setting(False, "frames see earlier ones only (autoregressive)")
-    text_width: int = setting(192, "width of the prompt encoder")
-    text_depth: int = setting(3, "blocks of the prompt encoder")
-    text_source: str = setting(
-        "", "folder of a frozen T5 or CLIP; empty: a byte transformer is trained"
-    )
-    # process
-    process: str = setting("flowception", "flowception, full-sequence or autoregressive")
-    schedule: str = setting("linear", "linear, cosine, power or power:EXPONENT")
-    num_start: int = setting(1, "noise frames that a clip starts from")
-    shift: float = setting(1.0, "over 1 spends more of the denoising on noise")
-    block: int = setting(1, "frames that start together (autoregressive)")
-    late: float = setting(
-        0.5, "share of the training after the last frame appeared; less is less work a clip"
-    )
-    context: ContextMixture = field(default_factory=ContextMixture)  # how often each is shown
-    # objective
-    rate_weight: float = setting(0.1, "weight of the missing counts' likelihood")
-    count_weight: float = setting(0.1, "weight of the total count's cross-entropy")
-    prompt_dropout: float = setting(0.1, "share of clips without given frames shown without prompt")
-    given_prompt_dropout: float = setting(
-        0.5, "share of clips with given frames shown without prompt"
-    )
-    context_dropout: float = setting(0.1, "share of clips shown without context")
-    # optimisation
-    steps: int = setting(20000, "training steps of the network")
-    tokens: int = setting(4096, "tokens per step, over all processes")
-    micro_tokens: int = setting(8192, "tokens at once; a larger step is cut into parts")
-    learning_rate: float = setting(1e-3, "peak learning rate")
-    warmup: int = setting(200, "steps over which the learning rate rises")
-    decay: float = setting(0.3, "last share of the run over which the rate falls to 0")
-    weight_decay: float = setting(0.01, "of AdamW, on matrices only")
-    ema: float = setting(0.999, "decay per step of the averaged weights")
-    clip: float = setting(1.0, "bound on the gradient's norm")
-    seed: int = setting(0, "seed of weights, data order and noise")
-    dtype: str = setting("auto", "auto, float32, bfloat16")
-    device: str = setting("auto", "auto, cpu, cuda, mps")
-    checkpointing: bool = setting(
-        False, "recompute blocks in the backward pass: less memory, more time"
-    )
+    rate_weight: float = setting(0.1, "weight of the frames that each gap lacks", NUMBER)
+    count_weight: float = setting(0.1, "weight of the frames that the clip lacks", NUMBER)
+    prompt_dropout: float = setting(0.1, "share of clips shown without their prompt", SHARE)
+    given_prompt_dropout: float = setting(0.5, "the same where frames are given", SHARE)
+    context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    """How the network is trained."""
+
+    init: str = setting("", "a model file to go on from")
+    steps: int = setting(20000, "training steps of the network", POSITIVE)
+    max_hours: float = setting(0.0, "stop, the rate at 0, after so many hours; 0: never", NUMBER)
+    tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)
+    micro_tokens: int = setting(8192, "tokens at once; a larger step is cut into parts", POSITIVE)
+    learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
+    warmup: int = setting(200, "steps over which the learning rate rises", NUMBER)
+    decay: float = setting(0.3, "last share of the run over which the rate falls to 0", SHARE)
+    weight_decay: float = setting(0.01, "of AdamW, on matrices only", NUMBER)
+    ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
+    clip: float = setting(1.0, "bound on the gradient's norm", POSITIVE)
+
+
+@dataclass(frozen=True)
+class MachineSettings(Settings):
+    """Where and how exactly it is computed."""
+
+    seed: int = setting(0, "seed of weights, data order and noise", SEED)
+    dtype: str = setting("auto", "precision of matrix products: auto, float32 or bfloat16")
+    device: str = setting("auto", "auto, cpu, cuda or mps")
+    checkpointing: bool = setting(False, "compute blocks twice: less memory, more time")
     compile: bool = setting(False, "torch.compile of the blocks")
-    init: str = setting("", "a model file to continue from")
-    max_hours: float = setting(0.0, "stop, with the rate at 0, after so many hours; 0: no bound")
-    # reporting
-    log_every: int = setting(20, "steps between lines of the log")
-    eval_every: int = setting(500, "steps between held-out losses")
-    sample_every: int = setting(1000, "steps between contact sheets; the first comes at step 100")
-    save_every: int = setting(500, "steps between states")
-    export_dtype: str = setting("bfloat16", "of the weights in the model file: float32 or bfloat16")
 
-    def __post_init__(self) -> None:
-        positive = ("steps", "tokens", "micro_tokens", "learning_rate", "clip", "max_frames")
-        counts = ("min_frames", "codec_batch", "log_every", "eval_every", "sample_every")
-        shape = ("hidden", "depth", "heads", "patch", "cells", "text_width", "text_depth")
-        codec = ("codec_channels", "codec_rate")
-        for name in (*positive, *counts, *shape, *codec, "save_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{_flag(name)} must be positive, not {getattr(self, name)}")
-        dropouts = ("prompt_dropout", "given_prompt_dropout", "context_dropout")
-        for name in (*dropouts, "held_out", "decay", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} must be at least 0 and under 1")
-        if self.fps and not SLOWEST <= self.fps <= FASTEST:
-            raise UserError(f"--fps must be 0 or from {SLOWEST} to {FASTEST}, not {self.fps}")
-        numbers = ("adversarial", "max_hours", "weight_decay", "rate_weight", "count_weight")
-        for name in (*numbers, "warmup", "window", "cell_depth", "between", "codec_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{_flag(name)} must be a number and at least 0")
-        if self.causal and self.process != "autoregressive":
-            raise UserError("--causal is for --process autoregressive: others see all frames")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
-        if self.min_frames > self.max_frames:
-            raise UserError("--min-frames is over --max-frames")
-        choices = (("export_dtype", ("float32", "bfloat16")), ("fit", FITS))
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise UserError(f"{_flag(name)} must be one of {', '.join(known)}")
-        self.frame_size  # noqa: B018 - raises for a size that cannot be read
 
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """Height and width of a frame, in pixels."""
-        match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", self.size.strip())
-        if not match or not int(match[1]) or not int(match[2] or 1):
-            raise UserError(f"--size {self.size!r} is not a size: give 64 or WIDTHxHEIGHT")
-        return int(match[2] or match[1]), int(match[1])
+@dataclass(frozen=True)
+class ReportSettings(Settings):
+    """What a run writes, and how often."""
+
+    log_every: int = setting(20, "steps between lines of the log", POSITIVE)
+    eval_every: int = setting(500, "steps between losses of the clips held out", POSITIVE)
+    sample_every: int = setting(1000, "steps between contact sheets; one at step 100", POSITIVE)
+    save_every: int = setting(500, "steps between states to resume from", POSITIVE)
+    export_dtype: str = setting("bfloat16", "of the model file: float32 or bfloat16", EXPORT)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a training run: a table for each part of it."""
+
+    data: DataSettings = DataSettings()
+    codec: CodecSettings = CodecSettings()
+    network: NetworkSettings = NetworkSettings()
+    text: TextSettings = TextSettings()
+    process: ProcessSettings = ProcessSettings()
+    context: ContextMixture = ContextMixture()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    machine: MachineSettings = MachineSettings()
+    report: ReportSettings = ReportSettings()
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, object], start: Self | None = None) -> Self:
+        """From settings by name alone, as flags and presets give them; ``context`` is a table.
+
+        What ``values`` lacks is as in ``start``, or else the default.
+        """
+        groups = {one.name: group for group, one in leaf_fields(cls)}
+        tables: dict[str, Any] = {}
+        for name, value in values.items():
+            if name == "context":
+                tables[name] = value
+            elif name in groups:
+                tables.setdefault(groups[name], {})[name] = value
+            else:
+                raise UserError(f"unknown setting {name!r}")
+        return from_mapping(cls, tables, start=start)
+
+    def changed(self, **values: object) -> Self:
+        """These settings but for some, by name alone: ``config.changed(hidden=96)``."""
+        return self.from_flat(values, self)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name alone, and ``context``."""
+        leaves = leaf_fields(type(self))
+        values = {one.name: getattr(getattr(self, group), one.name) for group, one in leaves}
+        return {**values, "context": self.context}
+
+
+def leaf_fields(kind: type) -> Iterator[tuple[str, Field[Any]]]:
+    """The group and the field of every setting that has a flag; the context weights have none."""
+    for group, inside in get_type_hints(kind).items():
+        for one in fields(inside):
+            if "help" in one.metadata:
+                yield group, one
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -269,7 +346,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 128,
         "depth": 4,
         "heads": 2,
-        "cells": 32,
+        "stem_channels": 32,
         "text_width": 96,
         "text_depth": 2,
         "codec_width": 32,
@@ -283,7 +360,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "compression": 8,
         "codec_channels": 16,
         "patch": 2,
-        "cells": 128,
+        "stem_channels": 128,
         "hidden": 512,
         "depth": 16,
         "heads": 8,
@@ -301,43 +378,45 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # What a resumed run may change: how long it goes on and what it reports, not what it computes.
-RESUMABLE = ("max_hours", "log_every", "eval_every", "sample_every", "save_every", "export_dtype")
+RESUMABLE = ("max_hours", *(one.name for one in fields(ReportSettings)))
 
 # What a model to go on from has settled.
-OF_THE_MODEL = (
-    *("codec", "compression", "codec_channels", "codec_width", "codec_steps", "codec_rate"),
-    *("hidden", "depth", "heads", "patch", "cells", "cell_depth", "between", "place"),
-    *("rotary_values", "window", "causal", "text_width", "text_depth", "text_source"),
+OF_THE_MODEL = tuple(
+    one.name for kind in (CodecSettings, NetworkSettings, TextSettings) for one in fields(kind)
 )
 
+
+# Plain values
 
 T = TypeVar("T")
 
 
-def from_mapping(kind: type[T], values: object, *, start: T | None = None) -> T:
+def from_mapping(kind: type[T], values: object, *, start: T | None = None, inside: str = "") -> T:
     """A record of settings from plain values: of TOML, JSON, a model's card or flags.
 
     Fields that are records themselves are made from mappings in them. Fields that ``values`` lacks
-    keep those of ``start``, or else their defaults. Raises ``UserError`` that names the field for
-    an unknown name, a missing one without a default, and a value of another type; bounds are the
-    record's own affair (``__post_init__``).
+    keep those of ``start``, or else their defaults. Raises ``UserError`` that names the field, and
+    with it the record ``inside`` which it stands, for an unknown name, a missing one without a
+    default, and a value of another type; bounds are the record's own affair (``__post_init__``).
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{kind.__name__} must be a table of settings, not {values!r}")
+        raise UserError(f"{inside or kind.__name__} must be a table of settings, not {values!r}")
     hints = get_type_hints(kind)
     known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    path = inside and inside + "."
     unknown = [str(name) for name in values if name not in known]
     if unknown:
-        raise UserError(f"unknown setting {min(unknown)!r}")
+        raise UserError(f"unknown setting {path + min(unknown)!r}")
+
     made = {
-        name: _converted(name, hints[name], value, getattr(start, name, None))
+        name: _converted(path + name, hints[name], value, getattr(start, name, None))
         for name, value in values.items()
     }
     if start is not None:
         return replace(start, **made)  # type: ignore[type-var]
     for name, one in known.items():
         if name not in made and one.default is MISSING and one.default_factory is MISSING:
-            raise UserError(f"the setting {name!r} is missing")
+            raise UserError(f"the setting {path + name!r} is missing")
     return kind(**made)
 
 
@@ -360,7 +439,7 @@ def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # n
         rest = next(one for one in inside if one is not NoneType)
         return None if value is None else _converted(name, rest, value)
     elif isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
-        return from_mapping(kind, value, start=start)
+        return from_mapping(kind, value, start=start, inside=name)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif type(value) is kind:
@@ -374,12 +453,3 @@ def _key(name: str, kind: type, key: object) -> Any:  # noqa: ANN401
     if kind is int and isinstance(key, str) and key.isascii() and key.isdigit():
         return int(key)
     return _converted(name, kind, key)
-
-
-def mixed(*parts: object) -> int:
-    """A seed made from others, such as ``mixed(seed, "count", 3)``: 62 bits of their SHA-256.
-
-    Seeds of different purposes and numbers do not overlap, as sums of them would.
-    """
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2

@@ -59,7 +59,6 @@ def flow(tmp_path, monkeypatch, capsys):
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["flowcept", *map(str, words)])
-        monkeypatch.setattr("warnings.showwarning", None)  # main sets it; put back afterwards
         capsys.readouterr()
         status = 0
         try:

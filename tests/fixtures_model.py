@@ -11,15 +11,15 @@ from flowcept import model_file as checkpoint
 from flowcept.codecs import CodecConfig
 from flowcept.model_file import Card
 from flowcept.networks.text import TextConfig
-from flowcept.networks.transformer import ModelConfig
-from flowcept.process.forward import ProcessConfig
+from flowcept.networks.transformer import TransformerConfig
+from flowcept.process.forward import Flowception
 
 SIZE = 32  # pixels of a frame's side
 LENGTHS = {4: 1, 6: 2, 8: 3, 10: 2, 12: 1}  # trained clips by number of frames
 WORDS = {"a": 3, "dog": 2, "surfing": 2, "cat": 1}
 
 
-def write_model(path: Path, kind: str = "flowception", codec: str = "autoencoder") -> Path:
+def write_model(path: Path, codec: str = "autoencoder") -> Path:
     """A model that knows nothing, with open gates, so that every input changes its output."""
     if codec == "pixels":
         codec_config = CodecConfig(kind="pixels", compression=1, channels=3)
@@ -29,19 +29,19 @@ def write_model(path: Path, kind: str = "flowception", codec: str = "autoencoder
         codec_config = CodecConfig(compression=8, channels=8, width=16)
     cells = SIZE // codec_config.compression
     text = TextConfig(width=24, depth=1, heads=2, tokens=2)
-    network = ModelConfig(
+    network = TransformerConfig(
         channels=codec_config.channels,
         height=cells,
         width=cells,
-        max_count=max(LENGTHS),
+        largest_size=max(LENGTHS),
         text_width=text.width,
         hidden=32,
         depth=2,
         heads=2,
         patch=cells // 2,
-        cells=8,
+        stem_channels=8,
     )
-    process = ProcessConfig(kind=kind)
+    process = Flowception()
     prompts = {"a dog surfing": 2, "a cat": 1}
     card = Card(
         network, process, text, codec_config, (SIZE, SIZE), 12.0, LENGTHS,

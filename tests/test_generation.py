@@ -12,7 +12,7 @@ from flowcept import generation as tasks
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.settings import ORDERS, SampleConfig
+from flowcept.settings import SampleConfig
 
 LONGEST = max(LENGTHS)
 FAST = {"steps": 2, "seed": 1}
@@ -22,12 +22,6 @@ SMALL = FAST | {"scale": 1}
 @pytest.fixture(scope="module")
 def studio(tiny_model):
     return flowcept.load(str(tiny_model), device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module", params=["full-sequence", "autoregressive"])
-def baseline(request, tmp_path_factory):
-    path = write_model(tmp_path_factory.mktemp("baseline") / "b.safetensors", request.param)
-    return flowcept.load(str(path), device="cpu", dtype="float32")
 
 
 def noise(frames, height=SIZE, width=SIZE, seed=0):
@@ -91,14 +85,6 @@ def test_bounds_hold_for_every_task(studio, low, high):
 def test_least_length_over_the_longest_trained_clip(studio, low):
     assert len(studio.generate("a", min_length=low, **SMALL)) >= low
     assert len(studio.extend(noise(2), clip_fps=12, min_length=low, **FAST)) >= low + 2
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_orders(studio, order):
-    made = studio.generate("a dog", frames=9, order=order, **SMALL | {"steps": 4})
-    assert len(made) == 9
-    if order == "left-to-right":
-        assert made.order == sorted(made.order)
 
 
 @pytest.mark.parametrize("rate_temperature", [0.0, 1e-310, 1e6])
@@ -320,36 +306,6 @@ def test_extend_contradictions(studio, settings):
         studio.extend(noise(3), clip_fps=12, **settings)
 
 
-def test_baselines_take_a_length_or_draw_a_trained_one(baseline):
-    assert len(baseline.generate("a dog", frames=7, **SMALL)) == 7
-    notes = baseline.generate("a", length_scale=2.0, **SMALL).notes
-    assert "--length-scale has no effect: this model does not choose its length" in notes
-    idle = {"rate_temperature": 0.0, "rate_guidance": 2.0, "order": "random"}
-    notes = baseline.generate("a", **idle, **SMALL).notes
-    assert [name for name in idle if any(name.replace("_", "-") in n for n in notes)] == list(idle)
-    assert len(baseline.generate("a", min_length=20, **SMALL)) == 20
-    with pytest.raises(UserError, match="--multi"):
-        baseline.interp(noise(14), **SMALL)
-    drawn = {len(baseline.generate("a", steps=1, seed=s, scale=1)) for s in range(12)}
-    assert drawn <= set(LENGTHS)
-    assert len(drawn) > 1
-    bounded = {
-        len(baseline.generate("a", steps=1, seed=s, scale=1, min_length=5, max_length=8))
-        for s in range(8)
-    }
-    assert bounded <= {6, 8}
-
-
-def test_baselines_do_every_task(baseline):
-    keys = noise(3)
-    assert (baseline.i2v(keys[0], frames=5, **SMALL).frames_FHW3[0] == keys[0]).all()
-    found = [place for (place,) in places(baseline.interp(keys, frames=8, **SMALL), keys)]
-    assert found == sorted(found)
-    made = baseline.extend(keys, clip_fps=12, direction="both", frames=2, **FAST)
-    np.testing.assert_array_equal(made.frames_FHW3[2:5], keys)
-    assert len(baseline.interp(keys, multi=1, **SMALL)) == 5
-
-
 def test_pixels_codec(tmp_path):
     path = write_model(tmp_path / "p.safetensors", codec="pixels")
     (picture,) = noise(1)
@@ -370,10 +326,45 @@ def test_save_and_read_back(studio, tmp_path):
 
 
 def test_more_than_fits_into_memory_is_said_before(studio, monkeypatch):
-    monkeypatch.setattr("flowcept.generation._free_memory", lambda _: 1e6)
+    monkeypatch.setattr("flowcept.generation.free_memory", lambda _: 1e6)
     for settings in ({"frames": 50}, {"max_length": 50}, {"min_length": 50}):
         with pytest.raises(UserError, match=r"50 frames of 32x32 .* lower --frames"):
             studio.generate("a dog", watch=lambda _: pytest.fail("it ran"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), UserError),
+        (MemoryError(), UserError),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError),
+        (RuntimeError("no kernel image for shared memory of this size"), RuntimeError),
+    ],
+)
+def test_only_errors_of_memory_are_told_as_such(studio, monkeypatch, error, told):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr("flowcept.generation.sample_clips", failing)
+    with pytest.raises(told, match="memory") as caught:
+        studio.generate("a dog", **SMALL)
+    assert (caught.value is error) == (told is RuntimeError)
+
+
+@pytest.mark.parametrize("task", ["extend", "interp"])
+def test_seeds_of_windows_and_neighbours_do_not_overlap(studio, monkeypatch, task):
+    """The first window has the seed told; none has that of a neighbouring clip's window."""
+    plain, drawn = tasks.clip_generator, []
+    monkeypatch.setattr(tasks, "clip_generator", lambda seed: drawn.append(seed) or plain(seed))
+    for seed in (1, 2, 3):
+        if task == "interp":
+            studio.interp(noise(LONGEST), multi=3, steps=1, seed=seed, scale=1)
+        else:
+            both = {"direction": "both", "frames": 2 * LONGEST}
+            studio.extend(noise(3), clip_fps=12, steps=1, seed=seed, **both)
+    assert len(drawn) >= 9
+    assert len(set(drawn)) == len(drawn)
+    assert {1, 2, 3} <= set(drawn)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
@@ -392,6 +383,6 @@ def test_memory_is_asked_for_what_is_known(studio, monkeypatch):
     ]
     assert studio.estimate(SampleConfig(), least=3000) > 1.5 * studio.estimate(SampleConfig())
     enough = studio._work(100, SampleConfig(), 1)
-    monkeypatch.setattr("flowcept.generation._free_memory", lambda _: enough)
+    monkeypatch.setattr("flowcept.generation.free_memory", lambda _: enough)
     with pytest.raises(UserError, match="not enough memory: 3002"):
         studio.interp(keys, multi=3000, **SMALL)

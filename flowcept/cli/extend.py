@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import Annotated
 
 import typer
 
 from flowcept.cli.making import check_rate, job_of, make_clips
-from flowcept.cli.options import MakeOptions, Prompt, make_options, sample_config, takes
-from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, defaults
-
-if TYPE_CHECKING:
-    from flowcept.generation import Clip, GenerateOptions, Studio
+from flowcept.cli.options import MakeOptions, Prompt, making, takes
+from flowcept.settings import SampleConfig, check_extension
 
 
-@takes(options=make_options(), config=sample_config(defaults("extend")))
+@takes(**making("extend"))
 def extend(
     options: MakeOptions,
     config: SampleConfig,
@@ -28,25 +24,25 @@ def extend(
     """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)"""
     from flowcept.data import video
 
-    if direction not in ("forward", "backward", "both"):
-        raise UserError("--direction must be forward, backward or both")
-    if context < 1:
-        raise UserError(f"--context must be at least 1, not {context}")
+    check_extension(direction, context)
     frames_FHW3, rate = video.read_video(clip)
     check_rate(options.fps or rate)
     sound = clip if video.has_sound(clip) else None
     if options.scale is not None and not options.quiet:
         typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
 
-    def call(studio: Studio, prompt: str, **shared: Unpack[GenerateOptions]) -> Clip:
-        return studio.extend(
+    make_clips(
+        "extend",
+        options,
+        [job_of(prompt, options, config)],
+        lambda studio, text, shared: studio.extend(
             frames_FHW3,
-            prompt,
+            text,
             clip_fps=rate,
             direction=direction,
             context=context,
             sound=sound,
             **shared,
-        )
-
-    make_clips("extend", options, [job_of(prompt, options, config)], call, inputs=[clip])
+        ),
+        inputs=[clip],
+    )

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import Annotated, Any
 
 import typer
 
 from flowcept.cli.making import Job, job_of, make_clips
-from flowcept.cli.options import MakeOptions, make_options, sample_config, takes
+from flowcept.cli.options import MakeOptions, making, takes
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, defaults, from_mapping
-
-if TYPE_CHECKING:
-    from flowcept.generation import Clip, GenerateOptions, Studio
+from flowcept.settings import SampleConfig, from_mapping
 
 
-@takes(options=make_options(), config=sample_config(defaults("gen")))
+@takes(**making("gen"))
 def gen(
     options: MakeOptions,
     config: SampleConfig,
@@ -34,11 +31,7 @@ def gen(
         jobs += read_jobs(prompts_file, options, config)
     if not jobs:
         raise UserError('no prompt: try flowcept gen "a dog surfing"')
-
-    def call(studio: Studio, prompt: str, **shared: Unpack[GenerateOptions]) -> Clip:
-        return studio.generate(prompt, **shared)
-
-    make_clips("gen", options, jobs, call)
+    make_clips("gen", options, jobs, lambda studio, text, shared: studio.generate(text, **shared))
 
 
 def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Job]:

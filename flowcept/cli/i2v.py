@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import Annotated
 
 import typer
 
 from flowcept.cli.making import job_of, make_clips
-from flowcept.cli.options import (
-    Exact,
-    Fit,
-    MakeOptions,
-    Prompt,
-    check_fit,
-    make_options,
-    sample_config,
-    takes,
-)
-from flowcept.settings import SampleConfig, defaults
-
-if TYPE_CHECKING:
-    from flowcept.generation import Clip, GenerateOptions, Studio
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making, takes
+from flowcept.settings import FIT, SampleConfig
 
 
-@takes(options=make_options(), config=sample_config(defaults("i2v")))
+@takes(**making("i2v"))
 def i2v(
     options: MakeOptions,
     config: SampleConfig,
@@ -36,10 +24,12 @@ def i2v(
     """Make a clip that begins with a picture: flowcept i2v photo.png -o out.mp4"""
     from flowcept.data import video
 
-    check_fit(fit)
+    FIT.check("fit", fit)
     picture_HW3 = video.read_image(image)
-
-    def call(studio: Studio, prompt: str, **shared: Unpack[GenerateOptions]) -> Clip:
-        return studio.i2v(picture_HW3, prompt, fit=fit, exact=exact, **shared)
-
-    make_clips("i2v", options, [job_of(prompt, options, config)], call, inputs=[image])
+    make_clips(
+        "i2v",
+        options,
+        [job_of(prompt, options, config)],
+        lambda studio, text, shared: studio.i2v(picture_HW3, text, fit=fit, exact=exact, **shared),
+        inputs=[image],
+    )

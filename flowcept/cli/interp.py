@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowcept.cli.making import check_rate, job_of, make_clips
-from flowcept.cli.options import (
-    Exact,
-    Fit,
-    MakeOptions,
-    Prompt,
-    check_fit,
-    make_options,
-    sample_config,
-    takes,
-)
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making, takes
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, check_keyframes, defaults
+from flowcept.settings import FIT, SampleConfig, check_keyframes
 
 if TYPE_CHECKING:
     from flowcept.data.video import Frames
-    from flowcept.generation import Clip, GenerateOptions, Studio
 
 
-@takes(options=make_options(), config=sample_config(defaults("interp")))
+@takes(**making("interp"))
 def interp(
     options: MakeOptions,
     config: SampleConfig,
@@ -41,7 +31,7 @@ def interp(
     """Make the frames between keyframes: flowcept interp a.png b.png --frames auto"""
     from flowcept.data import video
 
-    check_fit(fit)
+    FIT.check("fit", fit)
     if len(keyframes) == 1:
         frames_FHW3, clip_fps = _frames_of(keyframes[0])
         chosen = config.frames or config.min_length or config.max_length
@@ -51,22 +41,23 @@ def interp(
     else:
         frames_FHW3, clip_fps, sound = _pictures(keyframes, fit), None, None
     check_keyframes(config, len(frames_FHW3), multi)
-
-    def call(studio: Studio, prompt: str, **shared: Unpack[GenerateOptions]) -> Clip:
-        return studio.interp(
+    make_clips(
+        "interp",
+        options,
+        [job_of(prompt, options, config)],
+        lambda studio, text, shared: studio.interp(
             frames_FHW3,
-            prompt,
+            text,
             multi=multi,
             clip_fps=clip_fps,
             fit=fit,
             exact=exact,
             sound=sound,
             **shared,
-        )
-
-    job = job_of(prompt, options, config)
-    least = multi + 2 if multi else len(frames_FHW3)
-    make_clips("interp", options, [job], call, inputs=keyframes, least=least)
+        ),
+        inputs=keyframes,
+        least=multi + 2 if multi else len(frames_FHW3),
+    )
 
 
 def _frames_of(clip: Path) -> tuple[Frames, float]:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flowcept.cli.options import LARGEST_SEED, MakeOptions, check_output, check_range
+from flowcept.cli.options import RATE, MakeOptions, check_output
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, SLOWEST, SampleConfig, mixed, random_seed
+from flowcept.settings import SEED, SampleConfig, mixed, random_seed
 
 if TYPE_CHECKING:
     from flowcept.generation import Clip, GenerateOptions, Studio
@@ -36,7 +36,7 @@ class Job:
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
-        check_range("--seed", self.seed, 0, LARGEST_SEED)
+        SEED.check("seed", self.seed)
         check_output(self.own)
 
     @property
@@ -44,25 +44,20 @@ class Job:
         return None if self.output is None else Path(self.output)
 
 
-class Call(Protocol):
-    """How a command asks a studio for a clip."""
-
-    def __call__(self, studio: Studio, prompt: str, **shared: Unpack[GenerateOptions]) -> Clip: ...
-
-
 def make_clips(
     command: str,
     options: MakeOptions,
     jobs: Sequence[Job],
-    call: Call,
+    call: Callable[[Studio, str, GenerateOptions], Clip],
     *,
     inputs: Sequence[Path] = (),
     least: int = 1,
 ) -> None:
     """Make and write ``options.count`` clips of each job; tell of each, or all as JSON at the end.
 
-    ``least`` frames are sampled at once, whatever the controls say. What is finished when an error
-    comes is kept and told. Raises ``UserError`` where an output cannot be written or is an input.
+    ``call`` asks a studio for a clip. ``least`` frames are sampled at once, whatever the controls
+    say. What is finished when an error comes is kept and told. Raises ``UserError`` where an output
+    cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
     names = output_names(command, options, clips, inputs)
@@ -71,12 +66,11 @@ def make_clips(
         if options.quiet:
             warnings.simplefilter("ignore")
         studio = _open(options)
-        if not options.quiet and not options.as_json:
-            most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
-            typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
+        _tell_memory(options, studio, jobs, least)
         try:
             for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
-                clip = _make(command, options, job, studio, call)
+                with _bar(command, options, studio, job.config.steps) as watch:
+                    clip = call(studio, job.prompt, _shared(options, job, watch))
                 results.append(_write(command, options, clip, name, number, len(clips)))
         finally:
             if options.as_json:
@@ -88,10 +82,10 @@ def job_of(prompt: str, options: MakeOptions, config: SampleConfig) -> Job:
     return Job(prompt, config, options.negative_prompt, options.seed)
 
 
-def check_rate(fps: float | None) -> None:
+def check_rate(fps: float) -> None:
     """Raise ``UserError`` for a playback rate that follows from an input and cannot be written."""
-    if fps is not None and not SLOWEST <= fps <= FASTEST:
-        raise UserError(f"{fps:g} frames a second cannot be written: give --fps up to {FASTEST}")
+    if not RATE.holds(fps):
+        raise UserError(f"{fps:g} frames a second cannot be written: give --fps {RATE.words}")
 
 
 def _repeated(job: Job, count: int) -> list[Job]:
@@ -164,19 +158,22 @@ def _open(options: MakeOptions) -> Studio:
     )
 
 
-def _make(command: str, options: MakeOptions, job: Job, studio: Studio, call: Call) -> Clip:
-    """One clip, sampled with a bar and a preview."""
-    with _bar(command, options, studio, job.config.steps) as watch:
-        return call(
-            studio,
-            job.prompt,
-            config=job.config,
-            negative_prompt=job.negative_prompt,
-            seed=job.seed,
-            fps=options.fps,
-            scale=options.scale,
-            watch=watch,
-        )
+def _tell_memory(options: MakeOptions, studio: Studio, jobs: Sequence[Job], least: int) -> None:
+    if not options.quiet and not options.as_json:
+        most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
+        typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
+
+
+def _shared(options: MakeOptions, job: Job, watch: Callable[[Step], None]) -> GenerateOptions:
+    """The keywords that all tasks share."""
+    return {
+        "config": job.config,
+        "negative_prompt": job.negative_prompt,
+        "seed": job.seed,
+        "fps": options.fps,
+        "scale": options.scale,
+        "watch": watch,
+    }
 
 
 @contextmanager
@@ -239,7 +236,7 @@ def _new_name(command: str, seed: int) -> Path:
 def _draw(options: MakeOptions, clip: Clip, number: int) -> None:
     """Contact sheet and picture of the growth, with this number in their names unless it is 0."""
     from flowcept.data import video
-    from flowcept.evaluation import charts
+    from flowcept.evaluation import report
 
     def name(path: Path) -> Path:
         return numbered(path, number) if number else path
@@ -248,7 +245,7 @@ def _draw(options: MakeOptions, clip: Clip, number: int) -> None:
         video.save_image(video.contact_sheet(clip.frames_FHW3), name(options.sheet))
     if options.trace:
         pictures = [clip.frames_FHW3[end] for end in clip.ends]
-        chart = charts.growth_chart(
+        chart = report.growth_chart(
             clip.growth,
             clip.order,
             thumbnails=pictures or None,

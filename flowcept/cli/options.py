@@ -9,99 +9,79 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, FITS, SLOWEST, SampleConfig
+from flowcept.settings import FASTEST, SEED, SLOWEST, Rule, Settings, defaults, flag
 
-LARGEST_SEED = 2**62 - 1
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
 Exact = Annotated[
-    bool | None,
-    typer.Option(help="your own pixels in the given frames; default if sizes match"),
+    bool | None, typer.Option(help="your own pixels in the given frames; default if sizes match")
 ]
 Fit = Annotated[str, typer.Option(help="how a picture gets the model's size: crop, pad, stretch")]
+Json = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")]
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="what happens in the clip")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="errors only")]
+
+
+def between(low: float, high: float) -> Rule:
+    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
+RATE = between(SLOWEST, FASTEST)
+
+
+def option(default: Any, meaning: str, *names: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
+    """A field like ``settings.setting``, whose flag has these names, by default its own."""
+    return field(default=default, metadata={"help": meaning, "names": names, "rule": rule})
 
 
 @dataclass(frozen=True)
-class MakeOptions:
+class MakeOptions(Settings):
     """What the four commands that make clips share, beside the controls of the sampler."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", envvar="FLOWCEPT_MODEL", help="a file or the name of a shipped model"
-        ),
-    ] = None
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames",
-        ),
-    ] = None
-    negative_prompt: Annotated[
-        str, typer.Option("--negative-prompt", "-n", help="what to lead away from")
-    ] = ""
-    seed: Annotated[int | None, typer.Option(help="by default random; always told")] = None
-    count: Annotated[
-        int, typer.Option(help="clips per prompt; all but the first get seeds made from its seed")
-    ] = 1
-    fps: Annotated[float | None, typer.Option(help="playback rate; default the model's")] = None
-    scale: Annotated[
-        int | None, typer.Option(help="enlarge by a whole number; default to 256 pixels")
-    ] = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile of the blocks; pays for many clips")
-    ] = False
-    threads: Annotated[int, typer.Option(help="of the processor; 0: as many as it has")] = 0
-    preview: Annotated[
-        Path | None, typer.Option(help="a file that is rewritten while sampling")
-    ] = None
-    sheet: Annotated[Path | None, typer.Option(help="contact sheet, a .png file")] = None
-    trace: Annotated[Path | None, typer.Option(help="picture of the growth, a .png file")] = None
-    as_json: Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors only")] = False
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="write no settings into the file")
-    ] = False
+    model: str | None = option(
+        None, "a file or a shipped name; default $FLOWCEPT_MODEL or theatre", "--model", "-m"
+    )
+    output: Path | None = option(
+        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames", "--output", "-o"
+    )
+    negative_prompt: str = option("", "what to lead away from", "--negative-prompt", "-n")
+    seed: int | None = option(None, "by default random; always told", rule=SEED)
+    count: int = option(
+        1, "clips per prompt; later ones have seeds made from the first", rule=between(1, 10_000)
+    )
+    fps: float | None = option(None, "playback rate; default the model's", rule=RATE)
+    scale: int | None = option(
+        None, "enlarge by a whole number; default to 256 pixels", rule=between(1, 64)
+    )
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    dtype: str = option("auto", "auto, float32, bfloat16 or float16")
+    compile: bool = option(False, "torch.compile of the blocks; pays for many clips", "--compile")
+    threads: int = option(0, "of the processor; 0: as many as it has", rule=between(0, 1024))
+    preview: Path | None = option(None, "a file that is rewritten while sampling")
+    sheet: Path | None = option(None, "contact sheet, a .png file")
+    trace: Path | None = option(None, "picture of the growth, a .png file")
+    as_json: bool = option(False, "the result as JSON on stdout", "--json")
+    quiet: bool = option(False, "errors only", "--quiet", "-q")
+    no_metadata: bool = option(False, "write no settings into the file", "--no-metadata")
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for everything that can be wrong without a model."""
-        check_range("--count", self.count, 1, 10_000)
-        check_range("--scale", self.scale, 1, 64)
-        check_range("--fps", self.fps, SLOWEST, FASTEST)
-        check_range("--threads", self.threads, 0, 1024)
-        check_range("--seed", self.seed, 0, LARGEST_SEED)
+        super().__post_init__()
         for path in (self.output, self.preview):
             check_output(path)
         if self.preview is not None and self.preview.suffix.lower() in ("", ".png"):
             raise UserError(f"--preview must be one file, such as preview.mp4: {self.preview}")
         check_file("--sheet", self.sheet, PICTURES)
         check_file("--trace", self.trace, PICTURES)
-
-
-def check_range(flag: str, number: float | None, low: float, high: float) -> None:
-    """Raise ``UserError`` for a number outside low..high; None was not given."""
-    if number is not None and not low <= number <= high:
-        raise UserError(f"{flag} must be from {low} to {high}, not {number}")
-
-
-def check_fit(fit: str) -> None:
-    """Raise ``UserError`` for an unknown way to fit a picture."""
-    if fit not in FITS:
-        raise UserError(f"--fit must be one of {', '.join(FITS)}, not {fit!r}")
 
 
 def check_output(path: Path | None) -> None:
@@ -112,16 +92,16 @@ def check_output(path: Path | None) -> None:
         video.check_output(path)
 
 
-def check_file(flag: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+def check_file(name: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
     """Raise ``UserError`` where a file of one of these suffixes cannot be at ``path``."""
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{flag} must be a {suffixes[0]} file, not {path}")
+        raise UserError(f"{name} must be a {suffixes[0]} file, not {path}")
     if not path.parent.is_dir():
-        raise UserError(f"no folder {path.parent} for {flag}")
+        raise UserError(f"no folder {path.parent} for {name}")
     if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder: give it another name")
+        raise UserError(f"{name} {path} is a folder: give it another name")
 
 
 def parse_frames(text: str) -> int | None:
@@ -137,8 +117,8 @@ def parse_frames(text: str) -> int | None:
 class Flags:
     """Flags that reach a command as one argument."""
 
-    parameters: tuple[inspect.Parameter, ...]
-    gather: Callable[[dict[str, Any]], object]  # the argument, from the flags' values by name
+    parameters: list[inspect.Parameter]
+    gather: Callable[..., object]  # the argument, from the flags' values by name
 
 
 def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -151,15 +131,14 @@ def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None
             for name, parameter in signature.parameters.items()
             if name not in groups
         ]
-        added = [parameter for flags in groups.values() for parameter in flags.parameters]
+        visible = own + [one for flags in groups.values() for one in flags.parameters]
 
         def run(**values: Any) -> None:  # noqa: ANN401 - whatever Typer read
             for name, flags in groups.items():
                 given = {one.name: values.pop(one.name) for one in flags.parameters}
-                values[name] = flags.gather(given)
+                values[name] = flags.gather(**given)
             command(**values)
 
-        visible = [*own, *added]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {one.name: one.annotation for one in visible}
         run.__signature__ = signature.replace(parameters=visible)  # type: ignore[attr-defined]
@@ -168,20 +147,19 @@ def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None
     return wrap
 
 
-def make_options() -> Flags:
-    """Flags of ``MakeOptions``."""
-    hints = get_type_hints(MakeOptions, include_extras=True)
-    parameters = [_parameter(one.name, hints[one.name], one.default) for one in fields(MakeOptions)]
-    return Flags(tuple(parameters), lambda given: MakeOptions(**given))
-
-
-def sample_config(start: SampleConfig) -> Flags:
-    """Flags of the sampler's controls, which begin as ``start``."""
-    hints = get_type_hints(SampleConfig)
+def record(start: Any) -> Flags:  # noqa: ANN401 - a record of settings
+    """Flags of all settings of a record, whose values they begin with; the command gets another."""
+    kind = type(start)
+    hints = get_type_hints(kind)
     parameters = [
-        setting_flag(one, hints[one.name], getattr(start, one.name)) for one in fields(SampleConfig)
+        _parameter(one, hints[one.name], getattr(start, one.name)) for one in fields(kind)
     ]
-    return Flags(tuple(parameters), lambda given: SampleConfig(**given))
+    return Flags(parameters, kind)
+
+
+def making(command: str) -> dict[str, Flags]:
+    """What a command that makes clips takes: ``options`` and the sampler's ``config``."""
+    return {"options": record(MakeOptions()), "config": record(defaults(command))}
 
 
 def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
@@ -189,31 +167,31 @@ def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
 
     The command gets a mapping of those that were given.
     """
-    parameters = [setting_flag(one, kind | None, None, shown) for one, kind, shown in settings]
+    parameters = [_parameter(one, kind | None, None, shown) for one, kind, shown in settings]
 
-    def gather(given: dict[str, Any]) -> dict[str, Any]:
+    def gather(**given: Any) -> dict[str, Any]:  # noqa: ANN401
         return {name: value for name, value in given.items() if value is not None}
 
-    return Flags(tuple(parameters), gather)
+    return Flags(parameters, gather)
 
 
-def setting_flag(
+def _parameter(
     one: Field[Any],
     kind: Any,  # noqa: ANN401
     default: object,
     shown: str | bool = True,
 ) -> inspect.Parameter:
-    """The flag of a field of ``settings.py``, whose metadata holds its help text."""
-    name, meaning = one.name.replace("_", "-"), one.metadata["help"]
+    """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
+    plain = flag(one.name)
+    if kind in (bool, bool | None):
+        plain += f"/--no-{plain[2:]}"
+    names, meaning = one.metadata.get("names") or (plain,), one.metadata["help"]
+    option = typer.Option(*names, help=meaning, show_default=shown)
     if one.name == "frames":
         option = typer.Option(
-            "--frames", help=meaning, parser=parse_frames, metavar="auto|N", show_default="auto"
+            *names, help=meaning, parser=parse_frames, metavar="auto|N", show_default="auto"
         )
-        return _parameter(one.name, Annotated[kind, option], default)
-    flag = f"--{name}/--no-{name}" if kind in (bool, bool | None) else f"--{name}"
-    option = typer.Option(flag, help=meaning, show_default=shown)
-    return _parameter(one.name, Annotated[kind, option], default)
-
-
-def _parameter(name: str, kind: Any, default: object) -> inspect.Parameter:  # noqa: ANN401
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import changes, takes
+from flowcept.cli.options import Quiet, changes, takes
 from flowcept.errors import UserError
-from flowcept.settings import TrainConfig
+from flowcept.settings import TrainConfig, leaf_fields
 
 
 def _settings() -> Iterator[tuple[Field[Any], Any, str]]:
     """Every setting that has a flag, its type, and its default in words."""
-    hints = get_type_hints(TrainConfig)
-    for one in fields(TrainConfig):
-        if one.default is not MISSING:  # the weights of contexts stand in a TOML file
-            yield one, hints[one.name], "none" if one.default == "" else str(one.default)
+    for _, one in leaf_fields(TrainConfig):  # the weights of contexts stand in a TOML file
+        yield one, one.type, "none" if one.default == "" else str(one.default)
 
 
 @takes(settings=changes(_settings()))
@@ -34,7 +32,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run")] = False,
     check: Annotated[bool, typer.Option("--check", help="only say what the folder holds")] = False,
     pause_at: Annotated[int | None, typer.Option(help="stop after this step")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors only")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model on a folder of clips: flowcept train data/"""
     if not folder.is_dir():
@@ -44,8 +42,9 @@ def train(
     if preset and resume:
         raise UserError("--preset is for a new run: a resumed one keeps its settings; leave it out")
     from flowcept.training import run as trainer
+    from flowcept.training.state import make_config, read_config
 
-    made = trainer.make_config(preset or "small", config, settings)
+    made = make_config(preset or "small", config, settings)
     if check:
         for line in trainer.check(folder, made):
             typer.echo(line)
@@ -55,7 +54,7 @@ def train(
         run,
         made,
         resume=resume,
-        given=[*settings, *(trainer.read_config(config) if config else ())],
+        given=[*settings, *(read_config(config) if config else ())],
         pause_at=pause_at,
         quiet=quiet,
         console=typer.echo,

@@ -3,11 +3,11 @@
 Clips of the folder are drawn by a seed; for each one the model makes a clip of its caption, or of
 caption and first frame, and one between its first and last frame. What is compared: features
 (Fréchet distance, density and coverage), lengths, missing frames (against repeating and blending),
-the course of quality along the clip, motion, and whether the network's posterior of the number of
-missing frames is to be trusted. Every score stands beside its number of samples; intervals are
-bootstraps over clips.
+the course of quality along the clip, motion, and whether the law of the number of missing frames
+is to be trusted. Every score stands beside its number of samples; intervals are bootstraps over
+clips.
 
-Shape suffixes: F frames, C H W, N clips, D features, K counts.
+Shape suffixes: F frames, C H W, N clips or states, D features, K counts, R resamples.
 """
 
 from __future__ import annotations
@@ -15,39 +15,36 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from flowcept import __version__
-from flowcept import model_file as checkpoint
-from flowcept.codecs import to_images
+from flowcept import __version__, model_file
+from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
 from flowcept.device import autocast, pick_device, pick_dtype
 from flowcept.errors import UserError
-from flowcept.evaluation import charts, metrics
-from flowcept.evaluation.features import ClipFeatures, FeatureNetwork, load_features
+from flowcept.evaluation import metrics
+from flowcept.evaluation.features import FeatureNetwork, load_features
 from flowcept.generation import from_nothing, sample_clips
-from flowcept.process import forward as process
-from flowcept.process.forward import draw, draw_context
+from flowcept.model_file import Card, Weights
+from flowcept.process.forward import Target, concat, draw
 from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator, latents_of
-from flowcept.process.state import Given
-from flowcept.settings import ContextMixture, SampleConfig, defaults
+from flowcept.process.state import FrameState, Given
+from flowcept.settings import SampleConfig, defaults, mixed
 
-BATCH = 16  # clips sampled at once
+BATCH = 16  # clips, or states, at once
 RESAMPLES = 200  # of the bootstrap
 QUARTERS = 4
-STATES = 8  # of every clip, for the count posterior
+STATES = 8  # of every clip, for the law of missing counts
 NEIGHBOURS = 5  # of density and coverage
 TASKS = ("gen", "i2v")
-BEST = 100.0  # dB: frames equal to the last bit count as this
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
@@ -62,126 +59,11 @@ class Scores:
     interp: dict[str, Any] | None
     drift: dict[str, Any]
     motion: dict[str, float]
-    counts: dict[str, Any] | None
+    counts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip of the folder, or what the model made of its caption."""
-
-    image_FCHW: Tensor  # in [-1, 1]
-    caption: str
-
-
-class Evaluation:
-    """A model, the drawn clips, and the means to make more."""
-
-    def __init__(
-        self,
-        model: Path,
-        folder: Path,
-        config: SampleConfig,
-        *,
-        clips: int,
-        seed: int,
-        device: str,
-        dtype: str,
-        progress: Progress,
-        between: SampleConfig | None = None,
-        told: bool = False,
-    ) -> None:
-        """``told``: the model gets the real clips' lengths, as baselines, which choose none, do.
-
-        ``between`` are the controls for frames between given ones, by default those of ``interp``.
-        """
-        self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
-        self.weights = checkpoint.load(model)
-        for module in (self.weights.network, self.weights.text, self.weights.codec):
-            module.to(self.device)
-        self.card, self.seed, self.progress = self.weights.card, seed, progress
-        self.config, self.between = config, between or defaults("interp")
-        self.told = told
-        self.real = self._draw_clips(folder, clips)
-
-    def _draw_clips(self, folder: Path, clips: int) -> list[Clip]:
-        card = self.card
-        wanted = data.DataConfig(card.size, card.fps, max_frames=card.max_length, fit=card.fit)
-        scan = data.scan(folder, wanted)
-        order = np.random.default_rng(self.seed).permutation(len(scan.entries))[:clips]
-        if len(order) < 2:
-            raise UserError(f"{folder} holds one usable clip: scores need two at least")
-        found = []
-        for number in order:
-            entry = scan.entries[number]
-            image_FCHW = to_images(data.load_clip(entry, wanted, scan.fps))
-            found.append(Clip(image_FCHW, entry.caption))
-            self.progress("reading", len(found), len(order))
-        return found
-
-    def make(
-        self, given: Sequence[Given], real: Sequence[Clip], what: str, config: SampleConfig
-    ) -> list[Clip]:
-        """A clip for each given start and the caption of its real clip, by the sampler."""
-        captions = [clip.caption for clip in real]
-        made: list[Clip] = []
-        for start in range(0, len(given), BATCH):
-            part = range(start, min(start + BATCH, len(given)))
-            with autocast(self.device, self.dtype), torch.inference_mode():
-                steps = sample_clips(
-                    self.weights,
-                    [given[i] for i in part],
-                    [captions[i] for i in part],
-                    [""] * len(part),
-                    [clip_generator(self.seed + i) for i in part],
-                    config,
-                )
-                for i, latent_FCHW in zip(part, latents_of(steps), strict=True):
-                    image_FCHW = self.weights.codec.decode(latent_FCHW).float().cpu()
-                    made.append(Clip(image_FCHW.clone(), captions[i]))
-            self.progress(what, len(made), len(given))
-        return made
-
-    def of_captions(self) -> list[Clip]:
-        """A clip for every caption."""
-        nothing = from_nothing(self.card, self.device)
-        given = [
-            replace(nothing, missing=(len(clip.image_FCHW),) if self.told else None)
-            for clip in self.real
-        ]
-        return self.make(given, self.real, "clips of captions", self.config)
-
-    def of_first_frames(self) -> list[Clip]:
-        """A clip for every caption and first frame."""
-        given = []
-        for clip in self.real:
-            missing = len(clip.image_FCHW) - 1
-            latent_FCHW = self.encode(clip.image_FCHW[:1])
-            gaps = (False, missing > 0 or not self.told)
-            given.append(Given(latent_FCHW, gaps, (0, missing) if self.told else None))
-        return self.make(given, self.real, "clips of first frames", self.config)
-
-    def between_ends(self) -> list[tuple[Clip, Clip]]:
-        """Real clips of three frames or more, each with what is made between its ends."""
-        real = [clip for clip in self.real if len(clip.image_FCHW) > 2]
-        given = [
-            Given(
-                self.encode(clip.image_FCHW[[0, -1]]),
-                (False, True, False),
-                (0, len(clip.image_FCHW) - 2, 0),
-            )
-            for clip in real
-        ]
-        made = self.make(given, real, "clips between two frames", self.between)
-        return list(zip(real, made, strict=True))
-
-    def encode(self, image_FCHW: Tensor) -> Tensor:
-        with autocast(self.device, self.dtype):
-            return self.weights.codec.encode(image_FCHW.to(self.device)).float()
 
 
 def evaluate(
@@ -208,134 +90,276 @@ def evaluate(
         raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
     if clips < 2:
         raise UserError(f"--clips must be at least 2, not {clips}")
+    between = between or defaults("interp")
     network = load_features(features, pick_device(device)) if features else None
-    work = Evaluation(
-        model, folder, config, between=between, clips=clips, seed=seed, device=device, dtype=dtype,
-        progress=progress,
-    )  # fmt: skip
-    notes = []
-    if len(work.real) < clips:
-        notes.append(f"the folder has {len(work.real)} usable clips, not {clips}")
-    if not network:
-        notes.append("no distances of features: give --features FILE")
+    maker = load_maker(model, seed, device, dtype, progress)
+    real = draw_clips(maker, folder, clips)
     # Of the real clips first: a network that cannot read them is told of before clips are made.
-    of_real = features_of(network, work.real) if network else None
-    made = work.of_captions() if task == "gen" else work.of_first_frames()
-    pairs = work.between_ends()
-    if not pairs:
-        notes.append("no clip has a frame between its ends: nothing to interpolate")
-    seen = (of_real, features_of(network, made)) if network and of_real else None
+    real_ND = features_of(network, real) if network else None
+
+    make = of_captions if task == "gen" else of_first_frames
+    made = make(maker, real, config)
+    pairs = between_ends(maker, real, between)
+    scored = None
+    if network and real_ND is not None:
+        scored = feature_scores(network.name, real_ND, features_of(network, made), seed)
+    notes = {
+        f"the folder has {len(real)} usable clips, not {clips}": len(real) < clips,
+        "no distances of features: give --features FILE": network is None,
+        "no clip has a frame between its ends: nothing to interpolate": not pairs,
+    }
+    asked = {"model": model.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
+    settings = {"settings": config, "settings between frames": between}
     return Scores(
-        about={
-            "model": model.name,
-            "model_steps": work.card.steps,
-            "data": folder.resolve().name,
-            "task": task,
-            "clips": len(work.real),
-            "seed": seed,
-            "settings": {k: v for k, v in asdict(config).items() if v is not None},
-            "settings between frames": {
-                k: v for k, v in asdict(work.between).items() if v is not None
-            },
-            "device": work.device.type,
-            "dtype": str(work.dtype).removeprefix("torch."),
-            "flowcept": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
-        features=feature_scores(network.name, *seen, seed) if network and seen else None,
-        lengths=length_scores(work.real, made),
-        interp=interp_scores(pairs, network, seed) if pairs else None,
-        drift=drift_scores(work.real, made, network, seen),
-        motion={
-            "real": _mean([metrics.motion(clip.image_FCHW) for clip in work.real]),
-            "made": _mean([metrics.motion(clip.image_FCHW) for clip in made]),
-        },
-        counts=count_scores(work),
-        notes=notes,
+        about=asked | _about(maker, settings),
+        features=scored,
+        lengths=length_scores(real, made),
+        interp=interp_scores(pairs, seed) if pairs else None,
+        drift=drift_scores(real, made, network),
+        motion={side: _motion(clips) for side, clips in (("real", real), ("made", made))},
+        counts=count_scores(maker, real),
+        notes=[note for note, holds in notes.items() if holds],
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def _about(maker: Maker, settings: Mapping[str, SampleConfig]) -> dict[str, Any]:
+    """How the scores came about: seed, controls of the sampler, machine and versions."""
+    chosen = {
+        name: {control: value for control, value in asdict(config).items() if value is not None}
+        for name, config in settings.items()
+    }
+    return {
+        "model_steps": maker.card.steps,
+        "seed": maker.seed,
+        **chosen,
+        "device": maker.device.type,
+        "dtype": str(maker.dtype).removeprefix("torch."),
+        "flowcept": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+# --- clips --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of the folder, or what the model made of its caption."""
+
+    image_FCHW: Tensor  # in [-1, 1]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A model on its device, and the seed of the clips that it makes."""
+
+    weights: Weights
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    progress: Progress
+
+    @property
+    def card(self) -> Card:
+        return self.weights.card
+
+    @property
+    def codec(self) -> Codec:
+        return self.weights.codec
+
+    def latents(self, clip: Clip) -> int:
+        """Number of latents of a clip."""
+        return self.codec.latents_of(len(clip.image_FCHW))
+
+    def encode(self, image_FCHW: Tensor) -> Tensor:
+        """Latents of a whole clip."""
+        with autocast(self.device, self.dtype):
+            return self.codec.encode_clip(image_FCHW.to(self.device))
+
+    def encode_keyframes(self, image_FCHW: Tensor) -> Tensor:
+        """Latents of single pictures, one of each."""
+        with autocast(self.device, self.dtype):
+            return self.codec.encode_keyframes(image_FCHW.to(self.device))
+
+    def make(
+        self, what: str, given: Sequence[Given], captions: Sequence[str], config: SampleConfig
+    ) -> Iterator[Tensor]:
+        """The latents of a clip for each given start and caption, by the sampler."""
+        generators = [clip_generator(mixed(self.seed, "clips", i)) for i in range(len(given))]
+        for start in range(0, len(given), BATCH):
+            part = slice(start, start + BATCH)
+            prompts = captions[part]
+            nothing = [""] * len(prompts)
+            with autocast(self.device, self.dtype), torch.inference_mode():
+                steps = sample_clips(
+                    self.weights, given[part], prompts, nothing, generators[part], config
+                )
+                latents = latents_of(steps)
+            yield from latents
+            self.progress(what, start + len(latents), len(given))
+
+    def decode(self, latent_FCHW: Tensor) -> Tensor:
+        """Pictures of a clip, on the CPU."""
+        with autocast(self.device, self.dtype), torch.inference_mode():
+            image_FCHW = self.codec.decode(latent_FCHW).cpu()
+        return image_FCHW.clone()  # a tensor outside inference mode
+
+
+def load_maker(
+    model: Path, seed: int, device: str, dtype: str, progress: Progress = lambda *_: None
+) -> Maker:
+    """A model file on a device; words of device and precision are those of the command."""
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    weights = model_file.load(model)
+    for module in (weights.network, weights.text, weights.codec):
+        module.to(place)
+    return Maker(weights, place, precision, seed, progress)
+
+
+def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
+    """Clips of a folder in an order drawn by the seed, cut to what the codec can encode."""
+    card, codec = maker.card, maker.codec
+    most = codec.pictures_of(card.max_length)
+    wanted = data.DataConfig(card.size, card.fps, max_frames=most, fit=card.fit)
+    scan = data.scan(folder, wanted)
+    order = np.random.default_rng(maker.seed).permutation(len(scan.entries))[:count]
+    if len(order) < 2:
+        raise UserError(f"{folder} holds one usable clip: scores need two at least")
+    clips = []
+    for number in order:
+        entry = scan.entries[number]
+        image_FCHW = to_images(data.load_clip(entry, wanted, scan.fps))
+        on_grid = codec.pictures_of(codec.latents_of(len(image_FCHW)))
+        clips.append(Clip(image_FCHW[:on_grid], entry.caption))
+        maker.progress("reading", len(clips), len(order))
+    return clips
+
+
+def of_captions(
+    maker: Maker, real: Sequence[Clip], config: SampleConfig, *, told: bool = False
+) -> list[Clip]:
+    """A clip for every caption; ``told``: as long as the real one."""
+    nothing = from_nothing(maker.card, maker.device)
+    given = [replace(nothing, missing=(maker.latents(clip),)) if told else nothing for clip in real]
+    return _made(maker, "clips of captions", given, real, config)
+
+
+def of_first_frames(
+    maker: Maker, real: Sequence[Clip], config: SampleConfig, *, told: bool = False
+) -> list[Clip]:
+    """A clip for every caption and first frame; ``told``: as long as the real one."""
+    given = []
+    for clip in real:
+        latent_1CHW = maker.encode_keyframes(clip.image_FCHW[:1])
+        rest = maker.latents(clip) - 1
+        start = Given(latent_1CHW, (False, True))
+        if told:
+            start = Given(latent_1CHW, (False, rest > 0), (0, rest))
+        given.append(start)
+    return _made(maker, "clips of first frames", given, real, config)
+
+
+def _made(
+    maker: Maker, what: str, given: Sequence[Given], real: Sequence[Clip], config: SampleConfig
+) -> list[Clip]:
+    captions = [clip.caption for clip in real]
+    latents = maker.make(what, given, captions, config)
+    return [Clip(maker.decode(x), words) for x, words in zip(latents, captions, strict=True)]
+
+
+def between_ends(
+    maker: Maker, real: Sequence[Clip], config: SampleConfig
+) -> list[tuple[Clip, Clip]]:
+    """Real clips of three frames or more, each with what is made between its ends.
+
+    Where a latent stands for several pictures, the last picture's own is beside those of the clip:
+    one more latent is missing, and the last one is no part of what is decoded.
+    """
+    beside = maker.codec.pictures_per_latent > 1
+    real = [clip for clip in real if len(clip.image_FCHW) > 2]
+    given = []
+    for clip in real:
+        missing = maker.latents(clip) - (1 if beside else 2)
+        ends_2CHW = maker.encode_keyframes(clip.image_FCHW[[0, -1]])
+        given.append(Given(ends_2CHW, (False, True, False), (0, missing, 0)))
+    captions = [clip.caption for clip in real]
+    latents = maker.make("clips between two frames", given, captions, config)
+    made = [maker.decode(x[:-1] if beside else x) for x in latents]
+    return [(clip, Clip(image, clip.caption)) for clip, image in zip(real, made, strict=True)]
+
+
+# --- scores -------------------------------------------------------------------------------------
 
 
 def interval(
-    score: Callable[[Sequence[int]], float], count: int, seed: int, *, centred: bool = False
+    score: Callable[[Sequence[int]], float], count: int, seed: int
 ) -> tuple[float, float, float]:
     """A score of all clips, and the 5 % and 95 % points of it over bootstraps of the clips.
 
-    ``score`` gets the numbers of the clips to use, some of them more than once. ``centred``: less
-    by how much bootstraps lie above the score on average, which is bias where fewer distinct clips
-    make a score larger.
+    ``score`` gets the numbers of the clips to use, some of them more than once.
     """
     rng = np.random.default_rng(seed)
     drawn = [score(rng.integers(count, size=count).tolist()) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.05, 0.95])
-    whole = score(range(count))
-    bias = _mean(drawn) - whole if centred else 0.0
-    return whole, float(low) - bias, float(high) - bias
+    return score(range(count)), float(low), float(high)
 
 
-def features_of(network: FeatureNetwork, clips: Sequence[Clip]) -> ClipFeatures:
-    """What a feature network sees in clips."""
+def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float, float]:
+    """The mean of a value of each clip, and its interval."""
+    return interval(lambda chosen: _mean(values[i] for i in chosen), len(values), seed)
+
+
+def _mean(values: Iterable[float]) -> float:
+    several = list(values)
+    return math.fsum(several) / len(several)
+
+
+def features_of(network: FeatureNetwork, clips: Sequence[Clip]) -> Tensor:
+    """What a feature network sees in clips, ``[N, D]``."""
     return network([clip.image_FCHW for clip in clips])
 
 
-def feature_scores(name: str, a: ClipFeatures, b: ClipFeatures, seed: int) -> dict[str, Any]:
-    """Fréchet distances, density and coverage of equally many real clips (a) and made ones (b).
-
-    ``name`` is what the distance is called.
+def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> dict[str, Any]:
+    """Fréchet distance, called ``name``, density and coverage of equally many clips.
 
     A bootstrap of a Fréchet distance has fewer distinct clips than the sample, and the distance
     grows as samples get fewer; so its interval tells the spread and lies above the score.
     """
 
-    def clips(chosen: Sequence[int]) -> float:
+    def distance(chosen: Sequence[int]) -> float:
         rows = list(chosen)
-        return metrics.frechet_of_samples(a.clip_ND[rows], b.clip_ND[rows])
+        return metrics.frechet_of_samples(real_ND[rows], made_ND[rows])
 
-    scores: dict[str, Any] = {
-        "name": name,
-        "clips": [len(a.clip_ND), len(b.clip_ND)],
-        "of clips": interval(clips, len(a.clip_ND), seed),
-    }
-    if a.frame_FD is not None and b.frame_FD is not None:
-        every = range(len(a.clip_ND))
-        scores["frames"] = [len(a.frame_FD), len(b.frame_FD)]
-        scores["of frames"] = metrics.frechet_of_samples(a.frame_FD, b.frame_FD)
-        changes = a.changes(every), b.changes(every)
-        if min(map(len, changes)) > 1:
-            scores["of changes"] = metrics.frechet_of_samples(*changes)
-    if len(a.clip_ND) > NEIGHBOURS:
-        density, coverage = metrics.density_and_coverage(a.clip_ND, b.clip_ND, NEIGHBOURS)
+    count = len(real_ND)
+    scores = {"name": name, "clips": count, "distance": interval(distance, count, seed)}
+    if count > NEIGHBOURS:
+        density, coverage = metrics.density_and_coverage(real_ND, made_ND, NEIGHBOURS)
         scores |= {"density": density, "coverage": coverage, "neighbours": NEIGHBOURS}
     return scores
 
 
 def length_scores(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, Any]:
-    """Law of lengths, and mean and spread per caption, commonest first."""
-    laws = [Counter(len(clip.image_FCHW) for clip in clips) for clips in (real, made)]
-    per_caption: dict[str, tuple[list[int], list[int]]] = {}
-    for side, clips in enumerate((real, made)):
-        for clip in clips:
-            both = per_caption.setdefault(clip.caption, ([], []))
-            both[side].append(len(clip.image_FCHW))
-    rows = sorted(per_caption.items(), key=lambda item: (-len(item[1][0]), item[0]))
+    """Law of lengths of equally many clips, and mean and spread per caption, commonest first."""
+    real_N, made_N = (np.array([len(clip.image_FCHW) for clip in clips]) for clips in (real, made))
+    real_law, made_law = Counter(real_N.tolist()), Counter(made_N.tolist())
+
+    captions = {}
+    counts = Counter(clip.caption for clip in real)
+    for caption, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        rows = [clip.caption == caption for clip in real]
+        both = {"real": real_N[rows], "made": made_N[rows]}
+        spreads = {side: [float(n.mean()), float(n.std())] for side, n in both.items()}
+        captions[caption] = {"clips": count, **spreads}
     return {
-        "total_variation": metrics.total_variation(laws[0], laws[1]),
-        "by chance": chance_variation(laws[0]),
-        "real": dict(sorted(laws[0].items())),
-        "made": dict(sorted(laws[1].items())),
-        "captions": {
-            caption: {
-                "clips": len(ours),
-                "real": [float(np.mean(ours)), float(np.std(ours))],
-                "made": [float(np.mean(theirs)), float(np.std(theirs))],
-            }
-            for caption, (ours, theirs) in rows
-        },
+        "total_variation": metrics.total_variation(real_law, made_law),
+        "by chance": chance_variation(real_law),
+        "real": dict(sorted(real_law.items())),
+        "made": dict(sorted(made_law.items())),
+        "captions": captions,
     }
 
 
@@ -351,84 +375,53 @@ def chance_variation(law: Mapping[int, int]) -> float:
     return float(np.abs(drawn_2RK[0] - drawn_2RK[1]).sum(1).mean() / (2 * count))
 
 
-def interp_scores(
-    pairs: Sequence[tuple[Clip, Clip]], network: FeatureNetwork | None, seed: int
-) -> dict[str, Any]:
-    """The missing frames by the model, by repeating the first, by blending the two linearly."""
-    ways: dict[str, list[Tensor]] = {"model": [], "repeat": [], "linear": []}
+def interp_scores(pairs: Sequence[tuple[Clip, Clip]], seed: int) -> dict[str, Any]:
+    """The missing frames by the model, by blending the two linearly, by repeating the first."""
     truth = [real.image_FCHW[1:-1] for real, _ in pairs]
-    for real, made in pairs:
+    ways: dict[str, list[Tensor]] = {"model": [], "linear": [], "repeat": []}
+    for (real, made), between in zip(pairs, truth, strict=True):
         first, last = real.image_FCHW[0], real.image_FCHW[-1]
-        count = len(real.image_FCHW) - 2
         ways["model"].append(made.image_FCHW[1:-1])
-        ways["repeat"].append(first.expand(count, -1, -1, -1))
-        ways["linear"].append(metrics.linear_blend(first, last, count))
-    small = min(truth[0].shape[-2:]) < 2 * metrics.SSIM_RADIUS + 1
-    wanted = network(truth) if network else None
-    scores: dict[str, Any] = {"clips": len(pairs), "frames": sum(len(clip) for clip in truth)}
+        ways["linear"].append(metrics.linear_blend(first, last, len(between)))
+        ways["repeat"].append(first.expand_as(between))
+
+    scores: dict[str, Any] = {"clips": len(pairs), "frames": sum(map(len, truth))}
     for way, clips in ways.items():
-        values = [psnr(a, b) for a, b in zip(clips, truth, strict=True)]
-        scores[way] = {"psnr": interval(_mean_of(values), len(values), seed)}
-        if not small:
-            likeness = [float(metrics.ssim(a, b).mean()) for a, b in zip(clips, truth, strict=True)]
-            scores[way]["ssim"] = _mean(likeness)
-        if network and wanted and wanted.frame_FD is not None:
-            found = network(clips).frame_FD
-            assert found is not None
-            scores[way]["features"] = float((found - wanted.frame_FD).norm(dim=1).mean())
+        both = list(zip(clips, truth, strict=True))
+        scores[way] = {"psnr": mean_interval([metrics.psnr(a, b) for a, b in both], seed)}
+        if min(truth[0].shape[-2:]) >= metrics.WINDOW:
+            scores[way]["ssim"] = _mean(float(metrics.ssim(a, b).mean()) for a, b in both)
     return scores
 
 
-def psnr(made_FCHW: Tensor, real_FCHW: Tensor) -> float:
-    """Mean over frames, dB; one equal to the last bit, as where nothing moves, counts as BEST."""
-    return float(metrics.psnr_per_frame(made_FCHW, real_FCHW).clamp(max=BEST).mean())
-
-
-def _mean_of(values: Sequence[float]) -> Callable[[Sequence[int]], float]:
-    return lambda chosen: _mean([values[i] for i in chosen])
-
-
 def drift_scores(
-    real: Sequence[Clip],
-    made: Sequence[Clip],
-    network: FeatureNetwork | None,
-    features: tuple[ClipFeatures, ClipFeatures] | None,
+    real: Sequence[Clip], made: Sequence[Clip], network: FeatureNetwork | None = None
 ) -> dict[str, Any]:
-    """Sharpness and distance of features by quarter of the clip; made against real.
+    """Sharpness of both sides by quarter of the clip, and the distance of the quarters' features.
 
-    ``features`` are the network's of the real clips and of the made ones.
+    The features are of the quarters as clips of their own.
     """
-    scores: dict[str, Any] = {"sharpness": {}}
-    for name, clips in (("real", real), ("made", made)):
-        scores["sharpness"][name] = [
-            _mean([float(metrics.sharpness(part).mean()) for part in _parts(clips, number)])
-            for number in range(QUARTERS)
+    parts = {
+        side: [_parts(clips, number) for number in range(QUARTERS)]
+        for side, clips in (("real", real), ("made", made))
+    }
+    scores: dict[str, Any] = {
+        "sharpness": {
+            side: [_mean(float(metrics.sharpness(x).mean()) for x in part) for part in quarters]
+            for side, quarters in parts.items()
+        }
+    }
+    if network:
+        scores["distance"] = [
+            metrics.frechet_of_samples(network(a), network(b))
+            for a, b in zip(parts["real"], parts["made"], strict=True)
         ]
-    if network and features:
-        distances = []
-        for number in range(QUARTERS):
-            a, b = (
-                _features_of_parts(network, clips, seen, number)
-                for clips, seen in zip((real, made), features, strict=True)
-            )
-            distances.append(metrics.frechet_of_samples(a, b))
-        scores["distance"] = distances
     return scores
 
 
 def _parts(clips: Sequence[Clip], number: int) -> list[Tensor]:
     images = [clip.image_FCHW for clip in clips]
     return [image_FCHW[quarter(len(image_FCHW), number)] for image_FCHW in images]
-
-
-def _features_of_parts(
-    network: FeatureNetwork, clips: Sequence[Clip], seen: ClipFeatures, number: int
-) -> Tensor:
-    """Of frames, which were looked at already, or else of the parts as clips of their own."""
-    if seen.frame_FD is None:
-        return network(_parts(clips, number)).clip_ND
-    lengths = enumerate(seen.lengths)
-    return torch.cat([seen.frames(clip)[quarter(length, number)] for clip, length in lengths])
 
 
 def quarter(num_frames: int, number: int) -> slice:
@@ -438,44 +431,61 @@ def quarter(num_frames: int, number: int) -> slice:
     return slice(start, max(edges[number + 1], start + 1))
 
 
-def count_scores(work: Evaluation) -> dict[str, Any]:
-    """How far the posterior of the number of missing frames can be trusted, on real clips.
+def _motion(clips: Sequence[Clip]) -> float:
+    return _mean(metrics.motion(clip.image_FCHW) for clip in clips)
+
+
+# --- the law of missing counts ------------------------------------------------------------------
+
+
+def count_scores(maker: Maker, real: Sequence[Clip]) -> dict[str, Any]:
+    """How far the law of the number of missing frames can be trusted, on real clips.
 
     Its mean log score, in nats, beside those of two laws that look at no picture: what the lengths
     of all training clips and the number of visible frames say by Bayes' rule, and the constant law
     of these very counts. And pairs of (probability said, how often it came true) over all counts.
     """
-    generator = clip_generator(work.seed)
-    nothing = ContextMixture(1, 0, 0, 0, 0, 0, 0, 0)
-    drawn, captions = [], []
-    for clip in work.real:
-        latent_FCHW = work.encode(clip.image_FCHW).cpu()
-        for _ in range(STATES):
-            context = draw_context(len(latent_FCHW), nothing, generator)
-            assert context is not None, "any clip can be shown without context"
-            pair = draw(latent_FCHW, context, work.card.process, generator)
-            if pair is not None and float(pair[0].tau_B) < 1:
-                drawn.append(pair)
-                captions.append(clip.caption)
+    drawn = list(_states(maker, real))
     law_NK, blind_NK, total_N = [], [], []
-    sizes_K = torch.full((work.weights.network.largest_size + 1,), BEYOND)
-    for n, count in work.card.lengths.items():
-        sizes_K[n] = math.log(count)
     for start in range(0, len(drawn), BATCH):
-        state, target = process.concat(drawn[start : start + BATCH])
-        with autocast(work.device, work.dtype), torch.inference_mode():
-            prompt = work.weights.text(captions[start : start + BATCH])
-            prediction = work.weights.network(state.to(work.device), prompt)
-        law_BK = work.card.process.missing_logits(prediction.size_logits_BK.cpu(), state)
-        law_NK.append(law_BK.double().softmax(-1))
-        sizes_BK = sizes_K.expand(len(state.lengths), -1)
-        blind_BK = work.card.process.missing_logits(sizes_BK, state)
-        blind_NK.append(blind_BK.double().softmax(-1))
+        part = drawn[start : start + BATCH]
+        state, target = concat([(state, target) for state, target, _ in part])
+        said, blind = _laws(maker, state, [caption for _, _, caption in part])
+        law_NK.append(said)
+        blind_NK.append(blind)
         total_N.append(target.total_B)
-        work.progress("missing counts", min(start + BATCH, len(drawn)), len(drawn))
+        maker.progress("missing counts", start + len(part), len(drawn))
+
     came_N = torch.cat(total_N)
-    blind = log_score(torch.cat(blind_NK), came_N)
-    return posterior_scores(torch.cat(law_NK), came_N) | {"lengths_log_score": blind}
+    scores = posterior_scores(torch.cat(law_NK), came_N)
+    return scores | {"lengths_log_score": log_score(torch.cat(blind_NK), came_N)}
+
+
+def _states(maker: Maker, real: Sequence[Clip]) -> Iterator[tuple[FrameState, Target, str]]:
+    """States of real clips without context before ``tau = 1``, with targets and captions."""
+    generator = clip_generator(mixed(maker.seed, "states"))
+    for clip in real:
+        latent_FCHW = maker.encode(clip.image_FCHW).cpu()
+        nothing = [False] * len(latent_FCHW)
+        for _ in range(STATES):
+            pair = draw(latent_FCHW, nothing, maker.card.process, generator)
+            if pair is not None and float(pair[0].tau_B) < 1:
+                yield *pair, clip.caption
+
+
+def _laws(maker: Maker, state: FrameState, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Laws ``[N, K]`` of missing counts: the model's, and that of the training lengths alone."""
+    card, weights = maker.card, maker.weights
+    with autocast(maker.device, maker.dtype), torch.inference_mode():
+        prediction = weights.network(state.to(maker.device), weights.text(captions))
+    said_NK = prediction.size_logits_BK.float().cpu()
+
+    blind_K = torch.full(said_NK.shape[1:], BEYOND)
+    for length, count in card.lengths.items():
+        blind_K[length] = math.log(count)
+    laws = said_NK, blind_K.expand_as(said_NK)
+    said, blind = (card.process.missing_logits(sizes_NK, state) for sizes_NK in laws)
+    return said.double().softmax(-1), blind.double().softmax(-1)
 
 
 def log_score(law_NK: Tensor, total_N: Tensor) -> float:
@@ -491,106 +501,13 @@ def posterior_scores(law_NK: Tensor, total_N: Tensor, bins: int = 10) -> dict[st
     bin_NK = torch.bucketize(law_NK.contiguous(), edges[1:-1], right=True)
     curve = []
     for number in range(bins):
-        inside = bin_NK == number
-        if inside.any():
-            share = float(came_NK[inside].double().mean())
-            curve.append((float(law_NK[inside].mean()), share, int(inside.sum())))
+        inside_NK = bin_NK == number
+        if inside_NK.any():
+            share = float(came_NK[inside_NK].double().mean())
+            curve.append((float(law_NK[inside_NK].mean()), share, int(inside_NK.sum())))
     return {
         "states": len(total_N),
         "log_score": log_score(law_NK, total_N),
         "constant_log_score": log_score(constant_K.expand_as(law_NK), total_N),
         "reliability": curve,  # (mean probability said, share that came true, how many)
     }
-
-
-# --- for people ---------------------------------------------------------------------------------
-
-
-def table(scores: Scores) -> list[str]:
-    """The scores as lines of text."""
-    about = scores.about
-    lines = [
-        f"{about['model']} ({about['model_steps']} steps), {about['task']} on {about['data']}: "
-        f"{about['clips']} clips, seed {about['seed']}, {about['dtype']} on {about['device']}"
-    ]
-
-    def row(name: str, value: str) -> None:
-        lines.append(f"  {name:<52}{value}")
-
-    found = scores.features
-    if found:
-        row(f"{found['name']}, {found['clips'][0]} clips each", _with_interval(found["of clips"]))
-        if "of frames" in found:
-            row(f"  the same of {found['frames'][1]} frames", f"{found['of frames']:.2f}")
-        if "of changes" in found:
-            row("  the same of changes between frames", f"{found['of changes']:.2f}")
-        if "density" in found:
-            row("density; coverage", f"{found['density']:.3f}; {found['coverage']:.3f}")
-    lengths = scores.lengths
-    row(
-        "lengths: total variation (by chance alone)",
-        f"{lengths['total_variation']:.3f} ({lengths['by chance']:.3f})",
-    )
-    if scores.interp:
-        for way in ("model", "linear", "repeat"):
-            part = scores.interp[way]
-            more = "".join(f", {k} {part[k]:.3f}" for k in ("ssim", "features") if k in part)
-            row(f"missing frames by {way}", f"PSNR {_with_interval(part['psnr'])} dB{more}")
-    for name, values in scores.drift["sharpness"].items():
-        row(f"sharpness by quarter, {name}", " ".join(f"{v:.4f}" for v in values))
-    if "distance" in scores.drift:
-        values = scores.drift["distance"]
-        row("distance by quarter", " ".join(f"{v:.2f}" for v in values))
-    row("motion: made; real", f"{scores.motion['made']:.4f}; {scores.motion['real']:.4f}")
-    if scores.counts:
-        row(
-            f"log score of missing counts, {scores.counts['states']} states",
-            "{log_score:.3f} (from lengths alone {lengths_log_score:.3f}, constant law "
-            "{constant_log_score:.3f})".format(**scores.counts),
-        )
-    return [*lines, *(f"note: {note}" for note in scores.notes)]
-
-
-def _with_interval(values: Sequence[float]) -> str:
-    return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
-
-
-def picture(scores: Scores) -> Image.Image:
-    """Lengths, drift and reliability, one below the other."""
-    total = scores.about["clips"]
-
-    def shares(law: Mapping[int, int]) -> dict[int, float]:
-        return {n: count / total for n, count in law.items()}
-
-    parts = [
-        charts.bar_chart(
-            {side: shares(scores.lengths[side]) for side in ("real", "made")},
-            title="lengths",
-            x_label="frames",
-            y_label="share of clips",
-        ),
-        charts.line_chart(
-            {
-                side: [(q + 1.0, value) for q, value in enumerate(values)]
-                for side, values in scores.drift["sharpness"].items()
-            },
-            title="sharpness along the clip",
-            x_label="quarter",
-        ),
-    ]
-    if scores.counts:
-        curve = [(said, came) for said, came, _ in scores.counts["reliability"]]
-        parts.append(
-            charts.line_chart(
-                {"missing count": curve, "perfect": [(0.0, 0.0), (1.0, 1.0)]},
-                title="how often a said probability came true",
-                x_label="said",
-                y_label="came true",
-            )
-        )
-    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)))
-    top = 0
-    for part in parts:
-        whole.paste(part, (0, top))
-        top += part.height
-    return whole

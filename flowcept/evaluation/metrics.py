@@ -1,7 +1,7 @@
 """Scores of frames, clips and laws, each an equation of a few lines.
 
-Pictures are in [-1, 1], hence ``peak=2.0``. Sums run in float64: differences of nearly equal
-numbers decide every score here.
+Pictures are in [-1, 1]. Sums run in float64: differences of nearly equal numbers decide every
+score here.
 
 Shape suffixes: F frames, C H W channels, height and width, N M samples, D features.
 """
@@ -15,24 +15,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSIM_RADIUS = 5  # pixels; the window is 2 * 5 + 1 = 11 wide
+PEAK = 2.0  # from the darkest value to the brightest
+BEST = 100.0  # dB: frames equal to the last bit count as this
+SSIM_RADIUS = 5  # pixels
+WINDOW = 2 * SSIM_RADIUS + 1  # pixels that it is wide
 SSIM_SIGMA = 1.5  # pixels
 HIGH_FREQUENCY = 0.25  # cycles per pixel: half of Nyquist's 0.5
 
 
-def psnr_per_frame(a_FCHW: Tensor, b_FCHW: Tensor, peak: float = 2.0) -> Tensor:
-    """Peak signal to noise ratio of each frame in dB, float64 [F]; infinite for equal frames."""
+def psnr(a_FCHW: Tensor, b_FCHW: Tensor) -> float:
+    """Mean over frames of the peak signal to noise ratio in dB.
+
+    A frame equal to the last bit, as where nothing moves, counts as ``BEST``.
+    """
     _check_same(a_FCHW, b_FCHW)
     error_F = (a_FCHW.double() - b_FCHW.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(peak**2 / error_F)
+    decibels_F = 10 * torch.log10(PEAK**2 / error_F)
+    return float(decibels_F.clamp(max=BEST).mean())
 
 
-def psnr(a_FCHW: Tensor, b_FCHW: Tensor, peak: float = 2.0) -> float:
-    """Mean over frames of the peak signal to noise ratio in dB."""
-    return float(psnr_per_frame(a_FCHW, b_FCHW, peak).mean())
-
-
-def ssim(a_FCHW: Tensor, b_FCHW: Tensor, peak: float = 2.0) -> Tensor:
+def ssim(a_FCHW: Tensor, b_FCHW: Tensor) -> Tensor:
     """Structural similarity of each frame, float64 [F]; 1 for equal frames.
 
     Wang et al. 2004 with a Gaussian window, population covariances, constants 0.01 and 0.03, mean
@@ -40,15 +42,14 @@ def ssim(a_FCHW: Tensor, b_FCHW: Tensor, peak: float = 2.0) -> Tensor:
     window are a ``ValueError``.
     """
     _check_same(a_FCHW, b_FCHW)
-    side = 2 * SSIM_RADIUS + 1
-    if min(a_FCHW.shape[-2:]) < side:
-        raise ValueError(f"structural similarity needs {side} px a side, got {a_FCHW.shape[-2:]}")
+    if min(a_FCHW.shape[-2:]) < WINDOW:
+        raise ValueError(f"structural similarity needs {WINDOW} px a side, got {a_FCHW.shape[-2:]}")
     a, b = a_FCHW.double(), b_FCHW.double()
     mean_a, mean_b = _blur(a), _blur(b)
     var_a = _blur(a * a) - mean_a.square()
     var_b = _blur(b * b) - mean_b.square()
     cov = _blur(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
     structure = (2 * cov + c2) / (var_a + var_b + c2)
     return (luminance * structure).flatten(1).mean(1)
@@ -101,51 +102,35 @@ def total_variation(a: Mapping[int, float], b: Mapping[int, float]) -> float:
     return 0.5 * sum(abs(a.get(n, 0) / sum_a - b.get(n, 0) / sum_b) for n in a.keys() | b.keys())
 
 
-def frechet_distance(
-    mean_a_D: Tensor, cov_a_DD: Tensor, mean_b_D: Tensor, cov_b_DD: Tensor
-) -> float:
-    """Squared 2-Wasserstein distance of two Gaussians.
+def frechet_of_samples(a_ND: Tensor, b_MD: Tensor) -> float:
+    """Squared 2-Wasserstein distance of the Gaussians with the samples' means and covariances.
 
     ``|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)``. The trace of the last root is the
-    sum of the singular values of ``A^1/2 B^1/2``: unlike the root of a product's eigenvalues this
-    loses no digits where a covariance is singular, as it is with fewer samples than features.
-    """
-    size = len(mean_a_D)
-    if not mean_a_D.shape == mean_b_D.shape == (size,):
-        raise ValueError("the means must be vectors of one size")
-    if not cov_a_DD.shape == cov_b_DD.shape == (size, size):
-        raise ValueError("the covariances must be square and as large as the means")
-    shift = (mean_a_D.double() - mean_b_D.double()).square().sum()
-    a, b = cov_a_DD.double(), cov_b_DD.double()
-    overlap = torch.linalg.svdvals(_root(a) @ _root(b)).sum()
-    return max(0.0, float(shift + a.trace() + b.trace() - 2 * overlap))
-
-
-def _root(cov_DD: Tensor) -> Tensor:
-    """Symmetric square root; eigenvalues that rounding made negative count as 0."""
-    value_D, vector_DD = torch.linalg.eigh(cov_DD)
-    root_DD: Tensor = (vector_DD * value_D.clamp(min=0).sqrt()) @ vector_DD.mT
-    return root_DD
-
-
-def frechet_of_samples(a_ND: Tensor, b_MD: Tensor) -> float:
-    """``frechet_distance`` of the Gaussians with the samples' means and covariances.
-
-    No covariance is formed: the singular values of ``A^1/2 B^1/2`` are those of the product of the
-    centred samples, ``[N, M]``, which is small where there are fewer samples than features. Where
-    there are more, a triangular factor of the samples, ``[D, D]``, stands for them.
+    sum of the singular values of ``A^1/2 B^1/2``, which are those of the product of the centred
+    samples, ``[N, M]``: no covariance is formed, and no digits are lost where one is singular, as
+    with fewer samples than features. Where there are more, a triangular factor of the samples,
+    ``[D, D]``, stands for them.
     """
     if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
         raise ValueError("samples must be [N, D] and [M, D] of one D")
     if min(len(a_ND), len(b_MD)) < 2:
         raise ValueError("a covariance needs two samples at least")
-    a, b = a_ND.double(), b_MD.double()
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    a = (a - a.mean(0)) / (len(a) - 1) ** 0.5
-    b = (b - b.mean(0)) / (len(b) - 1) ** 0.5
-    left, right = (torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x for x in (a, b))
-    overlap = torch.linalg.svdvals(left @ right.mT).sum()
-    return max(0.0, float(shift + a.square().sum() + b.square().sum() - 2 * overlap))
+    a_ND, b_MD = a_ND.double(), b_MD.double()
+    shift = (a_ND.mean(0) - b_MD.mean(0)).square().sum()
+
+    a_ND = (a_ND - a_ND.mean(0)) / (len(a_ND) - 1) ** 0.5
+    b_MD = (b_MD - b_MD.mean(0)) / (len(b_MD) - 1) ** 0.5
+    traces = a_ND.square().sum() + b_MD.square().sum()
+    overlap = torch.linalg.svdvals(_factor(a_ND) @ _factor(b_MD).mT).sum()
+    return max(0.0, float(shift + traces - 2 * overlap))
+
+
+def _factor(x_ND: Tensor) -> Tensor:
+    """A matrix with the same ``x.mT @ x`` and at most D rows."""
+    if len(x_ND) <= x_ND.shape[1]:
+        return x_ND
+    factor_DD: Tensor = torch.linalg.qr(x_ND, mode="r").R
+    return factor_DD
 
 
 def density_and_coverage(real_ND: Tensor, made_MD: Tensor, k: int = 5) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from flowcept import model_file as checkpoint
 from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
 from flowcept.data.folder import DataConfig, FrameStore, LatentStore
-from flowcept.evaluation.evaluate import psnr
+from flowcept.evaluation.metrics import psnr
 from flowcept.networks.transformer import Between, Network
 
 BATCH = 32

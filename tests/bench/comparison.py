@@ -30,7 +30,9 @@ from statistics import fmean
 from typing import Any
 
 import flops
+import intervals
 import machine
+import mobilenet
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -38,19 +40,21 @@ from safetensors.torch import load_file, save_file
 from flowcept import model_file as checkpoint
 from flowcept.codecs import to_frames
 from flowcept.data import video
-from flowcept.evaluation import charts, metrics
+from flowcept.evaluation import metrics, report
 from flowcept.evaluation.evaluate import (
     QUARTERS,
     Clip,
-    Evaluation,
+    Maker,
+    between_ends,
+    draw_clips,
     drift_scores,
     feature_scores,
-    features_of,
     interp_scores,
-    interval,
     length_scores,
+    load_maker,
+    of_captions,
+    of_first_frames,
 )
-from flowcept.evaluation.features import ClipFeatures, FeatureNetwork, load_features
 from flowcept.networks.transformer import Network
 from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig, defaults
 from flowcept.training import run as train
@@ -172,8 +176,8 @@ class Comparison:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.run = options, Path(options.run)
         self.run.mkdir(parents=True, exist_ok=True)
-        self.features: FeatureNetwork = load_features(options.features, torch.device("cpu"))
-        self.of_real: ClipFeatures | None = None
+        self.features = mobilenet.MobileNet(options.features, torch.device("cpu"))
+        self.of_real: list[torch.Tensor] | None = None  # features of the real clips' frames
 
     # --- training
 
@@ -314,13 +318,14 @@ class Comparison:
 
     def _scored(self, path: Path, config: SampleConfig, arm: Arm, seen: Path) -> Scored:
         options = self.options
-        work = self._evaluation(path, config, told=arm.told)
+        maker, real = self._maker(path)
         started = time.perf_counter()
         if arm.task == "interp":
-            pairs = work.between_ends()
-            found = interp_scores(pairs, None, options.sample_seed)
+            found = interp_scores(between_ends(maker, real, config), options.sample_seed)
             return {way: found[way]["psnr"] for way in ("model", "linear", "repeat")}
-        made = work.of_captions() if arm.task == "gen" else work.of_first_frames()
+        make = of_captions if arm.task == "gen" else of_first_frames
+        chooses = maker.card.process.kind == "flowception"
+        made = make(maker, real, config, told=arm.told or not chooses)
         seconds = time.perf_counter() - started
         sheet = video.contact_sheets(
             [to_frames(clip.image_FCHW) for clip in made[:SHEET]],
@@ -329,38 +334,36 @@ class Comparison:
         other = "-told" * arm.told + "-other" * (config != SampleConfig(config.steps))
         sheet_name = f"{path.stem}-{arm.task}-{config.steps}{other}.png"
         video.save_image(sheet, path.with_name(sheet_name))
-        return self._of_made(work, made, seen) | {"sampling_s": seconds}
+        return self._of_made(real, made, seen) | {"sampling_s": seconds}
 
-    def _evaluation(self, path: Path, config: SampleConfig, *, told: bool = False) -> Evaluation:
+    def _maker(self, path: Path) -> tuple[Maker, list[Clip]]:
+        """A model, and the real clips."""
         options = self.options
-        return Evaluation(
-            path, options.real, config, clips=options.clips, seed=options.sample_seed,
-            device="cpu", dtype="auto", progress=lambda *_: None, between=config, told=told,
-        )  # fmt: skip
+        maker = load_maker(path, options.sample_seed, "cpu", "auto")
+        return maker, draw_clips(maker, options.real, options.clips)
 
-    def _of_made(self, work: Evaluation, made: Sequence[Clip], seen: Path | None) -> Scored:
+    def _of_made(self, real: Sequence[Clip], made: Sequence[Clip], seen: Path | None) -> Scored:
         if self.of_real is None:
-            self.of_real = features_of(self.features, work.real)
-        of_both = (self.of_real, features_of(self.features, made))
+            self.of_real = self.features.frames_of(real)
+        frames = self.of_real, self.features.frames_of(made)
+        real_ND, made_ND = map(mobilenet.of_clips, frames)
         if seen is not None:
             seen.parent.mkdir(exist_ok=True)
-            real_ND, made_ND = (of.clip_ND.contiguous() for of in of_both)
             with video.replacing(seen) as scratch:
                 save_file({"real": real_ND, "made": made_ND}, scratch)
-        found = feature_scores(self.features.name, *of_both, self.options.sample_seed)
-        drift = drift_scores(work.real, made, self.features, of_both)
-        sharp, lengths = drift["sharpness"], length_scores(work.real, made)
+        found = feature_scores(self.features.name, real_ND, made_ND, self.options.sample_seed)
+        sharp, lengths = drift_scores(real, made)["sharpness"], length_scores(real, made)
         return {
-            "distance": found["of clips"],
-            "changes": found.get("of changes"),
+            "distance": found["distance"],
+            "changes": metrics.frechet_of_samples(*map(mobilenet.changes, frames)),
             "coverage": found.get("coverage"),
             "lengths": lengths["total_variation"],
             "law": {side: lengths[side] for side in ("real", "made")},
             "length": fmean(len(clip.image_FCHW) for clip in made),
-            "drift": drift["distance"],
+            "drift": mobilenet.by_quarter(*frames),
             "sharpness": [m / r for m, r in zip(sharp["made"], sharp["real"], strict=True)],
             "motion": fmean(metrics.motion(clip.image_FCHW) for clip in made)
-            / fmean(metrics.motion(clip.image_FCHW) for clip in work.real),
+            / fmean(metrics.motion(clip.image_FCHW) for clip in real),
         }
 
     def _budget(self, path: Path, config: SampleConfig) -> Scored:
@@ -384,13 +387,9 @@ class Comparison:
 
     def codec_alone(self, seed: int) -> Scored:
         """The score of the real clips when they only went through the codec: the best one can."""
-        work = self._evaluation(self.model(PROCESSES[0], seed), SampleConfig())
-        with torch.inference_mode():
-            made = [
-                Clip(work.weights.codec.decode(work.encode(clip.image_FCHW)).float(), clip.caption)
-                for clip in work.real
-            ]
-        return self._of_made(work, made, None)
+        maker, real = self._maker(self.model(PROCESSES[0], seed))
+        made = [Clip(maker.decode(maker.encode(clip.image_FCHW)), clip.caption) for clip in real]
+        return self._of_made(real, made, None)
 
 
 def _known(scores: Path) -> dict[str, Scored]:
@@ -406,12 +405,11 @@ def difference(first: Path, other: Path, seed: int) -> tuple[float, float, float
     """
     both = [load_file(path) for path in (first, other)]
 
-    def larger(chosen: Sequence[int]) -> float:
-        rows = list(chosen)
+    def larger(rows: Sequence[int]) -> float:
         one, two = (metrics.frechet_of_samples(f["real"][rows], f["made"][rows]) for f in both)
         return two - one
 
-    return interval(larger, len(both[0]["real"]), seed, centred=True)
+    return intervals.centred_interval(larger, len(both[0]["real"]), seed)
 
 
 def _pair(values: Sequence[float]) -> str:
@@ -478,7 +476,7 @@ def picture(work: Comparison, table: str, seeds: Sequence[int]) -> Image.Image |
         for name in found:
             point = means(name, lambda s: s[work_of]), means(name, lambda s: s["distance"][0])
             curves.setdefault(name.rsplit(",", 1)[0], []).append(point)
-        return charts.line_chart(
+        return report.line_chart(
             curves, title=f"distance of features and the work of {work_of}",
             x_label="10^12 operations", y_label="distance",
         )  # fmt: skip
@@ -489,7 +487,7 @@ def picture(work: Comparison, table: str, seeds: Sequence[int]) -> Image.Image |
             ]
             for arm in PROCESSES
         }
-        return charts.line_chart(
+        return report.line_chart(
             curves, title="distance of features along the clip", x_label="quarter",
             y_label="distance",
         )  # fmt: skip

@@ -45,7 +45,7 @@ from tqdm import tqdm
 from flowcept import model_file as checkpoint
 from flowcept.codecs import to_frames
 from flowcept.data import video
-from flowcept.evaluation import charts, evaluate, metrics
+from flowcept.evaluation import evaluate, metrics, report
 from flowcept.model_file import Weights
 from flowcept.process.forward import ProcessConfig, shifted
 from flowcept.process.sampler import Given, clip_generator, concat_prompts, guided, sample
@@ -303,7 +303,7 @@ def main() -> None:
         bars[f"{steps} steps"] = {n: count / len(clips) for n, count in law.items()}
         valid = sum(law[n] for n in LENGTHS) / len(clips)
         errors = [rule_error(clip) for clip in clips]
-        error, *ends = evaluate.interval(evaluate._mean_of(errors), len(clips), 0)
+        error, *ends = evaluate.mean_interval(errors, 0)
         print(
             f"{steps} steps, {len(clips)} clips: total variation "
             f"{metrics.total_variation(law, truth):.3f}, on valid lengths {valid:.1%}, "
@@ -317,7 +317,7 @@ def main() -> None:
     shown = [np.kron(clip, np.ones((1, 10, 10, 1), np.uint8)) for clip in clips[:12]]
     labels = [f"{len(clip)} frames, rule error {rule_error(clip):.3f}" for clip in clips[:12]]
     video.save_image(video.contact_sheets(shown, labels, max_columns=32), options.run / "rings.png")
-    chart = charts.bar_chart(bars, title="ring: lengths", x_label="frames", y_label="share")
+    chart = report.bar_chart(bars, title="ring: lengths", x_label="frames", y_label="share")
     video.save_image(chart, options.run / "ring.png")
 
 

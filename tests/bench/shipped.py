@@ -44,7 +44,7 @@ from flowcept.data import theatre
 from flowcept.data.theatre import Scene
 from flowcept.device import autocast
 from flowcept.evaluation import metrics
-from flowcept.evaluation.evaluate import QUARTERS, psnr, quarter
+from flowcept.evaluation.evaluate import QUARTERS, quarter
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.request import request
 from flowcept.settings import SOLVERS, SampleConfig, defaults
@@ -248,7 +248,7 @@ def codec(bench: Bench) -> dict[str, Any]:
         image_FCHW = to_images(bench.real(scene, 4000 + number))
         network = bench.studio.weights.codec
         decoded_FCHW = network.decode(network.encode(image_FCHW))
-        values.append(psnr(decoded_FCHW, image_FCHW))
+        values.append(metrics.psnr(decoded_FCHW, image_FCHW))
         decoded.append(to_frames(decoded_FCHW))
     return {
         "psnr": float(np.mean(values)),
@@ -258,7 +258,7 @@ def codec(bench: Bench) -> dict[str, Any]:
 
 
 def _psnr(made_FHW3: Frames, real_FHW3: Frames) -> float:
-    return psnr(to_images(made_FHW3), to_images(real_FHW3))
+    return metrics.psnr(to_images(made_FHW3), to_images(real_FHW3))
 
 
 def interp(bench: Bench) -> dict[str, Any]:

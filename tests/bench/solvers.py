@@ -15,10 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import machine
+import mobilenet
+import torch
 
 from flowcept import model_file as checkpoint
-from flowcept.evaluation.evaluate import Evaluation, feature_scores, features_of, length_scores
-from flowcept.evaluation.features import load_features
+from flowcept.evaluation import metrics
+from flowcept.evaluation.evaluate import (
+    draw_clips,
+    feature_scores,
+    length_scores,
+    load_maker,
+    of_captions,
+)
 from flowcept.settings import SOLVERS, SampleConfig
 
 
@@ -34,31 +42,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     config = SampleConfig(guidance=options.guidance)
-    work = Evaluation(
-        checkpoint.find(options.model), options.data, config, clips=options.clips,
-        seed=options.seed, device="auto", dtype="auto", progress=lambda *_: None,
-    )  # fmt: skip
-    network = load_features(options.features, work.device)
-    real = features_of(network, work.real)
+    maker = load_maker(checkpoint.find(options.model), options.seed, "auto", "auto")
+    clips = draw_clips(maker, options.data, options.clips)
+    network = mobilenet.MobileNet(options.features, maker.device)
+    real = network.frames_of(clips)
     print(machine.described())
     print(
-        f"{len(work.real)} clips, guidance {config.guidance:g}, seed {options.seed}, "
-        f"{work.card.steps} training steps, {network.name}"
+        f"{len(clips)} clips, guidance {config.guidance:g}, seed {options.seed}, "
+        f"{maker.card.steps} training steps, {network.name}"
     )
     print("| solver | steps | distance of clips (5 % to 95 %) | frames | changes", end=" ")
     print("| lengths, total variation | seconds |\n|---|---|---|---|---|---|---|")
     for steps in options.steps:
         for solver in options.solvers:
-            work.config = replace(config, steps=steps, solver=solver)
             started = time.perf_counter()
-            made = work.of_captions()
+            made = of_captions(maker, clips, replace(config, steps=steps, solver=solver))
             seconds = time.perf_counter() - started
-            found = feature_scores(network.name, real, features_of(network, made), options.seed)
-            score, low, high = found["of clips"]
+            frames = real, network.frames_of(made)
+            of_clips = map(mobilenet.of_clips, frames)
+            found = feature_scores(network.name, *of_clips, options.seed)
+            score, low, high = found["distance"]
+            of_frames = metrics.frechet_of_samples(*map(torch.cat, frames))
+            of_changes = metrics.frechet_of_samples(*map(mobilenet.changes, frames))
             print(
                 f"| {solver} | {steps} | {score:.2f} ({low:.2f} to {high:.2f}) "
-                f"| {found['of frames']:.2f} | {found['of changes']:.2f} "
-                f"| {length_scores(work.real, made)['total_variation']:.3f} | {seconds:.0f} |",
+                f"| {of_frames:.2f} | {of_changes:.2f} "
+                f"| {length_scores(clips, made)['total_variation']:.3f} | {seconds:.0f} |",
                 flush=True,
             )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_features import mobilenet_weights
+from test_mobilenet import mobilenet_weights
 
 from flowcept import model_file as checkpoint
 from flowcept.data import theatre

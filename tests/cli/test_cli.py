@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Result
-from fixtures_model import SIZE, write_model
+from fixtures_model import SIZE
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -25,6 +26,7 @@ from flowcept import generation as tasks
 from flowcept.data import video
 from flowcept.data.video import Sound
 from flowcept.errors import UserError
+from flowcept.settings import mixed
 
 COMMANDS = ["gen", "i2v", "interp", "extend", "train", "evaluate", "info", "theatre"]
 GENERATING = COMMANDS[:4]
@@ -158,7 +160,8 @@ def test_several_prompts_and_counts(made):
     result = made("gen", "a dog", "a cat", "--count", 2, "-o", "o.apng", "--sheet", "s.png")
     names = [f"o-{n}.apng" for n in (1, 2, 3, 4)] + [f"s-{n}.png" for n in (1, 2, 3, 4)]
     assert files() == names
-    assert re.findall(r"seed (\d)", result.out) == ["1", "2", "1", "2"]
+    second = str(mixed(1, "count", 1))
+    assert re.findall(r"seed (\d+)", result.out) == ["1", second, "1", second]
     prompts = [video.read_metadata(Path(name))["prompt"] for name in names[:4]]
     assert prompts == ["a dog", "a dog", "a cat", "a cat"]
 
@@ -241,10 +244,17 @@ def test_a_least_length_beyond_the_trained_ones_is_met(made):
         assert video.probe(Path("o.apng")).num_frames == 20
 
 
-def test_seeds_are_one_apart_without_a_first_one(flow, tiny_model):
-    words = ["-m", tiny_model, "--steps", 1, "--scale", 1, "--count", 3, "--json"]
-    seeds = [clip["seed"] for clip in json.loads(flow("gen", "a", *words).out)]
-    assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
+def test_the_seed_told_of_a_later_clip_makes_it_again(made, flow, tiny_model):
+    """Seeds of clips and of their neighbours do not overlap, given or drawn."""
+    made("gen", "a dog", "--count", 3, "-o", "o.apng")
+    seeds = [video.read_metadata(Path(f"o-{n}.apng"))["seed"] for n in (1, 2, 3)]
+    assert len({*seeds, 2, 3}) == 5
+    made("gen", "a dog", "--seed", seeds[2], "-o", "again.apng")
+    assert Path("o-3.apng").read_bytes() == Path("again.apng").read_bytes()
+
+    words = ["-m", tiny_model, "--steps", 1, "--scale", 1, "--count", 2, "--json"]
+    first, second = (clip["seed"] for clip in json.loads(flow("gen", "a", *words).out))
+    assert second == mixed(first, "count", 1)
 
 
 def test_a_prompt_may_hold_other_line_ends(made):
@@ -326,12 +336,6 @@ def test_exact_and_bounded_lengths(made, command):
         assert video.probe(Path("o.apng")).num_frames - own in allowed
 
 
-@pytest.mark.parametrize("order", ["learned", "random", "left-to-right", "bisection"])
-def test_orders(made, order):
-    made("gen", "a dog", "--order", order, "--frames", 6, "-o", "o.apng")
-    assert video.read_metadata(Path("o.apng"))["order"] == order
-
-
 def test_i2v_pixels_fit_and_exif(made):
     (image_HW3,) = noise(1)
     exif = Image.Exif()
@@ -398,7 +402,7 @@ def test_interp_keeps_sound_while_the_clip_takes_as_long(made):
     assert "sound" not in result.out + result.err
     assert loudness("twice.mp4")[1:9].min() > 1000
     result = made("interp", "clip.mp4", "--fps", 10, "-o", "slow.mp4")
-    assert "sound is left out" in result.err
+    assert "sound is left out" in result.out
     assert not video.has_sound(Path("slow.mp4"))
 
 
@@ -441,15 +445,6 @@ def test_a_rate_that_cannot_be_written_is_refused_first(flow, monkeypatch):
     refused(flow("interp", "clip.apng", "-m", ABSENT), "--fps")
 
 
-@pytest.mark.parametrize("kind", ["full-sequence", "autoregressive"])
-def test_baselines(made, tmp_path, kind):
-    model = write_model(tmp_path / "b.safetensors", kind)
-    made("gen", "a dog", "-m", model, "-o", "o.apng")
-    assert video.probe(Path("o.apng")).num_frames in (4, 6, 8, 10, 12)
-    made("gen", "a dog", "-m", model, "--frames", 5, "-o", "o.apng")
-    assert video.probe(Path("o.apng")).num_frames == 5
-
-
 def test_model_from_the_environment(flow, tiny_model, monkeypatch):
     monkeypatch.setenv("FLOWCEPT_MODEL", str(tiny_model))
     assert flow("gen", "a dog", "--steps", 1, "--scale", 1, "-o", "o.gif").status == 0
@@ -481,7 +476,7 @@ def test_text_that_is_no_text(made):
 # ---- what is refused ---------------------------------------------------------------------------
 
 COUNTS = ["--steps", "--min-length", "--max-length", "--frames", "--count", "--scale"]
-NUMBERS = ["--guidance", "--rate-guidance", "--rate-temperature", "--length-scale", "--fps"]
+NUMBERS = ["--guidance", "--rate-temperature", "--length-scale", "--fps"]
 BAD_NUMBERS = [
     *((flag, value) for flag in COUNTS for value in ("0", "-1", "1.5", "nan", "inf", "x", "")),
     *((flag, value) for flag in NUMBERS for value in ("nan", "inf", "-inf", "-1", "1e300", "x")),
@@ -505,7 +500,6 @@ CONTRADICTIONS = [
     ("gen", ["--min-length", "9", "--max-length", "8"], "--min-length"),
     ("gen", ["--frames", "9", "--max-length", "8"], "--frames"),
     ("gen", ["--frames", "3", "--min-length", "4"], "--frames"),
-    ("gen", ["--order", "sideways"], "--order"),
     ("gen", ["--device", "tpu"], "device"),
     ("gen", ["--dtype", "int8"], "dtype"),
     ("gen", ["--device", "cpu", "--dtype", "float16"], "float16"),
@@ -659,7 +653,7 @@ def test_no_half_written_file_after_a_full_disk(flow, tiny_model, monkeypatch):
 
 
 def program(*words, **options):
-    command = [sys.executable, "-m", "flowcept.cli", *map(str, words)]
+    command = [sys.executable, "-m", "flowcept", *map(str, words)]
     path = os.pathsep.join([str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
     return subprocess.Popen(
@@ -714,20 +708,50 @@ def test_help_imports_nothing_heavy():
 import sys
 from flowcept import cli
 heavy = {"torch", "numpy", "PIL", "imageio_ffmpeg", "safetensors"}
-for words in (["--help"], ["gen", "--help"], ["train", "--help"], ["gen", "a", "--steps", "0"]):
+for words in (["--help"], ["gen", "-h"], ["train", "--help"], ["gen", "a", "--steps", "0"]):
     sys.argv = ["flowcept", *words]
     try:
         cli.main()
     except SystemExit:
         pass
     assert "torch" not in sys.modules, words
-    assert "gen" not in words or "--help" not in words or not heavy & set(sys.modules), words
+    assert "a" in words or not heavy & set(sys.modules), words
 """
     path = str(Path(cli.__file__).parents[2])
     subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True,
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
+
+
+def test_help_answers_in_half_a_second():
+    def seconds():
+        before = os.times()
+        with program("-h") as process:
+            out, _ = process.communicate(timeout=60)
+        after = os.times()
+        assert "flowcept [OPTIONS] COMMAND" in out
+        return (
+            after.children_user
+            + after.children_system
+            - (before.children_user + before.children_system)
+        )
+
+    assert min(seconds() for _ in range(3)) < 0.5  # of the processor: others may be at work
+
+
+def test_the_memory_error_of_a_device_is_one_line(flow, tiny_model, monkeypatch):
+    def failing(*_args, **_settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tasks, "load", failing)
+    refused(flow("gen", "a", "-m", tiny_model), "not enough memory")
+
+
+def test_quiet_leaves_the_filters_of_warnings_alone(made):
+    before = list(warnings.filters), warnings.showwarning
+    assert made("gen", "a " * 5000, "-q", "-o", "o.mp4").err == ""
+    assert (list(warnings.filters), warnings.showwarning) == before
 
 
 def test_help_and_version(flow):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 from fixtures_model import write_model
 from PIL import Image
-from test_features import mobilenet_weights
+from torch import nn
 
 from flowcept import model_file as checkpoint
 from flowcept.data import theatre, video
@@ -31,12 +32,21 @@ def folder(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture
-def features(tmp_path, generator):
-    from safetensors.torch import save_file
+class Patches(nn.Module):
+    """Colours of a clip's frames, on a grid of 2 by 2."""
 
-    save_file(mobilenet_weights(generator), tmp_path / "net.safetensors")
-    return tmp_path / "net.safetensors"
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool3d(clip, (4, 2, 2)).flatten(1)
+
+
+@pytest.fixture
+def features(tmp_path):
+    torch.jit.script(Patches()).save(str(tmp_path / "net.pt"))
+    return tmp_path / "net.pt"
+
+
+def maker(model, seed=0):
+    return evaluate.load_maker(Path(model), seed, "cpu", "float32")
 
 
 def clips(generator, lengths, size=32, captions=("a",)):
@@ -102,21 +112,6 @@ def test_chance_is_that_of_two_samples_of_equal_size():
         assert evaluate.chance_variation(law) == pytest.approx(expected, rel=0.08)
 
 
-def test_a_centred_interval_takes_the_bias_off():
-    """The largest of 30 numbers is seldom in a bootstrap: its draws lie below the score."""
-    values = np.random.default_rng(0).normal(size=30)
-
-    def largest(chosen):
-        return float(values[list(chosen)].max())
-
-    score, low, high = evaluate.interval(largest, 30, 0)
-    assert high <= score
-    centre = [evaluate.interval(largest, 30, 0, centred=True)[i] for i in range(3)]
-    assert centre[0] == score
-    assert centre[1] < score < centre[2]
-    assert centre[2] - centre[1] == pytest.approx(high - low)
-
-
 def test_interp_scores_know_who_is_right(generator):
     """Clips that move evenly: blending is right; repeating misses by what blending would tell."""
     first, last = torch.rand(2, 3, 16, 16, generator=generator) - 0.5
@@ -124,29 +119,21 @@ def test_interp_scores_know_who_is_right(generator):
     even = Clip(torch.lerp(first[None], last[None], weights), "a")
     other = clips(generator, [4, 5], size=16)
     pairs = [(even, other[1]), (other[0], other[0])]
-    scores = evaluate.interp_scores(pairs, None, seed=0)
+    scores = evaluate.interp_scores(pairs, seed=0)
     assert (scores["clips"], scores["frames"]) == (2, 5)
-    only = evaluate.interp_scores(pairs[:1], None, seed=0)
+    only = evaluate.interp_scores(pairs[:1], seed=0)
     assert only["linear"]["psnr"] == (100, 100, 100)
     repeated = metrics.psnr(first.expand(3, -1, -1, -1), even.image_FCHW[1:-1])
     assert only["repeat"]["psnr"][0] == pytest.approx(repeated)
-    assert evaluate.interp_scores(pairs[1:], None, seed=0)["model"]["psnr"][0] == 100
+    assert evaluate.interp_scores(pairs[1:], seed=0)["model"]["psnr"][0] == 100
 
 
 def test_one_equal_frame_does_not_make_a_clip_perfect(generator):
     first, second, last = torch.rand(3, 3, 16, 16, generator=generator) - 0.5
     real = Clip(torch.stack([first, first, second, second, last]), "a")
-    scores = evaluate.interp_scores([(real, real)], None, seed=0)
+    scores = evaluate.interp_scores([(real, real)], seed=0)
     missed = metrics.psnr(first[None], second[None])
     assert scores["repeat"]["psnr"][0] == pytest.approx((100 + 2 * missed) / 3)
-
-
-def test_interp_scores_measure_features(generator, features):
-    network = load_features(features, torch.device("cpu"))
-    (clip,) = clips(generator, [5])
-    scores = evaluate.interp_scores([(clip, clip)], network, seed=0)
-    assert scores["model"]["features"] == 0
-    assert scores["repeat"]["features"] > 0.1
 
 
 def test_quarters_are_all_of_the_clip():
@@ -167,23 +154,28 @@ def test_drift_is_seen_where_it_is(generator):
         image = clip.image_FCHW.clone()
         image[6:] = image[6:].mean((2, 3), keepdim=True)
         blurred.append(Clip(image, "a"))
-    sharpness = evaluate.drift_scores(real, blurred, None, None)["sharpness"]
+    sharpness = evaluate.drift_scores(real, blurred)["sharpness"]
     assert sharpness["made"][:3] == sharpness["real"][:3]
     assert sharpness["made"][3] < 1e-6 < sharpness["real"][3]
 
 
 def test_distances_by_quarter_are_those_of_the_quarters(generator, features):
-    """Taken from the features of whole clips, or of the quarters as clips: the same."""
     network = load_features(features, torch.device("cpu"))
     real, made = clips(generator, [3, 5, 8, 6]), clips(generator, [4, 2, 9, 7])
-    seen = tuple(evaluate.features_of(network, side) for side in (real, made))
-    found = evaluate.drift_scores(real, made, network, seen)["distance"]
+    found = evaluate.drift_scores(real, made, network)["distance"]
+    assert len(found) == evaluate.QUARTERS
     for number, distance in enumerate(found):
-        parts = [
-            [Clip(part, "a") for part in evaluate._parts(side, number)] for side in (real, made)
-        ]
-        a, b = (evaluate.features_of(network, side).frame_FD for side in parts)
+        a, b = (
+            network([c.image_FCHW[evaluate.quarter(len(c.image_FCHW), number)] for c in side])
+            for side in (real, made)
+        )
         assert distance == pytest.approx(metrics.frechet_of_samples(a, b), rel=1e-4)
+    halved = [Clip(torch.cat([c.image_FCHW, c.image_FCHW - 1]), "a") for c in real]
+    early, *_, late = evaluate.drift_scores(
+        [Clip(torch.cat([c.image_FCHW] * 2), "a") for c in real], halved, network
+    )["distance"]
+    assert early == pytest.approx(0, abs=1e-6)
+    assert late > 1, "where it is"
 
 
 def feature_scores(network, real, made):
@@ -195,17 +187,13 @@ def test_feature_scores_of_equal_clips(generator, features):
     network = load_features(features, torch.device("cpu"))
     real = clips(generator, [3, 5, 4, 6, 5, 4, 3])
     same = feature_scores(network, real, real)
-    value, low, high = same["of clips"]
+    value, low, high = same["distance"]
     assert value == pytest.approx(0, abs=1e-6)
     assert low <= high
-    assert same["of frames"] == same["of changes"] == pytest.approx(0, abs=1e-6)
     assert same["coverage"] == 1
+    assert same["clips"] == 7
     grey = [Clip(0.2 * clip.image_FCHW, "a") for clip in real]
-    other = feature_scores(network, real, grey)
-    assert other["of clips"][0] > 0.05
-    assert other["of frames"] > 0.05
-    still = [Clip(clip.image_FCHW[:1].repeat(4, 1, 1, 1), "a") for clip in real]
-    assert feature_scores(network, real, still)["of changes"] > 0.05
+    assert feature_scores(network, real, grey)["distance"][0] > 0.01
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
@@ -214,23 +202,20 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     held = 0
     for trial in range(200):
         values = rng.normal(size=40).tolist()
-        score, low, high = evaluate.interval(evaluate._mean_of(values), 40, trial)
+        score, low, high = evaluate.mean_interval(values, trial)
         assert low < score < high
         held += low < 0 < high
     assert 0.82 < held / 200 < 0.96
 
 
 def test_a_clip_of_a_first_frame_begins_with_it(tiny_model, folder):
-    work = evaluate.Evaluation(
-        Path(tiny_model), folder, SampleConfig(steps=2), clips=4, seed=0, device="cpu",
-        dtype="float32", progress=lambda *_: None,
-    )  # fmt: skip
-    made = work.of_first_frames()
-    for real, clip in zip(work.real, made, strict=True):
-        with torch.inference_mode():
-            first = work.weights.codec.decode(work.encode(real.image_FCHW[:1]))
+    model = maker(tiny_model)
+    real = evaluate.draw_clips(model, folder, 4)
+    made = evaluate.of_first_frames(model, real, SampleConfig(steps=2))
+    for given, clip in zip(real, made, strict=True):
+        first = model.decode(model.encode(given.image_FCHW[:1]))
         torch.testing.assert_close(clip.image_FCHW[:1], first, atol=1e-4, rtol=1e-4)
-        assert clip.caption == real.caption
+        assert clip.caption == given.caption
 
 
 @pytest.mark.parametrize(("fit", "dark"), [("crop", 0), ("stretch", 0), ("pad", 0.5)])
@@ -240,33 +225,88 @@ def test_real_clips_are_fitted_as_in_training(tiny_model, tmp_path, fit, dark):
     checkpoint.save(fitted, tmp_path / "fitted.safetensors")
     for name in ("a", "b"):
         video.write_video(tmp_path / f"{name}.apng", np.full((3, 32, 64, 3), 255, np.uint8), 12)
-    work = evaluate.Evaluation(
-        tmp_path / "fitted.safetensors", tmp_path, SampleConfig(), clips=2, seed=0, device="cpu",
-        dtype="float32", progress=lambda *_: None,
-    )  # fmt: skip
-    for clip in work.real:
+    for clip in evaluate.draw_clips(maker(tmp_path / "fitted.safetensors"), tmp_path, 2):
         assert float((clip.image_FCHW < 0).float().mean()) == dark
 
 
 def test_real_lengths_can_be_told(tiny_model, folder):
-    work = evaluate.Evaluation(
-        Path(tiny_model), folder, SampleConfig(steps=1), clips=7, seed=0, device="cpu",
-        dtype="float32", progress=lambda *_: None, told=True,
-    )  # fmt: skip
-    lengths = [len(clip.image_FCHW) for clip in work.real]
+    model, config = maker(tiny_model), SampleConfig(steps=1)
+    real = evaluate.draw_clips(model, folder, 7)
+    lengths = [len(clip.image_FCHW) for clip in real]
     assert len(set(lengths)) > 1
-    for made in (work.of_captions(), work.of_first_frames()):
+    for make in (evaluate.of_captions, evaluate.of_first_frames):
+        made = make(model, real, config, told=True)
         assert [len(clip.image_FCHW) for clip in made] == lengths
+
+
+@pytest.fixture(scope="module")
+def video_model(tmp_path_factory):
+    """A model whose codec has one latent for four pictures, the first alone."""
+    return write_model(tmp_path_factory.mktemp("model") / "video.safetensors", codec="fake-video")
+
+
+def test_clips_of_a_video_codec_lie_on_its_grid(video_model, folder):
+    model, config = maker(video_model), SampleConfig(steps=1)
+    real = evaluate.draw_clips(model, folder, 7)
+    lengths = [len(clip.image_FCHW) for clip in real]
+    assert {n % 4 for n in lengths} == {1}
+    assert max(lengths) > 9
+    for make in (evaluate.of_captions, evaluate.of_first_frames):
+        made = make(model, real, config, told=True)
+        assert [len(clip.image_FCHW) for clip in made] == lengths
+
+
+def test_between_ends_of_a_video_codec_the_last_picture_is_no_frame_of_its_own(video_model, folder):
+    model = maker(video_model)
+    real = evaluate.draw_clips(model, folder, 4)
+    real.append(Clip(real[0].image_FCHW[:1], "a"))
+    pairs = evaluate.between_ends(model, real, SampleConfig(steps=1))
+    assert [clip for clip, _ in pairs] == real[:4]
+    for clip, made in pairs:
+        assert made.image_FCHW.shape == clip.image_FCHW.shape
+        torch.testing.assert_close(made.image_FCHW[0], clip.image_FCHW[0], atol=1e-2, rtol=0)
+    scores = evaluate.interp_scores(pairs, seed=0)
+    assert scores["frames"] == sum(len(clip.image_FCHW) - 2 for clip in real[:4])
+
+
+def test_every_clip_has_a_seed_of_its_own(tiny_model):
+    """Neighbouring seeds of an evaluation share no clip, as sums of seed and number would."""
+    config = SampleConfig(steps=1, frames=5)
+    made = []
+    for seed in (0, 1):
+        model = maker(tiny_model, seed)
+        real = [Clip(torch.zeros(5, 3, 32, 32), "a")] * 3
+        made += [clip.image_FCHW for clip in evaluate.of_captions(model, real, config)]
+    for i, j in itertools.combinations(range(len(made)), 2):
+        assert not torch.equal(made[i], made[j]), (i, j)
 
 
 # ---- the command -------------------------------------------------------------------------------
 
 
+def test_a_video_codec_end_to_end(flow, video_model, folder):
+    result = flow("evaluate", video_model, folder, "--clips", 5, "--steps", 1, "-q", "--json")
+    assert result.status == 0, result.err
+    scores = json.loads(result.out)
+    for side in ("real", "made"):
+        assert {int(n) % 4 for n in scores["lengths"][side]} == {1}
+    assert scores["counts"]["states"] > 5
+
+
 @pytest.mark.parametrize("task", ["gen", "i2v"])
-@pytest.mark.parametrize("kind", ["flowception", "full-sequence", "autoregressive"])
-def test_evaluate_end_to_end(flow, tmp_path, folder, features, kind, task):
-    model = write_model(tmp_path / "tiny.safetensors", kind)
-    words = ["evaluate", model, folder, "--clips", 7, "--steps", 2, "--features", features, "-q"]
+def test_evaluate_end_to_end(flow, tiny_model, folder, features, task):
+    words = [
+        "evaluate",
+        tiny_model,
+        folder,
+        "--clips",
+        7,
+        "--steps",
+        2,
+        "--features",
+        features,
+        "-q",
+    ]
     words += ["--task", task] if task != "gen" else []
     result = flow(*words, "-o", "s.json", "--sheet", "s.png")
     assert result.status == 0, result.err
@@ -277,13 +317,10 @@ def test_evaluate_end_to_end(flow, tmp_path, folder, features, kind, task):
     assert scores["about"]["settings between frames"]["steps"] == 2
     assert scores["about"]["settings between frames"]["guidance"] == 1
     assert scores["about"]["task"] == task
-    assert "Fréchet MobileNet distance, 7 clips each" in result.out
+    assert "Fréchet distance of net, 7 clips each" in result.out
     assert re.search(r"missing frames by model +PSNR \d", result.out)
     assert sum(scores["lengths"]["made"].values()) == 7
-    assert (scores["counts"] is None) == (kind != "flowception")
-    if kind != "flowception":
-        assert scores["lengths"]["made"] == scores["lengths"]["real"]
-        assert "note: " + kind in result.out
+    assert scores["counts"]["states"] > 7
     assert Image.open("s.png").height > 900
     again = flow(*words, "--json")
     assert json.loads(again.out) == scores
@@ -309,6 +346,7 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
     one.mkdir()
     video.write_video(one / "a.apng", np.zeros((3, 32, 32, 3), np.uint8), 12)
     Path("junk.pt").write_text("no")
+    Path("net.safetensors").write_text("no")
     for words, said in (
         (["absent.safetensors", data], "absent.safetensors"),
         ([model, "nowhere"], "nowhere"),
@@ -316,8 +354,9 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
         ([model, data, "--clips", "1"], "--clips"),
         ([model, data, "--features", "absent.pt"], "absent.pt"),
         ([model, data, "--features", "junk.pt"], "junk.pt"),
+        ([model, data, "--features", "net.safetensors"], "TorchScript"),
         ([model, data, "-o", "scores.txt"], ".json"),
-        ([model, data, "-o", "no/where.json"], "no such folder"),
+        ([model, data, "-o", "no/where.json"], "no folder no"),
         ([model, data, "--sheet", "s.gif"], ".png"),
         ([model, data, "--seed", "-1"], "--seed"),
         ([model, data, "--task", "interp"], "--task must be one of gen, i2v"),

@@ -15,32 +15,25 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def covariance(size: int, seed: int, rank: int | None = None) -> torch.Tensor:
-    factor = noise(size, rank or size, seed=seed).double()
-    return factor @ factor.T
-
-
 # --- psnr
 
 
 def test_psnr_of_a_constant_error_is_its_ratio_to_the_peak():
     a = noise(3, 3, 8, 8) * 0.5
     assert metrics.psnr(a, a + 0.02) == pytest.approx(40.0, abs=1e-4)
-    assert metrics.psnr(a, a + 0.02, peak=1.0) == pytest.approx(40 - 20 * math.log10(2), abs=1e-4)
 
 
 def test_psnr_averages_decibels_over_frames_not_errors():
     a = torch.zeros(2, 1, 4, 4)
     b = torch.stack([torch.full((1, 4, 4), 0.2), torch.full((1, 4, 4), 0.002)])
-    torch.testing.assert_close(
-        metrics.psnr_per_frame(a, b), torch.tensor([20.0, 60.0]).double(), rtol=1e-6, atol=0
-    )
+    assert [metrics.psnr(a[f : f + 1], b[f : f + 1]) for f in (0, 1)] == pytest.approx([20, 60])
     assert metrics.psnr(a, b) == pytest.approx(40.0, abs=1e-4)
 
 
-def test_psnr_of_equal_frames_is_infinite_and_shapes_must_agree():
+def test_psnr_of_equal_frames_is_the_best_and_shapes_must_agree():
     a = noise(1, 3, 4, 4)
-    assert metrics.psnr(a, a) == math.inf
+    assert metrics.psnr(a, a) == metrics.BEST
+    assert metrics.psnr(a, a + 1e-9) == metrics.BEST
     with pytest.raises(ValueError, match="one shape"):
         metrics.psnr(a, noise(1, 3, 4, 1))
 
@@ -162,39 +155,41 @@ def test_total_variation_refuses_what_is_no_law(law):
         metrics.total_variation({1: 1.0}, law)
 
 
+def samples(mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Two samples a column of the factor, with exactly this mean and covariance factor factor^T."""
+    columns = factor.double().T * ((2 * factor.shape[1] - 1) / 2) ** 0.5
+    return mean.double() + torch.cat([columns, -columns])
+
+
 def test_frechet_distance_of_commuting_covariances():
     vectors = torch.linalg.qr(noise(5, 5).double()).Q
     a, b = torch.tensor([4.0, 1, 0.25, 9, 0]), torch.tensor([1.0, 1, 4, 0, 0])
-    cov_a, cov_b = ((vectors * value.double()) @ vectors.T for value in (a, b))
     shift = torch.tensor([3.0, 0, 0, -4, 0])
     expected = 25 + float((a.sqrt() - b.sqrt()).square().sum())
-    found = metrics.frechet_distance(torch.zeros(5), cov_a, shift, cov_b)
+    found = metrics.frechet_of_samples(
+        samples(torch.zeros(5), vectors * a.sqrt()), samples(shift, vectors * b.sqrt())
+    )
     assert found == pytest.approx(expected, rel=1e-7)
 
 
 def test_frechet_distance_of_covariances_that_do_not_commute():
     # For 2 x 2 the trace of the root is sqrt(tr(AB) + 2 sqrt(det(AB))).
-    a, b = covariance(2, 1), covariance(2, 2)
+    half_a, half_b = noise(2, 2, seed=1).double(), noise(2, 2, seed=2).double()
+    a, b = half_a @ half_a.T, half_b @ half_b.T
     assert not torch.allclose(a @ b, b @ a)
-    root = math.sqrt((a @ b).trace() + 2 * math.sqrt(torch.det(a @ b)))
-    expected = float(a.trace() + b.trace()) - 2 * root
-    zero = torch.zeros(2)
-    assert metrics.frechet_distance(zero, a, zero, b) == pytest.approx(expected, rel=1e-9)
-    assert metrics.frechet_distance(zero, b, zero, a) == pytest.approx(expected, rel=1e-9)
+    root_trace = math.sqrt((a @ b).trace() + 2 * math.sqrt(torch.det(a @ b)))
+    expected = float(a.trace() + b.trace()) - 2 * root_trace
+    of_a, of_b = samples(torch.zeros(2), half_a), samples(torch.zeros(2), half_b)
+    assert torch.allclose(torch.cov(of_a.T), a)
+    assert metrics.frechet_of_samples(of_a, of_b) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_of_samples(of_b, of_a) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_to_itself_is_zero_even_where_singular():
-    mean = noise(40)
     for rank in (40, 7):
-        cov = covariance(40, 3, rank)
-        assert metrics.frechet_distance(mean, cov, mean, cov) < 1e-10 * float(cov.trace())
-
-
-def test_frechet_distance_refuses_wrong_shapes():
-    with pytest.raises(ValueError, match="covariances"):
-        metrics.frechet_distance(torch.zeros(3), torch.eye(3), torch.zeros(3), torch.eye(2))
-    with pytest.raises(ValueError, match="means"):
-        metrics.frechet_distance(torch.zeros(3), torch.eye(3), torch.zeros(2), torch.eye(3))
+        found = samples(noise(40), noise(40, rank, seed=3))
+        size = float(torch.cov(found.T).trace())
+        assert metrics.frechet_of_samples(found, found) < 1e-10 * size
 
 
 # --- blend
@@ -210,12 +205,19 @@ def test_linear_blend_is_strictly_between_and_even():
         metrics.linear_blend(a, b, -1)
 
 
+def root(cov: torch.Tensor) -> torch.Tensor:
+    value, vector = torch.linalg.eigh(cov)
+    return (vector * value.clamp(min=0).sqrt()) @ vector.T
+
+
 @pytest.mark.parametrize(("n", "m", "size"), [(40, 60, 7), (5, 6, 30), (9, 40, 20)])
 def test_frechet_of_samples_is_that_of_their_gaussians(generator, n, m, size):
     a = torch.randn(n, size, generator=generator) @ torch.randn(size, size, generator=generator)
     b = 1 + torch.randn(m, size, generator=generator)
-    gaussians = [part for x in (a, b) for part in (x.double().mean(0), torch.cov(x.double().T))]
-    expected = metrics.frechet_distance(*gaussians)
+    cov_a, cov_b = (torch.cov(x.double().T) for x in (a, b))
+    shift = (a.double().mean(0) - b.double().mean(0)).square().sum()
+    overlap = torch.linalg.svdvals(root(cov_a) @ root(cov_b)).sum()
+    expected = float(shift + cov_a.trace() + cov_b.trace() - 2 * overlap)
     assert metrics.frechet_of_samples(a, b) == pytest.approx(expected, rel=1e-6)
     assert metrics.frechet_of_samples(a, a) == pytest.approx(0, abs=1e-6 * float(a.square().sum()))
 

@@ -1,0 +1,425 @@
+"""Numbers for people: the table and the picture of scores, and charts of lines, bars and growth.
+
+Charts are figures of matplotlib on its Agg canvas, each on its own: no state is shared or kept.
+They have 72 dots per inch, where a point is a pixel, so that all sizes here are pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from flowcept.data import video
+from flowcept.evaluation.evaluate import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+Picture = NDArray[np.uint8]  # [H, W, 3]
+Colors = NDArray[np.float64]  # [N, 4]: red, green, blue, opacity
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Visible = tuple[int, float, bool]  # a frame of a growing clip: name, flow time, just inserted
+
+INK, GREY, AXIS, GRID = "#262a33", "#636975", "#969ca8", "#e5e8ed"  # titles, labels, lines
+HIDDEN = "#f4f6f9"  # the place of a frame that does not exist yet
+INSERTED, GIVEN = "#e23d5a", "#f5a642"
+# Okabe and Ito's colours, which the usual kinds of colour blindness keep apart; their yellow is
+# left out because it is too pale for a line on white.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#3c3c3c")
+# Noise to finished in equal steps of OKLab lightness (0.24 to 0.90), hue 285 to 165 degrees.
+RAMP = ("#1d1841", "#1a3d7b", "#006da6", "#009eb9", "#60c8c0", "#afeed2")
+
+DOTS = 72  # per inch
+SIZE = (960, 540)  # of a chart with axes: width and height
+TEXT: dict[str, Any] = {"fontsize": 13, "color": GREY}
+LINE: dict[str, Any] = {"linewidth": 2, "markersize": 7, "markeredgewidth": 0, "clip_on": False}
+LEGEND: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (0, 1.02), "alignment": "left", "frameon": False,
+    "borderpad": 0, "borderaxespad": 0, "handlelength": 1.4, "fontsize": 13, "labelcolor": GREY,
+    "title_fontsize": 18,
+}  # fmt: skip
+PAD = 18  # white around a picture
+LEFT, TOP = 70, 58  # of the cells of a growth chart
+THUMBNAIL = 44  # width where not every frame has one
+WAYS = ("model", "linear", "repeat")  # to make missing frames
+HUGE = 1e150  # beyond it differences and products overflow; also false for NaN and infinity
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def table(scores: Scores) -> list[str]:
+    """The scores as lines of text."""
+    about = scores.about
+    return [
+        f"{about['model']} ({about['model_steps']} steps), {about['task']} on {about['data']}: "
+        f"{about['clips']} clips, seed {about['seed']}, {about['dtype']} on {about['device']}",
+        *(f"  {name:<52}{value}" for name, value in _rows(scores)),
+        *(f"note: {note}" for note in scores.notes),
+    ]
+
+
+def _rows(scores: Scores) -> Iterator[tuple[str, str]]:
+    found, lengths, counts = scores.features, scores.lengths, scores.counts
+    if found:
+        yield f"{found['name']}, {found['clips']} clips each", _interval(found["distance"])
+    if found and "density" in found:
+        yield "density; coverage", f"{found['density']:.3f}; {found['coverage']:.3f}"
+    chance = f"{lengths['total_variation']:.3f} ({lengths['by chance']:.3f})"
+    yield "lengths: total variation (by chance alone)", chance
+
+    interp = scores.interp or {}
+    for way, part in ((way, interp[way]) for way in WAYS if way in interp):
+        likeness = f", ssim {part['ssim']:.3f}" if "ssim" in part else ""
+        yield f"missing frames by {way}", f"PSNR {_interval(part['psnr'])} dB{likeness}"
+    for side, values in scores.drift["sharpness"].items():
+        yield f"sharpness by quarter, {side}", " ".join(f"{v:.4f}" for v in values)
+    if "distance" in scores.drift:
+        yield "distance by quarter", " ".join(f"{v:.2f}" for v in scores.drift["distance"])
+    yield "motion: made; real", f"{scores.motion['made']:.4f}; {scores.motion['real']:.4f}"
+
+    others = "(from lengths alone {lengths_log_score:.3f}, constant law {constant_log_score:.3f})"
+    laws = f"{counts['log_score']:.3f} {others.format(**counts)}"
+    yield f"log score of missing counts, {counts['states']} states", laws
+
+
+def _interval(values: Sequence[float]) -> str:
+    return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
+
+
+def picture(scores: Scores) -> Image.Image:
+    """Lengths, sharpness and calibration, one below the other."""
+    total = scores.about["clips"]
+    laws = {side: scores.lengths[side] for side in ("real", "made")}
+    shares = {side: {n: count / total for n, count in law.items()} for side, law in laws.items()}
+    by_quarter = {
+        side: [(number + 1.0, value) for number, value in enumerate(values)]
+        for side, values in scores.drift["sharpness"].items()
+    }
+    parts = [
+        bar_chart(shares, title="lengths", x_label="frames", y_label="share of clips"),
+        line_chart(by_quarter, title="sharpness along the clip", x_label="quarter"),
+        calibration_chart(scores.counts["reliability"]),
+    ]
+    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
+
+
+# --- charts with axes ---------------------------------------------------------------------------
+
+
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    log_y: bool = False,
+) -> Image.Image:
+    """Lines through (x, y) points, a colour a series.
+
+    Points that are not finite, and with ``log_y`` those that are not positive, are left out; the
+    line goes on from its next point. A series of one point is a dot, an empty one only a name.
+    """
+    axes = _axes(x_label, y_label)
+    least = 0.0 if log_y else -HUGE
+    heights: list[float] = []
+    for number, (name, points) in enumerate(series.items()):
+        shown = [(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE]
+        marker = "o" if len(shown) <= 30 else ""
+        xs, ys = [x for x, _ in shown], [y for _, y in shown]
+        axes.plot(xs, ys, label=_legible(name), color=_color(number), marker=marker, **LINE)
+        heights += ys
+
+    axes.margins(x=0)
+    low, high = min(heights, default=0.0), max(heights, default=1.0)
+    if log_y:
+        _log_axis(axes, few_decades=high < 300 * low)
+    elif 0 <= low < 0.3 * high:  # what nears zero is read against zero, what does not closely
+        axes.set_ylim(bottom=0)
+    return _finished(axes, title)
+
+
+def bar_chart(
+    series: Mapping[str, Mapping[int, float]],
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+) -> Image.Image:
+    """Bars over whole numbers, those of all series side by side; values not finite are left out."""
+    axes = _axes(x_label, y_label)
+    wide = 0.8 / max(1, len(series))
+    for number, (name, values) in enumerate(series.items()):
+        shown = {n - 0.4 + (number + 0.5) * wide: v for n, v in values.items() if abs(v) < HUGE}
+        color, label = _color(number), _legible(name)
+        axes.bar(list(shown), list(shown.values()), 0.95 * wide, color=color, label=label)
+    axes.locator_params(axis="x", nbins=16, integer=True)
+    axes.margins(x=0.02)
+    axes.axhline(0, color=AXIS, linewidth=1)
+    axes.spines.bottom.set_visible(False)
+    return _finished(axes, title)
+
+
+def calibration_chart(bins: Sequence[tuple[float, float, int]]) -> Image.Image:
+    """How often what was said with a probability came true: (said, came true, how many) a bin."""
+    axes = _axes("said", "came true")
+    axes.axline((0, 0), slope=1, color=AXIS, linewidth=1, linestyle="--", label="perfect")
+    said, came, _ = zip(*bins, strict=True)
+    axes.plot(said, came, "o-", color=SERIES[0], label="missing count, and how many", **LINE)
+    for x, y, count in bins:
+        axes.annotate(f"{count:,}", (x, y), (8, -16), textcoords="offset points", **TEXT)
+    axes.set(xlim=(-0.01, 1.04), ylim=(-0.03, 1.03))
+    return _finished(axes, "how often a said probability came true")
+
+
+def _axes(x_label: str, y_label: str) -> Axes:
+    """An empty chart: a grid of horizontal lines and an axis below."""
+    figure = _canvas(*SIZE).figure
+    figure.set_layout_engine("constrained", w_pad=PAD / DOTS, h_pad=PAD / DOTS)
+    axes = figure.add_subplot()
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    axes.spines.bottom.set_color(AXIS)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=GRID, linewidth=1)
+    axes.tick_params(color=AXIS, labelcolor=GREY, labelsize=TEXT["fontsize"])
+    axes.tick_params(axis="y", length=0)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.locator_params(nbins=8, steps=(1, 2, 5, 10))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x + 0.0:,.10g}")
+    axes.set_xlabel(_legible(x_label), parse_math=False, **TEXT)
+    axes.set_ylabel(_legible(y_label), parse_math=False, **TEXT)
+    return axes
+
+
+def _log_axis(axes: Axes, *, few_decades: bool) -> None:
+    """Marks at powers of ten; over few decades at 2 and 5 times them, too."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
+
+
+def _finished(axes: Axes, title: str) -> Image.Image:
+    """The chart with its title and the names of its series in rows above it."""
+    handles, names = axes.get_legend_handles_labels()
+    letters = max(map(len, names), default=0) + 6  # six are as wide as a sample of the line
+    columns = max(1, 100 // letters)
+    legend = axes.legend(handles, names, ncols=columns, title=_legible(title), **LEGEND)
+    legend.get_title().set_color(INK)
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_parse_math(False)
+    return _rendered(axes)
+
+
+def _canvas(width: int, height: int) -> FigureCanvasAgg:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure((width / DOTS, height / DOTS), DOTS, facecolor="white"))
+
+
+def _rendered(axes: Axes) -> Image.Image:
+    canvas: Any = axes.figure.canvas
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _color(number: int) -> str:
+    return SERIES[number % len(SERIES)]
+
+
+def _legible(text: str, longest: int = 80) -> str:
+    """The text on one line, not too long, in letters that matplotlib's own font has."""
+    plain = video.legible(text).encode("ascii", "replace").decode("ascii")
+    return plain if len(plain) <= longest else plain[: longest - 3].rstrip() + "..."
+
+
+# --- a clip that grows --------------------------------------------------------------------------
+
+
+def growth_chart(
+    steps: Sequence[Sequence[Visible]],
+    order: Sequence[int],
+    *,
+    thumbnails: Sequence[Picture] | None = None,
+    num_steps: int | None = None,
+) -> Image.Image:
+    """A clip growing: a row a step from the top, a column a frame of the finished clip.
+
+    ``steps[i]`` lists the visible frames of row i as (name, flow time in [0, 1], inserted in this
+    step); row 0 is the start, at ``tau = 0``, and bears no marks. ``order`` names the finished
+    clip's frames from left to right, ``thumbnails`` are its pictures [H, W, 3]; where they would
+    be too small, only some are shown, evenly spread and with a line to their column. Row i stands
+    for ``tau = i / num_steps``; without ``num_steps`` the last row is taken to be at ``tau = 2``.
+    A frame of flow time 1 in row 0 was given and keeps a hue of its own. A frame that ``order``
+    lacks, and thumbnails of another count, are a ``ValueError``.
+    """
+    column = {name: number for number, name in enumerate(order)}
+    unknown = {name for row in steps for name, _, _ in row} - column.keys()
+    if unknown or len(column) != len(order):
+        raise ValueError(f"every frame needs one place in the order: {sorted(unknown) or 'twice'}")
+    if thumbnails is not None and len(thumbnails) != len(order):
+        raise ValueError(f"{len(thumbnails)} thumbnails for {len(order)} frames")
+
+    grid = _Grid(len(order), len(steps))
+    strip = _strip(grid, thumbnails or ())
+    thinned = 0 < len(strip) < len(order)
+    below = grid.bottom + 12 + 14 * thinned  # where thumbnails begin
+    height = round((below + strip[0].picture.height if strip else grid.bottom) + PAD)
+    width = LEFT + max(grid.wide * len(order), 420) + PAD  # 420 for the legend
+
+    figure = _canvas(width, height).figure
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
+    _draw_legend(axes, bool(given))
+    _draw_tau(axes, grid, num_steps or max(1.0, (len(steps) - 1) / 2))
+    _draw_cells(axes, grid, steps, column, given)
+    for one in strip if thinned else ():
+        ends = [grid.middle(one.column), one.left + one.picture.width / 2]
+        axes.plot(ends, [grid.bottom + 2, below - 2], color=AXIS, linewidth=1)
+
+    image = _rendered(axes)
+    for one in strip:
+        image.paste(one.picture, (round(one.left), round(below)))
+    return image
+
+
+def flow_shades(times_N: ArrayLike) -> Colors:
+    """Colours [N, 4] of generated frames: dark noise at flow time 0, bright and finished at 1."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = LinearSegmentedColormap.from_list("flow", RAMP)(np.asarray(times_N, dtype=float))
+    return np.reshape(shades, (-1, 4))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the cells of a growth chart are, from its top left corner."""
+
+    columns: int
+    rows: int
+
+    @property
+    def wide(self) -> int:
+        """From a column to the next."""
+        return min(68, max(15, 960 // max(1, self.columns)))
+
+    @property
+    def gap(self) -> int:
+        """White between two columns."""
+        return 4 if self.wide > 40 else 2
+
+    @property
+    def tall(self) -> float:
+        """From a row to the next."""
+        return min(26.0, max(3.0, 416 / max(1, self.rows)))
+
+    @property
+    def bottom(self) -> float:
+        return TOP + self.tall * self.rows
+
+    def middle(self, column: int) -> float:
+        return LEFT + column * self.wide + (self.wide - self.gap) / 2
+
+    def box(self, column: int, row: int, rows: int = 1) -> Box:
+        """A cell, or several of a column."""
+        left, top = LEFT + column * self.wide, TOP + row * self.tall
+        return left, top, left + self.wide - self.gap, top + rows * self.tall
+
+
+def _draw_cells(
+    axes: Axes,
+    grid: _Grid,
+    steps: Sequence[Sequence[Visible]],
+    column: Mapping[int, int],
+    given: Collection[int],
+) -> None:
+    """Hidden columns, over them the cells of visible frames, and carets where one was inserted."""
+    from matplotlib.colors import to_rgba
+
+    cells = [(row, *frame) for row, frames in enumerate(steps) for frame in frames]
+    shades = flow_shades([time for _, _, time, _ in cells])
+    shades[[name in given for _, name, _, _ in cells]] = to_rgba(GIVEN)
+    hidden = [grid.box(number, 0, grid.rows) for number in range(grid.columns)]
+    boxes = [grid.box(column[name], row) for row, name, _, _ in cells]
+
+    seam = 1 if grid.tall >= 8 else 0
+    _draw_boxes(axes, hidden, np.array([to_rgba(HIDDEN)]), corner=2 * seam)
+    _draw_boxes(axes, boxes, shades, corner=2 * seam, seam=seam)
+    for row, name, _, inserted in cells:
+        if inserted and row:
+            _draw_caret(axes, grid.middle(column[name]), TOP + row * grid.tall)
+
+
+def _draw_boxes(
+    axes: Axes, boxes: Sequence[Box], colors_N4: Colors, *, corner: int = 0, seam: int = 0
+) -> None:
+    """Filled rectangles with rounded corners, and a seam left free at the foot of each."""
+    from matplotlib.collections import PolyCollection
+
+    inside = np.reshape(boxes, (-1, 4)) + corner * np.array([1, 1, -1, -1]) - seam * np.eye(4)[3]
+    left, top, right, bottom = inside.T
+    corners_N8 = np.stack([left, top, right, top, right, bottom, left, bottom], 1)
+    shapes = PolyCollection(list(corners_N8.reshape(-1, 4, 2)), joinstyle="round")
+    shapes.set(facecolor=colors_N4, edgecolor=colors_N4, linewidth=2 * corner)
+    axes.add_collection(shapes)
+
+
+def _draw_caret(axes: Axes, x: float, y: float) -> None:
+    """A small arrow head that points down to (x, y), where a frame was inserted."""
+    axes.fill([x - 5, x + 5, x], [y - 6.5, y - 6.5, y], color=INSERTED, linewidth=0)
+
+
+def _draw_legend(axes: Axes, given: bool) -> None:
+    """The ramp from noise to finished, the mark of an insertion, the hue of given frames."""
+    y = TOP - 24
+    words = {0: "noise", 152: "finished", 238: "inserted"} | ({338: "given"} if given else {})
+    for x, word in words.items():
+        axes.text(LEFT + x, y, word, va="center_baseline", **TEXT)
+    ramp = [(LEFT + 44 + i, y - 6, LEFT + 45 + i, y + 6) for i in range(100)]
+    _draw_boxes(axes, ramp, flow_shades(np.linspace(0, 1, len(ramp))))
+    _draw_caret(axes, LEFT + 228, y + 4)
+    if given:
+        axes.plot(LEFT + 324, y, "s", color=GIVEN, markersize=12)
+
+
+def _draw_tau(axes: Axes, grid: _Grid, rows_per_tau: float) -> None:
+    """Marks at ``tau`` 0, 1 and 2, each in the middle of its row, as far as there are rows."""
+    for tau in range(3):
+        y = TOP + (tau * rows_per_tau + 0.5) * grid.tall
+        if y < grid.bottom:
+            axes.plot([LEFT - 12, LEFT - 5], [y, y], color=AXIS, linewidth=1)
+            axes.text(LEFT - 18, y, str(tau), ha="right", va="center", **TEXT)
+    middle = (TOP + grid.bottom) / 2
+    axes.text(PAD, middle, "tau", rotation="vertical", va="center", **TEXT)
+
+
+@dataclass(frozen=True)
+class _Thumbnail:
+    column: int
+    picture: Image.Image
+    left: float
+
+
+def _strip(grid: _Grid, thumbnails: Sequence[Picture]) -> list[_Thumbnail]:
+    """The pictures below the grid: of all frames, or of as many as are large enough to see."""
+    count, room = len(thumbnails), max(0, grid.wide * len(thumbnails) - grid.gap)
+    shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
+    size = grid.wide - grid.gap if shown == count else THUMBNAIL
+    strip = []
+    for place in np.linspace(0, 1, shown):
+        column = round(place * (count - 1))
+        picture = Image.fromarray(thumbnails[column])
+        height = max(1, round(size * picture.height / picture.width))
+        picture = picture.resize((size, height), Image.Resampling.LANCZOS)
+        strip.append(_Thumbnail(column, picture, LEFT + place * (room - size)))
+    return strip

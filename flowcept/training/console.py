@@ -1,0 +1,40 @@
+"""What a run tells whoever waits for it: lines of text and progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where lines go, and whether anything is told at all."""
+
+    write: Callable[[str], None] = print
+    quiet: bool = False
+
+    def say(self, *lines: str) -> None:
+        if not self.quiet:
+            for line in lines:
+                self.write(line)
+
+    def steps(self, label: str, done: int, total: int) -> Any:  # noqa: ANN401 - tqdm has no types
+        """A bar of training steps, some of them done."""
+        return tqdm(total=total, initial=done, desc=label, unit="step", disable=self.quiet)
+
+    def progress(self, label: str, unit: str) -> Callable[[int, int], None]:
+        """A bar with the time left, as a function of ``(done, total)``."""
+        bar: Any = None
+
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = tqdm(total=total, desc=label, unit=unit, disable=self.quiet, delay=1)
+            bar.update(done - bar.n)
+            if done >= total:
+                bar.close()
+
+        return show

@@ -1,0 +1,146 @@
+"""The codec's part of a run: the one that the settings name, trained where it is ours.
+
+It learns from single frames of the clips to train on, once per run. Each step is a function of the
+seed, the step's number and the state, as a step of the network is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowcept import model_file
+from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
+from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
+from flowcept.codecs.pretrained import load_pretrained
+from flowcept.data.folder import FrameStore
+from flowcept.errors import UserError
+from flowcept.model_file import Weights
+from flowcept.process.sampler import clip_generator
+from flowcept.settings import CodecSettings, TrainConfig
+from flowcept.training.parts import split
+from flowcept.training.state import Run
+from flowcept.training.stopping import whole
+
+STATISTICS_CLIPS = 512  # whose latents give the mean and spread of each channel
+
+
+def new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
+    """The codec that the settings name, not fitted yet, or that of the model to go on from.
+
+    Raises ``UserError`` where frames do not divide into its cells and the network's patches.
+    """
+    torch.manual_seed(config.machine.seed)
+    codec = _named(config.codec) if origin is None else origin.codec
+    patch = config.network.patch if origin is None else origin.card.network.patch
+    multiple = codec.config.compression * patch
+    if any(side % multiple for side in config.data.frame_size):
+        size = config.data.size
+        raise UserError(f"--size {size} must be a multiple of {multiple} (codec and patch)")
+    return codec
+
+
+def _named(settings: CodecSettings) -> Codec:
+    if settings.codec == "pixels":
+        return build_codec(CodecConfig("pixels", compression=1, channels=3))
+    if settings.codec == "autoencoder":
+        shape = (settings.compression, settings.codec_channels, settings.codec_width)
+        return build_codec(CodecConfig("autoencoder", *shape))
+    path = Path(settings.codec)
+    if model_file.is_model(path):
+        return model_file.load(path).codec.requires_grad_()
+    return load_pretrained(path)
+
+
+def fitted(codec: Codec, pictures: FrameStore, run: Run) -> Codec:
+    """The codec trained on the clips, where it is ours, and its statistics; once per run."""
+    config, files, team = run.config, run.files, run.machine.team
+    if team.first and not files.codec.exists():
+        clips, _ = split(pictures, config)
+        if isinstance(codec, Autoencoder) and config.codec.codec_steps:
+            codec = _trained(codec, pictures, clips, run)
+        codec.fit_statistics(_whole_clips(codec, pictures, clips, config.machine.seed))
+        model_file.save_tree(codec.state_dict(), files.codec)
+        files.codec_state.unlink(missing_ok=True)
+    team.wait()
+    codec.load_state_dict(model_file.load_tree(files.codec))
+    return codec.eval().requires_grad_(requires_grad=False)
+
+
+def _whole_clips(
+    codec: Codec, pictures: FrameStore, clips: Sequence[int], seed: int
+) -> Iterator[Tensor]:
+    """Some clips, as long as they fill their latents."""
+    order = torch.randperm(len(clips), generator=clip_generator(seed)).tolist()
+    for place in order[:STATISTICS_CLIPS]:
+        frames_FHW3 = pictures.frames(clips[place])
+        most = codec.pictures_of(codec.latents_of(len(frames_FHW3)))
+        yield to_images(frames_FHW3[:most])
+
+
+def _trained(
+    codec: Autoencoder, pictures: FrameStore, clips: Sequence[int], run: Run
+) -> Autoencoder:
+    """The autoencoder after all its steps; a training that was stopped goes on from its state."""
+    config, state, console = run.config, run.files.codec_state, run.console
+    training = CodecTraining(
+        steps=config.codec.codec_steps,
+        learning_rate=config.codec.codec_rate,
+        adversarial=config.codec.adversarial,
+        seed=config.machine.seed,
+    )
+    trainer = CodecTrainer(codec, training, dtype=run.machine.dtype)
+    if state.exists():
+        trainer.load_state_dict(model_file.load_tree(state))
+        console.say(f"continuing the codec from step {trainer.num_steps}")
+
+    def save() -> None:
+        with whole():
+            model_file.save_tree(trainer.state_dict(), state)
+
+    batches = _batches(pictures, clips, config, trainer.num_steps)
+    bar = console.steps("codec", trainer.num_steps, training.steps)
+    try:
+        while trainer.num_steps < training.steps:
+            image_FCHW = next(batches)
+            with whole():
+                losses = trainer.step(image_FCHW)
+            bar.update()
+            if trainer.num_steps % config.report.log_every == 0:
+                told = _told(losses)
+                bar.set_postfix_str(f"PSNR {told['psnr']:.1f} dB", refresh=False)
+                run.files.append({"codec_step": trainer.num_steps, **told})
+            if trainer.num_steps % config.report.save_every == 0:
+                save()
+    except KeyboardInterrupt:
+        save()
+        raise
+    finally:
+        bar.close()
+    save()  # until the codec itself is written
+    return trainer.averaged
+
+
+def _batches(
+    pictures: FrameStore, clips: Sequence[int], config: TrainConfig, step: int
+) -> Iterator[Tensor]:
+    """Frames of any clips, for that step of the codec's training and all later ones."""
+    seed, batch = config.machine.seed, config.codec.codec_batch
+    starts, lengths = pictures.starts, pictures.lengths
+    rows = torch.cat([torch.arange(starts[clip], starts[clip] + lengths[clip]) for clip in clips])
+    for number in itertools.count(step):
+        generator = clip_generator((seed * 1_000_003 + number) % 2**63)
+        chosen = rows[torch.randint(len(rows), (batch,), generator=generator)]
+        yield to_images(pictures.array[chosen.numpy()])
+
+
+def _told(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Losses as the log has them, with the signal-to-noise ratio in decibels."""
+    values = {name: float(loss) for name, loss in losses.items()}
+    psnr = 10 * math.log10(4 / max(values["l2"], 1e-12))  # pictures reach from -1 to 1
+    return {"psnr": psnr, **values}

@@ -1,0 +1,165 @@
+"""The steps of a run with all that is told of them: log, bar, sheets, states, the model file."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcept import model_file
+from flowcept.data import video
+from flowcept.errors import UserError
+from flowcept.training.distributed import Team
+from flowcept.training.state import Files, Run
+from flowcept.training.stopping import whole
+from flowcept.training.trainer import Trainer
+
+FIRST_SHEET = 100  # the step of the first contact sheet
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run_to_end(trainer: Trainer, run: Run, pause_at: int | None = None) -> None:
+    """Steps until the run is over, with its reports; the state is written where it is stopped."""
+    steps, first = run.config.optimizer.steps, run.machine.team.first
+    last = steps if pause_at is None else min(steps, pause_at)
+    reports = Reports(trainer, run)
+    try:
+        while trainer.step < last and not trainer.out_of_time:
+            with whole():
+                values = trainer.train_step()
+            reports.after_step(values)
+    except KeyboardInterrupt:
+        if first:
+            with whole():
+                save(trainer, run.files)
+        run.console.say(f"stopped at step {trainer.step}")
+        raise
+    finally:
+        reports.close()
+    if first:
+        save(trainer, run.files)
+        reports.score()
+        reports.sheet()
+        run.console.say(f"wrote {run.files.model} after {trainer.step} steps")
+    run.machine.team.wait()
+
+
+def save(trainer: Trainer, files: Files) -> None:
+    """The model file, which refuses weights that are not finite; then the state."""
+    dtype = DTYPES[trainer.config.report.export_dtype]
+    model_file.save(trainer.weights(), files.model, dtype)
+    model_file.save_tree(trainer.state_dict(), files.state)
+
+
+class Tally:
+    """Sums of what steps say, since the last line of the log; tensors stay on their device."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.numbers = Counter[str]()
+        self.tensors: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """One more step."""
+        self.steps += 1
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                self.tensors[name] = self.tensors.get(name, 0) + value.detach()
+            else:
+                self.numbers[name] += value  # type: ignore[assignment]
+
+    def means(self, team: Team) -> dict[str, float]:
+        """Means over the steps; of tensors the sums over all processes. One read of the device."""
+        stacked = torch.stack(list(self.tensors.values()))
+        totals = dict(zip(self.tensors, team.summed(stacked).tolist(), strict=True))
+        return {name: total / self.steps for name, total in (totals | self.numbers).items()}
+
+
+class Reports:
+    """What happens between steps, every so often. The first process writes, all help to sum."""
+
+    def __init__(self, trainer: Trainer, run: Run) -> None:
+        self.trainer, self.files, self.console = trainer, run.files, run.console
+        self.team, self.every = run.machine.team, run.config.report
+        if self.team.first:
+            self.files.forget_after(trainer.step)
+        self.board: Any = _tensorboard(self.files) if self.team.first else None
+        self.bar = self.console.steps("training", trainer.step, run.config.optimizer.steps)
+        self.tally, self.clock = Tally(), time.monotonic()
+
+    def after_step(self, values: Mapping[str, Tensor | float]) -> None:
+        """The time that a step took, and the reports that are due."""
+        trainer, every = self.trainer, self.every
+        seconds = time.monotonic() - self.clock
+        hours = trainer.hours + seconds / 3600
+        # One clock for all where rates and the end depend on it.
+        timed = trainer.config.optimizer.max_hours > 0
+        trainer.hours = self.team.agreed(hours) if timed else hours
+        self.bar.update()
+        self.tally.add({**values, "seconds": seconds})
+        if trainer.step % every.log_every == 0:
+            self._log_steps()
+        if self.team.first:
+            if trainer.step % every.save_every == 0:
+                save(trainer, self.files)
+            if trainer.step % every.eval_every == 0:
+                self.score()
+            if trainer.step == FIRST_SHEET or trainer.step % every.sample_every == 0:
+                self.sheet()
+        self.clock = time.monotonic()
+
+    def _log_steps(self) -> None:
+        """A line of means since the last one; ``UserError`` where training has diverged."""
+        means = self.tally.means(self.team)
+        self.tally = Tally()
+        if not means["norm"] < float("inf"):
+            raise UserError(
+                f"training diverged before step {self.trainer.step}: start another run with a "
+                "lower --learning-rate"
+            )
+        seconds = means.pop("seconds")
+        means["clips_per_second"] = means["clips"] / seconds
+        means["tokens_per_second"] = means["tokens"] / seconds
+        self.bar.set_postfix_str(f"loss {means['velocity']:.3f}", refresh=False)
+        if self.team.first:
+            self._log({**means, "hours": self.trainer.hours})
+
+    def score(self) -> None:
+        """The losses of held-out clips, and the picture of all losses so far."""
+        held_out = self.trainer.held_out()
+        if held_out:
+            self._log(held_out)
+        elif self.trainer.clips.held:
+            self.console.say("note: the held-out clips fit no context: they are not scored")
+        self.files.draw_losses()
+
+    def sheet(self) -> None:
+        """A contact sheet in ``samples/``."""
+        self.files.samples.mkdir(exist_ok=True)
+        path = self.files.samples / f"step_{self.trainer.step:06d}.png"
+        video.save_image(self.trainer.sheet(), path)
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        self.files.append({"step": self.trainer.step, **values})
+        for name, value in values.items() if self.board else ():
+            self.board.add_scalar(name, value, self.trainer.step)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board:
+            self.board.close()
+
+
+def _tensorboard(files: Files) -> Any:  # noqa: ANN401 - a writer, or None without the extra
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SummaryWriter(files.path / "tensorboard")

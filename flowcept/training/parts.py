@@ -1,0 +1,181 @@
+"""What a run trains: network, prompt encoder and card, new or of a model to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowcept.codecs import Codec
+from flowcept.data import folder as data
+from flowcept.data.folder import FrameStore, LatentStore
+from flowcept.errors import UserError
+from flowcept.model_file import WORDS, Card, Weights
+from flowcept.networks import FAMILIES, VideoNetwork, build_network
+from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
+from flowcept.process.forward import Flowception, Process
+from flowcept.settings import DataSettings, TextSettings, TrainConfig, from_mapping
+
+PROMPTS = 64  # of the training prompts at most are listed in a card, the most frequent
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of a run as latents, and which of them are trained on."""
+
+    latents: LatentStore
+    train: list[int]
+    held: list[int]
+
+
+def split(store: FrameStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+    """Clips to train on and clips to hold out; pieces of one file stay together."""
+    groups = [entry.path for entry in store.entries]
+    return data.split_held_out(len(store), config.data.held_out, config.machine.seed, groups)
+
+
+def data_config(settings: DataSettings) -> data.DataConfig:
+    return data.DataConfig(
+        settings.frame_size, settings.fps, settings.min_frames, settings.max_frames, settings.fit
+    )
+
+
+def process_of(config: TrainConfig) -> Flowception:
+    return from_mapping(Flowception, asdict(config.process))
+
+
+def text_config(settings: TextSettings) -> TextConfig:
+    """The prompt encoder that the settings name; ``UserError`` where its folder holds none."""
+    if settings.text_source:
+        width = _frozen_width(settings.text_source)
+        return TextConfig("pretrained", width=width, heads=1, source=settings.text_source)
+    return TextConfig(width=settings.text_width, depth=settings.text_depth)
+
+
+def _frozen_width(source: str) -> int:
+    """Width of the tokens of a T5 or CLIP in a folder."""
+    try:
+        found = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no prompt encoder in {source}: expected a folder with config.json"
+        ) from error
+    tables = [found, found.get("text_config")] if isinstance(found, dict) else []
+    names = ("d_model", "hidden_size")
+    widths = [table.get(name) for table in tables if isinstance(table, dict) for name in names]
+    width = next((width for width in widths if width), None)
+    if not isinstance(width, int):
+        raise UserError(f"{source}/config.json does not say the encoder's width")
+    return width
+
+
+def network_config(
+    config: TrainConfig, latent: Sequence[int], longest: int, text_width: int, family: str
+) -> Any:  # noqa: ANN401 - each family has settings of its own
+    """The network for latents of so many channels, rows and columns, and clips so long."""
+    channels, height, width = latent
+    shape = {
+        **asdict(config.network),
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "largest_size": longest,
+        "text_width": text_width,
+    }
+    return from_mapping(FAMILIES[family].config, shape)
+
+
+def check_parts(config: TrainConfig, family: str) -> None:
+    """Raise ``UserError`` for what would only show after the codec's training."""
+    try:
+        process_of(config)
+        text = text_config(config.text)
+        patch = config.network.patch
+        network_config(config, (1, patch, patch), 1, text.width, family)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if text.kind == "pretrained":
+        build_encoder(text)
+
+
+def assemble(
+    config: TrainConfig,
+    clips: Clips,
+    codec: Codec,
+    origin: Weights | None,
+    process: Process | None,
+    family: str,
+    **facts: Any,  # noqa: ANN401
+) -> Weights:
+    """The modules to train, those of ``origin`` where there is one, with card and process.
+
+    ``facts`` are what else the card says: dataset and frames per second.
+    """
+    torch.manual_seed(config.machine.seed)
+    longest = max(clips.latents.lengths)  # clips held out are scored as well
+    named = process_of(config)
+    shift = named.shift if process is None else process.shift
+    if origin is None:
+        latent = clips.latents.latent(0).shape[1:]
+        shape, network, text = _new(config, latent, longest, shift, family)
+    else:
+        shape, network, text = _further(origin, longest, shift)
+    network.checkpoint_blocks = config.machine.checkpointing
+    card = Card(
+        network=shape,
+        process=named,
+        text=text.config,
+        codec=codec.config,
+        size=config.data.frame_size,
+        fit=config.data.fit,
+        **tables(clips),
+        **facts,
+    )
+    if origin is None and isinstance(text, ByteEncoder):
+        text.know(card.words)
+    return Weights(network, text, codec, card, process or named)
+
+
+def _new(
+    config: TrainConfig, latent: Sequence[int], longest: int, shift: float, family: str
+) -> tuple[Any, VideoNetwork, PromptEncoder]:
+    """A network with its settings, and a prompt encoder, as they are before the first step."""
+    text = text_config(config.text)
+    shape = network_config(config, latent, longest, text.width, family)
+    return shape, build_network(shape, shift), build_encoder(text)
+
+
+def _further(
+    origin: Weights, longest: int, shift: float
+) -> tuple[Any, VideoNetwork, PromptEncoder]:
+    """Those of a model file, to be trained on; frozen encoders stay so."""
+    shape, network = origin.card.network, origin.network
+    if longest > network.largest_size:
+        shape = network.grow_law(longest)
+    network.shift = shift
+    network.requires_grad_().train()
+    if origin.card.text.kind == "bytes":
+        origin.text.requires_grad_()
+    return shape, network, origin.text
+
+
+def tables(clips: Clips) -> dict[str, Any]:
+    """What a card counts of the clips to train on; equal counts by name, as in any other run."""
+    lengths = Counter(clips.latents.lengths[clip] for clip in clips.train)
+    captions = [clips.latents.captions[clip] for clip in clips.train]
+    words = Counter(word for caption in captions for word in set(words_of(caption)))
+    return {
+        "lengths": dict(sorted(lengths.items())),
+        "prompts": _commonest(Counter(filter(None, captions)), PROMPTS),
+        "words": _commonest(words, WORDS),
+    }
+
+
+def _commonest(counts: Counter[str], most: int) -> dict[str, int]:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ordered[:most])

@@ -1,0 +1,158 @@
+"""A run's folder: its settings, its log, and what a resumed run starts from.
+
+It holds ``config.toml``, ``log.jsonl``, ``loss.png``, ``samples/``, the cache, the states to resume
+from, and ``model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from flowcept.data import video
+from flowcept.errors import UserError
+from flowcept.evaluation import report
+from flowcept.settings import OF_THE_MODEL, PRESETS, RESUMABLE, TrainConfig, flag
+from flowcept.training.console import Console
+from flowcept.training.distributed import Machine
+
+
+def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """Settings from a preset, then a TOML file, then flags; later ones win.
+
+    Raises ``UserError`` for an unknown preset or setting, a wrong type, a file that is no TOML, or
+    a flag that a model to go on from has settled; its TOML may record what it was made with.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}")
+    recorded = read_config(toml) if toml is not None else {}
+    config = TrainConfig.from_flat({**PRESETS[preset], **recorded, **flags})
+    fixed = [name for name in OF_THE_MODEL if name in flags]
+    if config.optimizer.init and fixed:
+        raise UserError(
+            f"{flag(fixed[0])} is for a new network: --init takes it from the file; leave it out"
+        )
+    return config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings that a TOML file holds, by name alone; in tables or not."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
+    groups = set(asdict(TrainConfig())) - {"context"}
+    settings: dict[str, Any] = {}
+    for name, value in found.items():
+        table = name in groups and isinstance(value, dict)
+        settings |= value if table else {name: value}
+    return settings
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """All settings as TOML, a table for each part."""
+    path.write_text(tomli_w.dumps(asdict(config)), encoding="utf-8")
+
+
+class Files:
+    """The folder of one run, and the names in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.cache = path / "cache"
+        self.codec = path / "codec.safetensors"
+        self.codec_state = path / "codec-state.safetensors"  # of its training, until it is fitted
+        self.state = path / "state.safetensors"
+        self.model = path / "model.safetensors"
+        self.log = path / "log.jsonl"
+        self.samples = path / "samples"
+
+    def unused(self, config: TrainConfig) -> TrainConfig:
+        """The settings of a new run; ``UserError`` where another one began here."""
+        if self.config.exists():
+            raise UserError(
+                f"{self.path} holds a training run: add --resume to go on, or name another folder"
+            )
+        return config
+
+    def open(self, config: TrainConfig) -> None:
+        """Record the settings of a new run: from now on its folder is in use."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_config(config, self.config)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def free(self) -> None:
+        """Another run may begin here."""
+        self.config.unlink(missing_ok=True)
+
+    def recorded(self, config: TrainConfig, given: Collection[str]) -> TrainConfig:
+        """The settings that the run was started with, but for those ``given`` that may change."""
+        if not self.config.exists():
+            raise UserError(f"nothing to resume in {self.path}: leave out --resume to start there")
+        try:
+            started = TrainConfig.from_flat(read_config(self.config))
+        except UserError as error:
+            raise UserError(f"{self.config}: {error}") from error
+        own, other = started.flat(), config.flat()
+        for name in given:
+            if name not in RESUMABLE and own[name] != other[name]:
+                raise UserError(
+                    f"{self.path} was started with another {flag(name)} ({own[name]}), which "
+                    "cannot change: leave it out of --resume, or start another run, with --init "
+                    "to go on from this one's model"
+                )
+        return started.changed(**{name: other[name] for name in RESUMABLE if name in given})
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """One more line of the log."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The whole lines of the log; a killed process may have left part of one."""
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        found = []
+        for line in lines:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will take again."""
+        if self.log.exists():
+            kept = [record for record in self.records() if record.get("step", 0) <= step]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            self.log.write_text(text, encoding="utf-8")
+
+    def draw_losses(self) -> None:
+        """The loss curves of the log as a picture, ``loss.png``."""
+        records = self.records()
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for name in ("velocity", "held_out_velocity", "count", "held_out_count"):
+            points = [(float(r["step"]), float(r[name])) for r in records if name in r]
+            if points:
+                curves[name] = points
+        chart = report.line_chart(curves, title="loss", x_label="step", log_y=True)
+        video.save_image(chart, self.path / "loss.png")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in progress: what its parts share."""
+
+    files: Files
+    config: TrainConfig
+    machine: Machine
+    console: Console

@@ -1,0 +1,343 @@
+"""The trainer: what changes from step to step, and the step.
+
+A step is a function of the seed, its number and the state, so that a run continues exactly where
+its last state was written; on a CPU, bit for bit. Losses stay on the device until someone reads
+them.
+
+Shape suffixes: S tokens of all prompts, D width of a token, B clips.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flowcept.codecs import to_frames
+from flowcept.data import folder as data
+from flowcept.data import video
+from flowcept.device import autocast
+from flowcept.errors import UserError
+from flowcept.generation import from_nothing, sample_clips
+from flowcept.model_file import Weights
+from flowcept.networks import VideoNetwork
+from flowcept.networks.text import PromptEncoder
+from flowcept.process.forward import Process, Target, concat
+from flowcept.process.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
+from flowcept.process.sampler import clip_generator, latents_of
+from flowcept.process.state import FrameState
+from flowcept.settings import OptimizerSettings, SampleConfig, TrainConfig
+from flowcept.training.distributed import Machine
+from flowcept.training.parts import Clips
+
+SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
+HELD_OUT_STEPS = 4  # of training: as many tokens go into a loss of held-out clips
+
+
+class Learner(nn.Module):
+    """Network and prompt encoder as one module, whose output is its share of the loss.
+
+    An encoder without a weight to train, say a T5, is not part of the module: it stays in
+    evaluation mode, and is neither averaged nor saved with the rest.
+    """
+
+    def __init__(
+        self, network: VideoNetwork, text: PromptEncoder, process: Process, weights: LossConfig
+    ) -> None:
+        super().__init__()
+        self.network, self.process, self.weights = network, process, weights
+        learns = any(weight.requires_grad for weight in text.parameters())
+        self.learned_text = text if learns else None
+        # In a tuple, a module is not part of this one.
+        self.frozen_text: tuple[PromptEncoder, ...] = () if learns else (text.eval(),)
+
+    @property
+    def text(self) -> PromptEncoder:
+        """The prompt encoder, learned or frozen."""
+        return self.frozen_text[0] if self.learned_text is None else self.learned_text
+
+    def copied(self) -> Learner:
+        """Weights of its own, but for those of a frozen encoder."""
+        return copy.deepcopy(self, {id(text): text for text in self.frozen_text})
+
+    def forward(
+        self,
+        state: FrameState,
+        target: Target,
+        prompts: Sequence[str],
+        counts: Counts,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss with the means over ``counts``, and the sums of its terms."""
+        tokens = self.text(prompts)
+        with torch.no_grad():  # the prompt learns nothing from what frames say of it
+            parts = tokens.token_SD.float().split(list(tokens.lengths))
+            said = [part.sum(0) * bool(p) for part, p in zip(parts, prompts, strict=True)]
+        prediction = self.network(state, tokens)
+        sums = loss_sums(prediction, state, target, self.process, torch.stack(said))
+        return total_loss(sums, counts, self.weights), sums
+
+
+class Average:
+    """Exponential average of a module's weights, in a copy of it.
+
+    The decay rises from 0 to ``decay``, so that the first weights are forgotten.
+    """
+
+    def __init__(self, learner: Learner, decay: float) -> None:
+        self.module = learner.copied().eval().requires_grad_(requires_grad=False)
+        self.decay, self.count = decay, 0
+
+    @torch.no_grad()
+    def update(self, learner: Learner) -> None:
+        """Take in the weights after one more step."""
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        own: list[Tensor] = list(self.module.parameters())
+        new: list[Tensor] = list(learner.parameters())
+        torch._foreach_lerp_(own, new, 1 - decay)
+        self.count += 1
+
+
+def adamw(learner: Learner, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """The optimiser of all that is trained, which draws matrices alone towards zero."""
+    trained = [weight for weight in learner.parameters() if weight.requires_grad]
+    matrices = [weight for weight in trained if weight.ndim > 1]
+    others = [weight for weight in trained if weight.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    fused = trained[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=fused)
+
+
+class Trainer:
+    """What changes from step to step: weights, their average, optimiser, place in the data."""
+
+    def __init__(
+        self, weights: Weights, clips: Clips, config: TrainConfig, machine: Machine
+    ) -> None:
+        self.config, self.clips, self.machine = config, clips, machine
+        self.codec, self.card, self.process = weights.codec, weights.card, weights.process
+        self.tokens_per_frame = weights.network.tokens_per_frame
+        self.step, self.cursor, self.hours = 0, 0, 0.0
+
+        objective = config.objective
+        terms = LossConfig(rate_weight=objective.rate_weight, count_weight=objective.count_weight)
+        weights.text.to(machine.device)
+        learner = Learner(weights.network, weights.text, weights.process, terms)
+        self.learner = learner.to(machine.device)
+        self.average = Average(self.learner, config.optimizer.ema)
+        if config.machine.compile:
+            self.learner.network.compile_blocks()
+        self.shared = DistributedDataParallel(self.learner) if machine.team.size > 1 else None
+        self.optimizer = adamw(self.learner, config.optimizer)
+        self._draw = partial(
+            data.draw_batch,
+            clips.latents,
+            tokens_per_frame=self.tokens_per_frame,
+            process=self.process,
+            mixture=config.context,
+        )
+
+    def learning_rate(self) -> float:
+        """Of the next step: linear rise, level, linear fall to 0 over the last share."""
+        settings = self.config.optimizer
+        progress = self.step / settings.steps
+        if settings.max_hours:
+            progress = max(progress, self.hours / settings.max_hours)
+        rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
+        fall = min(1.0, (1 - progress) / settings.decay) if settings.decay else 1.0
+        return settings.learning_rate * rise * max(fall, 0.01)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether ``max_hours`` are over."""
+        most = self.config.optimizer.max_hours
+        return bool(most) and self.hours >= most
+
+    def draw(self) -> data.Batch:
+        """The next step's batch, the same in all processes."""
+        objective = self.config.objective
+        return self._draw(
+            self.clips.train,
+            seed=self.config.machine.seed,
+            step=self.step,
+            cursor=self.cursor,
+            tokens=self.config.optimizer.tokens,
+            least=self.machine.team.size,
+            prompt_dropout=objective.prompt_dropout,
+            given_prompt_dropout=objective.given_prompt_dropout,
+            context_dropout=objective.context_dropout,
+        )
+
+    def train_step(self) -> dict[str, Tensor | float]:
+        """One step of the optimiser: means of the loss terms before it, and what it was like.
+
+        Tensors are this process's shares of sums over all processes, on the device.
+        """
+        batch, rate, team = self.draw(), self.learning_rate(), self.machine.team
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.learner.train()
+        terms = self._backward(batch)
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.learner)
+        self.step += 1
+        self.cursor += batch.taken
+
+        rows = sum(state.lengths[0] + 1 for state, _ in batch.pairs)
+        return {
+            **terms,
+            "norm": norm / team.size,
+            "rate": rate,
+            "clips": len(batch.pairs),
+            "tokens": rows * self.tokens_per_frame,
+        }
+
+    def _backward(self, batch: data.Batch) -> dict[str, Tensor]:
+        """Gradients of a batch, of which each process works on every so manieth clip."""
+        team, counts = self.machine.team, counted(batch)
+        own = slice(team.rank, None, team.size)
+        share = replace(batch, pairs=batch.pairs[own], prompts=batch.prompts[own])
+        module = self.shared or self.learner
+        parts = data.split_batch(share, self.config.optimizer.micro_tokens, self.tokens_per_frame)
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            with self._alone(number < len(parts)):
+                loss, terms = self._forward(module, share, part, counts)
+                # Processes average their gradients; the loss is a sum over all of them.
+                (loss * team.size).backward()
+            add(sums, terms)
+        return means(sums, counts)
+
+    def _alone(self, yes: bool) -> AbstractContextManager[None]:
+        """Within, gradients stay in this process: those of the last part bring all together."""
+        if self.shared is None or not yes:
+            return nullcontext()
+        waiting: AbstractContextManager[None] = self.shared.no_sync()
+        return waiting
+
+    def _forward(
+        self, module: nn.Module, batch: data.Batch, part: Sequence[int], counts: Counts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and sums of some clips of a batch."""
+        device, dtype = self.machine.device, self.machine.dtype
+        state, target = concat([batch.pairs[clip] for clip in part])
+        prompts = [batch.prompts[clip] for clip in part]
+        tensors = {one.name: getattr(target, one.name).to(device) for one in fields(target)}
+        with autocast(device, dtype):
+            loss, sums = module(state.to(device), Target(**tensors), prompts, counts)
+        return loss, sums
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Losses of the averaged weights on fixed draws of the held-out clips.
+
+        Empty where there are no such clips, or where these few fit no context.
+        """
+        settings = self.config.optimizer
+        if not self.clips.held:
+            return {}
+        try:
+            batch = self._draw(
+                self.clips.held,
+                seed=self.config.machine.seed + 1,
+                step=0,
+                cursor=0,
+                tokens=HELD_OUT_STEPS * settings.tokens,
+                least=1,
+                prompt_dropout=0.0,
+                given_prompt_dropout=0.0,
+                context_dropout=0.0,
+            )
+        except UserError:
+            return {}
+        counts, sums = counted(batch), dict[str, Tensor]()
+        at_once = min(settings.micro_tokens, settings.tokens)  # no more than a step of training
+        for part in data.split_batch(batch, at_once, self.tokens_per_frame):
+            _, terms = self._forward(self.average.module, batch, part, counts)
+            add(sums, terms)
+        return {f"held_out_{name}": float(mean) for name, mean in means(sums, counts).items()}
+
+    def weights(self) -> Weights:
+        """The averaged model as it goes into a file."""
+        learner = self.average.module
+        card = replace(self.card, steps=self.step)
+        return Weights(learner.network, learner.text, self.codec, card, self.process)
+
+    @torch.no_grad()
+    def sheet(self) -> Image.Image:
+        """A contact sheet of clips made from held-out prompts, by the averaged weights."""
+        device = self.machine.device
+        clips = self.clips.held or self.clips.train
+        captions = [self.clips.latents.captions[clip] for clip in clips]
+        prompts = list(dict.fromkeys(captions))[:SHEET_CLIPS]
+        given = [from_nothing(self.card, device)] * len(prompts)
+        generators = [clip_generator(number) for number in range(len(prompts))]
+        settings = SampleConfig(steps=SHEET_STEPS)
+        with autocast(device, self.machine.dtype):
+            negative = [""] * len(prompts)
+            steps = sample_clips(self.weights(), given, prompts, negative, generators, settings)
+            latents = latents_of(steps)
+        pictures = [to_frames(self.codec.decode(latent)) for latent in latents]
+        labels = [prompt or "(no prompt)" for prompt in prompts]
+        return video.contact_sheets(pictures, labels, max_columns=32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later steps depend on; the tensors are the live ones."""
+        return {
+            "step": self.step,
+            "cursor": self.cursor,
+            "hours": self.hours,
+            "clips": self.clips.latents.contents,
+            "learner": self.learner.state_dict(),
+            "averaged": self.average.module.state_dict(),
+            "averages": self.average.count,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; ``ValueError`` for one of other clips or other weights."""
+        if state["clips"] != self.clips.latents.contents:
+            raise ValueError("other clips")
+        self.step, self.cursor, self.hours = state["step"], state["cursor"], state["hours"]
+        self.average.count = state["averages"]
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.average.module.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError("other weights") from error
+
+
+def counted(batch: data.Batch) -> Counts:
+    """What the loss terms of a whole batch are means over."""
+    scored = zip(batch.pairs, batch.prompts, strict=True)
+    return sum((count_terms(state, [prompt]) for (state, _), prompt in scored), Counts())
+
+
+def add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    """Add to sums in place, on the device."""
+    for name, value in terms.items():
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+
+def means(sums: Mapping[str, Tensor], counts: Counts) -> dict[str, Tensor]:
+    """Means of the loss terms; 0 of those without anything to score."""
+    over = {
+        "velocity": counts.flowing,
+        "missing": counts.gaps,
+        "count": counts.clips,
+        "image": counts.image,
+    }
+    return {name: value / max(over[name], 1) for name, value in sums.items()}

@@ -1,0 +1,46 @@
+"""The codec's part of a run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import (
+    TINY,
+)
+
+from flowcept import model_file
+from flowcept.training import run as train
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_pixels_train(folder: Path, tmp_path: Path):
+    config = TINY.changed(codec="pixels", patch=8, tokens=800)
+    train.train(folder, tmp_path / "run", config, pause_at=2, quiet=True)
+    weights = model_file.load(tmp_path / "run" / "model.safetensors")
+    assert weights.card.codec.kind == "pixels"
+    assert float((weights.codec.std_C - 1).abs().max()) > 0.01
+
+
+@pytest.mark.usefixtures("no_sheets")
+@pytest.mark.parametrize("codec_steps", [0, 2])
+def test_a_codec_comes_from_another_model(
+    folder: Path, whole: Path, tmp_path: Path, codec_steps: int
+):
+    """As it is, or trained on; the network is a new one either way."""
+    other = whole / "model.safetensors"
+    config = TINY.changed(codec=str(other), codec_steps=codec_steps)
+    train.train(folder, tmp_path / "run", config, pause_at=1, quiet=True)
+    made, origin = (
+        model_file.load(path) for path in (tmp_path / "run" / "model.safetensors", other)
+    )
+    a, b = (dict(weights.codec.named_parameters()) for weights in (made, origin))
+    same = [torch.equal(a[name], b[name]) for name in a]
+    assert all(same) if codec_steps == 0 else not any(same)
+    assert all(float((a[name] - b[name]).abs().max()) < 0.1 for name in a), "it starts from there"
+    assert not torch.equal(made.network.modulation.weight, origin.network.modulation.weight)
+
+
+def test_the_codec_takes_any_seed(folder: Path, tmp_path: Path):
+    config = TINY.changed(seed=2**63 - 1, codec_steps=1)
+    train.train(folder, tmp_path / "run", config, pause_at=1, quiet=True)
+    assert (tmp_path / "run" / "codec.safetensors").exists()
