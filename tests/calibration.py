@@ -6,6 +6,7 @@ the law of missing frames must be calibrated.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import fields
 
 import torch
@@ -43,9 +44,9 @@ def only(kind: str) -> ContextMixture:
     return ContextMixture(**{name: float(name == kind) for name in KINDS})
 
 
-def draws(
+def fresh_draws(
     kind: str, process: Flowception, clips: int, seed: int
-) -> tuple[FrameState, Target, ClipOracle]:
+) -> tuple[FrameState, Target]:
     """States of ``clips`` clips of the AR(1) law; a draw of None goes on to the next clip."""
     generator = torch.Generator().manual_seed(seed)
     pairs = []
@@ -56,9 +57,16 @@ def draws(
         if context is not None:
             pair = draw(ar1_clip(n, generator), context, process, generator)
         pairs += [pair] if pair is not None else []
+    return forward.concat(pairs)
+
+
+draws = functools.cache(fresh_draws)  # several tests look at the same ones
+
+
+def oracle_of(kind: str, process: Flowception) -> ClipOracle:
+    """Who knows the law of these draws."""
     schedule = parse_schedule(process.schedule)
-    oracle = ClipOracle(AR1_LAW, ar1_mean, ar1_cov, kind, schedule, shift=process.shift)
-    return *forward.concat(pairs), oracle
+    return ClipOracle(AR1_LAW, ar1_mean, ar1_cov, kind, schedule, shift=process.shift)
 
 
 def deviations(

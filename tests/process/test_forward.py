@@ -7,7 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calibration import CASES, CLIPS, IDS, KINDS, TOLERANCE, deviations, draws, only, worst
+from calibration import (
+    CASES,
+    CLIPS,
+    IDS,
+    KINDS,
+    TOLERANCE,
+    deviations,
+    draws,
+    fresh_draws,
+    only,
+    oracle_of,
+    worst,
+)
 from oracle import AR1_LAW, ClipOracle, ar1_cov, ar1_mean, blank, cut, draw_length, empty
 
 from flowcept.errors import UserError
@@ -21,8 +33,8 @@ from flowcept.settings import ContextMixture, SampleConfig
 @pytest.mark.parametrize(("kind", "process"), CASES, ids=IDS)
 def test_targets_are_the_oracle_plus_noise(kind: str, process: Flowception) -> None:
     """``target - oracle`` is orthogonal to functions of the state, and the posterior calibrated."""
-    state, target, oracle = draws(kind, process, CLIPS, seed=3)
-    said = oracle(state, range(len(state.lengths)))
+    state, target = draws(kind, process, CLIPS, seed=3)
+    said = oracle_of(kind, process)(state, range(len(state.lengths)))
     missing_BK = process.missing_logits(said.size_logits_BK, state)
     found = deviations(state, target, said, missing_BK)
     assert worst(found)[0] < TOLERANCE, worst(found)
@@ -34,17 +46,19 @@ def test_targets_are_the_oracle_plus_noise(kind: str, process: Flowception) -> N
      "start frame forgotten", "wrong schedule", "shift forgotten"],
 )  # fmt: skip
 def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = Flowception()
-    original = Flowception.draw_tau
+    process, original, drawn = Flowception(), Flowception.draw_tau, draws
     if mistake == "tau depends on delays":
+        drawn = fresh_draws
         monkeypatch.setattr(
             Flowception, "draw_tau", lambda _, d, g: float(torch.rand((), generator=g) * d.max())
         )
     if mistake == "redrawn for short clips":
+        drawn = fresh_draws
         monkeypatch.setattr(
             Flowception, "draw_tau", lambda p, d, g: original(p, d, g) / (1 if len(d) > 3 else 4)
         )
-    state, target, oracle = draws("none", process, CLIPS, seed=4)
+    state, target = drawn("none", process, CLIPS, seed=3)
+    oracle = oracle_of("none", process)
     if mistake == "start frame forgotten":
         oracle.num_start = 0
     if mistake == "wrong schedule":

@@ -152,7 +152,7 @@ def test_exactly_so_many_frames(wanted: int, steps: int) -> None:
     assert set(lengths(SampleConfig(steps=steps, frames=wanted), clips=20, model=model)) == {wanted}
 
 
-@pytest.mark.parametrize("steps", [1, 4, 32])
+@pytest.mark.parametrize("steps", [1, 4, 20])
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
 def test_rate_temperature_sharpens_the_law(temperature: float, steps: int) -> None:
     """At any number of steps lengths have ``p ** (1/T)``, renormalised; at 0 the most probable."""
@@ -181,10 +181,11 @@ def test_rate_temperature_is_of_the_law_within_bounds_and_behind_given_frames() 
 @pytest.mark.parametrize("steps", [1, 8, 32])
 @pytest.mark.parametrize("scale", [0.5, 1.3])
 def test_length_scale_multiplies_what_is_still_to_come(scale: float, steps: int) -> None:
-    """``1 + scale K`` on average: standard error of 1,000 lengths about .2 scale."""
-    found = lengths(SampleConfig(steps=steps, length_scale=scale))
+    """``1 + scale K`` on average: standard error of 500 lengths about .3 scale."""
+    clips = 500
+    found = lengths(SampleConfig(steps=steps, length_scale=scale), clips=clips)
     mean = 1 + scale * sum((n - 1) * p for n, p in LAW.items())
-    assert sum(found) / CLIPS == pytest.approx(mean, abs=1.0 * scale)
+    assert sum(found) / clips == pytest.approx(mean, abs=1.2 * scale)
     assert {n for n in found if scale == 0.5} <= {4, 5, 6, 7, 12, 13}
 
 
