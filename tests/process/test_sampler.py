@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from fake_device import FakeDevice
 from oracle import (
     AR1_LAW,
     ClipOracle,
@@ -268,3 +269,63 @@ def test_given_needs_a_gap_more_than_frames() -> None:
         Given(torch.zeros(2, 1, 1, 1), (True, False))
     with pytest.raises(ValueError, match="missing"):
         Given(torch.zeros(1, 1, 1, 1), (True, False), (1,))
+
+
+# --- what travels between the CPU and a device
+
+
+def flat(
+    state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
+) -> Prediction:
+    """A model that asks nothing of the device: any size from 0 to 12, all gaps alike."""
+    del clips, finished_F, may_rest
+    one_F, one_B = torch.ones_like(state.time_F), torch.ones_like(state.tau_B)
+    size_BK = state.tau_B.new_zeros(len(state.lengths), 13)
+    return Prediction(torch.ones_like(state.latent_FCHW), one_F, one_B, size_BK)
+
+
+GIVEN = [
+    empty((2, 4, 4)),
+    Given(torch.ones(1, 2, 4, 4), (False, True)),
+    Given(torch.ones(2, 2, 4, 4), (False, True, False)),
+    Given(torch.ones(3, 2, 4, 4), (True, False, True, True)),
+    Given(torch.ones(2, 2, 4, 4), (True, True, False), (0, 3, 0)),
+]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+@pytest.mark.parametrize("frames", [None, 9])
+def test_a_step_moves_one_tensor_each_way_and_after_the_last_insertion_none(
+    steps: int, frames: int | None
+) -> None:
+    config = SampleConfig(steps=steps, frames=frames)
+    moved, ends = [], set()
+    with FakeDevice() as device:
+        given = [replace(one, latent_FCHW=one.latent_FCHW.to("cuda")) for one in GIVEN]
+        seeds, process = generators(len(given), 3), Flowception(shift=2.0)
+        device.into.clear()
+        for step in sample_steps(flat, given, seeds, config, process, max_length=12):
+            moved.append((step.index, list(device.into), list(device.out)))
+            device.into.clear()
+            device.out.clear()
+            ends |= {step.index} if step.done else set()
+            assert step.state.latent_FCHW.is_cuda
+    assert steps == 1 or len(ends) > 1, "clips end in different steps, some of them after others"
+    start, *others = moved
+    assert len(start[1]) <= 5, start  # whole tables: roles, open gaps, ages' times, start frames
+    assert not start[2]
+    for index, into, out in others:
+        assert len(into) <= (index <= steps), (index, into)
+        assert len(out) <= (index <= steps), (index, out)
+    assert sum(len(into) for _, into, _ in others) > 0
+    assert sum(len(out) for _, _, out in others) == steps
+
+
+def test_on_a_device_clips_are_the_same() -> None:
+    config, process = SampleConfig(steps=5), Flowception()
+    here = sample(flat, GIVEN, generators(len(GIVEN), 3), config, process, max_length=12)
+    with FakeDevice():
+        given = [replace(one, latent_FCHW=one.latent_FCHW.to("cuda")) for one in GIVEN]
+        seeds = generators(len(GIVEN), 3)
+        there = [x.cpu() for x in sample(flat, given, seeds, config, process, max_length=12)]
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
