@@ -6,15 +6,14 @@ exist. Runs of equal shape are batched and go through ``scaled_dot_product_atten
 the specification. On CUDA the same plan goes to ``xformers.ops.memory_efficient_attention`` as a
 block diagonal. Local attention is a plan with fewer keys, so what it saves is real.
 
-Shape suffixes: R query rows, S key rows, P tokens per row, N heads, E head width.
+Shape suffixes: R query rows, S key rows, P tokens per row, N heads, E head width; of a batch of
+runs of one shape G runs, Q query tokens, K key tokens.
 """
-
-from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,102 +41,72 @@ class Plan:
     block_masks: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False, repr=False)
 
 
-PARTS = ("queries", "keys", "back")
+def make_plan(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> Plan:
+    """Group the runs: run i has the query rows ``queries[i]`` and sees the rows ``keys[i]``.
 
-
-@dataclass(frozen=True)
-class PlanRows:
-    """A plan whose rows are still lists; None where rows stay as they are."""
-
-    groups: tuple[Group, ...]
-    query_order: list[int] | None
-    key_order: list[int] | None
-    back_order: list[int] | None
-
-    def lists(self, name: str) -> dict[str, list[int] | None]:
-        """What must travel to a device before ``plan``, under names that begin with ``name``."""
-        orders = (self.query_order, self.key_order, self.back_order)
-        return {f"{name} {part}": order for part, order in zip(PARTS, orders, strict=True)}
-
-    def plan(self, name: str, found: Mapping[str, Tensor]) -> Plan:
-        """The plan, of what has come to the device."""
-        query, key, back = (found.get(f"{name} {part}") for part in PARTS)
-        return Plan(self.groups, query, key, back)
-
-
-def plan_rows(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> PlanRows:
-    """Group the runs: run i has the query rows ``queries[i]`` and sees the rows ``keys[i]``."""
+    The plan's tensors are on the CPU.
+    """
     members: dict[tuple[int, int], list[int]] = {}
     for run, (query, key) in enumerate(zip(queries, keys, strict=True)):
         members.setdefault((len(query), len(key)), []).append(run)
     groups = tuple(Group(len(runs), *shape) for shape, runs in members.items())
+
     order = [run for runs in members.values() for run in runs]
     query_rows = [row for run in order for row in queries[run]]
     key_rows = [row for run in order for row in keys[run]]
-    back = sorted(range(len(query_rows)), key=query_rows.__getitem__)
-    moved = query_rows != list(range(len(query_rows)))
-    repeated = key_rows != list(range(len(key_rows)))
-    return PlanRows(
-        groups,
-        query_rows if moved else None,
-        key_rows if repeated else None,
-        back if moved else None,
-    )
+    query_order = integers(query_rows) if query_rows != list(range(len(query_rows))) else None
+    key_order = integers(key_rows) if key_rows != list(range(len(key_rows))) else None
+    back_order = inverse(query_rows) if query_order is not None else None
+    return Plan(groups, query_order, key_order, back_order)
 
 
-def make_plan(
-    queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], device: torch.device | str
-) -> Plan:
-    """The plan of ``plan_rows`` on a device."""
-    rows = plan_rows(queries, keys)
-    return rows.plan("", on_device(rows.lists(""), device))
+def integers(numbers: Sequence[int]) -> Tensor:
+    """Whole numbers as an int64 tensor on the CPU."""
+    return torch.tensor(numbers, dtype=torch.long)
 
 
-def on_device(
-    lists: Mapping[str, Sequence[int] | None], device: torch.device | str
-) -> dict[str, Tensor]:
-    """Lists of whole numbers as int64 tensors on a device, all in one journey; None is left out."""
-    found = {name: numbers for name, numbers in lists.items() if numbers is not None}
-    every = [number for numbers in found.values() for number in numbers]
-    parts = torch.tensor(every, dtype=torch.long).to(device).split([*map(len, found.values())])
-    return dict(zip(found, parts, strict=True))
+def inverse(order: Sequence[int]) -> Tensor:
+    """Where each number stands in ``order``: what puts things so ordered back."""
+    return integers(sorted(range(len(order)), key=order.__getitem__))
 
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
     """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
     ops = xformers_ops() if q_RPNE.is_cuda else None
-    out_RPNE = (
-        _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)
-        if ops is None
-        else _attend_xformers(ops, q_RPNE, k_SPNE, v_SPNE, plan)
-    )
+    if ops is None:
+        out_RPNE = _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)
+    else:
+        out_RPNE = _attend_xformers(ops, q_RPNE, k_SPNE, v_SPNE, plan)
     return out_RPNE if plan.back_order is None else out_RPNE[plan.back_order]
 
 
-PART = 2**15  # key tokens that are gathered at once: local attention sees each of them many times
+PART = 2**15  # key tokens that a CPU gathers at once: local attention sees each of them many times
 
 
 def _attend_sdpa(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
-    runs: list[int] = []  # that attend in one call
-    queries: list[int] = []  # rows of all their queries
-    keys: list[int] = []
-    for group in plan.groups:
-        most = max(PART // (group.keys * k_SPNE.shape[1]), 1)
-        for first in range(0, group.runs, most):
-            runs.append(min(most, group.runs - first))
-            queries.append(runs[-1] * group.queries)
-            keys.append(runs[-1] * group.keys)
+    groups = plan.groups
+    if k_SPNE.device.type == "cpu":
+        groups = tuple(part for group in groups for part in _cut(group, k_SPNE.shape[1]))
+    queries = [group.runs * group.queries for group in groups]
+    keys = [group.runs * group.keys for group in groups]
     parts = (
         _parts(q_RPNE, plan.query_order, queries),
         _parts(k_SPNE, plan.key_order, keys),
         _parts(v_SPNE, plan.key_order, keys),
     )
     outputs: list[Tensor] = []
-    for count, *qkv in zip(runs, *parts, strict=True):
-        query, key, value = (x.unflatten(0, (count, -1)).flatten(1, 2).transpose(1, 2) for x in qkv)
-        out = _softmax_attention(query, key, value).transpose(1, 2)
-        outputs.append(out.reshape(-1, *q_RPNE.shape[1:]))
+    for group, *qkv in zip(groups, *parts, strict=True):
+        batch = (x.unflatten(0, (group.runs, -1)).flatten(1, 2).transpose(1, 2) for x in qkv)
+        out_GQNE = _softmax_attention(*batch).transpose(1, 2)
+        outputs.append(out_GQNE.reshape(-1, *q_RPNE.shape[1:]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _cut(group: Group, key_tokens: int) -> list[Group]:
+    """A group in parts, each of as many runs as have ``PART`` key tokens."""
+    most = max(PART // (group.keys * key_tokens), 1)
+    whole, rest = divmod(group.runs, most)
+    return [replace(group, runs=runs) for runs in [most] * whole + [rest] * (rest > 0)]
 
 
 def _parts(x: Tensor, order: Tensor | None, sizes: Sequence[int]) -> Iterable[Tensor]:

@@ -8,8 +8,6 @@ trusted.
 Shape suffixes: F frames between two finished ones, C H W channels and size of a latent, D width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

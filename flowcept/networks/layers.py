@@ -1,7 +1,5 @@
 """Small pieces that networks are made of."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable
@@ -30,6 +28,43 @@ def zero_init(*layers: nn.Linear | nn.Conv2d) -> None:
     """Layers that add nothing at first."""
     for parameter in itertools.chain.from_iterable(layer.parameters() for layer in layers):
         nn.init.zeros_(parameter)
+
+
+TIME_WAVES = 128  # sines, and as many cosines, that describe a flow time
+
+
+def timestep_embedding(time: Tensor) -> Tensor:
+    """Sines and cosines of a time in [0, 1], ``[..., 256]``; periods from 2 pi down to .006."""
+    frequency = torch.exp(torch.linspace(0, math.log(1000), TIME_WAVES, device=time.device))
+    angle = time.float()[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+INDEX_PERIOD = 1000.0  # frames: the slowest rotary wave; clips of that length stay distinguishable
+PLACE_PERIOD = 100.0  # patches along a side
+
+
+def rotary(position_RPA: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[R, P, 1, 1, E/2]`` of rotary positions (arXiv 2104.09864).
+
+    Of R rows of P tokens of head width E; the last axis holds index of the frame, row and column.
+    """
+    half = head_width // 2
+    counts = (half - 2 * (half // 3), half // 3, half // 3)
+    periods = (INDEX_PERIOD, PLACE_PERIOD, PLACE_PERIOD)
+    angles = []
+    for axis, (count, period) in enumerate(zip(counts, periods, strict=True)):
+        power = torch.arange(count, device=position_RPA.device) / max(count, 1)
+        angles.append(position_RPA[..., axis, None].float() * period**-power)
+    angle = torch.cat(angles, dim=-1)[:, :, None, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair of features, of the first and the second half, by its angle."""
+    cosine, sine = rotation
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
 
 
 class SquaredRelu(torch.autograd.Function):

@@ -8,8 +8,6 @@ made by too little to measure (docs/log.md).
 Shape suffixes: B clips, V the width of a prompt token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,12 +28,9 @@ class Memory:
     lengths: list[int] = field(default_factory=list)  # frames of each
     kept: dict[str, Tensor] = field(default_factory=dict)
     image_token_BV: Tensor | None = None
-    awake: bool = True  # whether every frame is evaluated, so that all is remembered anew
-    awake_F: Tensor | None = None  # else the numbers of the frames that are evaluated now
-    awake_R: Tensor | None = None  # the same of rows
 
     def enter(self, names: Sequence[object], lengths: Sequence[int]) -> bool:
-        """Begin an evaluation; whether frames may rest in it.
+        """Begin an evaluation of these clips; whether frames may rest in it.
 
         What is remembered holds for clips of the same names and lengths, of which some may have
         left; else every frame is evaluated and remembered anew.
@@ -47,8 +42,7 @@ class Memory:
             self.kept, self.image_token_BV = {}, None
         elif known != list(range(len(self.names))):
             self._keep(known)
-        self.names, self.lengths, self.awake = list(names), list(lengths), not same
-        self.awake_F = self.awake_R = None
+        self.names, self.lengths = list(names), list(lengths)
         return same
 
     def _keep(self, clips: list[int]) -> None:
@@ -62,15 +56,11 @@ class Memory:
             name: x[of_frames if len(x) == num_frames else of_rows] for name, x in self.kept.items()
         }
 
-    def frames(self, name: str, x: Tensor) -> Tensor:
-        """A module's values of all frames, of which ``x`` are those evaluated now."""
-        return self._recalled(name, x, self.awake_F)
+    def whole(self, name: str, x: Tensor, awake: Tensor | None) -> Tensor:
+        """The values of all rows or frames, of which ``x`` are those evaluated now.
 
-    def rows(self, name: str, x: Tensor) -> Tensor:
-        """A module's values of all rows, of which ``x`` are those evaluated now."""
-        return self._recalled(name, x, self.awake_R)
-
-    def _recalled(self, name: str, x: Tensor, awake: Tensor | None) -> Tensor:
+        ``awake`` has the numbers of these; None where they are all.
+        """
         if awake is None:
             self.kept[name] = x.contiguous()  # no view, which would hold more
             return x

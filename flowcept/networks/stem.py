@@ -9,9 +9,8 @@ Shape suffixes: F frames that are evaluated, C H W channels and size; features h
 last, as they stay in memory; D width of a condition.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -20,29 +19,6 @@ from torch.nn import functional as F
 from flowcept.networks.layers import adaln, chunked, zero_init
 from flowcept.networks.layout import Layout
 from flowcept.networks.resting import Memory
-
-
-@dataclass(frozen=True)
-class StemConfig:
-    """Shape of the stem."""
-
-    latent_channels: int
-    channels: int  # at the latent's own resolution; twice as many at every coarser one
-    depth: int  # blocks at each resolution, on the way down and on the way up
-    patch: int  # latent cells along each side of a patch
-    hidden: int  # width of a patch, and of the condition
-
-    @property
-    def factors(self) -> list[int]:
-        """By how much the resolution shrinks, step by step, until cells are patches."""
-        halvings = (self.patch & -self.patch).bit_length() - 1
-        odd = self.patch >> halvings
-        return [2] * halvings + [odd] * (odd > 1 or not halvings)
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels before each shrinking."""
-        return [self.channels * 2**level for level in range(len(self.factors))]
 
 
 def film(layer: nn.Linear, x_FHWC: Tensor, condition_FD: Tensor) -> Tensor:
@@ -75,31 +51,36 @@ def pixel_shuffle(x_FHWC: Tensor, factor: int) -> Tensor:
 class Neighbours:
     """Finds what the frames before and after each frame hold, in its own clip."""
 
-    layout: Layout
+    before_F: Tensor  # numbers among all frames, 0 where there is none
+    after_F: Tensor
+    has_before_F111: Tensor  # bool
+    has_after_F111: Tensor
+    awake_F: Tensor | None  # numbers of the frames that are evaluated; None: all are
     memory: Memory | None  # of frames that rest
+
+    @classmethod
+    def of(cls, layout: Layout, memory: Memory | None) -> Self:
+        before_F, after_F = layout.before_F, layout.after_F
+        return cls(
+            before_F.clamp(min=0),
+            after_F.clamp(min=0),
+            (before_F >= 0)[:, None, None, None],
+            (after_F >= 0)[:, None, None, None],
+            layout.awake_F,
+            memory,
+        )
 
     def all_frames(self, name: str, x_FHWC: Tensor) -> Tensor:
         """What all frames hold, from what those hold that are evaluated; ``name`` is a module's."""
-        return x_FHWC if self.memory is None else self.memory.frames(name, x_FHWC)
+        return x_FHWC if self.memory is None else self.memory.whole(name, x_FHWC, self.awake_F)
 
     def beside(self, all_FHWC: Tensor, rows: slice) -> Tensor:
         """What the frames before and after these rows hold at each place, 0 where none is.
 
         ``all_FHWC`` is of all frames, the rows are numbers among those that are evaluated.
         """
-        layout, awake_F = self.layout, self.layout.awake_F
-        if awake_F is None:
-            low, high = max(rows.start - 1, 0), min(rows.stop + 1, len(all_FHWC))
-            near_FHWC, own = all_FHWC[low:high], slice(rows.start - low, rows.stop - low)
-            before_FHWC, after_FHWC = near_FHWC.roll(1, 0)[own], near_FHWC.roll(-1, 0)[own]
-            has_before_F, has_after_F = layout.before_F[rows], layout.after_F[rows]
-        else:
-            own_F = awake_F[rows]
-            before_FHWC = all_FHWC[(own_F - 1).clamp(min=0)]
-            after_FHWC = all_FHWC[(own_F + 1).clamp(max=len(all_FHWC) - 1)]
-            has_before_F, has_after_F = layout.before_F[own_F], layout.after_F[own_F]
-        before_FHWC = before_FHWC * has_before_F[:, None, None, None]
-        after_FHWC = after_FHWC * has_after_F[:, None, None, None]
+        before_FHWC = all_FHWC.index_select(0, self.before_F[rows]) * self.has_before_F111[rows]
+        after_FHWC = all_FHWC.index_select(0, self.after_F[rows]) * self.has_after_F111[rows]
         return torch.cat([before_FHWC, after_FHWC], dim=-1)
 
 
@@ -108,7 +89,7 @@ class StemBlock(nn.Module):
 
     def __init__(self, channels: int, hidden: int, name: str) -> None:
         super().__init__()
-        self.name = name  # unique in the network
+        self.name = name  # unique in the network: what rests is remembered under it
         self.film = nn.Linear(hidden, 2 * channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.beside = nn.Linear(2 * channels, channels, bias=False)
@@ -137,33 +118,47 @@ class StemBlocks(nn.ModuleList):
         return x_FHWC
 
 
+def shrinking(patch: int) -> list[int]:
+    """By which factors the resolution shrinks, step by step, until patches of cells are one."""
+    halvings = (patch & -patch).bit_length() - 1
+    odd = patch >> halvings
+    return [2] * halvings + [odd] * (odd > 1 or not halvings)
+
+
 class Stem(nn.Module):
     """From latents to patches and from patches to velocities.
 
     The features of each resolution are remembered on the way down and added to on the way up.
     """
 
-    def __init__(self, config: StemConfig) -> None:
+    def __init__(
+        self, latent_channels: int, channels: int, depth: int, patch: int, hidden: int
+    ) -> None:
+        """``channels`` are doubled with every shrinking, ``depth`` blocks stand at each resolution.
+
+        ``patch`` cells along each side become one of width ``hidden``, as wide as a condition.
+        """
         super().__init__()
-        self.factors, widths = config.factors, config.widths
-        coarser = [*widths[1:], config.hidden]
-        squares = [factor**2 * c for factor, c in zip(self.factors, widths, strict=True)]
+        self.factors = shrinking(patch)
+        widths = [channels * 2**level for level in range(len(self.factors))]
+        coarser = [*widths[1:], hidden]
+        squares = [factor**2 * width for factor, width in zip(self.factors, widths, strict=True)]
 
         def blocks(way: str) -> nn.ModuleList:
             return nn.ModuleList(
                 StemBlocks(
-                    StemBlock(c, config.hidden, f"stem.{way}.{level}.{number}")
-                    for number in range(config.depth)
+                    StemBlock(width, hidden, f"stem.{way}.{level}.{number}")
+                    for number in range(depth)
                 )
-                for level, c in enumerate(widths)
+                for level, width in enumerate(widths)
             )
 
-        self.first = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.first = nn.Conv2d(latent_channels, channels, 3, padding=1)
         self.down, self.up = blocks("down"), blocks("up")
         self.merge = nn.ModuleList(map(nn.Linear, squares, coarser))
         self.divide = nn.ModuleList(map(nn.Linear, coarser, squares))
-        self.film = nn.Linear(config.hidden, 2 * widths[0])
-        self.velocity = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
+        self.film = nn.Linear(hidden, 2 * channels)
+        self.velocity = nn.Conv2d(channels, latent_channels, 3, padding=1)
         zero_init(self.film, self.velocity)
 
     def to_patches(

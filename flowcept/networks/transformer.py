@@ -22,10 +22,7 @@ row, D width, N heads, E head width, C H W a latent, S prompt tokens, V their wi
 axes index, row and column. Patches have their channels last.
 """
 
-from __future__ import annotations
-
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,10 +34,20 @@ from torch.utils.checkpoint import checkpoint
 from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
 from flowcept.networks.in_between import InBetween
-from flowcept.networks.layers import SquaredRelu, adaln, chunked, layer_norm, zero_init
-from flowcept.networks.layout import Layout, evaluation_order, make_layout
+from flowcept.networks.layers import (
+    TIME_WAVES,
+    SquaredRelu,
+    adaln,
+    chunked,
+    layer_norm,
+    rotary,
+    rotate,
+    timestep_embedding,
+    zero_init,
+)
+from flowcept.networks.layout import Layout, evaluation_order, make_layout, to_device
 from flowcept.networks.resting import Memory, memory_of
-from flowcept.networks.stem import Neighbours, Stem, StemConfig
+from flowcept.networks.stem import Neighbours, Stem
 from flowcept.process.forward import shifted
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 
@@ -82,46 +89,8 @@ class TransformerConfig:
         """Rows and columns of a frame's patches."""
         return self.height // self.patch, self.width // self.patch
 
-    @property
-    def stem(self) -> StemConfig:
-        """The stem's own settings."""
-        return StemConfig(
-            self.channels, self.stem_channels, self.stem_depth, self.patch, self.hidden
-        )
 
-
-INDEX_PERIOD = 1000.0  # frames: the slowest rotary wave; clips of that length stay distinguishable
-PLACE_PERIOD = 100.0  # patches along a side
 PLACES = 64.0  # frames: index over this is told like a time, which keeps neighbours well apart
-TIME_WAVES = 128  # sines, and as many cosines, that describe a flow time in [0, 1]
-
-
-def timestep_embedding(time: Tensor, count: int = TIME_WAVES) -> Tensor:
-    """Sines and cosines of a time in [0, 1], ``[..., 2 count]``; periods from 2 pi down to .006."""
-    frequency = torch.exp(torch.linspace(0, math.log(1000), count, device=time.device))
-    angle = time.float()[..., None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
-
-
-def rotary(position_RPA: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[R, P, 1, 1, E/2]`` of rotary positions over (index, row, column)."""
-    half = head_width // 2
-    counts = (half - 2 * (half // 3), half // 3, half // 3)
-    periods = (INDEX_PERIOD, PLACE_PERIOD, PLACE_PERIOD)
-    angles = []
-    for axis, (count, period) in enumerate(zip(counts, periods, strict=True)):
-        power = torch.arange(count, device=position_RPA.device) / max(count, 1)
-        angles.append(position_RPA[..., axis, None].float() * period**-power)
-    angle = torch.cat(angles, dim=-1)[:, :, None, None]
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of features, of the first and the second half, by its angle."""
-    cosine, sine = rotation
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
-
 
 Attend = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
 
@@ -131,8 +100,8 @@ class Context:
     """What every block needs to know of an evaluation."""
 
     layout: Layout
-    rotation: tuple[Tensor, Tensor]  # of queries and keys
-    prompt_S1V: Tensor
+    rotation: tuple[Tensor, Tensor]  # of queries and keys, by the place of each token
+    prompt_S1V: Tensor  # tokens of all prompts, in the order of evaluation
     attend: Attend
     memory: Memory | None
 
@@ -177,9 +146,10 @@ class Block(nn.Module):
 
     def gathered(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Attention itself, with the keys and values of resting rows from memory."""
-        memory = context.memory
+        memory, awake_R = context.memory, context.layout.awake_R
         if memory is not None:
-            k, v = memory.rows(f"{self.name}.k", k), memory.rows(f"{self.name}.v", v)
+            k = memory.whole(f"{self.name}.k", k, awake_R)
+            v = memory.whole(f"{self.name}.v", v, awake_R)
         return context.attend(q, k, v, context.layout.within)
 
     def _cross_attention(self, x_RPD: Tensor, context: Context) -> Tensor:
@@ -198,7 +168,9 @@ class Transformer(VideoNetwork):
         super().__init__()
         self.config, self.shift = config, shift
         width, (rows, columns) = config.hidden, config.grid
-        self.stem = Stem(config.stem)
+        self.stem = Stem(
+            config.channels, config.stem_channels, config.stem_depth, config.patch, width
+        )
         self.in_between = (
             InBetween(config.channels, config.stem_channels, config.between, width)
             if config.between
@@ -227,7 +199,7 @@ class Transformer(VideoNetwork):
         self.size = nn.Linear(width, config.largest_size + 1)
         self._start()
         self.attend: Attend = attend
-        self._layout: tuple[object, Layout] | None = None  # the last one, and what it was made of
+        self._layouts: dict[object, Layout] = {}  # the last one, by what it was made of
 
     def _start(self) -> None:
         """First weights: roles and places small, gates closed, laws flat."""
@@ -240,22 +212,18 @@ class Transformer(VideoNetwork):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a latent."""
         return self.config.channels, self.config.height, self.config.width
 
     @property
     def tokens_per_frame(self) -> int:
-        """Tokens of a row."""
         rows, columns = self.config.grid
         return rows * columns + 1
 
     @property
     def largest_size(self) -> int:
-        """The largest number of generated frames in a clip that the law of sizes reaches."""
         return self.config.largest_size
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The parts that are equal in kind: to be compiled, sharded or checkpointed one by one."""
         yield from self.layers
 
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
@@ -291,75 +259,72 @@ class Transformer(VideoNetwork):
         Frames that rest get a velocity of 0, which moves nothing.
         """
         memory = memory_of(rest)
-        layout = self._laid_out(state, prompt, rest, memory)
+        layout = self._layout(state, prompt, rest, memory)
         evaluated = _evaluated(state, layout)
-        prompt = _ordered(prompt, layout.order)
-        neighbours = Neighbours(layout, memory)
-        base_RD = self._time_and_role(evaluated, layout)
+        tokens = _in_order(prompt, layout.order)
+        neighbours = Neighbours.of(layout, memory)
+        told_RD = self._time_and_role(evaluated, layout)
 
-        condition_RD = F.silu(self._told(base_RD, prompt, layout))
+        condition_RD = self._condition(told_RD, tokens, layout)
         patch_FHWD, features = self.stem.to_patches(
             evaluated.latent_FCHW, condition_RD[layout.frame_rows], neighbours
         )
         image_token_BV = self._image_token(evaluated, patch_FHWD, layout, memory)
 
-        prompt = _with_token(prompt, image_token_BV.detach())  # it is taught by words alone
-        condition_RD = F.silu(self._told(base_RD, prompt, layout))
-        x_RPD = self._transformed(patch_FHWD, condition_RD, prompt, layout, memory)
+        tokens = _with_image(tokens, image_token_BV.detach())  # it is taught by words alone
+        condition_RD = self._condition(told_RD, tokens, layout)
+        x_RPD = self._embedded(patch_FHWD, layout)
+        x_RPD = self._transformed(x_RPD, condition_RD, tokens, layout, memory)
 
         clip_BD, frame_FPD = x_RPD[layout.clip_rows, 0], x_RPD[layout.frame_rows]
+        log_missing_F, first_B, size_BK = self._laws(frame_FPD[:, 0], clip_BD)
         patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
         condition_FD = condition_RD[layout.frame_rows]
         velocity_FCHW = self.stem.to_velocity(patch_FHWD, features, condition_FD, neighbours)
         if self.in_between is not None:
-            velocity_FCHW = self._pulled(velocity_FCHW, state, condition_FD, layout, rest)
-        log_missing_F, first_B, size_BK = self._laws(frame_FPD[:, 0], clip_BD)
+            velocity_FCHW = self._pulled(velocity_FCHW, state, condition_FD, layout)
         prediction = Prediction(velocity_FCHW, log_missing_F, first_B, size_BK, image_token_BV)
         return _in_state_order(prediction, state, layout)
 
-    def _laid_out(
-        self,
-        state: FrameState,
-        prompt: PromptTokens,
-        rest: Rest | None,
-        memory: Memory | None,
+    def _layout(
+        self, state: FrameState, prompt: PromptTokens, rest: Rest | None, memory: Memory | None
     ) -> Layout:
-        """The layout of this evaluation; the last one is kept, since steps repeat it."""
-        with_token = [n + 1 for n in prompt.lengths]
-        resting: tuple[bool, ...] | None = None
-        if memory is not None and rest is not None:
-            order = evaluation_order(state.lengths, with_token)
+        """The layout of this evaluation; the last one is kept, since steps may repeat it."""
+        token_counts = tuple(n + 1 for n in prompt.lengths)  # the image token, too
+        finished, resting = None, False
+        if rest is not None:
+            finished = tuple(rest.finished_F.tolist())
+        if rest is not None and memory is not None:
+            order = evaluation_order(state.lengths, token_counts)
             names, lengths = [rest.names[b] for b in order], [state.lengths[b] for b in order]
-            if memory.enter(names, lengths):
-                resting = tuple(rest.finished_F.tolist())
+            resting = memory.enter(names, lengths)
+
         device = state.latent_FCHW.device
-        made_of = (state.lengths, prompt.lengths, resting, device)
-        if self._layout is None or self._layout[0] != made_of:
-            layout = make_layout(state.lengths, with_token, self.config.window, resting, device)
-            self._layout = (made_of, layout)
-        layout = self._layout[1]
-        if memory is not None:
-            memory.awake_F, memory.awake_R = layout.awake_F, layout.awake_R
-        return layout
+        made_of = (state.lengths, token_counts, finished, resting, device)
+        if made_of not in self._layouts:
+            layout = make_layout(
+                state.lengths, token_counts, self.config.window, finished, resting=resting
+            )
+            self._layouts = {made_of: to_device(layout, device)}
+        return self._layouts[made_of]
 
     def _time_and_role(self, evaluated: FrameState, layout: Layout) -> Tensor:
-        """What rows are told of themselves, ``[clips, then frames, D]``."""
-        time = torch.cat([evaluated.tau_B.clamp(0, 1), evaluated.time_F])
+        """What each row is told of itself, ``[R, D]``."""
+        time_R = layout.rows(evaluated.tau_B.clamp(0, 1), evaluated.time_F)
         clip_BD = self.clip_role(evaluated.open_first_B.long())
-        base_RD: Tensor = self.time(timestep_embedding(time))
-        base_RD = base_RD + torch.cat([clip_BD, self.frame_role(evaluated.role_F)])
+        role_RD = layout.rows(clip_BD, self.frame_role(evaluated.role_F))
+        told_RD: Tensor = self.time(timestep_embedding(time_R)) + role_RD
         if self.place is not None:
-            place_FD = self.place(timestep_embedding(layout.index_F / PLACES)).to(base_RD.dtype)
-            base_RD = base_RD + F.pad(place_FD, (0, 0, len(clip_BD), 0))
-        return base_RD
+            index_F = layout.index_R[layout.frame_rows]
+            place_FD = self.place(timestep_embedding(index_F / PLACES)).to(told_RD.dtype)
+            told_RD = told_RD.index_add(0, layout.frame_rows, place_FD)
+        return told_RD
 
-    def _told(self, base_RD: Tensor, prompt: PromptTokens, layout: Layout) -> Tensor:
-        """The same with the sum of each clip's prompt, in the order of rows."""
-        tokens = prompt.token_SD.split(list(prompt.lengths))
-        sums = [part.sum(0) / max(len(part), 1) ** 0.5 for part in tokens]
+    def _condition(self, told_RD: Tensor, tokens: Sequence[Tensor], layout: Layout) -> Tensor:
+        """What each row is told of itself and, by the sum of its tokens, of its clip's prompt."""
+        sums = [token_SV.sum(0) / max(len(token_SV), 1) ** 0.5 for token_SV in tokens]
         prompt_BD = self.prompt_sum(torch.stack(sums))
-        told_RD: Tensor = base_RD + torch.cat([prompt_BD, prompt_BD[layout.clip_F]])
-        return told_RD[layout.row_order]
+        return F.silu(told_RD + prompt_BD[layout.clip_R])
 
     def _image_token(
         self, evaluated: FrameState, patch_FHWD: Tensor, layout: Layout, memory: Memory | None
@@ -369,27 +334,34 @@ class Transformer(VideoNetwork):
             return memory.image_token_BV
         shown_FD = F.silu(self.image_read(patch_FHWD)).mean((1, 2)).float()
         given_F1 = evaluated.given_F.float()[:, None]
-        zero_BD = shown_FD.new_zeros(len(layout.lengths), shown_FD.shape[1])
-        sum_BD = zero_BD.index_add(0, layout.clip_F, given_F1 * shown_FD)
+        clip_F = layout.clip_R[layout.frame_rows]
+        zero_BD = shown_FD.new_zeros(len(layout.order), shown_FD.shape[1])
+        sum_BD = zero_BD.index_add(0, clip_F, given_F1 * shown_FD)
         token_BV: Tensor = self.image_token(layer_norm(sum_BD)).float()
         if memory is not None:
             memory.image_token_BV = token_BV
         return token_BV
 
+    def _embedded(self, patch_FHWD: Tensor, layout: Layout) -> Tensor:
+        """Tokens of all rows ``[R, P, D]``, in the dtype of the patches."""
+        patch_FPD = (patch_FHWD + (self.row_place + self.column_place)).flatten(1, 2)
+        frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
+        clip_BPD = self.clip_row.expand(len(layout.order), -1, -1)
+        return layout.rows(clip_BPD, frame_FPD).to(patch_FHWD.dtype)
+
     def _transformed(
         self,
-        patch_FHWD: Tensor,
+        x_RPD: Tensor,
         condition_RD: Tensor,
-        prompt: PromptTokens,
+        tokens: Sequence[Tensor],
         layout: Layout,
         memory: Memory | None,
     ) -> Tensor:
-        """All tokens after all blocks, normalised, ``[R, P, D]``."""
-        x_RPD = self._embedded(patch_FHWD, layout)
+        """All tokens after all blocks, normalised."""
         modulation_R16D = self.modulation(condition_RD).unflatten(-1, (1, 6, -1)).to(x_RPD.dtype)
         cosine, sine = self._rotation(layout)
         rotation = cosine.to(x_RPD.dtype), sine.to(x_RPD.dtype)
-        context = Context(layout, rotation, prompt.token_SD[:, None], self.attend, memory)
+        context = Context(layout, rotation, torch.cat(list(tokens))[:, None], self.attend, memory)
         for block in self.layers:
             if self.checkpoint_blocks and self.training:
                 x_RPD = checkpoint(block, x_RPD, modulation_R16D, context, use_reentrant=False)
@@ -398,30 +370,20 @@ class Transformer(VideoNetwork):
         shift, scale = self.final(condition_RD)[:, None].to(x_RPD.dtype).chunk(2, dim=-1)
         return adaln(x_RPD, shift, scale)
 
-    def _embedded(self, patch_FHWD: Tensor, layout: Layout) -> Tensor:
-        """All rows, in the dtype of the patches."""
-        patch_FPD = (patch_FHWD + (self.row_place + self.column_place)).flatten(1, 2)
-        frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
-        clip_BPD = self.clip_row.expand(len(layout.lengths), -1, -1)
-        return layout.rows(clip_BPD, frame_FPD).to(patch_FHWD.dtype)
-
     def _rotation(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the places of all tokens; a clip's row lies before its frames."""
-        index_R = self._row_index(layout)
-        place_PA = _patch_places(self.config, index_R.device)
-        position_RPA = torch.cat(
-            [
-                index_R[:, None, None].expand(-1, len(place_PA), 1),
-                place_PA.expand(len(index_R), -1, -1),
-            ],
-            dim=-1,
-        )
-        return rotary(position_RPA, self.config.hidden // self.config.heads)
+        """Cosines and sines of the places of all tokens.
 
-    def _row_index(self, layout: Layout) -> Tensor:
-        """Index of each row's frame within its clip, -1 of a clip's own row."""
-        before_B = torch.full((len(layout.lengths),), -1.0, device=layout.index_F.device)
-        return layout.rows(before_B, layout.index_F.float())
+        A clip's row lies before its frames, and a row's first token in the middle of its patches.
+        """
+        device = layout.index_R.device
+        rows, columns = (torch.arange(count, device=device).float() for count in self.config.grid)
+        middle_12 = torch.stack([rows.mean(), columns.mean()])[None]
+        place_P2 = torch.cat([middle_12, torch.cartesian_prod(rows, columns)])
+
+        index_RP1 = layout.index_R.float()[:, None, None].expand(-1, len(place_P2), 1)
+        place_RP2 = place_P2.expand(len(index_RP1), -1, -1)
+        position_RPA = torch.cat([index_RP1, place_RP2], dim=-1)
+        return rotary(position_RPA, self.config.hidden // self.config.heads)
 
     def _laws(self, frame_FD: Tensor, clip_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-missing after frames and before the first, logits of sizes; float32 throughout.
@@ -436,24 +398,14 @@ class Transformer(VideoNetwork):
         return log_missing_F, first_B, size_BK
 
     def _pulled(
-        self,
-        velocity_FCHW: Tensor,
-        state: FrameState,
-        condition_FD: Tensor,
-        layout: Layout,
-        rest: Rest | None,
+        self, velocity_FCHW: Tensor, state: FrameState, condition_FD: Tensor, layout: Layout
     ) -> Tensor:
         """Velocities of the frames evaluated, pulled towards the in-between prior."""
         assert self.in_between is not None
-        device = velocity_FCHW.device
-        if rest is None:
-            between_F = state.between_F  # asks the device which frames these are
-        else:
-            between_F = _between_on_host(rest.finished_F, state.lengths)
-        if layout.frame_F is not None:
-            between_F = between_F[layout.frame_F.to(between_F.device)]
-        own = between_F.nonzero().flatten().to(device)
-        place = own if layout.frame_F is None else layout.frame_F[own]
+        own = layout.between_F
+        if own is None:  # training, where none rests: the device is asked
+            own = state.between_F[layout.place_F].nonzero().flatten()
+        place = layout.place_F[own]
         pulled_FCHW: Tensor = self.in_between(
             velocity_FCHW[own],
             state.latent_FCHW[place],
@@ -465,73 +417,43 @@ class Transformer(VideoNetwork):
         return velocity_FCHW.index_copy(0, own, pulled_FCHW)
 
 
-def _between_on_host(finished_F: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Flowing frames of which both neighbours in their clip are finished."""
-    parts = []
-    for done_F in finished_F.split(lengths):
-        sides_F = F.pad(done_F, (1, 1), value=False)
-        parts.append(~done_F & sides_F[:-2] & sides_F[2:])
-    return torch.cat(parts)
-
-
-def _patch_places(config: TransformerConfig, device: torch.device) -> Tensor:
-    """Row and column of a row's tokens ``[P, 2]``: the middle for its first, then the patches."""
-    rows, columns = (torch.arange(count, device=device).float() for count in config.grid)
-    middle_2 = torch.stack([rows.mean(), columns.mean()])
-    return torch.cat([middle_2[None], torch.cartesian_prod(rows, columns)])
-
-
 def _evaluated(state: FrameState, layout: Layout) -> FrameState:
     """The frames that are evaluated, in the order of evaluation."""
-    if layout.frame_F is None:
-        return state
-    clips = layout.clip_order
+    order_B, place_F = layout.order_B, layout.place_F
     return FrameState(
-        latent_FCHW=state.latent_FCHW[layout.frame_F],
-        time_F=state.time_F[layout.frame_F],
-        role_F=state.role_F[layout.frame_F],
-        tau_B=state.tau_B if clips is None else state.tau_B[clips],
-        open_first_B=state.open_first_B if clips is None else state.open_first_B[clips],
+        latent_FCHW=state.latent_FCHW[place_F],
+        time_F=state.time_F[place_F],
+        role_F=state.role_F[place_F],
+        tau_B=state.tau_B[order_B],
+        open_first_B=state.open_first_B[order_B],
         lengths=layout.lengths,
     )
 
 
 def _in_state_order(prediction: Prediction, state: FrameState, layout: Layout) -> Prediction:
     """A prediction of the frames that were evaluated as one of the whole state."""
-    if layout.frame_F is not None:
-        place_F, num_frames = layout.frame_F, len(state.time_F)
 
-        def of_all(x_F: Tensor) -> Tensor:
-            return x_F.new_zeros(num_frames, *x_F.shape[1:]).index_copy(0, place_F, x_F)
+    def of_all(x_F: Tensor) -> Tensor:
+        zero_F = x_F.new_zeros(len(state.time_F), *x_F.shape[1:])
+        return zero_F.index_copy(0, layout.place_F, x_F)
 
-        prediction = replace(
-            prediction,
-            velocity_FCHW=of_all(prediction.velocity_FCHW),
-            log_missing_F=of_all(prediction.log_missing_F),
-        )
-    if layout.clip_back is None:
-        return prediction
-    back, token_BV = layout.clip_back, prediction.image_token_BV
-    return replace(
-        prediction,
-        log_missing_first_B=prediction.log_missing_first_B[back],
-        size_logits_BK=prediction.size_logits_BK[back],
-        image_token_BV=None if token_BV is None else token_BV[back],
+    assert prediction.image_token_BV is not None
+    return Prediction(
+        velocity_FCHW=of_all(prediction.velocity_FCHW),
+        log_missing_F=of_all(prediction.log_missing_F),
+        log_missing_first_B=prediction.log_missing_first_B[layout.back_B],
+        size_logits_BK=prediction.size_logits_BK[layout.back_B],
+        image_token_BV=prediction.image_token_BV[layout.back_B],
     )
 
 
-def _ordered(prompt: PromptTokens, order: tuple[int, ...]) -> PromptTokens:
-    """Prompts in another order."""
+def _in_order(prompt: PromptTokens, order: Sequence[int]) -> list[Tensor]:
+    """The tokens of each clip's prompt, the clips in this order."""
     tokens = prompt.token_SD.split(list(prompt.lengths))
-    lengths = tuple(prompt.lengths[b] for b in order)
-    return PromptTokens(torch.cat([tokens[b] for b in order]), lengths)
+    return [tokens[b] for b in order]
 
 
-def _with_token(prompt: PromptTokens, token_BV: Tensor) -> PromptTokens:
-    """Each prompt with one more token at its end."""
-    own = prompt.token_SD.split(list(prompt.lengths))
-    more = token_BV.to(prompt.token_SD.dtype)[:, None]
-    return PromptTokens(
-        torch.cat([part for pair in zip(own, more, strict=True) for part in pair]),
-        tuple(n + 1 for n in prompt.lengths),
-    )
+def _with_image(tokens: Sequence[Tensor], image_token_BV: Tensor) -> list[Tensor]:
+    """The tokens of each prompt and, at their end, the image token of its clip."""
+    images = image_token_BV.to(tokens[0].dtype)[:, None]
+    return [torch.cat(pair) for pair in zip(tokens, images, strict=True)]

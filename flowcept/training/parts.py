@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from flowcept.codecs import Codec
-from flowcept.data import folder as data
-from flowcept.data.folder import FrameStore, LatentStore
+from flowcept.data.batches import split_held_out
+from flowcept.data.folder import DataConfig
+from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
@@ -33,14 +34,14 @@ class Clips:
     held: list[int]
 
 
-def split(store: FrameStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+def split(store: PictureStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
     """Clips to train on and clips to hold out; pieces of one file stay together."""
     groups = [entry.path for entry in store.entries]
-    return data.split_held_out(len(store), config.data.held_out, config.machine.seed, groups)
+    return split_held_out(len(store), config.data.held_out, config.machine.seed, groups)
 
 
-def data_config(settings: DataSettings) -> data.DataConfig:
-    return data.DataConfig(
+def data_config(settings: DataSettings) -> DataConfig:
+    return DataConfig(
         settings.frame_size, settings.fps, settings.min_frames, settings.max_frames, settings.fit
     )
 

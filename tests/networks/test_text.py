@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import types
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from flowcept.errors import UserError
-from flowcept.networks.text import ByteEncoder, TextConfig, build_encoder
+from flowcept.networks.text import ByteEncoder, PretrainedEncoder, TextConfig, build_encoder
 
 CONFIG = TextConfig(width=24, depth=2, heads=2, tokens=3, max_bytes=32)
 
@@ -27,7 +32,7 @@ def test_every_prompt_has_equally_many_tokens(encoder: ByteEncoder) -> None:
     assert tokens.lengths == (3,) * len(PROMPTS)
     assert tokens.token_SD.shape == (3 * len(PROMPTS), 24)
     assert tokens.token_SD.isfinite().all()
-    by_prompt = tokens.token_SD.view(len(PROMPTS), -1)
+    by_prompt = tokens.token_SD.detach().view(len(PROMPTS), -1)
     assert torch.equal(by_prompt[0], by_prompt[3])
     distance = torch.cdist(by_prompt, by_prompt) + torch.eye(len(PROMPTS))
     distance[0, 3] = distance[3, 0] = 1
@@ -111,3 +116,77 @@ def test_settings_are_checked(tmp_path: object) -> None:
         TextConfig(width=190)
     with pytest.raises(UserError):  # without the package, or without the folder
         build_encoder(TextConfig(kind="pretrained", source=str(tmp_path)))
+
+
+class Dropping(nn.Module):
+    """Stands in for a frozen T5: its width is 8, and in training it drops half of its output."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, *, local_files_only: bool) -> Dropping:
+        assert local_files_only
+        assert folder.is_dir()
+        return cls().train()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = types.SimpleNamespace(hidden_size=8)
+        self.byte, self.dropout = nn.Embedding(256, 8), nn.Dropout(0.5)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> types.SimpleNamespace:
+        assert attention_mask.shape == input_ids.shape
+        return types.SimpleNamespace(last_hidden_state=self.dropout(self.byte(input_ids)))
+
+
+class Batch(dict[str, torch.Tensor]):
+    def to(self, device: torch.device) -> Batch:
+        assert device.type == "cpu"
+        return self
+
+
+class Bytes:
+    """Stands in for a tokenizer."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, *, local_files_only: bool) -> Bytes:
+        assert local_files_only
+        assert folder.is_dir()
+        return cls()
+
+    def __call__(self, prompts: Sequence[str], **options: object) -> Batch:
+        assert options == {"padding": True, "truncation": True, "return_tensors": "pt"}
+        longest = max(map(len, prompts)) + 1
+        codes = [[1, *map(ord, prompt)] for prompt in prompts]
+        ids = torch.tensor([code + [0] * (longest - len(code)) for code in codes])
+        return Batch(input_ids=ids, attention_mask=(ids > 0).long())
+
+
+@pytest.fixture
+def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretrainedEncoder:
+    module = types.ModuleType("transformers")
+    module.AutoTokenizer, module.T5EncoderModel, module.CLIPTextModel = Bytes, Dropping, None
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    config = TextConfig("pretrained", width=8, heads=1, source=str(tmp_path))
+    encoder = build_encoder(config)
+    assert isinstance(encoder, PretrainedEncoder)
+    return encoder
+
+
+def test_a_frozen_encoder_stays_in_evaluation(frozen: PretrainedEncoder) -> None:
+    """Whatever holds it trains: its dropout stays off, and nothing of it learns."""
+    whole = nn.ModuleList([frozen]).train()
+    assert whole.training
+    assert not any(module.training for module in frozen.modules())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    tokens = frozen(["ab", "abc"])
+    assert tokens.lengths == (3, 4)
+    assert tokens.token_SD.shape == (7, 8)
+    assert not tokens.token_SD.requires_grad
+    assert torch.equal(tokens.token_SD, frozen(["ab", "abc"]).token_SD)
+
+
+def test_a_frozen_encoder_of_another_width_is_refused(frozen: PretrainedEncoder) -> None:
+    with pytest.raises(UserError, match="has width 8, not 16"):
+        build_encoder(TextConfig("pretrained", width=16, heads=1, source=frozen.config.source))

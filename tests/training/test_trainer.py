@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcept import model_file
-from flowcept.data import folder as data
+from flowcept.data import batches, shards
 from flowcept.errors import UserError
 from flowcept.networks.text import TextConfig
 from flowcept.process.state import PromptTokens, Role
@@ -91,8 +91,8 @@ def test_held_out_clips_are_not_trained_on(folder: Path, run: Path, monkeypatch)
     held = set(trainer.clips.held)
     assert len(held) == 2
     seen: set[int] = set()
-    real = data.LatentStore.latent
-    monkeypatch.setattr(data.LatentStore, "latent", lambda s, i: seen.add(i) or real(s, i))
+    real = shards.LatentStore.latent
+    monkeypatch.setattr(shards.LatentStore, "latent", lambda s, i: seen.add(i) or real(s, i))
     for _ in range(12):
         trainer.cursor += trainer.draw().taken
         trainer.step += 1
@@ -108,14 +108,14 @@ def test_held_out_clips_are_not_trained_on(folder: Path, run: Path, monkeypatch)
 def test_held_out_clips_that_fit_no_context_are_not_scored(
     folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, said = data.draw_batch, list[str]()
+    real, said = batches.draw_batch, list[str]()
 
-    def draw_batch(*args: Any, **words: Any) -> data.Batch:
+    def draw_batch(*args: Any, **words: Any) -> batches.Batch:
         if words["seed"] != TINY.machine.seed:
             raise UserError("2000 clips in a row fit no context")
         return real(*args, **words)
 
-    monkeypatch.setattr(data, "draw_batch", draw_batch)
+    monkeypatch.setattr(batches, "draw_batch", draw_batch)
     train.train(folder, run, TINY, console=said.append)
     assert any("held-out clips fit no context" in line for line in said)
     assert not losses(run, "held_out_velocity")
