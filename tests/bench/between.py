@@ -126,6 +126,7 @@ def main() -> None:
         weights = grown(weights, options.blocks)
     between = weights.network.in_between
     assert between is not None
+    between.requires_grad_()
     scenes = read(options.data, weights, options.cache)
     print(machine.described())
     print(f"{len(scenes.inner)} frames between two, seed {options.seed}")
