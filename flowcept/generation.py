@@ -43,6 +43,7 @@ from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
 from flowcept.process.state import Given
 from flowcept.settings import (
+    SEED,
     SampleConfig,
     check_extension,
     check_keyframes,
@@ -121,8 +122,7 @@ class Request:
     watch: Watch | None = None  # called after every step of the sampler
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must be at least 0 and under 2**63, not {self.seed}")
+        SEED.check("seed", self.seed)
         for text in (self.prompt, self.negative_prompt):
             if len(json.dumps(text)) > LONGEST_PROMPT:
                 raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
@@ -158,6 +158,7 @@ class Made:
     growth: Growth
     order: list[int]  # names of the clip's latents, left to right
     places: list[int]  # of the picture that each given latent is, or ends with
+    rounded: tuple[str, ...] = ()  # notes on lengths that were asked for
 
 
 def load(
@@ -276,6 +277,42 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a clip starts from. Given latents are named by their number, which the sampler keeps."""
+
+    given: Given
+    beside: frozenset[int] = frozenset()  # those that stand beside the clip
+
+    @property
+    def latents(self) -> int:
+        """How many are sampled at least."""
+        return len(self.given.latent_FCHW) + sum(self.given.missing or ())
+
+    def own(self, step: Step) -> Step:
+        """A step of this one clip, without what stands beside it."""
+        names, state = step.ids[0], step.state
+        rows = [row for row, name in enumerate(names) if name not in self.beside]
+        if len(rows) == len(names):
+            return step
+        kept = replace(
+            state,
+            latent_FCHW=state.latent_FCHW[rows],
+            time_F=state.time_F[rows],
+            role_F=state.role_F[rows],
+            lengths=(len(rows),),
+        )
+        ids = (tuple(names[row] for row in rows),)
+        done = {clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()}
+        return replace(step, state=kept, age_F=step.age_F[rows], ids=ids, done=done)
+
+    def places(self, names: Sequence[int], codec: Codec) -> list[int]:
+        """The picture that each given latent is, or ends with, by all names from left to right."""
+        own = itertools.accumulate(name not in self.beside for name in names)
+        ends = dict(zip(names, map(codec.pictures_of, own), strict=True))
+        return [ends[number] - 1 for number in range(len(self.given.latent_FCHW))]
+
+
+@dataclass(frozen=True)
 class Edge:
     """An end of a clip at which it grows, and how many of its pictures the model sees there."""
 
@@ -321,7 +358,7 @@ class Studio:
         """A clip of a prompt."""
         request = Request.of("gen", prompt, options)
         config, rounded = Grid(self.codec).in_latents(request.config)
-        made = self._sample(from_nothing(self.card, self.device), config, request)
+        made = self._sample(Start(from_nothing(self.card, self.device)), config, request)
         notes = [*self._notes(request, config.frames), *rounded]
         return self._finish(made, request, notes, "gen")
 
@@ -339,7 +376,7 @@ class Studio:
         config, rounded = Grid(self.codec).in_latents(request.config)
         picture_1HW3 = image_HW3[None]
         latent_1CHW = self._encoded(self.codec.encode_keyframes, self._fitted(picture_1HW3, fit))
-        made = self._sample(Given(latent_1CHW, (False, True)), config, request)
+        made = self._sample(Start(Given(latent_1CHW, (False, True))), config, request)
 
         notes = [*self._notes(request, config.frames), *rounded]
         clip = self._finish(made, request, notes, "i2v")
@@ -382,15 +419,12 @@ class Studio:
                 notes.append("two keyframes fell on one frame; --multi K puts K between them")
 
         rate = None if clip_fps is None else clip_fps * (multi + 1)
-        kept = None
-        if sound is not None and multi and request.fps in (None, rate):
-            kept = Sound(sound, 0.0)
-        elif sound is not None:
-            notes.append("sound is left out: the clip takes another time")
-        notes = [*self._notes(request, known), *notes]
+        keeps = multi and request.fps in (None, rate)
         request = replace(request, fps=request.fps or rate)
+        notes = [*self._notes(request, known), *notes]
         clip = self._finish(made, request, notes, "interp", {"keyframes": count, "multi": multi})
-        return self._keyed(replace(clip, sound=kept), keyframes_FHW3, fit, exact, made.places)
+        clip = _sounding(clip, sound, 0.0 if keeps else None)
+        return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
     def extend(
         self,
@@ -414,22 +448,18 @@ class Studio:
         grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
 
         height, width = clip_FHW3.shape[1:3]
-        new = [video.fit(made.frames_FHW3, (height, width), "stretch")[0] for made, _ in grown]
+        new = [video.fit(made.frames_FHW3, (height, width), "stretch")[0] for made in grown]
         before = new[:1] if edges[0].backward else []
-        after = new[len(before) :]
-        made, rounded = grown[0]
-        made = replace(made, frames_FHW3=np.concatenate([*before, clip_FHW3, *after]))
+        parts = [*before, clip_FHW3, *new[len(before) :]]
+        made = replace(grown[0], frames_FHW3=np.concatenate(parts))
 
         rate = request.fps or clip_fps
-        notes = [*self._notes(request, None), *rounded, *self._pace(clip_fps)]
-        placed = None
-        if sound is not None and rate == clip_fps:
-            placed = Sound(sound, sum(map(len, before)) / rate)
-        elif sound is not None:
-            notes.append("sound is left out, since --fps changes the playback rate")
+        request = replace(request, fps=rate, scale=1)
+        notes = [*self._notes(request, None), *made.rounded, *self._pace(clip_fps)]
         more = {"direction": direction, "context": edges[-1].known}
-        clip = self._finish(made, replace(request, fps=rate, scale=1), notes, "extend", more)
-        return replace(clip, sound=placed)
+        clip = self._finish(made, request, notes, "extend", more)
+        start = sum(map(len, before)) / rate if rate == clip_fps else None
+        return _sounding(clip, sound, start)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that no training prompt had, or none of the ``WORDS`` most frequent."""
@@ -448,38 +478,34 @@ class Studio:
         weights = sum(p.nbytes for module in modules for p in module.parameters())
         return PROGRAM + weights + self._work(frames, config, scale)
 
-    def _sample(
-        self,
-        given: Given,
-        config: SampleConfig,
-        request: Request,
-        beside: frozenset[int] = frozenset(),
-    ) -> Made:
-        """One clip; given latents of these numbers stand ``beside`` it. Lengths are in latents."""
-        known = len(given.latent_FCHW) + sum(given.missing or ())
-        frames = max(self._longest(config) + len(beside), known)
+    def _sample(self, start: Start, config: SampleConfig, request: Request) -> Made:
+        """One clip; the lengths of ``config`` are in latents of the clip's own."""
+        latents = max(self._longest(config) + len(start.beside), start.latents)
         free = free_memory(self.device)
-        if free is not None and self._work(frames, request.config, request.scale) > free:
-            raise self._out_of_memory(frames, request)
-        controls = self._widened(config, len(beside))
-        asked = ([given], [request.prompt], [request.negative_prompt])
-        generators = [clip_generator(request.seed)]
+        if free is not None and self._work(latents, config, request.scale) > free:
+            raise self._out_of_memory(latents, request)
         growth: Growth = []
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
-                for seen in sample_clips(self.weights, *asked, generators, controls):
-                    step = _without(seen, beside)
-                    growth.append(_visible(step, config.steps))
+                for step in self._steps(start, config, request):
+                    own = start.own(step)
+                    growth.append(_visible(own, config.steps))
                     if request.watch:
-                        request.watch(step)
-                parts = [to_frames(part) for part in self.codec.decode_stream(step.done[0])]
+                        request.watch(own)
+                parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise self._out_of_memory(frames, request) from error
+            raise self._out_of_memory(latents, request) from error
+        places = start.places(step.ids[0], self.codec)
+        return Made(np.concatenate(parts), growth, list(own.ids[0]), places)
 
-        own = itertools.accumulate(name not in beside for name in seen.ids[0])
-        ends = dict(zip(seen.ids[0], map(self.codec.pictures_of, own), strict=True))
-        places = [ends[number] - 1 for number in range(len(given.latent_FCHW))]
-        return Made(np.concatenate(parts), growth, list(step.ids[0]), places)
+    def _steps(self, start: Start, config: SampleConfig, request: Request) -> Iterator[Step]:
+        """The steps of one clip, with all that the sampler sees."""
+        prompts, negative_prompts = [request.prompt], [request.negative_prompt]
+        generators = [clip_generator(request.seed)]
+        controls = self._widened(config, len(start.beside))
+        return sample_clips(
+            self.weights, [start.given], prompts, negative_prompts, generators, controls
+        )
 
     def _widened(self, config: SampleConfig, beside: int) -> SampleConfig:
         """Lengths of all that the sampler sees: of the clip and ``beside`` keyframes.
@@ -506,7 +532,8 @@ class Studio:
             new = span if self.beside else span - 1
             missing = tuple(new * gap for gap in open_gaps)
         latent_FCHW = self._encoded(self.codec.encode_keyframes, fitted_FHW3)
-        return self._sample(Given(latent_FCHW, open_gaps, missing), config, request, beside)
+        start = Start(Given(latent_FCHW, open_gaps, missing), beside)
+        return self._sample(start, config, request)
 
     def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> tuple[Made, int]:
         """A clip in windows as long as the model's, ``span`` latents from a keyframe to the next.
@@ -535,28 +562,26 @@ class Studio:
         last = Edge(False, pictures)
         return {"forward": [last], "backward": [first], "both": [first, last]}[direction]
 
-    def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> tuple[Made, list[str]]:
-        """New pictures alone, and notes on what was rounded.
-
-        Where more are asked for than a clip can hold, they come in windows.
-        """
+    def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
+        """The new pictures alone; where more are asked for than a clip can hold, in windows."""
         config, rounded = Grid(self.codec, edge.known).in_latents(request.config)
-        held = self.codec.latents_of(edge.known)
-        lengths = [config.frames]
-        if config.frames is not None:
-            room = max(self.card.max_length - held, 1)
-            left = range(config.frames - held, 0, -room)
-            lengths = [held + min(room, new) for new in left]
-
         first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
         seen_FHW3, parts = self._fitted(edge.seen(clip_FHW3), "stretch"), []
-        for number, frames in enumerate(lengths):
+        for number, frames in enumerate(self._windows(config.frames, edge)):
             window = replace(request, seed=_window_seed(first_seed, number))
             made = self._beyond(seen_FHW3, edge, replace(config, frames=frames), window)
             parts.append(edge.new(made.frames_FHW3))
             seen_FHW3 = edge.seen(made.frames_FHW3)
         in_order = parts[::-1] if edge.backward else parts
-        return replace(made, frames_FHW3=np.concatenate(in_order)), rounded
+        return replace(made, frames_FHW3=np.concatenate(in_order), rounded=tuple(rounded))
+
+    def _windows(self, latents: int | None, edge: Edge) -> list[int | None]:
+        """Latents of each window of an extended clip; None: one, whose length the model chooses."""
+        if latents is None:
+            return [None]
+        held = self.codec.latents_of(edge.known)
+        room = max(self.card.max_length - held, 1)
+        return [held + min(room, left) for left in range(latents - held, 0, -room)]
 
     def _beyond(
         self, seen_FHW3: Frames, edge: Edge, config: SampleConfig, request: Request
@@ -567,7 +592,7 @@ class Studio:
         closed = [False] * len(latent_FCHW)
         open_gaps = (True, *closed) if edge.backward else (*closed, True)
         beside = frozenset({0} if edge.backward and self.beside else ())
-        return self._sample(Given(latent_FCHW, open_gaps), config, request, beside)
+        return self._sample(Start(Given(latent_FCHW, open_gaps), beside), config, request)
 
     def _longest(self, config: SampleConfig) -> int:
         longest = config.frames or config.max_length or self.card.max_length
@@ -721,27 +746,6 @@ class Studio:
         return replace(clip, notes=notes)
 
 
-def _without(step: Step, beside: frozenset[int]) -> Step:
-    """The step of one clip without the latents that stand beside it."""
-    rows = [row for row, name in enumerate(step.ids[0]) if name not in beside]
-    if len(rows) == len(step.ids[0]):
-        return step
-    state = replace(
-        step.state,
-        latent_FCHW=step.state.latent_FCHW[rows],
-        time_F=step.state.time_F[rows],
-        role_F=step.state.role_F[rows],
-        lengths=(len(rows),),
-    )
-    return replace(
-        step,
-        state=state,
-        age_F=step.age_F[rows],
-        ids=(tuple(step.ids[0][row] for row in rows),),
-        done={clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()},
-    )
-
-
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     new = set(step.new[0])
     times = (step.age_F / num_steps).tolist()  # known on the CPU: asks no device
@@ -751,3 +755,13 @@ def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
 def _window_seed(seed: int, number: int) -> int:
     """The seed of a window of a clip; the first has the clip's own."""
     return mixed(seed, "window", number) if number else seed
+
+
+def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:
+    """The clip with a file's sound from ``start`` on, in seconds; None: its pace is another."""
+    if sound is None:
+        return clip
+    if start is None:
+        note = "sound is left out: the clip plays at another pace"
+        return replace(clip, notes=[*clip.notes, note])
+    return replace(clip, sound=Sound(sound, start))

@@ -45,6 +45,11 @@ class Rule:
     words: str
     holds: Callable[[Any], bool]
 
+    def check(self, name: str, value: object) -> None:
+        """UserError that names the flag of a value that breaks the rule; None was not given."""
+        if value is not None and not self.holds(value):
+            raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
+
 
 POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
 NUMBER = Rule("a number and at least 0", lambda value: 0 <= value < math.inf)
@@ -75,9 +80,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
-            value, rule = getattr(self, one.name), one.metadata.get("rule")
-            if rule is not None and value is not None and not rule.holds(value):
-                raise UserError(f"{flag(one.name)} must be {rule.words}, not {value!r}")
+            rule: Rule | None = one.metadata.get("rule")
+            if rule is not None:
+                rule.check(one.name, getattr(self, one.name))
 
 
 def flag(name: str) -> str:
@@ -154,7 +159,7 @@ class DataSettings(Settings):
     min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
     max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
     fit: str = setting("crop", "how frames get the size: crop, pad or stretch", FIT)
-    held_out: float = setting(0.02, "share of the clips that only scores the training", SHARE)
+    held_out: float = setting(0.02, "share of the clips kept out of training, to score it", SHARE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,7 +198,7 @@ class NetworkSettings(Settings):
     patch: int = setting(4, "latent cells along each side of a patch", POSITIVE)
     stem_channels: int = setting(64, "channels of the convolutions over latent cells", POSITIVE)
     stem_depth: int = setting(2, "convolution blocks at each size of cells, down and up", NUMBER)
-    between: int = setting(0, "blocks that guess a frame between two finished; 0: none", NUMBER)
+    between: int = setting(0, "blocks that guess a frame between finished ones; 0: none", NUMBER)
     place: bool = setting(False, "frames are told their place; longer clips are then new")
     window: int = setting(0, "a frame sees frames within this distance only; 0: all", NUMBER)
 
@@ -204,7 +209,7 @@ class TextSettings(Settings):
 
     text_width: int = setting(192, "width of the prompt encoder", POSITIVE)
     text_depth: int = setting(3, "blocks of the prompt encoder", POSITIVE)
-    text_source: str = setting("", "folder of a T5 or CLIP to use as it is; else one is trained")
+    text_source: str = setting("", "folder of a frozen T5 or CLIP; without it one is trained")
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,9 @@ class ProcessSettings(Settings):
 
     schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
-    late: float = setting(0.5, "share of training after all frames appeared; less work", INSIDE)
+    late: float = setting(
+        0.5, "share of training after the last frame came; less is less work", INSIDE
+    )
 
 
 @dataclass(frozen=True)
@@ -239,10 +246,14 @@ class ContextMixture:
 class ObjectiveSettings(Settings):
     """What is learned."""
 
-    rate_weight: float = setting(0.1, "weight of the frames that each gap lacks", NUMBER)
-    count_weight: float = setting(0.1, "weight of the frames that the clip lacks", NUMBER)
-    prompt_dropout: float = setting(0.1, "share of clips shown without their prompt", SHARE)
-    given_prompt_dropout: float = setting(0.5, "the same where frames are given", SHARE)
+    rate_weight: float = setting(0.1, "weight of the loss on frames that a gap lacks", NUMBER)
+    count_weight: float = setting(0.1, "weight of the loss on frames that a clip lacks", NUMBER)
+    prompt_dropout: float = setting(
+        0.1, "share of clips without given frames shown without prompt", SHARE
+    )
+    given_prompt_dropout: float = setting(
+        0.5, "share of clips with given frames shown without prompt", SHARE
+    )
     context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
 
 
@@ -252,7 +263,7 @@ class OptimizerSettings(Settings):
 
     init: str = setting("", "a model file to go on from")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
-    max_hours: float = setting(0.0, "stop, the rate at 0, after so many hours; 0: never", NUMBER)
+    max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
     tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)
     micro_tokens: int = setting(8192, "tokens at once; a larger step is cut into parts", POSITIVE)
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
@@ -270,7 +281,7 @@ class MachineSettings(Settings):
     seed: int = setting(0, "seed of weights, data order and noise", SEED)
     dtype: str = setting("auto", "precision of matrix products: auto, float32 or bfloat16")
     device: str = setting("auto", "auto, cpu, cuda or mps")
-    checkpointing: bool = setting(False, "compute blocks twice: less memory, more time")
+    checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory")
     compile: bool = setting(False, "torch.compile of the blocks")
 
 
@@ -282,7 +293,9 @@ class ReportSettings(Settings):
     eval_every: int = setting(500, "steps between losses of the clips held out", POSITIVE)
     sample_every: int = setting(1000, "steps between contact sheets; one at step 100", POSITIVE)
     save_every: int = setting(500, "steps between states to resume from", POSITIVE)
-    export_dtype: str = setting("bfloat16", "of the model file: float32 or bfloat16", EXPORT)
+    export_dtype: str = setting(
+        "bfloat16", "weights of the model file: float32 or bfloat16", EXPORT
+    )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Live(TorchDispatchMode):
         self.now = self.peak = 0
         self.sizes = {weight.untyped_storage()._cdata: 0 for weight in weights}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
@@ -50,7 +50,7 @@ class Live(TorchDispatchMode):
 class Fused(TorchFunctionMode):
     """Attention keeps no scores, as on every device but this one, where it would be unfused."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             q, _, v = args
             return (q + v.mean()).to(q.dtype)  # of the output's shape, and depends on both

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from flowcept.cli.options import (
-    LARGEST_SEED,
-    Device,
-    Dtype,
-    changes,
-    check_file,
-    check_range,
-    takes,
-)
-from flowcept.settings import SampleConfig, defaults
+from flowcept.cli.options import Device, Dtype, Json, changes, check_file, takes
+from flowcept.settings import SEED, SampleConfig, defaults
 
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
 
@@ -51,12 +43,12 @@ def evaluate(
     sheet: Annotated[Path | None, typer.Option(help="their picture, a .png file")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="the scores as JSON on stdout")] = False,
+    as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")] = False,
 ) -> None:
     """Score a model against a folder of clips: flowcept evaluate theatre data/"""
     config, between = (replace(defaults(command), **controls) for command in ("gen", "interp"))
-    check_range("--seed", seed, 0, LARGEST_SEED)
+    SEED.check("seed", seed)
     check_file("--output", output, (".json",))
     check_file("--sheet", sheet, (".png",))
     from flowcept import model_file
@@ -75,7 +67,7 @@ def evaluate(
         seed=seed,
         device=device,
         dtype=dtype,
-        progress=Bars(quiet),
+        progress=_progress(quiet),
     )
     text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
     if output is not None:
@@ -86,19 +78,17 @@ def evaluate(
     typer.echo(text if as_json else "\n".join(report.table(scores)))
 
 
-class Bars:
-    """A progress bar for each kind of work."""
+def _progress(quiet: bool) -> Callable[[str, int, int], None]:
+    """A function that shows a bar for each kind of work."""
+    from tqdm import tqdm
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.bars: dict[str, Any] = {}
+    bars: dict[str, Any] = {}
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if what not in self.bars:
-            self.bars[what] = tqdm(total=total, desc=what, unit="clip", disable=self.quiet, delay=1)
-        bar = self.bars[what]
-        bar.update(done - bar.n)
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm(total=total, desc=what, unit="clip", disable=quiet, delay=1)
+        bars[what].update(done - bars[what].n)
         if done >= total:
-            bar.close()
+            bars[what].close()
+
+    return progress

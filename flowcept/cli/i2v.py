@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.making import job_of, make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, check_fit, making, takes
-from flowcept.settings import SampleConfig
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making, takes
+from flowcept.settings import FIT, SampleConfig
 
 
 @takes(**making("i2v"))
@@ -24,7 +24,7 @@ def i2v(
     """Make a clip that begins with a picture: flowcept i2v photo.png -o out.mp4"""
     from flowcept.data import video
 
-    check_fit(fit)
+    FIT.check("fit", fit)
     picture_HW3 = video.read_image(image)
     make_clips(
         "i2v",

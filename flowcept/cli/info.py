@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from flowcept.cli.options import Json
 from flowcept.errors import UserError
 
 
 def info(
     file: Annotated[Path, typer.Argument(help="a model, or a clip or picture made by flowcept")],
-    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a model is, or how a clip was made: flowcept info out.mp4"""
     is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowcept.cli.making import check_rate, job_of, make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, check_fit, making, takes
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making, takes
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, check_keyframes
+from flowcept.settings import FIT, SampleConfig, check_keyframes
 
 if TYPE_CHECKING:
     from flowcept.data.video import Frames
@@ -31,7 +31,7 @@ def interp(
     """Make the frames between keyframes: flowcept interp a.png b.png --frames auto"""
     from flowcept.data import video
 
-    check_fit(fit)
+    FIT.check("fit", fit)
     if len(keyframes) == 1:
         frames_FHW3, clip_fps = _frames_of(keyframes[0])
         chosen = config.frames or config.min_length or config.max_length

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flowcept.cli.options import LARGEST_SEED, MakeOptions, check_output, check_range
+from flowcept.cli.options import RATE, MakeOptions, check_output
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, SLOWEST, SampleConfig, mixed, random_seed
+from flowcept.settings import SEED, SampleConfig, mixed, random_seed
 
 if TYPE_CHECKING:
     from flowcept.generation import Clip, GenerateOptions, Studio
@@ -36,7 +36,7 @@ class Job:
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
-        check_range("--seed", self.seed, 0, LARGEST_SEED)
+        SEED.check("seed", self.seed)
         check_output(self.own)
 
     @property
@@ -66,9 +66,7 @@ def make_clips(
         if options.quiet:
             warnings.simplefilter("ignore")
         studio = _open(options)
-        if not options.quiet and not options.as_json:
-            most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
-            typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
+        _tell_memory(options, studio, jobs, least)
         try:
             for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
                 with _bar(command, options, studio, job.config.steps) as watch:
@@ -84,10 +82,10 @@ def job_of(prompt: str, options: MakeOptions, config: SampleConfig) -> Job:
     return Job(prompt, config, options.negative_prompt, options.seed)
 
 
-def check_rate(fps: float | None) -> None:
+def check_rate(fps: float) -> None:
     """Raise ``UserError`` for a playback rate that follows from an input and cannot be written."""
-    if fps is not None and not SLOWEST <= fps <= FASTEST:
-        raise UserError(f"{fps:g} frames a second cannot be written: give --fps up to {FASTEST}")
+    if not RATE.holds(fps):
+        raise UserError(f"{fps:g} frames a second cannot be written: give --fps {RATE.words}")
 
 
 def _repeated(job: Job, count: int) -> list[Job]:
@@ -158,6 +156,12 @@ def _open(options: MakeOptions) -> Studio:
     return generation.load(
         options.model, device=options.device, dtype=options.dtype, compile=options.compile
     )
+
+
+def _tell_memory(options: MakeOptions, studio: Studio, jobs: Sequence[Job], least: int) -> None:
+    if not options.quiet and not options.as_json:
+        most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
+        typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
 
 
 def _shared(options: MakeOptions, job: Job, watch: Callable[[Step], None]) -> GenerateOptions:

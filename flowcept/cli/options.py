@@ -16,9 +16,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, FITS, SLOWEST, defaults
+from flowcept.settings import FASTEST, SEED, SLOWEST, Rule, Settings, defaults, flag
 
-LARGEST_SEED = 2**63 - 1
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
@@ -32,62 +31,57 @@ Prompt = Annotated[str, typer.Option("--prompt", "-p", help="what happens in the
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="errors only")]
 
 
-def flag(default: Any, meaning: str, *names: str) -> Any:  # noqa: ANN401 - like dataclasses.field
-    """A field whose flag has these names, by default its own."""
-    return field(default=default, metadata={"help": meaning, "names": names})
+def between(low: float, high: float) -> Rule:
+    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
+RATE = between(SLOWEST, FASTEST)
+
+
+def option(default: Any, meaning: str, *names: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
+    """A field like ``settings.setting``, whose flag has these names, by default its own."""
+    return field(default=default, metadata={"help": meaning, "names": names, "rule": rule})
 
 
 @dataclass(frozen=True)
-class MakeOptions:
+class MakeOptions(Settings):
     """What the four commands that make clips share, beside the controls of the sampler."""
 
-    model: str | None = flag(
+    model: str | None = option(
         None, "a file or a shipped name; default $FLOWCEPT_MODEL or theatre", "--model", "-m"
     )
-    output: Path | None = flag(
+    output: Path | None = option(
         None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames", "--output", "-o"
     )
-    negative_prompt: str = flag("", "what to lead away from", "--negative-prompt", "-n")
-    seed: int | None = flag(None, "by default random; always told")
-    count: int = flag(1, "clips per prompt; all but the first have seeds made from its seed")
-    fps: float | None = flag(None, "playback rate; default the model's")
-    scale: int | None = flag(None, "enlarge by a whole number; default to 256 pixels")
-    device: str = flag("auto", "auto, cpu, cuda or mps")
-    dtype: str = flag("auto", "auto, float32, bfloat16 or float16")
-    compile: bool = flag(False, "torch.compile of the blocks; pays for many clips", "--compile")
-    threads: int = flag(0, "of the processor; 0: as many as it has")
-    preview: Path | None = flag(None, "a file that is rewritten while sampling")
-    sheet: Path | None = flag(None, "contact sheet, a .png file")
-    trace: Path | None = flag(None, "picture of the growth, a .png file")
-    as_json: bool = flag(False, "the result as JSON on stdout", "--json")
-    quiet: bool = flag(False, "errors only", "--quiet", "-q")
-    no_metadata: bool = flag(False, "write no settings into the file", "--no-metadata")
+    negative_prompt: str = option("", "what to lead away from", "--negative-prompt", "-n")
+    seed: int | None = option(None, "by default random; always told", rule=SEED)
+    count: int = option(
+        1, "clips per prompt; later ones have seeds made from the first", rule=between(1, 10_000)
+    )
+    fps: float | None = option(None, "playback rate; default the model's", rule=RATE)
+    scale: int | None = option(
+        None, "enlarge by a whole number; default to 256 pixels", rule=between(1, 64)
+    )
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    dtype: str = option("auto", "auto, float32, bfloat16 or float16")
+    compile: bool = option(False, "torch.compile of the blocks; pays for many clips", "--compile")
+    threads: int = option(0, "of the processor; 0: as many as it has", rule=between(0, 1024))
+    preview: Path | None = option(None, "a file that is rewritten while sampling")
+    sheet: Path | None = option(None, "contact sheet, a .png file")
+    trace: Path | None = option(None, "picture of the growth, a .png file")
+    as_json: bool = option(False, "the result as JSON on stdout", "--json")
+    quiet: bool = option(False, "errors only", "--quiet", "-q")
+    no_metadata: bool = option(False, "write no settings into the file", "--no-metadata")
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for everything that can be wrong without a model."""
-        check_range("--count", self.count, 1, 10_000)
-        check_range("--scale", self.scale, 1, 64)
-        check_range("--fps", self.fps, SLOWEST, FASTEST)
-        check_range("--threads", self.threads, 0, 1024)
-        check_range("--seed", self.seed, 0, LARGEST_SEED)
+        super().__post_init__()
         for path in (self.output, self.preview):
             check_output(path)
         if self.preview is not None and self.preview.suffix.lower() in ("", ".png"):
             raise UserError(f"--preview must be one file, such as preview.mp4: {self.preview}")
         check_file("--sheet", self.sheet, PICTURES)
         check_file("--trace", self.trace, PICTURES)
-
-
-def check_range(flag: str, number: float | None, low: float, high: float) -> None:
-    """Raise ``UserError`` for a number outside low..high; None was not given."""
-    if number is not None and not low <= number <= high:
-        raise UserError(f"{flag} must be from {low} to {high}, not {number}")
-
-
-def check_fit(fit: str) -> None:
-    """Raise ``UserError`` for an unknown way to fit a picture."""
-    if fit not in FITS:
-        raise UserError(f"--fit must be one of {', '.join(FITS)}, not {fit!r}")
 
 
 def check_output(path: Path | None) -> None:
@@ -98,16 +92,16 @@ def check_output(path: Path | None) -> None:
         video.check_output(path)
 
 
-def check_file(flag: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+def check_file(name: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
     """Raise ``UserError`` where a file of one of these suffixes cannot be at ``path``."""
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{flag} must be a {suffixes[0]} file, not {path}")
+        raise UserError(f"{name} must be a {suffixes[0]} file, not {path}")
     if not path.parent.is_dir():
-        raise UserError(f"no folder {path.parent} for {flag}")
+        raise UserError(f"no folder {path.parent} for {name}")
     if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder: give it another name")
+        raise UserError(f"{name} {path} is a folder: give it another name")
 
 
 def parse_frames(text: str) -> int | None:
@@ -188,8 +182,9 @@ def _parameter(
     shown: str | bool = True,
 ) -> inspect.Parameter:
     """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
-    name = one.name.replace("_", "-")
-    plain = f"--{name}/--no-{name}" if kind in (bool, bool | None) else f"--{name}"
+    plain = flag(one.name)
+    if kind in (bool, bool | None):
+        plain += f"/--no-{plain[2:]}"
     names, meaning = one.metadata.get("names") or (plain,), one.metadata["help"]
     option = typer.Option(*names, help=meaning, show_default=shown)
     if one.name == "frames":

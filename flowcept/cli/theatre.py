@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flowcept.cli.options import Quiet
+
 
 def theatre(
     out: Annotated[Path, typer.Argument(help="a new folder")],
@@ -16,7 +18,7 @@ def theatre(
     actors: Annotated[
         str, typer.Option(help="auto, emoji, shapes, or names: dog,cat,robot")
     ] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors only")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw captioned clips to train on: flowcept theatre data/ --clips 1000"""
     from tqdm import tqdm

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import changes, takes
+from flowcept.cli.options import Quiet, changes, takes
 from flowcept.errors import UserError
 from flowcept.settings import TrainConfig, leaf_fields
 
@@ -32,7 +32,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run")] = False,
     check: Annotated[bool, typer.Option("--check", help="only say what the folder holds")] = False,
     pause_at: Annotated[int | None, typer.Option(help="stop after this step")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors only")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model on a folder of clips: flowcept train data/"""
     if not folder.is_dir():

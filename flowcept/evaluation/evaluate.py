@@ -94,44 +94,46 @@ def evaluate(
     network = load_features(features, pick_device(device)) if features else None
     maker = load_maker(model, seed, device, dtype, progress)
     real = draw_clips(maker, folder, clips)
-    # Of the real clips first: a network that cannot read them is told of before clips are made.
-    real_ND = features_of(network, real) if network else None
+    if network:  # one that cannot read them is told of before clips are made
+        network([real[0].image_FCHW])
 
     make = of_captions if task == "gen" else of_first_frames
     made = make(maker, real, config)
     pairs = between_ends(maker, real, between)
-    scored = None
-    if network and real_ND is not None:
-        scored = feature_scores(network.name, real_ND, features_of(network, made), seed)
     notes = {
         f"the folder has {len(real)} usable clips, not {clips}": len(real) < clips,
         "no distances of features: give --features FILE": network is None,
         "no clip has a frame between its ends: nothing to interpolate": not pairs,
     }
-    asked = {"model": model.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
-    settings = {"settings": config, "settings between frames": between}
     return Scores(
-        about=asked | _about(maker, settings),
-        features=scored,
+        about={
+            "model": model.name,
+            "data": folder.resolve().name,
+            "task": task,
+            "clips": len(real),
+            "settings": _chosen(config),
+            "settings between frames": _chosen(between),
+            **_about(maker),
+        },
+        features=_feature_scores(network, real, made, seed) if network else None,
         lengths=length_scores(real, made),
         interp=interp_scores(pairs, seed) if pairs else None,
         drift=drift_scores(real, made, network),
-        motion={side: _motion(clips) for side, clips in (("real", real), ("made", made))},
+        motion={"real": _motion(real), "made": _motion(made)},
         counts=count_scores(maker, real),
         notes=[note for note, holds in notes.items() if holds],
     )
 
 
-def _about(maker: Maker, settings: Mapping[str, SampleConfig]) -> dict[str, Any]:
-    """How the scores came about: seed, controls of the sampler, machine and versions."""
-    chosen = {
-        name: {control: value for control, value in asdict(config).items() if value is not None}
-        for name, config in settings.items()
-    }
+def _chosen(config: SampleConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if value is not None}
+
+
+def _about(maker: Maker) -> dict[str, Any]:
+    """Of which model and on what machine the scores are."""
     return {
         "model_steps": maker.card.steps,
         "seed": maker.seed,
-        **chosen,
         "device": maker.device.type,
         "dtype": str(maker.dtype).removeprefix("torch."),
         "flowcept": __version__,
@@ -185,21 +187,31 @@ class Maker:
             return self.codec.encode_keyframes(image_FCHW.to(self.device))
 
     def make(
-        self, what: str, given: Sequence[Given], captions: Sequence[str], config: SampleConfig
-    ) -> Iterator[Tensor]:
-        """The latents of a clip for each given start and caption, by the sampler."""
+        self,
+        what: str,
+        given: Sequence[Given],
+        real: Sequence[Clip],
+        config: SampleConfig,
+        *,
+        beside: int = 0,
+    ) -> list[Clip]:
+        """A clip for each given start and the caption of its real clip, by the sampler.
+
+        So many last latents stand ``beside`` those of the clip and are not decoded.
+        """
         generators = [clip_generator(mixed(self.seed, "clips", i)) for i in range(len(given))]
+        captions, nothing = [clip.caption for clip in real], [""] * len(real)
+        made: list[Clip] = []
         for start in range(0, len(given), BATCH):
             part = slice(start, start + BATCH)
-            prompts = captions[part]
-            nothing = [""] * len(prompts)
+            asked = given[part], captions[part], nothing[part], generators[part]
             with autocast(self.device, self.dtype), torch.inference_mode():
-                steps = sample_clips(
-                    self.weights, given[part], prompts, nothing, generators[part], config
-                )
-                latents = latents_of(steps)
-            yield from latents
-            self.progress(what, start + len(latents), len(given))
+                latents = latents_of(sample_clips(self.weights, *asked, config))
+            for latent_FCHW, caption in zip(latents, captions[part], strict=True):
+                own = len(latent_FCHW) - beside
+                made.append(Clip(self.decode(latent_FCHW[:own]), caption))
+            self.progress(what, len(made), len(given))
+        return made
 
     def decode(self, latent_FCHW: Tensor) -> Tensor:
         """Pictures of a clip, on the CPU."""
@@ -245,7 +257,7 @@ def of_captions(
     """A clip for every caption; ``told``: as long as the real one."""
     nothing = from_nothing(maker.card, maker.device)
     given = [replace(nothing, missing=(maker.latents(clip),)) if told else nothing for clip in real]
-    return _made(maker, "clips of captions", given, real, config)
+    return maker.make("clips of captions", given, real, config)
 
 
 def of_first_frames(
@@ -260,15 +272,7 @@ def of_first_frames(
         if told:
             start = Given(latent_1CHW, (False, rest > 0), (0, rest))
         given.append(start)
-    return _made(maker, "clips of first frames", given, real, config)
-
-
-def _made(
-    maker: Maker, what: str, given: Sequence[Given], real: Sequence[Clip], config: SampleConfig
-) -> list[Clip]:
-    captions = [clip.caption for clip in real]
-    latents = maker.make(what, given, captions, config)
-    return [Clip(maker.decode(x), words) for x, words in zip(latents, captions, strict=True)]
+    return maker.make("clips of first frames", given, real, config)
 
 
 def between_ends(
@@ -279,17 +283,15 @@ def between_ends(
     Where a latent stands for several pictures, the last picture's own is beside those of the clip:
     one more latent is missing, and the last one is no part of what is decoded.
     """
-    beside = maker.codec.pictures_per_latent > 1
+    beside = int(maker.codec.pictures_per_latent > 1)
     real = [clip for clip in real if len(clip.image_FCHW) > 2]
     given = []
     for clip in real:
-        missing = maker.latents(clip) - (1 if beside else 2)
+        missing = maker.latents(clip) - 2 + beside
         ends_2CHW = maker.encode_keyframes(clip.image_FCHW[[0, -1]])
         given.append(Given(ends_2CHW, (False, True, False), (0, missing, 0)))
-    captions = [clip.caption for clip in real]
-    latents = maker.make("clips between two frames", given, captions, config)
-    made = [maker.decode(x[:-1] if beside else x) for x in latents]
-    return [(clip, Clip(image, clip.caption)) for clip, image in zip(real, made, strict=True)]
+    made = maker.make("clips between two frames", given, real, config, beside=beside)
+    return list(zip(real, made, strict=True))
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -318,9 +320,11 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(several) / len(several)
 
 
-def features_of(network: FeatureNetwork, clips: Sequence[Clip]) -> Tensor:
-    """What a feature network sees in clips, ``[N, D]``."""
-    return network([clip.image_FCHW for clip in clips])
+def _feature_scores(
+    network: FeatureNetwork, real: Sequence[Clip], made: Sequence[Clip], seed: int
+) -> dict[str, Any]:
+    real_ND, made_ND = (network([clip.image_FCHW for clip in clips]) for clips in (real, made))
+    return feature_scores(network.name, real_ND, made_ND, seed)
 
 
 def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> dict[str, Any]:

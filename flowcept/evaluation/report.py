@@ -6,7 +6,7 @@ They have 72 dots per inch, where a point is a pixel, so that all sizes here are
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ LEGEND: dict[str, Any] = {
 }  # fmt: skip
 PAD = 18  # white around a picture
 LEFT, TOP = 70, 58  # of the cells of a growth chart
+LEGEND_WIDTH = 420
 THUMBNAIL = 44  # width where not every frame has one
 WAYS = ("model", "linear", "repeat")  # to make missing frames
 HUGE = 1e150  # beyond it differences and products overflow; also false for NaN and infinity
@@ -128,21 +129,26 @@ def line_chart(
     """
     axes = _axes(x_label, y_label)
     least = 0.0 if log_y else -HUGE
-    heights: list[float] = []
+    drawn: list[tuple[float, float]] = []
     for number, (name, points) in enumerate(series.items()):
         shown = [(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE]
         marker = "o" if len(shown) <= 30 else ""
-        xs, ys = [x for x, _ in shown], [y for _, y in shown]
-        axes.plot(xs, ys, label=_legible(name), color=_color(number), marker=marker, **LINE)
-        heights += ys
+        label, color = _legible(name), _color(number)
+        axes.plot(*_columns(shown), label=label, color=color, marker=marker, **LINE)
+        drawn += shown
 
+    places, heights = _columns(drawn or [(0.0, 0.0), (1.0, 1.0)])
     axes.margins(x=0)
-    low, high = min(heights, default=0.0), max(heights, default=1.0)
+    axes.locator_params(axis="x", integer=all(x == round(x) for x in places))
     if log_y:
-        _log_axis(axes, few_decades=high < 300 * low)
-    elif 0 <= low < 0.3 * high:  # what nears zero is read against zero, what does not closely
+        _log_axis(axes, few_decades=max(heights) < 300 * min(heights))
+    elif 0 <= min(heights) < 0.3 * max(heights):  # what nears zero is read against it
         axes.set_ylim(bottom=0)
     return _finished(axes, title)
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def bar_chart(
@@ -269,28 +275,35 @@ def growth_chart(
     if thumbnails is not None and len(thumbnails) != len(order):
         raise ValueError(f"{len(thumbnails)} thumbnails for {len(order)} frames")
 
+    given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
+    cells = [
+        _Cell(number, column[name], time, is_new and number > 0, name in given)
+        for number, row in enumerate(steps)
+        for name, time, is_new in row
+    ]
     grid = _Grid(len(order), len(steps))
     strip = _strip(grid, thumbnails or ())
-    thinned = 0 < len(strip) < len(order)
-    below = grid.bottom + 12 + 14 * thinned  # where thumbnails begin
-    height = round((below + strip[0].picture.height if strip else grid.bottom) + PAD)
-    width = LEFT + max(grid.wide * len(order), 420) + PAD  # 420 for the legend
+    axes = _page(grid, strip)
+    _draw_legend(axes, bool(given))
+    _draw_tau(axes, grid, num_steps or max(1.0, (len(steps) - 1) / 2))
+    _draw_cells(axes, grid, cells)
+    if len(strip) < len(order):
+        _draw_links(axes, grid, strip)
+    image = _rendered(axes)
+    for one in strip:
+        image.paste(one.picture, (round(one.left), round(one.top)))
+    return image
 
+
+def _page(grid: _Grid, strip: Sequence[_Thumbnail]) -> Axes:
+    """Axes whose coordinates are pixels from the top left corner of a chart of this size."""
+    bottom = strip[0].top + strip[0].picture.height if strip else grid.bottom
+    width = LEFT + max(grid.wide * grid.columns, LEGEND_WIDTH) + PAD
+    height = round(bottom + PAD)
     figure = _canvas(width, height).figure
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
-    _draw_legend(axes, bool(given))
-    _draw_tau(axes, grid, num_steps or max(1.0, (len(steps) - 1) / 2))
-    _draw_cells(axes, grid, steps, column, given)
-    for one in strip if thinned else ():
-        ends = [grid.middle(one.column), one.left + one.picture.width / 2]
-        axes.plot(ends, [grid.bottom + 2, below - 2], color=AXIS, linewidth=1)
-
-    image = _rendered(axes)
-    for one in strip:
-        image.paste(one.picture, (round(one.left), round(below)))
-    return image
+    return axes
 
 
 def flow_shades(times_N: ArrayLike) -> Colors:
@@ -299,6 +312,17 @@ def flow_shades(times_N: ArrayLike) -> Colors:
 
     shades = LinearSegmentedColormap.from_list("flow", RAMP)(np.asarray(times_N, dtype=float))
     return np.reshape(shades, (-1, 4))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A visible frame after a step."""
+
+    row: int
+    column: int
+    time: float
+    inserted: bool
+    given: bool
 
 
 @dataclass(frozen=True)
@@ -336,28 +360,28 @@ class _Grid:
         return left, top, left + self.wide - self.gap, top + rows * self.tall
 
 
-def _draw_cells(
-    axes: Axes,
-    grid: _Grid,
-    steps: Sequence[Sequence[Visible]],
-    column: Mapping[int, int],
-    given: Collection[int],
-) -> None:
+def _draw_cells(axes: Axes, grid: _Grid, cells: Sequence[_Cell]) -> None:
     """Hidden columns, over them the cells of visible frames, and carets where one was inserted."""
     from matplotlib.colors import to_rgba
 
-    cells = [(row, *frame) for row, frames in enumerate(steps) for frame in frames]
-    shades = flow_shades([time for _, _, time, _ in cells])
-    shades[[name in given for _, name, _, _ in cells]] = to_rgba(GIVEN)
-    hidden = [grid.box(number, 0, grid.rows) for number in range(grid.columns)]
-    boxes = [grid.box(column[name], row) for row, name, _, _ in cells]
+    shades = flow_shades([cell.time for cell in cells])
+    shades[[cell.given for cell in cells]] = to_rgba(GIVEN)
+    hidden = [grid.box(column, 0, grid.rows) for column in range(grid.columns)]
+    boxes = [grid.box(cell.column, cell.row) for cell in cells]
 
     seam = 1 if grid.tall >= 8 else 0
     _draw_boxes(axes, hidden, np.array([to_rgba(HIDDEN)]), corner=2 * seam)
     _draw_boxes(axes, boxes, shades, corner=2 * seam, seam=seam)
-    for row, name, _, inserted in cells:
-        if inserted and row:
-            _draw_caret(axes, grid.middle(column[name]), TOP + row * grid.tall)
+    for cell in cells:
+        if cell.inserted:
+            _draw_caret(axes, grid.middle(cell.column), TOP + cell.row * grid.tall)
+
+
+def _draw_links(axes: Axes, grid: _Grid, strip: Sequence[_Thumbnail]) -> None:
+    """A line from each thumbnail to its column."""
+    for one in strip:
+        ends = [grid.middle(one.column), one.left + one.picture.width / 2]
+        axes.plot(ends, [grid.bottom + 2, one.top - 2], color=AXIS, linewidth=1)
 
 
 def _draw_boxes(
@@ -408,6 +432,7 @@ class _Thumbnail:
     column: int
     picture: Image.Image
     left: float
+    top: float
 
 
 def _strip(grid: _Grid, thumbnails: Sequence[Picture]) -> list[_Thumbnail]:
@@ -415,11 +440,12 @@ def _strip(grid: _Grid, thumbnails: Sequence[Picture]) -> list[_Thumbnail]:
     count, room = len(thumbnails), max(0, grid.wide * len(thumbnails) - grid.gap)
     shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
     size = grid.wide - grid.gap if shown == count else THUMBNAIL
+    top = grid.bottom + (12 if shown == count else 26)
     strip = []
     for place in np.linspace(0, 1, shown):
         column = round(place * (count - 1))
         picture = Image.fromarray(thumbnails[column])
         height = max(1, round(size * picture.height / picture.width))
         picture = picture.resize((size, height), Image.Resampling.LANCZOS)
-        strip.append(_Thumbnail(column, picture, LEFT + place * (room - size)))
+        strip.append(_Thumbnail(column, picture, LEFT + place * (room - size), top))
     return strip

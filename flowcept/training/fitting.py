@@ -18,7 +18,7 @@ from flowcept import model_file
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
 from flowcept.codecs.pretrained import load_pretrained
-from flowcept.data.folder import FrameStore
+from flowcept.data.shards import PictureStore
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.process.sampler import clip_generator
@@ -57,7 +57,7 @@ def _named(settings: CodecSettings) -> Codec:
     return load_pretrained(path)
 
 
-def fitted(codec: Codec, pictures: FrameStore, run: Run) -> Codec:
+def fitted(codec: Codec, pictures: PictureStore, run: Run) -> Codec:
     """The codec trained on the clips, where it is ours, and its statistics; once per run."""
     config, files, team = run.config, run.files, run.machine.team
     if team.first and not files.codec.exists():
@@ -73,7 +73,7 @@ def fitted(codec: Codec, pictures: FrameStore, run: Run) -> Codec:
 
 
 def _whole_clips(
-    codec: Codec, pictures: FrameStore, clips: Sequence[int], seed: int
+    codec: Codec, pictures: PictureStore, clips: Sequence[int], seed: int
 ) -> Iterator[Tensor]:
     """Some clips, as long as they fill their latents."""
     order = torch.randperm(len(clips), generator=clip_generator(seed)).tolist()
@@ -84,7 +84,7 @@ def _whole_clips(
 
 
 def _trained(
-    codec: Autoencoder, pictures: FrameStore, clips: Sequence[int], run: Run
+    codec: Autoencoder, pictures: PictureStore, clips: Sequence[int], run: Run
 ) -> Autoencoder:
     """The autoencoder after all its steps; a training that was stopped goes on from its state."""
     config, state, console = run.config, run.files.codec_state, run.console
@@ -127,7 +127,7 @@ def _trained(
 
 
 def _batches(
-    pictures: FrameStore, clips: Sequence[int], config: TrainConfig, step: int
+    pictures: PictureStore, clips: Sequence[int], config: TrainConfig, step: int
 ) -> Iterator[Tensor]:
     """Frames of any clips, for that step of the codec's training and all later ones."""
     seed, batch = config.machine.seed, config.codec.codec_batch

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from flowcept.codecs import Codec
-from flowcept.data import folder as data
-from flowcept.data.folder import FrameStore, LatentStore
+from flowcept.data.batches import split_held_out
+from flowcept.data.folder import DataConfig
+from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
@@ -33,14 +34,14 @@ class Clips:
     held: list[int]
 
 
-def split(store: FrameStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+def split(store: PictureStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
     """Clips to train on and clips to hold out; pieces of one file stay together."""
     groups = [entry.path for entry in store.entries]
-    return data.split_held_out(len(store), config.data.held_out, config.machine.seed, groups)
+    return split_held_out(len(store), config.data.held_out, config.machine.seed, groups)
 
 
-def data_config(settings: DataSettings) -> data.DataConfig:
-    return data.DataConfig(
+def data_config(settings: DataSettings) -> DataConfig:
+    return DataConfig(
         settings.frame_size, settings.fps, settings.min_frames, settings.max_frames, settings.fit
     )
 
@@ -117,49 +118,65 @@ def assemble(
     ``facts`` are what else the card says: dataset and frames per second.
     """
     torch.manual_seed(config.machine.seed)
-    latents, named = clips.latents, process_of(config)
-    captions = [latents.captions[clip] for clip in clips.train]
-    known = commonest(Counter(word for text in captions for word in set(words_of(text))), WORDS)
-    longest = max(latents.lengths)  # clips held out are scored as well
+    longest = max(clips.latents.lengths)  # clips held out are scored as well
+    named = process_of(config)
+    shift = named.shift if process is None else process.shift
     if origin is None:
-        text = text_config(config.text)
-        shape = network_config(config, latents.latent(0).shape[1:], longest, text.width, family)
-        network, encoder = build_network(shape, (process or named).shift), build_encoder(text)
-        if isinstance(encoder, ByteEncoder):
-            encoder.know(known)
+        latent = clips.latents.latent(0).shape[1:]
+        shape, network, text = _new(config, latent, longest, shift, family)
     else:
-        network, encoder = _further(origin, longest, (process or named).shift)
+        shape, network, text = _further(origin, longest, shift)
     network.checkpoint_blocks = config.machine.checkpointing
-
-    lengths = Counter(latents.lengths[clip] for clip in clips.train)
     card = Card(
-        network=network.config,
+        network=shape,
         process=named,
-        text=encoder.config,
+        text=text.config,
         codec=codec.config,
         size=config.data.frame_size,
-        lengths=dict(sorted(lengths.items())),
         fit=config.data.fit,
-        prompts=commonest(Counter(filter(None, captions)), PROMPTS),
-        words=known,
+        **tables(clips),
         **facts,
     )
-    return Weights(network, encoder, codec, card, process or named)
+    if origin is None and isinstance(text, ByteEncoder):
+        text.know(card.words)
+    return Weights(network, text, codec, card, process or named)
 
 
-def commonest(counts: Counter[str], most: int) -> dict[str, int]:
-    """The largest counts, equal ones by name, so that equal runs write equal files."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return dict(ordered[:most])
+def _new(
+    config: TrainConfig, latent: Sequence[int], longest: int, shift: float, family: str
+) -> tuple[Any, VideoNetwork, PromptEncoder]:
+    """A network with its settings, and a prompt encoder, as they are before the first step."""
+    text = text_config(config.text)
+    shape = network_config(config, latent, longest, text.width, family)
+    return shape, build_network(shape, shift), build_encoder(text)
 
 
-def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork, PromptEncoder]:
-    """Network and prompt encoder of a model file, to be trained on; frozen encoders stay so."""
-    network = origin.network
+def _further(
+    origin: Weights, longest: int, shift: float
+) -> tuple[Any, VideoNetwork, PromptEncoder]:
+    """Those of a model file, to be trained on; frozen encoders stay so."""
+    shape, network = origin.card.network, origin.network
     if longest > network.largest_size:
-        network.grow_law(longest)
+        shape = network.grow_law(longest)
     network.shift = shift
     network.requires_grad_().train()
     if origin.card.text.kind == "bytes":
         origin.text.requires_grad_()
-    return network, origin.text
+    return shape, network, origin.text
+
+
+def tables(clips: Clips) -> dict[str, Any]:
+    """What a card counts of the clips to train on; equal counts by name, as in any other run."""
+    lengths = Counter(clips.latents.lengths[clip] for clip in clips.train)
+    captions = [clips.latents.captions[clip] for clip in clips.train]
+    words = Counter(word for caption in captions for word in set(words_of(caption)))
+    return {
+        "lengths": dict(sorted(lengths.items())),
+        "prompts": _commonest(Counter(filter(None, captions)), PROMPTS),
+        "words": _commonest(words, WORDS),
+    }
+
+
+def _commonest(counts: Counter[str], most: int) -> dict[str, int]:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ordered[:most])

@@ -17,7 +17,7 @@ import torch
 from flowcept import model_file
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
-from flowcept.data.folder import FrameStore, LatentStore
+from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import training_bytes
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
@@ -79,7 +79,9 @@ def train(
     with stoppable(), joined(device) as team:
         said = Console(console, quiet or not team.first)
         state = Run(files, config, Machine(device, dtype, team), said)
-        scan = data.scan(folder, data_config(config.data), said.progress("reading", "clip"))
+        reading = said.progress("reading", "clip")
+        wanted = data_config(config.data)
+        scan = team.in_turn(lambda: data.scan(folder, wanted, reading, files.cache))
         said.say(*scan.summary())
         if not resume:
             said.say(*idle(config, given))
@@ -161,11 +163,11 @@ def _told_how_to_go_on(folder: Path, run: Run) -> Iterator[None]:
         raise
 
 
-def _decoded(scan: data.Scan, run: Run, resume: bool) -> FrameStore:
+def _decoded(scan: data.Scan, run: Run, resume: bool) -> PictureStore:
     """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
     progress = run.console.progress("decoding", "frame")
     try:
-        store = FrameStore(scan, data_config(run.config.data), run.files.cache, progress)
+        store = PictureStore(scan, data_config(run.config.data), run.files.cache, progress)
     except UserError:
         if not resume:
             run.files.free()
@@ -174,7 +176,7 @@ def _decoded(scan: data.Scan, run: Run, resume: bool) -> FrameStore:
     return store
 
 
-def _encoded(pictures: FrameStore, codec: Codec, run: Run) -> Clips:
+def _encoded(pictures: PictureStore, codec: Codec, run: Run) -> Clips:
     """All clips as latents, some of them held out."""
     machine = run.machine
     latents = machine.team.in_turn(
@@ -187,6 +189,7 @@ def _encoded(pictures: FrameStore, codec: Codec, run: Run) -> Clips:
             progress=run.console.progress("encoding", "frame"),
         )
     )
+    run.console.say(*map(str, latents.findings))
     return Clips(latents, *split(latents, run.config))
 
 

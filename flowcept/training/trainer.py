@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowcept.codecs import to_frames
-from flowcept.data import folder as data
-from flowcept.data import video
+from flowcept.data import batches, video
+from flowcept.data.batches import Batch, split_batch
 from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.generation import from_nothing, sample_clips
@@ -34,12 +33,13 @@ from flowcept.process.forward import Process, Target, concat
 from flowcept.process.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
-from flowcept.settings import OptimizerSettings, SampleConfig, TrainConfig
+from flowcept.settings import ObjectiveSettings, OptimizerSettings, SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine
 from flowcept.training.parts import Clips
 
 SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
 HELD_OUT_STEPS = 4  # of training: as many tokens go into a loss of held-out clips
+WITH_ALL = ObjectiveSettings(prompt_dropout=0.0, given_prompt_dropout=0.0, context_dropout=0.0)
 
 
 class Learner(nn.Module):
@@ -50,10 +50,10 @@ class Learner(nn.Module):
     """
 
     def __init__(
-        self, network: VideoNetwork, text: PromptEncoder, process: Process, weights: LossConfig
+        self, network: VideoNetwork, text: PromptEncoder, weights: LossConfig, process: Process
     ) -> None:
         super().__init__()
-        self.network, self.process, self.weights = network, process, weights
+        self.network, self.weights, self.process = network, weights, process
         learns = any(weight.requires_grad for weight in text.parameters())
         self.learned_text = text if learns else None
         # In a tuple, a module is not part of this one.
@@ -132,20 +132,13 @@ class Trainer:
         objective = config.objective
         terms = LossConfig(rate_weight=objective.rate_weight, count_weight=objective.count_weight)
         weights.text.to(machine.device)
-        learner = Learner(weights.network, weights.text, weights.process, terms)
+        learner = Learner(weights.network, weights.text, terms, weights.process)
         self.learner = learner.to(machine.device)
         self.average = Average(self.learner, config.optimizer.ema)
         if config.machine.compile:
             self.learner.network.compile_blocks()
         self.shared = DistributedDataParallel(self.learner) if machine.team.size > 1 else None
         self.optimizer = adamw(self.learner, config.optimizer)
-        self._draw = partial(
-            data.draw_batch,
-            clips.latents,
-            tokens_per_frame=self.tokens_per_frame,
-            process=self.process,
-            mixture=config.context,
-        )
 
     def learning_rate(self) -> float:
         """Of the next step: linear rise, level, linear fall to 0 over the last share."""
@@ -163,16 +156,33 @@ class Trainer:
         most = self.config.optimizer.max_hours
         return bool(most) and self.hours >= most
 
-    def draw(self) -> data.Batch:
+    def draw(self) -> Batch:
         """The next step's batch, the same in all processes."""
-        objective = self.config.objective
-        return self._draw(
-            self.clips.train,
-            seed=self.config.machine.seed,
-            step=self.step,
-            cursor=self.cursor,
-            tokens=self.config.optimizer.tokens,
+        tokens, seed = self.config.optimizer.tokens, self.config.machine.seed
+        return self._drawn(
+            self.clips.train, self.config.objective, tokens, seed, self.step, self.cursor
+        )
+
+    def _drawn(
+        self,
+        clips: Sequence[int],
+        objective: ObjectiveSettings,
+        tokens: int,
+        seed: int,
+        step: int = 0,
+        cursor: int = 0,
+    ) -> Batch:
+        return batches.draw_batch(
+            self.clips.latents,
+            clips,
+            seed=seed,
+            step=step,
+            cursor=cursor,
+            tokens=tokens,
+            tokens_per_frame=self.tokens_per_frame,
             least=self.machine.team.size,
+            process=self.process,
+            mixture=self.config.context,
             prompt_dropout=objective.prompt_dropout,
             given_prompt_dropout=objective.given_prompt_dropout,
             context_dropout=objective.context_dropout,
@@ -204,31 +214,26 @@ class Trainer:
             "tokens": rows * self.tokens_per_frame,
         }
 
-    def _backward(self, batch: data.Batch) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch, of which each process works on every so manieth clip."""
         team, counts = self.machine.team, counted(batch)
         own = slice(team.rank, None, team.size)
         share = replace(batch, pairs=batch.pairs[own], prompts=batch.prompts[own])
         module = self.shared or self.learner
-        parts = data.split_batch(share, self.config.optimizer.micro_tokens, self.tokens_per_frame)
+        parts = split_batch(share, self.config.optimizer.micro_tokens, self.tokens_per_frame)
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts, start=1):
-            with self._alone(number < len(parts)):
+            last = number == len(parts)
+            alone = nullcontext() if last or self.shared is None else self.shared.no_sync()
+            with alone:  # gradients stay here until those of the last part bring all together
                 loss, terms = self._forward(module, share, part, counts)
                 # Processes average their gradients; the loss is a sum over all of them.
                 (loss * team.size).backward()
             add(sums, terms)
         return means(sums, counts)
 
-    def _alone(self, yes: bool) -> AbstractContextManager[None]:
-        """Within, gradients stay in this process: those of the last part bring all together."""
-        if self.shared is None or not yes:
-            return nullcontext()
-        waiting: AbstractContextManager[None] = self.shared.no_sync()
-        return waiting
-
     def _forward(
-        self, module: nn.Module, batch: data.Batch, part: Sequence[int], counts: Counts
+        self, module: nn.Module, batch: Batch, part: Sequence[int], counts: Counts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and sums of some clips of a batch."""
         device, dtype = self.machine.device, self.machine.dtype
@@ -248,23 +253,14 @@ class Trainer:
         settings = self.config.optimizer
         if not self.clips.held:
             return {}
+        tokens, seed = HELD_OUT_STEPS * settings.tokens, self.config.machine.seed + 1
         try:
-            batch = self._draw(
-                self.clips.held,
-                seed=self.config.machine.seed + 1,
-                step=0,
-                cursor=0,
-                tokens=HELD_OUT_STEPS * settings.tokens,
-                least=1,
-                prompt_dropout=0.0,
-                given_prompt_dropout=0.0,
-                context_dropout=0.0,
-            )
+            batch = self._drawn(self.clips.held, WITH_ALL, tokens, seed)
         except UserError:
             return {}
         counts, sums = counted(batch), dict[str, Tensor]()
         at_once = min(settings.micro_tokens, settings.tokens)  # no more than a step of training
-        for part in data.split_batch(batch, at_once, self.tokens_per_frame):
+        for part in split_batch(batch, at_once, self.tokens_per_frame):
             _, terms = self._forward(self.average.module, batch, part, counts)
             add(sums, terms)
         return {f"held_out_{name}": float(mean) for name, mean in means(sums, counts).items()}
@@ -320,7 +316,7 @@ class Trainer:
             raise ValueError("other weights") from error
 
 
-def counted(batch: data.Batch) -> Counts:
+def counted(batch: Batch) -> Counts:
     """What the loss terms of a whole batch are means over."""
     scored = zip(batch.pairs, batch.prompts, strict=True)
     return sum((count_terms(state, [prompt]) for (state, _), prompt in scored), Counts())

@@ -39,8 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowcept import memory
 from flowcept import model_file as checkpoint
 from flowcept.codecs import CodecConfig, build_codec
-from flowcept.data import folder as data
-from flowcept.data import theatre, video
+from flowcept.data import batches, theatre, video
 from flowcept.device import autocast
 from flowcept.model_file import Card, Weights
 from flowcept.networks import transformer as model
@@ -506,8 +505,8 @@ def loader(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
     stored = [subject.latent(n, i).half() for i, n in enumerate(Clips.lengths)]
 
-    def draw() -> data.Batch:
-        return data.draw_batch(
+    def draw() -> batches.Batch:
+        return batches.draw_batch(
             Clips(), range(400), seed=0, step=0, cursor=0, tokens=4096,
             tokens_per_frame=subject.row, least=1, process=subject.process,
             mixture=ContextMixture(), prompt_dropout=0.1, given_prompt_dropout=0.5,

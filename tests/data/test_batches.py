@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from flowcept.data.folder import Batch, draw_batch, split_batch
+from flowcept.data.batches import Batch, draw_batch, split_batch, split_held_out
 from flowcept.errors import UserError
-from flowcept.process.forward import ProcessConfig
+from flowcept.process.forward import Flowception
 from flowcept.process.state import Role
 from flowcept.settings import ContextMixture
 
@@ -39,7 +39,7 @@ def draw(clips: Clips, order: list[int] | None = None, **changes: object) -> Bat
         "tokens": 200,
         "tokens_per_frame": TOKENS_PER_FRAME,
         "least": 1,
-        "process": ProcessConfig(),
+        "process": Flowception(),
         "mixture": NO_CONTEXT,
         "prompt_dropout": 0.0,
         "given_prompt_dropout": 0.0,
@@ -113,10 +113,9 @@ def test_the_batches_of_a_pass_do_not_depend_on_where_they_are_cut():
     assert cut.seen[: len(whole.seen)] == whole.seen
 
 
-@pytest.mark.parametrize("kind", ["flowception", "full-sequence", "autoregressive"])
-def test_prompts_and_pairs_belong_to_the_same_clip(kind):
+def test_prompts_and_pairs_belong_to_the_same_clip():
     clips = Clips([3, 5, 8, 2, 13, 7])
-    batch = draw(clips, process=ProcessConfig(kind), tokens=600)
+    batch = draw(clips, tokens=600)
     for (_, target), prompt in zip(batch.pairs, batch.prompts, strict=True):
         clip = int(prompt.removeprefix("clip "))
         visible = target.velocity_FCHW.shape[0]
@@ -221,3 +220,58 @@ def test_parts_hold_every_clip_once_within_the_bound():
         for part, following in itertools.pairwise(parts):
             assert sum(own[clip] for clip in part) + own[following[0]] > bound
     assert split_batch(replace(batch, pairs=(), prompts=()), 10, TOKENS_PER_FRAME) == []
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "held"),
+    [(100, 0.1, 10), (10, 0.01, 1), (2, 0.9, 1), (1, 0.5, 0), (50, 0, 0), (0, 0.1, 0)],
+)
+def test_held_out_split(n: int, fraction: float, held: int):
+    train, out = split_held_out(n, fraction, seed=3)
+    assert len(out) == held
+    assert sorted(train + out) == list(range(n))
+    assert (train, out) == split_held_out(n, fraction, seed=3)
+
+
+def test_held_out_split_depends_on_the_seed_and_keeps_groups():
+    assert split_held_out(100, 0.2, 0) != split_held_out(100, 0.2, 1)
+    groups = [i // 3 for i in range(60)]
+    train, out = split_held_out(60, 0.25, 0, groups)
+    assert len(out) == 15
+    assert not {groups[i] for i in train} & {groups[i] for i in out}
+    with pytest.raises(UserError, match="held-out"):
+        split_held_out(10, 1.0, 0)
+
+
+def test_batches_are_what_they_were():
+    """Recorded before these functions had a file of their own."""
+    clips = Clips([3, 5, 8, 2, 13, 7, 1, 21])
+    clips.latent = lambda i: torch.arange(clips.lengths[i] * 8).reshape(-1, 2, 2, 2) / 100 + i
+    batch = draw(
+        clips,
+        [0, 1, 2, 4, 5, 6, 7],
+        seed=7,
+        step=3,
+        cursor=12,
+        tokens=300,
+        least=2,
+        mixture=ContextMixture(),
+        prompt_dropout=0.1,
+        given_prompt_dropout=0.5,
+        context_dropout=0.1,
+    )
+    assert batch.taken == 9
+    kept = ("clip 7", "clip 0", "clip 4", "clip 6", "", "clip 1", "clip 2")
+    assert batch.prompts == kept
+    states = [state for state, _ in batch.pairs]
+    assert [state.lengths[0] for state in states] == [21, 1, 10, 1, 12, 5, 8]
+    tau = [1.607198, 0.348501, 0.783251, 0.890902, 0.504246, 1.216337, 1.683191]
+    assert [float(state.tau_B) for state in states] == pytest.approx(tau, abs=1e-6)
+    mean = [6.71211, 0.03271, 1.96191, 5.37533, 2.73445, 0.9746, 2.20275]
+    assert [float(s.latent_FCHW.double().mean()) for s in states] == pytest.approx(mean, abs=1e-5)
+    missing = [float(target.missing_F.sum()) for _, target in batch.pairs[:3]]
+    assert missing == [0, 0, 3]
+    assert split_batch(batch, 100, TOKENS_PER_FRAME) == [[0], [1, 2, 3], [4, 5], [6]]
+    held = [1, 9, 11]
+    assert split_held_out(12, 0.25, 5)[1] == held
+    assert split_held_out(12, 0.25, 5, [i // 3 for i in range(12)])[1] == [9, 10, 11]

@@ -4,57 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from fixtures_data import SIZE, indices, numbered, put, put_images
 from PIL import Image
 
-from flowcept.codecs import CodecConfig, build_codec, to_images
 from flowcept.data import folder as data
 from flowcept.data import video
-from flowcept.data.folder import (
-    DataConfig,
-    FrameStore,
-    LatentStore,
-    load_clip,
-    scan,
-    split_held_out,
-)
+from flowcept.data.folder import DataConfig, load_clip, scan
+from flowcept.data.shards import PictureStore
 from flowcept.errors import UserError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-SIZE = (16, 16)
 CONFIG = DataConfig(size=SIZE)
 
 
-def numbered(frames: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Frames whose grey is ten times their index, so that a frame tells which one it is."""
-    grey = np.arange(frames, dtype=np.uint8)[:, None, None, None] * 10
-    return np.broadcast_to(grey, (frames, *size, 3)).copy()
-
-
-def indices(frames_FHW3: np.ndarray) -> list[int]:
-    assert np.ptp(frames_FHW3, axis=(1, 2, 3)).max() == 0
-    return (frames_FHW3[:, 0, 0, 0] // 10).tolist()
-
-
-def put(path: Path, frames: int = 4, fps: float = 10, caption: str | None = None) -> Path:
-    """A lossless clip; `caption` goes into the text file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    video.write_video(path, numbered(frames), fps)
-    if caption is not None:
-        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-    return path
-
-
-def put_images(folder: Path, frames: int) -> Path:
-    folder.mkdir(parents=True)
-    for i, frame_HW3 in enumerate(numbered(frames)):
-        Image.fromarray(frame_HW3).save(folder / f"{i}.png")
-    return folder
+def clip_info(frames: int, fps: float) -> video.VideoInfo:
+    return video.VideoInfo(*SIZE, fps, frames, has_audio=False)
 
 
 def captions(result: data.Scan) -> dict[str, str]:
@@ -132,6 +101,37 @@ def test_malformed_lists_name_file_and_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("metadata.jsonl", '\n{"file_name": "../out.apng", "text": "x"}'),
+        ("metadata.csv", "video\nOUT\n"),
+        ("metadata.csv", "video\nlink.apng\n"),
+        ("metadata.csv", "video\nsub/in/../../../out.apng\n"),
+        ("metadata.csv", "video\nround\n"),
+    ],
+)
+def test_listed_clips_outside_the_folder_are_refused(tmp_path: Path, name: str, listed: str):
+    folder = tmp_path / "data"
+    put(folder / "sub" / "in" / "a.apng")
+    outside = put(tmp_path / "out.apng")
+    (folder / "link.apng").symlink_to(outside)
+    (folder / "round").symlink_to("round")
+    (folder / name).write_text(listed.replace("OUT", str(outside)))
+    with pytest.raises(UserError, match="leads out of the folder") as caught:
+        scan(folder, CONFIG)
+    assert f"{folder / name}, line 2: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_listed_clips_may_be_named_by_any_way_to_them(tmp_path: Path):
+    clip = put(tmp_path / "sub" / "a.apng")
+    (tmp_path / "link.apng").symlink_to(clip)
+    rows = f"video\n{clip}\nsub/../sub/a.apng\nlink.apng\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    assert len(scan(tmp_path, CONFIG).entries) == 3
+
+
 def test_paired_files_must_match_and_lists_must_not_compete(tmp_path: Path):
     put(tmp_path / "a.apng")
     (tmp_path / "videos.txt").write_text("a.apng\na.apng\n")
@@ -166,7 +166,7 @@ def test_rate_is_the_most_common_and_others_are_resampled(tmp_path: Path):
 
 
 def test_rates_that_differ_by_rounding_are_one():
-    entry = data.ClipEntry(Path("a"), "", 0, 300, 30000 / 1001, 300)
+    entry = data.ClipEntry(Path("a"), "", 0, 300, clip_info(300, 30000 / 1001))
     assert data._source_frames(entry, 30).tolist() == list(range(300))
 
 
@@ -177,7 +177,7 @@ def test_resampled_frames_are_the_nearest_in_time():
         if data._same_rate(source, fps):
             continue
         total = max(1, round(frames * fps / source))
-        entry = data.ClipEntry(Path("a"), "", 0, total, source, frames)
+        entry = data.ClipEntry(Path("a"), "", 0, total, clip_info(frames, source))
         chosen = data._source_frames(entry, fps)
         distance = np.abs(np.arange(frames) / source - np.arange(total)[:, None] / fps)
         picked = distance[np.arange(total), chosen]
@@ -317,282 +317,6 @@ def test_histogram_counts_everything_in_few_rows():
     assert lines[0].split() == ["1-7", "#" * 40, "5"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    put(root / "a.apng", 5, caption="ay")
-    put(root / "b.apng", 9, caption="bee")
-    put_images(root / "c", 3)
-    return root
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files read from now on."""
-    names: list[str] = []
-    original = video.read_video
-
-    def read(path: Path, **options: int) -> tuple[np.ndarray, float]:
-        names.append(path.name)
-        return original(path, **options)
-
-    monkeypatch.setattr(video, "read_video", read)
-    return names
-
-
-def test_frame_store_holds_every_clip(folder: Path, tmp_path: Path, decoded: list[str]):
-    config = DataConfig(size=SIZE, max_frames=6, fps=10)
-    result = scan(folder, config)
-    calls: list[tuple[int, int]] = []
-    decoded.clear()
-    store = FrameStore(result, config, tmp_path / "new" / "cache", lambda *c: calls.append(c))
-    assert decoded == ["a.apng", "b.apng", "c"]  # a cut clip is read once
-    assert len(store) == len(result.entries) == 4
-    assert store.captions == ["ay", "bee", "bee", ""]
-    assert store.lengths == [entry.num_frames for entry in result.entries]
-    assert calls[-1] == (sum(store.lengths), sum(store.lengths))
-    for i, entry in enumerate(result.entries):
-        frames_FHW3 = store.frames(i)
-        assert frames_FHW3.dtype == np.uint8
-        assert np.array_equal(frames_FHW3, load_clip(entry, config, result.fps))
-    assert np.array_equal(store.frames(-1), store.frames(3))
-    with pytest.raises(IndexError):
-        store.frames(4)
-    assert isinstance(store.array, np.memmap)
-
-
-def test_frame_store_is_used_again_only_for_the_same_input(
-    folder: Path, tmp_path: Path, decoded: list[str]
-):
-    cache = tmp_path / "cache"
-
-    def build(config: DataConfig = CONFIG) -> FrameStore:
-        result = scan(folder, config)
-        decoded.clear()
-        return FrameStore(result, config, cache)
-
-    build()
-    assert decoded
-    build()
-    assert decoded == []
-    (folder / "a.txt").write_text("another caption")
-    assert build().captions[0] == "another caption"
-    assert decoded == []  # captions are not frames
-    build(DataConfig(size=SIZE, fit="pad"))
-    assert decoded
-    build()
-    assert decoded  # the cache holds one version
-    stat = (folder / "a.apng").stat()
-    os.utime(folder / "a.apng", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
-    build()
-    assert decoded
-    Image.new("RGB", SIZE, (200, 0, 0)).save(folder / "c" / "1.png")
-    assert build().frames(2)[1, 0, 0].tolist() == [200, 0, 0]
-    (folder / "b.apng").unlink()
-    assert len(build()) == 2
-    build()
-    assert decoded == []
-    (cache / "frames.npy").write_bytes((cache / "frames.npy").read_bytes()[:-1])
-    assert indices(build().frames(0)) == [0, 1, 2, 3, 4]
-    assert decoded
-    (cache / "frames.json").write_text("[1]")
-    build()
-    assert decoded
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_interrupted_build_leaves_nothing_usable(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
-):
-    cache = tmp_path / "cache"
-    FrameStore(scan(folder, CONFIG), CONFIG, cache)
-    other = DataConfig(size=(8, 8))
-    original = video.read_video
-
-    def read(path: Path, **options: int) -> tuple[np.ndarray, float]:
-        if path.name == "b.apng":
-            raise stop
-        return original(path, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(video, "read_video", read)
-        with pytest.raises(stop):
-            FrameStore(scan(folder, other), other, cache)
-    # The old cache is whole, the new one does not exist, and no temporary file is left.
-    assert sorted(path.name for path in cache.iterdir()) == ["frames.json", "frames.npy"]
-    assert indices(FrameStore(scan(folder, CONFIG), CONFIG, cache).frames(0)) == [0, 1, 2, 3, 4]
-    assert FrameStore(scan(folder, other), other, cache).frames(1).shape == (9, 8, 8, 3)
-
-
-def test_a_build_killed_between_its_files_is_not_used(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
-):
-    """The array is in place, its note is not: neither old nor new may be taken for valid."""
-    cache = tmp_path / "cache"
-    FrameStore(scan(folder, CONFIG), CONFIG, cache)
-    other = DataConfig(size=SIZE, fit="pad")  # as many rows as before
-    original = Path.replace
-
-    def replace(self: Path, target: Path) -> Path:
-        if target.suffix == ".json":
-            raise KeyboardInterrupt
-        return original(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", replace)
-        with pytest.raises(KeyboardInterrupt):
-            FrameStore(scan(folder, other), other, cache)
-    decoded.clear()
-    assert indices(FrameStore(scan(folder, CONFIG), CONFIG, cache).frames(0)) == [0, 1, 2, 3, 4]
-    assert decoded
-
-
-def test_clip_that_breaks_after_the_scan_is_left_out(folder: Path, tmp_path: Path):
-    config = DataConfig(size=SIZE, max_frames=6, fps=10)
-    result = scan(folder, config)
-    (folder / "b.apng").write_bytes((folder / "b.apng").read_bytes()[:60])
-    for _ in range(2):  # built, then read back
-        store = FrameStore(result, config, tmp_path / "cache")
-        assert store.captions == ["ay", ""]
-        assert store.lengths == [5, 3]
-        assert indices(store.frames(1)) == [0, 1, 2]
-        assert [(f.path.name, f.verdict, f.num_frames) for f in store.findings] == [
-            ("b.apng", "dropped", 9)
-        ]
-    (folder / "a.apng").unlink()
-    put(folder / "a.apng", 2)  # shorter than it was
-    store = FrameStore(result, config, tmp_path / "cache")
-    assert "holds 2 frames, not 5" in store.findings[0].reason
-    for name in ("a.apng", "b.apng"):
-        (folder / name).unlink()
-    for image in (folder / "c").iterdir():
-        image.unlink()
-    with pytest.raises(UserError, match="no clip could be decoded"):
-        FrameStore(result, config, tmp_path / "cache2")
-    assert list((tmp_path / "cache2").iterdir()) == []
-
-
-def test_full_or_forbidden_disk_is_a_user_error(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    result = scan(folder, CONFIG)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        FrameStore(result, CONFIG, tmp_path / "file")
-    usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="smaller size"):
-        FrameStore(result, CONFIG, tmp_path / "cache")
-
-
-def test_images_of_frames():
-    frames_FHW3 = np.array([[[[0, 255, 51]]]], dtype=np.uint8)
-    image_FCHW = to_images(frames_FHW3)
-    assert image_FCHW.shape == (1, 3, 1, 1)
-    assert torch.allclose(image_FCHW.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
-
-
-@pytest.fixture
-def encoder() -> Callable[[int], data.Encoder]:
-    def make(seed: int) -> data.Encoder:
-        torch.manual_seed(seed)
-        return build_codec(CodecConfig(compression=4, channels=4, width=8)).eval()
-
-    return make
-
-
-def test_latents_equal_the_codec(
-    folder: Path,
-    tmp_path: Path,
-    encoder: Callable[[int], data.Encoder],
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(data, "ENCODE_CHUNK", 4)  # chunks that end within clips
-    codec = encoder(0)
-    frames = FrameStore(scan(folder, CONFIG), CONFIG, tmp_path)
-    calls: list[tuple[int, int]] = []
-    store = LatentStore(
-        frames,
-        codec,
-        tmp_path,
-        device="cpu",
-        dtype=torch.float32,
-        progress=lambda *c: calls.append(c),
-    )
-    assert (len(store), store.captions, store.lengths) == (3, frames.captions, frames.lengths)
-    for i in range(len(store)):
-        latent_FCHW = store.latent(i)
-        assert latent_FCHW.dtype == torch.float32
-        expected = codec.encode(to_images(frames.frames(i)))
-        assert latent_FCHW.shape == expected.shape == (frames.lengths[i], 4, 4, 4)
-        assert torch.allclose(latent_FCHW, expected, rtol=2**-10, atol=1e-5)
-    assert calls[-1] == (len(frames.array), len(frames.array))
-    assert store.array.dtype == np.float16
-
-
-def test_latents_follow_frames_and_codec(
-    folder: Path, tmp_path: Path, encoder: Callable[[int], data.Encoder]
-):
-    def build(codec: data.Encoder, config: DataConfig = CONFIG) -> tuple[LatentStore, int]:
-        frames = FrameStore(scan(folder, config), config, tmp_path)
-        calls: list[int] = []
-        store = LatentStore(
-            frames,
-            codec,
-            tmp_path,
-            device="cpu",
-            dtype=torch.float32,
-            progress=lambda done, _: calls.append(done),
-        )
-        return store, len(calls)
-
-    first, calls = build(encoder(0))
-    assert calls > 0
-    again, calls = build(encoder(0))
-    assert calls == 0
-    assert torch.equal(first.latent(1), again.latent(1))
-    codec = encoder(0)
-    codec.std_C.mul_(2)
-    scaled, calls = build(codec)
-    assert calls > 0
-    assert torch.allclose(scaled.latent(1), first.latent(1) / 2, rtol=2**-9, atol=1e-4)
-    _, calls = build(codec, DataConfig(size=(8, 8)))
-    assert calls > 0
-
-
-def test_latents_that_are_not_finite_are_refused(
-    folder: Path, tmp_path: Path, encoder: Callable[[int], data.Encoder]
-):
-    codec = encoder(0)
-    codec.mean_C.fill_(float("nan"))
-    frames = FrameStore(scan(folder, CONFIG), CONFIG, tmp_path)
-    with pytest.raises(UserError, match="not finite"):
-        LatentStore(frames, codec, tmp_path, device="cpu", dtype=torch.float32)
-    assert not (tmp_path / "latents.npy").exists()
-    assert not list(tmp_path.glob(".latents*"))
-
-
-@pytest.mark.parametrize(
-    ("n", "fraction", "held"),
-    [(100, 0.1, 10), (10, 0.01, 1), (2, 0.9, 1), (1, 0.5, 0), (50, 0, 0), (0, 0.1, 0)],
-)
-def test_held_out_split(n: int, fraction: float, held: int):
-    train, out = split_held_out(n, fraction, seed=3)
-    assert len(out) == held
-    assert sorted(train + out) == list(range(n))
-    assert (train, out) == split_held_out(n, fraction, seed=3)
-
-
-def test_held_out_split_depends_on_the_seed_and_keeps_groups():
-    assert split_held_out(100, 0.2, 0) != split_held_out(100, 0.2, 1)
-    groups = [i // 3 for i in range(60)]
-    train, out = split_held_out(60, 0.25, 0, groups)
-    assert len(out) == 15
-    assert not {groups[i] for i in train} & {groups[i] for i in out}
-    with pytest.raises(UserError, match="held-out"):
-        split_held_out(10, 1.0, 0)
-
-
 def test_real_clips(tmp_path: Path):
     clips = SHARED / "clips"
     if not clips.is_dir():
@@ -604,7 +328,7 @@ def test_real_clips(tmp_path: Path):
     # All have 17 frames: five at 10 per second are cut, those at 24 to 30 become shorter.
     assert result.lengths() == {6: 5, 7: 3, 8: 5, 9: 5}
     assert scan(clips, DataConfig(size=(64, 64))).fps == 10
-    store = FrameStore(result, config, tmp_path)
+    store = PictureStore(result, config, tmp_path)
     assert store.findings == []
     assert all(store.frames(i).std() > 10 for i in range(len(store)))
     assert all(np.ptp(store.frames(i), axis=0).max() > 20 for i in range(len(store)))
@@ -636,3 +360,44 @@ def test_a_folder_of_animations_is_not_one_clip(tmp_path: Path):
     for name, frames in (("a", 3), ("b", 4)):
         put(tmp_path / "clips" / f"{name}.webp", frames)
     assert scan(tmp_path, CONFIG).lengths() == {3: 1, 4: 1}
+
+
+def test_what_is_found_in_files_is_kept_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root, cache = tmp_path / "data", tmp_path / "run" / "cache"
+    put(root / "a.apng", 5)
+    put(root / "b.mp4", 6)
+    put_images(root / "c", 3)
+    merged = [Image.fromarray(frame_HW3) for frame_HW3 in numbered(3)]
+    merged[0].save(
+        root / "d.gif", save_all=True, append_images=merged[1:], duration=[100, 300, 100]
+    )
+    (root / "bad.mp4").write_bytes(b"no clip")
+    asked: list[str] = []
+    original = video.probe
+
+    def look(path: Path, **options: bool) -> video.VideoInfo:
+        asked.append(path.name)
+        return original(path, **options)
+
+    monkeypatch.setattr(video, "probe", look)
+
+    first = scan(root, CONFIG, cache=cache)
+    assert sorted(asked) == ["a.apng", "b.mp4", "bad.mp4", "c", "d.gif"]
+    asked.clear()
+    assert scan(root, CONFIG, cache=cache) == first
+    assert asked == ["bad.mp4"], "what is wrong with a file may pass"
+    entry = next(entry for entry in first.entries if entry.path.name == "d.gif")
+    assert indices(load_clip(entry, CONFIG, first.fps)) == [0, 1, 1, 1, 2]
+
+    put(root / "a.apng", 7)
+    Image.fromarray(numbered(4)[3]).save(root / "c" / "3.png")
+    asked.clear()
+    found = {f.path.name: f.num_frames for f in scan(root, CONFIG, cache=cache).findings}
+    assert found == {"a.apng": 7, "b.mp4": 6, "bad.mp4": 0, "c": 4, "d.gif": 5}
+    assert sorted(asked) == ["a.apng", "bad.mp4", "c"]
+    for broken in ("", "[]", '{"x": 1}'):
+        (cache / "scan.json").write_text(broken)
+        assert len(scan(root, CONFIG, cache=cache).entries) == 4
+    assert scan(root, replace(CONFIG, max_frames=4), cache=cache).lengths() == {2: 1, 3: 5, 4: 1}

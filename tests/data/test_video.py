@@ -7,9 +7,9 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from flowcept.data import video
+from flowcept.data import formats, video
 from flowcept.data.video import Sound, probe, read_image, read_metadata, read_video, write_video
 from flowcept.errors import UserError
 
@@ -161,7 +161,7 @@ def test_the_digest_is_of_the_frames_alone(tmp_path):
 
 def test_comments_of_others_are_no_metadata(tmp_path):
     png, mp4 = tmp_path / "a.png", tmp_path / "a.mp4"
-    text = video.PngImagePlugin.PngInfo()
+    text = PngImagePlugin.PngInfo()
     text.add_text("comment", "[1, 2]")
     Image.new("RGB", (4, 4)).save(png, pnginfo=text)
     write_video(tmp_path / "plain.mp4", moving(), 12)
@@ -197,7 +197,7 @@ def test_an_exception_leaves_the_old_target_and_nothing_else(tmp_path, suffix, e
             yield from (np.asarray(self[0]), np.asarray(self[1]))
             raise error
 
-    monkeypatch.setattr(video, "probe", lambda _: pytest.fail("a broken file got this far"))
+    monkeypatch.setattr(video, "probe", lambda *_, **__: pytest.fail("a broken file got here"))
     frames_FHW3 = np.random.default_rng(0).integers(0, 255, (4, 200, 200, 3), np.uint8)
     with pytest.raises(UserError if isinstance(error, OSError) else error) as caught:
         write_video(path, frames_FHW3.view(Failing), 12)
@@ -212,7 +212,7 @@ def test_an_exception_leaves_the_old_target_and_nothing_else(tmp_path, suffix, e
 def test_a_file_with_the_wrong_number_of_frames_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "clip.apng"
     path.write_bytes(b"old")
-    monkeypatch.setattr(video, "_patches", lambda frames: iter([(0, 0, frames[0])]))
+    monkeypatch.setattr(formats, "patches", lambda frames: iter([(0, 0, frames[0])]))
     with pytest.raises(UserError, match=r"clip\.apng"):
         write_video(path, moving(), 12)
     assert path.read_bytes() == b"old"
@@ -220,7 +220,7 @@ def test_a_file_with_the_wrong_number_of_frames_is_refused(tmp_path, monkeypatch
 
 
 def test_an_encoder_that_fails_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(video._ENCODERS, ".mp4", "-c:v libx264 -crf nonsense")
+    monkeypatch.setitem(formats.ENCODERS, ".mp4", "-c:v libx264 -crf nonsense")
     with pytest.raises(UserError, match=r"cannot write .*clip\.mp4: the encoder failed") as error:
         write_video(tmp_path / "clip.mp4", moving(40, 200, 300), 12)
     one_line(error)

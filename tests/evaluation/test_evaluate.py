@@ -179,7 +179,7 @@ def test_distances_by_quarter_are_those_of_the_quarters(generator, features):
 
 
 def feature_scores(network, real, made):
-    seen = (evaluate.features_of(network, clips) for clips in (real, made))
+    seen = (network([clip.image_FCHW for clip in clips]) for clips in (real, made))
     return evaluate.feature_scores(network.name, *seen, seed=0)
 
 

@@ -48,12 +48,12 @@ TINY = TrainConfig().changed(
 )
 
 
-def prepared(folder: Path, run: Path, config: TrainConfig) -> Trainer:
+def prepared(folder: Path, run: Path, config: TrainConfig, **more: Any) -> Trainer:
     """The trainer of a run, before its first step."""
     kept: list[Trainer] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "run_to_end", lambda trainer, *_: kept.append(trainer))
-        train.train(folder, run, config, quiet=True)
+        train.train(folder, run, config, quiet=True, **more)
     return kept[0]
 
 

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import (
-    TINY,
-)
+from fake_codec import fake_config
+from PIL import Image
+from small_runs import TINY
 
 from flowcept import model_file
+from flowcept.codecs import build_codec
+from flowcept.data import folder as data
+from flowcept.training import fitting
 from flowcept.training import run as train
+from flowcept.training.parts import data_config
 
 
 @pytest.mark.usefixtures("no_sheets")
@@ -44,3 +48,20 @@ def test_the_codec_takes_any_seed(folder: Path, tmp_path: Path):
     config = TINY.changed(seed=2**63 - 1, codec_steps=1)
     train.train(folder, tmp_path / "run", config, pause_at=1, quiet=True)
     assert (tmp_path / "run" / "codec.safetensors").exists()
+
+
+def test_a_video_codec_trains(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of four pictures a latent: lengths are in latents, sheets in pictures."""
+    made = build_codec(fake_config(compression=4))
+    monkeypatch.setattr(fitting, "_named", lambda _: made)
+    said: list[str] = []
+    run = tmp_path / "run"
+    train.train(folder, run, TINY.changed(steps=2), console=said.append)
+    weights = model_file.load(run / "model.safetensors")
+    assert weights.card.codec == made.config
+    pictures = [entry.num_frames for entry in data.scan(folder, data_config(TINY.data)).entries]
+    assert set(weights.card.lengths) <= {1 + (count - 1) // 4 for count in pictures}
+    assert weights.network.largest_size == max(1 + (count - 1) // 4 for count in pictures)
+    assert float((weights.codec.std_C - 1).abs().max()) > 0.01
+    with Image.open(run / "samples" / "step_000002.png") as sheet:
+        assert min(sheet.size) >= 32

@@ -16,7 +16,7 @@ from small_runs import (
 
 from flowcept import model_file
 from flowcept.data import folder as data
-from flowcept.data import theatre, video
+from flowcept.data import shards, theatre, video
 from flowcept.errors import UserError
 from flowcept.process.sampler import clip_generator, sample
 from flowcept.process.state import Given
@@ -98,7 +98,7 @@ def test_the_model_file_samples(whole: Path):
 def test_unsuitable_settings_are_one_line_before_anything_is_done(
     folder: Path, tmp_path: Path, changes, named, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(train, "FrameStore", lambda *_: pytest.fail("the clips are decoded"))
+    monkeypatch.setattr(train, "PictureStore", lambda *_: pytest.fail("the clips are decoded"))
     with pytest.raises(UserError) as error:
         train.train(folder, tmp_path / "run", TINY.changed(**changes), quiet=True)
     assert named in str(error.value)
@@ -124,7 +124,7 @@ def test_a_start_that_cannot_decode_leaves_its_folder_free(
     def full(*_: object) -> None:
         raise UserError("no room")
 
-    monkeypatch.setattr(train, "FrameStore", full)
+    monkeypatch.setattr(train, "PictureStore", full)
     assert "no room" in refused(folder, tmp_path / "run", TINY)
     assert not (tmp_path / "run" / "config.toml").exists()
 
@@ -194,7 +194,7 @@ def test_a_held_out_clip_may_be_the_longest(folder: Path, tmp_path: Path):
     """Its size has a place in the law of sizes, so that its loss is finite."""
     clips = tmp_path / "clips"
     shutil.copytree(folder, clips)
-    store = data.FrameStore(
+    store = shards.PictureStore(
         data.scan(clips, data_config(TINY.data)), data_config(TINY.data), tmp_path / "cache"
     )
     _, held = split(store, TINY)

@@ -21,6 +21,8 @@ from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.training import run as train
 from flowcept.training.loop import Reports
 from flowcept.training.state import write_config
+from flowcept.training.stopping import stoppable
+from flowcept.training.stopping import whole as whole_step
 from flowcept.training.trainer import Average, Trainer
 
 
@@ -67,6 +69,8 @@ from pathlib import Path
 torch.set_num_threads(1)
 from flowcept.training import run as train
 from flowcept.training.state import make_config
+from flowcept.training.stopping import stoppable
+from flowcept.training.stopping import whole as whole_step
 from flowcept.training.trainer import Trainer
 folder, run = map(Path, sys.argv[1:])
 config = make_config("small", run.parent / "config.toml", {})
@@ -143,3 +147,79 @@ def test_max_hours_ends_with_a_model(folder: Path, run: Path):
     assert model_file.read_card(run / "model.safetensors").steps == 1
     train.train(folder, run, TINY.changed(max_hours=0.0), resume=True, pause_at=2, quiet=True)
     assert model_file.read_card(run / "model.safetensors").steps == 2
+
+
+STOPPED = """
+import os, signal, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from flowcept.training import run as train
+from flowcept.training.loop import Reports
+from flowcept.training.state import make_config
+from flowcept.training.stopping import stoppable
+from flowcept.training.stopping import whole as whole_step
+from flowcept.training.trainer import Trainer
+folder, run = map(Path, sys.argv[1:])
+Reports.sheet = lambda _: None
+step = Trainer.train_step
+def stopped(self):
+    if self.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self)
+Trainer.train_step = stopped
+try:
+    train.train(folder, run, make_config("small", run.parent / "config.toml", {}))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_a_terminated_run_says_how_to_go_on(folder: Path, whole: Path, run: Path):
+    write_config(TINY, run.parent / "config.toml")
+    words = [sys.executable, "-c", STOPPED, str(folder), str(run)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 130, done.stderr
+    assert f"flowcept train {folder} -o {run} --resume" in done.stdout
+    assert model_file.load_tree(run / "state.safetensors")["step"] == 4  # not half of it
+    train.train(folder, run, TINY, resume=True, quiet=True)
+    assert_same_state(run, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_stop(number: int):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        signal.raise_signal(number)
+    done = []
+    with pytest.raises(KeyboardInterrupt), stoppable(), whole_step():
+        signal.raise_signal(number)
+        done.append("all of the step")
+    assert done
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable(), whole_step():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_while_the_state_is_written_waits(folder: Path, run: Path):
+    """A closing terminal and a stopping service send two."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_in(patch, Trainer, "draw", 3)
+        real = model_file.save_tree
+
+        def save_tree(*args: object) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            real(*args)
+
+        patch.setattr(model_file, "save_tree", save_tree)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(folder, run, TINY.changed(save_every=100), quiet=True)
+    assert model_file.load_tree(run / "state.safetensors")["step"] == 3

@@ -2,26 +2,32 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_runs import (
-    TINY,
-    losses,
-    prepared,
-    refused,
-)
+from safetensors import safe_open
+from small_runs import TINY, assert_same_state, leaves, losses, prepared, refused
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowcept.data import folder as data
+from flowcept import model_file
+from flowcept.data import batches, shards
 from flowcept.errors import UserError
-from flowcept.process.state import Role
-from flowcept.training import loop
+from flowcept.networks.text import TextConfig
+from flowcept.process.state import PromptTokens, Role
+from flowcept.settings import TrainConfig
+from flowcept.training import loop, parts
 from flowcept.training import run as train
+from flowcept.training import trainer as trainer_module
+from flowcept.training.distributed import Team
+from flowcept.training.loop import Tally
 from flowcept.training.state import Files
-from flowcept.training.trainer import Trainer
+from flowcept.training.trainer import Trainer, counted
 
 
 def test_training_changes_every_weight(folder: Path, run: Path):
@@ -85,8 +91,8 @@ def test_held_out_clips_are_not_trained_on(folder: Path, run: Path, monkeypatch)
     held = set(trainer.clips.held)
     assert len(held) == 2
     seen: set[int] = set()
-    real = data.LatentStore.latent
-    monkeypatch.setattr(data.LatentStore, "latent", lambda s, i: seen.add(i) or real(s, i))
+    real = shards.LatentStore.latent
+    monkeypatch.setattr(shards.LatentStore, "latent", lambda s, i: seen.add(i) or real(s, i))
     for _ in range(12):
         trainer.cursor += trainer.draw().taken
         trainer.step += 1
@@ -102,14 +108,14 @@ def test_held_out_clips_are_not_trained_on(folder: Path, run: Path, monkeypatch)
 def test_held_out_clips_that_fit_no_context_are_not_scored(
     folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, said = data.draw_batch, list[str]()
+    real, said = batches.draw_batch, list[str]()
 
-    def draw_batch(*args: Any, **words: Any) -> data.Batch:
+    def draw_batch(*args: Any, **words: Any) -> batches.Batch:
         if words["seed"] != TINY.machine.seed:
             raise UserError("2000 clips in a row fit no context")
         return real(*args, **words)
 
-    monkeypatch.setattr(data, "draw_batch", draw_batch)
+    monkeypatch.setattr(batches, "draw_batch", draw_batch)
     train.train(folder, run, TINY, console=said.append)
     assert any("held-out clips fit no context" in line for line in said)
     assert not losses(run, "held_out_velocity")
@@ -164,3 +170,117 @@ def test_two_clips_are_learned_by_heart(folder: Path, tmp_path: Path):
     first, last = np.mean(curve[:5], axis=0), np.mean(curve[-30:], axis=0)
     assert last[0] < 0.4 * first[0], (first, last)
     assert last[1] < 0.75 * first[1], (first, last)
+
+
+class Frozen(nn.Module):
+    """Stands for a T5: random tokens of a word each, dropped out but for evaluation mode."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(71, config.width)
+        self.dropout = nn.Dropout(0.5)
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        index = torch.tensor([len(prompt) % 71 for prompt in prompts])
+        return PromptTokens(self.dropout(self.embedding(index)), (1,) * len(prompts))
+
+
+@pytest.fixture
+def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text('{"d_model": 24}')
+    monkeypatch.setattr(parts, "build_encoder", Frozen)
+    return TINY.changed(text_source=str(tmp_path / "t5"))
+
+
+def test_a_frozen_encoder_is_neither_trained_nor_averaged_nor_saved(
+    folder: Path, run: Path, frozen: TrainConfig
+):
+    trainer = prepared(folder, run, frozen)
+    encoder = trainer.learner.text
+    assert isinstance(encoder, Frozen)
+    before = encoder.embedding.weight.clone()
+    trainer.train_step()
+    assert not encoder.training
+    assert not any(module.training for module in encoder.modules())
+    assert torch.equal(encoder.embedding.weight, before)
+    assert trainer.average.module.text is encoder
+    assert trainer.weights().text is encoder
+    loop.save(trainer, Files(run))
+    saved = leaves(model_file.load_tree(run / "state.safetensors")).values()
+    shapes = [tensor.shape for tensor in saved if isinstance(tensor, torch.Tensor)]
+    assert shapes
+    assert before.shape not in shapes
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        assert not [name for name in file.keys() if name.startswith("text.")]  # noqa: SIM118
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_a_run_with_a_frozen_encoder_resumes(folder: Path, run: Path, frozen: TrainConfig):
+    straight = run.with_name("straight")
+    shutil.copytree(run, straight)
+    train.train(folder, straight, frozen, quiet=True)
+    train.train(folder, run, frozen, pause_at=3, quiet=True)
+    train.train(folder, run, frozen, resume=True, quiet=True)
+    assert_same_state(run, straight)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor: on a GPU, each waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_losses_are_read_from_the_device_with_the_log_only(
+    folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Draws are made on the CPU whatever the device: what they read is not counted."""
+    trainer = prepared(folder, run, TINY.changed(log_every=3, micro_tokens=150))
+    batches = [trainer.draw() for _ in range(6)]
+    counts = [counted(batch) for batch in batches]
+    monkeypatch.setattr(trainer, "draw", lambda: batches[trainer.step % 6])
+    monkeypatch.setattr(trainer_module, "counted", lambda _: counts[trainer.step % 6])
+    tally, reads = Tally(), []
+    for _ in range(6):
+        with Reads() as mode:
+            tally.add(trainer.train_step())
+        reads.append(mode.count)
+    assert reads == [0] * 6
+    with Reads() as mode:
+        means = tally.means(Team())
+    assert mode.count <= 1
+    assert means["clips"] > 1
+    assert 0 < means["velocity"] < 10
+    assert 0 < means["norm"] < 1000
+
+
+def test_the_tally_is_the_mean_over_steps():
+    tally = Tally()
+    for value in (1.0, 2.0, 6.0):
+        tally.add({"loss": torch.tensor(value), "clips": value / 2})
+    assert tally.means(Team()) == {"loss": 3.0, "clips": 1.5}
+
+
+def test_the_average_forgets_the_first_weights(folder: Path, run: Path):
+    """As ``AveragedModel`` with the same decay, which copies the weights of the first step."""
+    trainer = prepared(folder, run, TINY.changed(ema=0.9))
+
+    def decayed(averaged, current, count):
+        decay = min(0.9, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+    other = AveragedModel(trainer.learner, multi_avg_fn=decayed)
+    for _ in range(4):
+        trainer.train_step()
+        other.update_parameters(trainer.learner)
+    own = dict(trainer.average.module.named_parameters())
+    for name, weight in other.module.named_parameters():
+        assert torch.equal(weight, own[name]), name

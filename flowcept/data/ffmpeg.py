@@ -1,0 +1,315 @@
+"""ffmpeg as a child process: decoding, asking, encoding.
+
+ffmpeg comes with imageio-ffmpeg, without ffprobe. What is unusual here:
+
+* A run never outlives the block that started it, and nothing it says needs a file.
+* What ffmpeg *says* is told from what it *quotes*. Up to the line "Stream mapping:" it describes a
+  file in the file's own words, titles and names among them; there only lines of the level error or
+  warning are its own. After it, as no metadata is passed on, all is.
+* The `showinfo` filter reports exact rates, time stamps and sizes of the frames that really are in
+  a file. Its packets have the same time stamps, without the work of decoding.
+
+Shape suffixes: F frames, H height, W width, 3 colours.
+"""
+
+import array
+import functools
+import re
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowcept.data.timing import Stamps, Timing
+from flowcept.errors import UserError
+
+Frames = NDArray[np.uint8]
+
+SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+_DEMUXERS = "mov,matroska,avi,wav,mp3,ogg,flac,aac"  # no playlists: they name other files
+# Of every reading, after ffmpeg itself has turned the picture: square pixels, report of each frame.
+_UPRIGHT = f"scale=w='max(1,round(iw*sar))':h=ih:{SCALE},setsar=1,showinfo=checksum=0"
+_ON_WHITE = (
+    "format=rgba,split[a][b];[b]drawbox=c=white:t=fill:replace=1[w];[w][a]overlay=format=gbrp"
+)
+_FIRST_VIDEO = ["-map", "0:v:0", "-map_metadata", "-1", "-map_chapters", "-1"]
+# Only libvpx, not ffmpeg's own decoder, sees the transparency of VP8 and VP9.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_TRANSPARENT = re.compile(r", (yuva|ya8|ya16|rgba|argb|abgr|bgra|gbrap|pal8)")
+_INTERLACED = re.compile(r"\b(top|bottom) (coded )?first\b")
+
+_LEVEL = re.compile(r"(?:\[[^\]]* @ \w+\] )*\[(\w+)\] (.*)", re.DOTALL)
+_COMPLAINTS = {"panic", "fatal", "error", "warning"}
+_STREAM = re.compile(r" {2,4}Stream #0:\d+[^:]*: (\w+): (.*)")
+_TAG = re.compile(r" {6,}(\w+) +: (.*)")
+_CLOCK = re.compile(r"config in time_base: (\d+/\d+), frame_rate: (\d+)/(\d+)")
+_FRAME = re.compile(r"\bn: *\d+ pts: *(-?\d+) .*? s:(\d+)x(\d+) ")
+_DAMAGE = re.compile(
+    r": partial file|File ended prematurely|corrupt input packet|Decoding error|"
+    r"Error during demuxing"
+)
+# Flags of packets: 1 key frame, 2 corrupt, 4 not to be shown, 16 needed by no other.
+_WHOLE = frozenset({0x0, 0x1, 0x10, 0x11})
+_NO_STAMP = -(1 << 63)
+
+
+@functools.cache
+def _executable() -> str:
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise UserError("ffmpeg is missing: reinstall imageio-ffmpeg with pip") from error
+
+
+def source(path: Path) -> list[str]:
+    """Arguments that read this one local file and nothing that it may point to."""
+    guards = ["-protocol_whitelist", "file,pipe", "-format_whitelist", _DEMUXERS]
+    return [*guards, "-i", f"file:{path.absolute()}"]
+
+
+def unreadable(path: Path) -> UserError:
+    """The error of a file that is not a whole clip."""
+    return UserError(f"cannot read {path}: it is damaged, cut off, or not what its name says")
+
+
+@dataclass
+class Stream:
+    """A stream of the input, as ffmpeg describes it."""
+
+    kind: str  # Video, Audio, ...
+    text: str  # codec, pixel format, size and more
+    tags: dict[str, str]
+
+
+class Run:
+    """One run of ffmpeg, which ends with its block at the latest.
+
+    `streams` describe the input; `height` and `width` are those of the first frame. Both are there
+    once `begun` is set: at the first frame, or at the end of a run that decodes none.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
+        command = [_executable(), "-hide_banner", "-nostats", "-loglevel", "level+info"]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        self.output = self.process.stdout
+        self.streams: list[Stream] = []
+        self.height, self.width = 0, 0
+        self.begun = threading.Event()
+        self.complaints: deque[str] = deque(maxlen=200)
+        self.failed = False  # whether a complaint is an error
+        self._damaged = self._resized = self._torn = self._described = False
+        self._tick, self._declared = Fraction(0), 0.0
+        self._ticks = array.array("q")
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+    def wait(self) -> int:
+        """Exit status, once ffmpeg has ended and all that it said was heard."""
+        self._listener.join()
+        return self.process.wait()
+
+    # ---- listening ----
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            said = line.decode(errors="replace").rstrip("\r\n")
+            found = _LEVEL.match(said)
+            level, text = found.groups() if found else ("", said)
+            if level in _COMPLAINTS:
+                self.complaints.append(text)
+                self.failed |= level != "warning"
+                self._damaged |= _DAMAGE.search(text) is not None
+            elif self._described:
+                self._hear(said)
+            elif text == "Stream mapping:":
+                self._described = True
+            elif level:
+                self._describe(text)
+        self.begun.set()
+
+    def _describe(self, text: str) -> None:
+        if found := _STREAM.match(text):
+            self.streams.append(Stream(found[1], found[2], {}))
+        elif self.streams and (found := _TAG.match(text)):
+            self.streams[-1].tags[found[1].lower()] = found[2]
+
+    def _hear(self, text: str) -> None:
+        # Threads speak at once: a complaint may end up in the middle of another's line.
+        self._damaged |= _DAMAGE.search(text) is not None
+        if found := _FRAME.search(text):
+            self._ticks.append(int(found[1]))
+            size = int(found[3]), int(found[2])
+            if len(self._ticks) == 1:
+                self.height, self.width = size
+                self.begun.set()
+            self._resized |= size != (self.height, self.width)
+        elif not self._tick and (found := _CLOCK.search(text)):
+            self._tick = Fraction(found[1])
+            self._declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
+
+    # ---- what was heard ----
+
+    def first(self, kind: str) -> Stream | None:
+        """The first stream of a kind."""
+        return next((stream for stream in self.streams if stream.kind == kind), None)
+
+    def alpha_decoder(self) -> list[str] | None:
+        """Arguments for a decoder that sees the alpha channel of the pictures; None if opaque."""
+        video = self.first("Video")
+        if video is None:
+            return None
+        name = _ALPHA_DECODERS.get(video.text[:3])
+        if name and video.tags.get("alpha_mode") == "1":
+            return ["-c:v", name]
+        return [] if _TRANSPARENT.search(video.text) else None
+
+    def stamps(self, count: int) -> Stamps:
+        """Of the first `count` frames; filters may run ahead of what is written."""
+        ticks_F = np.array(self._ticks[:count], np.int64)
+        return Stamps(ticks_F, float(self._tick), self._declared)
+
+    def pictures(self) -> Iterator[Frames]:
+        """The frames `[H, W, 3]` that come out of ffmpeg, one at a time."""
+        self.begun.wait()
+        size = self.height * self.width * 3
+        while size and (data := self.output.read(size)):
+            if len(data) < size:
+                self._torn = True
+                return
+            yield np.frombuffer(data, np.uint8).reshape(self.height, self.width, 3)
+
+    def finish(self, path: Path) -> None:
+        """Wait for the end; UserError if `path` was not read whole."""
+        status = self.wait()
+        if status or self._damaged or not self._ticks:
+            raise unreadable(path)
+        if self._resized:
+            raise UserError(f"cannot read {path}: its frame size changes; re-encode it")
+        if self._torn:
+            raise unreadable(path)
+
+
+class Film:
+    """The first video stream of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.has_audio = False
+        self._stamps: Stamps | None = None
+
+    def timing(self) -> Timing:
+        """Of the frames that `pictures` gave, or that `survey` found."""
+        assert self._stamps is not None, "nothing was read yet"
+        return self._stamps.timing()
+
+    def pictures(self, most: int | None = None) -> Iterator[Frames]:
+        """The stored frames `[H, W, 3]`, at most `most`, upright and on white.
+
+        Raises UserError at the end of a file that is not whole.
+        """
+        with Run(self._decoding(_UPRIGHT, most)) as run:
+            run.begun.wait()
+            decoder = run.alpha_decoder()
+            if decoder is None:
+                yield from self._read(run)
+                return
+        with Run([*decoder, *self._decoding(f"{_UPRIGHT},{_ON_WHITE}", most)]) as run:
+            yield from self._read(run)
+
+    def _decoding(self, filters: str, most: int | None) -> list[str]:
+        limit = [] if most is None else ["-frames:v", str(most)]
+        raw = ["-fps_mode", "passthrough", "-f", "rawvideo", "-"]
+        filtered = ["-vf", f"{filters},format=rgb24", *limit]
+        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *filtered, *raw]
+
+    def _read(self, run: Run) -> Iterator[Frames]:
+        count = 0
+        for frame_HW3 in run.pictures():
+            yield frame_HW3
+            count += 1
+        run.finish(self.path)
+        self.has_audio = run.first("Audio") is not None
+        self._stamps = run.stamps(count)
+
+    def survey(self) -> tuple[int, int] | None:
+        """Height and width; the first frame is decoded, of the others the packets are read.
+
+        None where packets may not be frames, one for one: then the frames have to be read. Raises
+        UserError for a file that is not whole.
+        """
+        packets = [*_FIRST_VIDEO, "-c", "copy", "-copyinkf", "-f", "framecrc", "-"]
+        one = [*_FIRST_VIDEO, "-vf", _UPRIGHT, "-frames:v", "1", "-f", "null", "-"]
+        with Run(["-nostdin", *source(self.path), *packets, *one]) as run:
+            lines = [line.decode() for line in run.output]
+            run.finish(self.path)
+        video, first = run.first("Video"), run.stamps(1)
+        ticks_F = _ticks_of_packets(lines, first.tick)
+        if ticks_F is None or run.failed or video is None or _INTERLACED.search(video.text):
+            return None
+        self.has_audio = run.first("Audio") is not None
+        self._stamps = Stamps(ticks_F, first.tick, first.declared)
+        return run.height, run.width
+
+
+def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | None:
+    """Time stamps in a list of packets by ffmpeg's framecrc; None unless each is a frame's own."""
+    clocks = {float(Fraction(line.split()[2])) for line in lines if line.startswith("#tb 0:")}
+    packets = [line for line in lines if not line.startswith("#")]
+    rows = [packet.split(",") for packet in packets]
+    flagged = [re.search(r", F=0x(\w+)", packet) for packet in packets]
+    flags = [int(found[1], 16) if found else 1 for found in flagged]
+    ticks = sorted(int(row[2]) for row in rows)
+
+    starts = bool(flags) and flags[0] & 1 == 1  # what comes before a key frame may not be shown
+    whole = set(flags) <= _WHOLE and all(int(row[4]) for row in rows)
+    distinct = len(set(ticks)) == len(ticks) and _NO_STAMP not in ticks
+    if not (starts and whole and distinct and clocks == {tick}):
+        return None
+    return np.array(ticks, np.int64)
+
+
+def describe(path: Path) -> list[Stream]:
+    """The streams of a file, from its headers."""
+    with Run(["-nostdin", *source(path)]) as run:
+        run.wait()
+    return run.streams
+
+
+def comment_of(path: Path) -> str:
+    """The comment in a file's metadata, "" if there is none."""
+    with Run(["-nostdin", *source(path), "-f", "ffmetadata", "-"]) as run:
+        output = run.output.read().decode(errors="replace")
+        if run.wait() != 0:
+            raise unreadable(path)
+    whole = output.split("\n[")[0]  # streams and chapters follow
+    # A backslash stands before = ; # \ and the end of a line inside a value.
+    found = re.search(r"^comment=((?:\\.|[^\\\n])*)", whole, re.MULTILINE | re.I | re.S)
+    return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else ""
