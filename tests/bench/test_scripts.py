@@ -1,4 +1,4 @@
-"""The scripts of tests/bench can be run; those that take hours or a GPU run to the end, in small."""
+"""The scripts of tests/bench run; those that take hours or a GPU to the end, in small."""
 
 from __future__ import annotations
 

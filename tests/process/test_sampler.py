@@ -274,9 +274,7 @@ def test_given_needs_a_gap_more_than_frames() -> None:
 # --- what travels between the CPU and a device
 
 
-def flat(
-    state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
-) -> Prediction:
+def flat(state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool) -> Prediction:
     """A model that asks nothing of the device: any size from 0 to 12, all gaps alike."""
     del clips, finished_F, may_rest
     one_F, one_B = torch.ones_like(state.time_F), torch.ones_like(state.tau_B)
