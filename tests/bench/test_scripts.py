@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_mobilenet import mobilenet_weights
+
+from flowcept import model_file
+from flowcept.data import theatre
+
 BENCH = Path(__file__).parent
-LATER = {"comparison", "length_law", "ring"}  # on other interfaces yet
-SCRIPTS = sorted(
-    path.stem
-    for path in BENCH.glob("*.py")
-    if not path.stem.startswith("test_") and path.stem not in LATER
-)
+SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("test_"))
 IMPORT = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
 
 
@@ -53,3 +56,47 @@ def test_operations_of_equal_steps() -> None:
     assert early < uniform < 1
     assert 1.35 < plain < 1.65
     assert 0.9 < cached < 1.15
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Path]:
+    """Clips to train on and to score against, and a feature network."""
+    folders = [tmp_path / name for name in ("scenes", "others")]
+    for seed, folder in enumerate(folders):
+        theatre.write_theatre(folder, (12, 6)[seed], size=64, seed=seed, actors="shapes")
+    save_file(mobilenet_weights(torch.Generator().manual_seed(0)), tmp_path / "net.safetensors")
+    return [*folders, tmp_path / "net.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) -> None:
+    data, real, features = clips
+    run = tmp_path / "run"
+    words = [data, real, "--run", run, "--features", features, "--codec-steps", 1, "--seeds", 0,
+             "--image-steps", 1, "--draws", 2, "--clips", 6, "--sampling-steps", 1]  # fmt: skip
+    out = printed("comparison.py", *words, "--steps", 4, "--tables", "gap")
+    assert "| flowception, told the lengths | 0 | " in out
+    assert "| +0 (+0 to +0) | " in out, "the first row's distance over itself"
+    kept = sorted(path.name for path in (run / "plain-seed0").glob("model-*.safetensors"))
+    assert kept == ["model-1.safetensors", "model-2.safetensors", "model-4.safetensors"]
+    assert model_file.read_card(run / "plain-seed0/model-4.safetensors").steps == 4
+    before = {path: path.stat().st_mtime_ns for path in run.glob("*/model-*.safetensors")}
+    again = printed("comparison.py", *words, "--steps", 4, "--tables", "gap")
+    assert again.splitlines()[-5:] == out.splitlines()[-5:], "nothing is done twice"
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_path: Path) -> None:
+    small = ("--clips", 20, "--samples", 2, "--hidden", 32, "--stem-channels", 8, "--place")
+    parts = ("--steps", 2, 1, "--shift", 1.5, 5, "--decay", 0, 0.7)
+    how = (*parts, "--rotary-values", "--schedule", "power:0.1")
+    out = printed("ring.py", "--run", tmp_path / "run", *small, *how).splitlines()
+    ideal = [line for line in out if line.startswith("by the posterior mean")]
+    assert [float(line.split()[-1]) for line in ideal] == [0, 0], "a guess that makes perfect rings"
+    cleaned = [line.split() for line in out if line.startswith("real clips at")]
+    best = [float(words[-1]) for words in cleaned]
+    assert best == sorted(best, reverse=True)
+    assert best[0] > 0.5, "little is known of a clip of which 5 % is seen"
+    assert best[-1] < 0.001
+    for words, least in zip(cleaned, best, strict=True):
+        assert float(words[-3].rstrip(",")) > least, "no network beats it"
