@@ -247,14 +247,16 @@ def read_video(path: Path, *, max_frames: int | None = None) -> tuple[Frames, fl
         for frame_HW3 in source.pictures(max_frames):
             shape = frame_HW3.shape
             data += frame_HW3.data
-            _check_memory(path, len(data))
+            if len(data) > _LARGEST:
+                raise MemoryError
         if not data:
             raise unreadable(path)
         frames_FHW3 = np.frombuffer(data, np.uint8).reshape(-1, *shape)
         found = source.timing()
         index = found.index[:max_frames]
         if not np.array_equal(index, np.arange(len(frames_FHW3))):
-            _check_memory(path, len(index) * frames_FHW3[0].nbytes)
+            if len(index) * frames_FHW3[0].nbytes > _LARGEST:
+                raise MemoryError
             frames_FHW3 = frames_FHW3[index]
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory: cut it or make it smaller") from error
@@ -293,11 +295,6 @@ def _by_pillow(path: Path) -> bool:
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
     return suffix not in _FFMPEG_SUFFIXES
-
-
-def _check_memory(path: Path, size: int) -> None:
-    if size > _LARGEST:
-        raise UserError(f"{path} is over {_LARGEST >> 30} GiB in memory: cut it or make it smaller")
 
 
 def read_metadata(path: Path) -> dict[str, object] | None:
@@ -458,8 +455,7 @@ def write_video(
     rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
     comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
     notes = []
-    lost = _lost_sound(sound, suffix)
-    if lost:
+    if sound is not None and (lost := _lost_sound(sound, suffix)):
         notes, sound = [lost], None
     if suffix == ".gif" and rate > _FASTEST_GIF:
         notes.append(f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that")
@@ -485,10 +481,8 @@ def write_video(
     return "; ".join(notes)
 
 
-def _lost_sound(sound: Sound | None, suffix: str) -> str:
+def _lost_sound(sound: Sound, suffix: str) -> str:
     """Why sound cannot be kept, "" if it can."""
-    if sound is None:
-        return ""
     if not has_sound(sound.path):
         return f"{sound.path} has no sound"
     return "" if suffix in formats.ENCODERS else f"{suffix or 'a folder of frames'} holds no sound"
