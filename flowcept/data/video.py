@@ -210,8 +210,8 @@ def probe(path: Path, *, decode: bool = False) -> VideoInfo:
             size = frame_HW3.shape[:2]
     height, width = size or (0, 0)
     found = source.timing()
-    count, times = len(found.index), found.times()
-    return VideoInfo(width, height, found.fps, count, source.has_audio, times)
+    sound, count = source.has_audio, len(found.index)
+    return VideoInfo(width, height, found.fps, count, sound, found.times())
 
 
 def stream(path: Path, info: VideoInfo | None = None) -> Iterator[Frames]:
@@ -414,21 +414,19 @@ def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
     temporary = path.parent / f".{secrets.token_hex(6)}{'' if numbered else path.suffix.lower()}"
     try:
         yield temporary
+        if temporary.is_dir() and path.is_dir():
+            path.rmdir()  # empty, as `check_output` found
         if numbered:
             for file in sorted(temporary.iterdir()):
                 file.rename(path.parent / file.name)
         else:
-            if temporary.is_dir() and path.is_dir():
-                path.rmdir()  # empty, as `check_output` found
             temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_video(
