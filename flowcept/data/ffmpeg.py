@@ -16,10 +16,9 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +74,7 @@ def unreadable(path: Path) -> UserError:
     return UserError(f"cannot read {path}: it is damaged, cut off, or not what its name says")
 
 
-@dataclass
-class Stream:
+class Stream(NamedTuple):
     """A stream of the input, as ffmpeg describes it."""
 
     kind: str  # Video, Audio, ...
@@ -263,9 +261,8 @@ class Film:
 def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | None:
     """Time stamps in a list of packets by ffmpeg's framecrc; None unless each is a frame's own."""
     clocks = {float(Fraction(line.split()[2])) for line in lines if line.startswith("#tb 0:")}
-    packets = [line for line in lines if not line.startswith("#")]
-    rows = [packet.split(",") for packet in packets]
-    flagged = [re.search(r", F=0x(\w+)", packet) for packet in packets]
+    rows = [line.split(",") for line in lines if not line.startswith("#")]
+    flagged = [re.search(r"F=0x(\w+)", ",".join(row)) for row in rows]
     flags = [int(found[1], 16) if found else 1 for found in flagged]
     ticks = sorted(int(row[2]) for row in rows)
 
@@ -277,11 +274,11 @@ def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | 
     return np.array(ticks, np.int64)
 
 
-def describe(path: Path) -> list[Stream]:
-    """The streams of a file, from its headers."""
+def has_sound(path: Path) -> bool:
+    """Whether a file has an audio stream, from its headers."""
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
-    return run.streams
+    return run.first("Audio") is not None
 
 
 def comment_of(path: Path) -> str:

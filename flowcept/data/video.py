@@ -491,7 +491,7 @@ def has_sound(path: Path) -> bool:
     if path.is_dir() or path.suffix.lower() in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
         return False
     _check_readable(path)
-    return any(stream.kind == "Audio" for stream in ffmpeg.describe(path))
+    return ffmpeg.has_sound(path)
 
 
 def save_image(image: Image.Image, path: Path) -> None:
