@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -12,6 +13,11 @@ import pytest
 import torch
 
 from flowcept import cli
+
+# One thread, of subprocesses too: threads that wait spin, and on a busy machine two are ten times
+# slower than one.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Shells start background jobs with Ctrl-C ignored, and programs inherit that; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

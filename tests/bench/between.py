@@ -29,8 +29,7 @@ from torch.nn import functional as F
 from flowcept import model_file as checkpoint
 from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
-from flowcept.data.folder import DataConfig
-from flowcept.data.shards import LatentStore, PictureStore
+from flowcept.data.folder import DataConfig, FrameStore, LatentStore
 from flowcept.evaluation.metrics import psnr
 from flowcept.networks.transformer import Between, Network
 
@@ -58,7 +57,7 @@ class Scenes:
 
 def read(folder: Path, weights: checkpoint.Weights, cache: Path) -> Scenes:
     described = DataConfig(weights.card.size)
-    images = PictureStore(data.scan(folder, described), described, cache)
+    images = FrameStore(data.scan(folder, described), described, cache)
     latents = LatentStore(images, weights.codec, cache, device="cpu", dtype=torch.bfloat16)
     clips = [latents.latent(i) for i in range(len(latents))]
     ends = itertools.accumulate(map(len, clips[HELD_OUT:]), initial=0)
