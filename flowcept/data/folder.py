@@ -227,9 +227,8 @@ def _look_at_all(
         return info, caption
 
     looked = []
-    with ThreadPoolExecutor(
-        os.cpu_count()
-    ) as pool:  # the work is done by ffmpeg's processes and by Pillow
+    # Threads are enough: the work is done by ffmpeg's processes and by Pillow.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(look, sources):
             looked.append(result)
             if progress:
@@ -290,12 +289,10 @@ def _is_media(path: Path) -> bool:
 def _is_still(path: Path, probe: _Probe) -> bool:
     """Whether a file is a picture; one in .webp can also be a clip, or damaged and neither."""
     suffix = path.suffix.lower()
-    if suffix not in video.VIDEO_SUFFIXES:
-        return suffix in video.IMAGE_SUFFIXES
-    try:
-        return suffix in video.IMAGE_SUFFIXES and probe(path).num_frames == 1
-    except UserError:
-        return False  # found again, and told, as a clip
+    with suppress(UserError):  # found again, and told, as a clip
+        moving = suffix in video.VIDEO_SUFFIXES and probe(path).num_frames > 1
+        return suffix in video.IMAGE_SUFFIXES and not moving
+    return False
 
 
 def _text(path: Path) -> str:

@@ -210,8 +210,8 @@ def probe(path: Path, *, decode: bool = False) -> VideoInfo:
             size = frame_HW3.shape[:2]
     height, width = size or (0, 0)
     found = source.timing()
-    count, times = len(found.index), found.times()
-    return VideoInfo(width, height, found.fps, count, source.has_audio, times)
+    sound, count = source.has_audio, len(found.index)
+    return VideoInfo(width, height, found.fps, count, sound, found.times())
 
 
 def stream(path: Path, info: VideoInfo | None = None) -> Iterator[Frames]:
@@ -247,14 +247,16 @@ def read_video(path: Path, *, max_frames: int | None = None) -> tuple[Frames, fl
         for frame_HW3 in source.pictures(max_frames):
             shape = frame_HW3.shape
             data += frame_HW3.data
-            _check_memory(path, len(data))
+            if len(data) > _LARGEST:
+                raise MemoryError
         if not data:
             raise unreadable(path)
         frames_FHW3 = np.frombuffer(data, np.uint8).reshape(-1, *shape)
         found = source.timing()
         index = found.index[:max_frames]
         if not np.array_equal(index, np.arange(len(frames_FHW3))):
-            _check_memory(path, len(index) * frames_FHW3[0].nbytes)
+            if len(index) * frames_FHW3[0].nbytes > _LARGEST:
+                raise MemoryError
             frames_FHW3 = frames_FHW3[index]
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory: cut it or make it smaller") from error
@@ -293,11 +295,6 @@ def _by_pillow(path: Path) -> bool:
         known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
     return suffix not in _FFMPEG_SUFFIXES
-
-
-def _check_memory(path: Path, size: int) -> None:
-    if size > _LARGEST:
-        raise UserError(f"{path} is over {_LARGEST >> 30} GiB in memory: cut it or make it smaller")
 
 
 def read_metadata(path: Path) -> dict[str, object] | None:
@@ -417,21 +414,19 @@ def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
     temporary = path.parent / f".{secrets.token_hex(6)}{'' if numbered else path.suffix.lower()}"
     try:
         yield temporary
+        if temporary.is_dir() and path.is_dir():
+            path.rmdir()  # empty, as `check_output` found
         if numbered:
             for file in sorted(temporary.iterdir()):
                 file.rename(path.parent / file.name)
         else:
-            if temporary.is_dir() and path.is_dir():
-                path.rmdir()  # empty, as `check_output` found
             temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_video(
@@ -458,8 +453,7 @@ def write_video(
     rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
     comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
     notes = []
-    lost = _lost_sound(sound, suffix)
-    if lost:
+    if sound is not None and (lost := _lost_sound(sound, suffix)):
         notes, sound = [lost], None
     if suffix == ".gif" and rate > _FASTEST_GIF:
         notes.append(f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that")
@@ -485,10 +479,8 @@ def write_video(
     return "; ".join(notes)
 
 
-def _lost_sound(sound: Sound | None, suffix: str) -> str:
+def _lost_sound(sound: Sound, suffix: str) -> str:
     """Why sound cannot be kept, "" if it can."""
-    if sound is None:
-        return ""
     if not has_sound(sound.path):
         return f"{sound.path} has no sound"
     return "" if suffix in formats.ENCODERS else f"{suffix or 'a folder of frames'} holds no sound"
@@ -499,7 +491,7 @@ def has_sound(path: Path) -> bool:
     if path.is_dir() or path.suffix.lower() in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
         return False
     _check_readable(path)
-    return any(stream.kind == "Audio" for stream in ffmpeg.describe(path))
+    return ffmpeg.has_sound(path)
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -52,7 +52,7 @@ from flowcept.process.guidance import guided
 from flowcept.process.loss import Counts, LossConfig, count_terms
 from flowcept.process.sampler import clip_generator, sample
 from flowcept.process.state import FrameState, Given, Prediction, PromptTokens, Rest
-from flowcept.settings import ContextMixture, SampleConfig
+from flowcept.settings import ContextMixture, ObjectiveSettings, SampleConfig
 from flowcept.training.trainer import Learner
 
 CPU = torch.device("cpu")
@@ -503,8 +503,7 @@ def loader(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         return batches.draw_batch(
             Clips(), range(400), seed=0, step=0, cursor=0, tokens=4096,
             tokens_per_frame=subject.row, least=1, process=subject.process,
-            mixture=ContextMixture(), prompt_dropout=0.1, given_prompt_dropout=0.5,
-            context_dropout=0.1,
+            mixture=ContextMixture(), objective=ObjectiveSettings(),
         )  # fmt: skip
 
     state, target = process.concat(draw().pairs)
