@@ -6,8 +6,6 @@ were counted: each storage of one evaluation, and of one training step, from its
 blocks, 17 to 257 tokens a frame. They hold to 25% from 100 frames on.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -34,7 +34,7 @@ from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import words_of
 from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
-from flowcept.process.state import Given
+from flowcept.process.state import Given, only
 from flowcept.settings import SampleConfig, mixed
 
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
@@ -96,6 +96,7 @@ class GenerateOptions(TypedDict, total=False):
 class Request:
     """What is asked for, whatever the task."""
 
+    command: str
     prompt: str
     config: SampleConfig  # lengths in pictures
     seed: int
@@ -122,7 +123,8 @@ class Request:
         controls = {name: rest.pop(name) for name in names}
         if rest.get("seed") is None:
             rest["seed"] = settings.random_seed()
-        return Request(prompt, settings.from_mapping(SampleConfig, controls, start=start), **rest)
+        config = settings.from_mapping(SampleConfig, controls, start=start)
+        return Request(command, prompt, config, **rest)
 
 
 @dataclass(frozen=True)
@@ -242,17 +244,12 @@ class Start:
 
     def own(self, step: Step) -> Step:
         """A step of this one clip, without what stands beside it."""
+        if not self.beside:
+            return step
         names, state = step.ids[0], step.state
         rows = [row for row, name in enumerate(names) if name not in self.beside]
-        if len(rows) == len(names):
-            return step
-        kept = replace(
-            state,
-            latent_FCHW=state.latent_FCHW[rows],
-            time_F=state.time_F[rows],
-            role_F=state.role_F[rows],
-            lengths=(len(rows),),
-        )
+        rows_F = torch.tensor(rows, dtype=torch.int64, device=state.time_F.device)
+        kept = only(state, rows_F, (len(rows),))
         ids = (tuple(names[row] for row in rows),)
         done = {clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()}
         return replace(step, state=kept, age_F=step.age_F[rows], ids=ids, done=done)
@@ -301,7 +298,7 @@ class Studio:
         request = Request.of("gen", prompt, options)
         config, rounded = self.grid.in_latents(request.config)
         made = self._sample(Start(from_nothing(self.card, self.device)), config, request)
-        return self._finish(made, request, self._notes(request, config.frames) + rounded, "gen")
+        return self._finish(made, request, config.frames, rounded)
 
     def i2v(
         self,
@@ -318,7 +315,7 @@ class Studio:
         picture_1HW3 = image_HW3[None]
         latent_1CHW = self._encoded(self.codec.encode_keyframes, picture_1HW3, fit)
         made = self._sample(Start(Given(latent_1CHW, (False, True))), config, request)
-        clip = self._finish(made, request, self._notes(request, config.frames) + rounded, "i2v")
+        clip = self._finish(made, request, config.frames, rounded)
         return self._keyed(clip, picture_1HW3, fit, exact, made.places)
 
     def interp(
@@ -360,8 +357,7 @@ class Studio:
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         keeps = multi and request.fps in (None, rate)
         request = replace(request, fps=request.fps or rate)
-        notes = [*self._notes(request, known), *notes]
-        clip = self._finish(made, request, notes, "interp", keyframes=count, multi=multi)
+        clip = self._finish(made, request, known, notes, keyframes=count, multi=multi)
         clip = _sounding(clip, sound, 0.0 if keeps else None)
         return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
@@ -394,14 +390,11 @@ class Studio:
 
         rate, seen = request.fps or clip_fps, edges[-1].known
         request = replace(request, fps=rate, scale=1)
-        _, rounded = Grid(self.codec, edges[0].known).in_latents(request.config)
-        notes = [*self._notes(request, None), *rounded]
+        _, notes = Grid(self.codec, edges[0].known).in_latents(request.config)
         if abs(clip_fps / self.card.fps - 1) > 0.25:
-            notes.append(
-                f"the clip has {clip_fps:g} frames per second, the model learned from "
-                f"{self.card.fps:g}: new motion may look too slow or too fast"
-            )
-        clip = self._finish(made, request, notes, "extend", direction=direction, context=seen)
+            rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
+            notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
+        clip = self._finish(made, request, None, notes, direction=direction, context=seen)
         start = sum(map(len, before)) / rate if rate == clip_fps else None
         return _sounding(clip, sound, start)
 
@@ -501,10 +494,16 @@ class Studio:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
         config, _ = Grid(self.codec, edge.known).in_latents(request.config)
         first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
+        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
+        beside = frozenset({0} if edge.backward and self.beside else ())
         seen_FHW3, parts = edge.seen(clip_FHW3), []
         for number, frames in enumerate(self._windows(config.frames, edge)):
             window = replace(request, seed=_window_seed(first_seed, number))
-            made = self._beyond(seen_FHW3, edge, replace(config, frames=frames), window)
+            latent_FCHW = self._encoded(encode, seen_FHW3)
+            closed = [False] * len(latent_FCHW)
+            open_gaps = (True, *closed) if edge.backward else (*closed, True)
+            start = Start(Given(latent_FCHW, open_gaps), beside)
+            made = self._sample(start, replace(config, frames=frames), window)
             parts.append(edge.new(made.frames_FHW3))
             seen_FHW3 = edge.seen(made.frames_FHW3)
         in_order = parts[::-1] if edge.backward else parts
@@ -517,17 +516,6 @@ class Studio:
         held = self.codec.latents_of(edge.known)
         room = max(self.card.max_length - held, 1)
         return [held + min(room, left) for left in range(latents - held, 0, -room)]
-
-    def _beyond(
-        self, seen_FHW3: Frames, edge: Edge, config: SampleConfig, request: Request
-    ) -> Made:
-        """A clip that goes on from pictures, or ends with them."""
-        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
-        latent_FCHW = self._encoded(encode, seen_FHW3)
-        closed = [False] * len(latent_FCHW)
-        open_gaps = (True, *closed) if edge.backward else (*closed, True)
-        beside = frozenset({0} if edge.backward and self.beside else ())
-        return self._sample(Start(Given(latent_FCHW, open_gaps), beside), config, request)
 
     def _longest(self, config: SampleConfig) -> int:
         longest = config.frames or config.max_length or self.card.max_length
@@ -594,24 +582,24 @@ class Studio:
         return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
 
     def _out_of_memory(self, frames: int, request: Request) -> UserError:
-        need = self._work(frames, request.config, request.scale) / 2**30
-        height, width = self.card.size
+        need = f"{self._work(frames, request.config, request.scale) / 2**30:.1f} GiB"
+        (height, width), pictures = self.card.size, self.codec.pictures_of(frames)
         return UserError(
-            f"not enough memory: {self.codec.pictures_of(frames)} frames of {width}x{height} take "
-            f"about {need:.1f} GiB; lower --frames or --max-length, take --guidance 1, or use a "
-            "model of smaller frames"
+            f"not enough memory: {pictures} frames of {width}x{height} take about {need}; lower "
+            "--frames or --max-length, take --guidance 1, or use a model of smaller frames"
         )
 
     def _finish(
-        self, made: Made, request: Request, notes: list[str], command: str, **more: object
+        self, made: Made, request: Request, known: int | None, notes: list[str], **more: object
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
+        notes = self._notes(request, known) + notes
         factor, rate = self._factor(request.scale), request.fps or self.card.fps
         config = request.config
         controls = {name: value for name, value in asdict(config).items() if value is not None}
         record = {
             "flowcept": __version__,
-            "command": command,
+            "command": request.command,
             "model": self.name,
             "model_steps": self.card.steps,
             "prompt": request.prompt,

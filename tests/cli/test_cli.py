@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from flowcept import cli
 from flowcept import generation as tasks
-from flowcept.data import video
+from flowcept.data import formats, video
 from flowcept.data.video import Sound
 from flowcept.errors import UserError
 from flowcept.settings import mixed
