@@ -290,7 +290,7 @@ class Studio:
         self.card, self.codec = weights.card, weights.codec
         self.grid = Grid(self.codec)
         self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
-        for module in weights.all_modules():
+        for module in (weights.network, weights.text, weights.codec):
             module.to(device)
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Clip:

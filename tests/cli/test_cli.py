@@ -643,7 +643,7 @@ def test_no_half_written_file_after_a_full_disk(flow, tiny_model, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(video.formats.ANIMATIONS, ".apng", full)
+    monkeypatch.setitem(formats.ANIMATIONS, ".apng", full)
     words = ["gen", "a dog", "-m", tiny_model, "--steps", 1, "--scale", 1, "-o", "o.apng"]
     refused(flow(*words), "o.apng", "No space left")
     assert files() == []
