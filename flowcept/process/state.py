@@ -163,6 +163,17 @@ def select(state: FrameState, clips: Sequence[int]) -> FrameState:
     )
 
 
+def only(state: FrameState, rows_F: Tensor, lengths: tuple[int, ...]) -> FrameState:
+    """All clips with these frames alone, so many of each."""
+    return replace(
+        state,
+        latent_FCHW=state.latent_FCHW[rows_F],
+        time_F=state.time_F[rows_F],
+        role_F=state.role_F[rows_F],
+        lengths=lengths,
+    )
+
+
 def insertion_rows(lengths: Sequence[int], counts: Sequence[Sequence[int]]) -> list[int]:
     """Where each frame comes from when ``counts[b][g]`` new ones enter gap g of clip b.
 
