@@ -7,8 +7,9 @@ the law of lengths does not depend on the number of steps.
 
 Flow times are whole ages over the number of steps: a generated frame has age 0 when it appears and
 is finished at an age of so many steps. Each clip has its own generator on the CPU and makes the
-same draws alone, in any batch and on any device. A step moves at most one tensor to the device, the noise of new frames
-with their places, and one from it, what is said of missing frames; after ``tau = 1`` none.
+same draws alone, in any batch and on any device. A step moves at most one tensor to the device, the
+noise of new frames with their places, and one from it, what is said of missing frames; after
+``tau = 1`` none.
 
 Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, G gaps of a
 clip, N new frames, K sizes, A ages.
