@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from flowcept.process.state import Rest, rows_of
+from flowcept.process.state import Rest, frame_rows
 
 
 @dataclass
@@ -48,12 +48,12 @@ class Memory:
     def _keep(self, clips: list[int]) -> None:
         """Forget all clips but these."""
         assert self.image_token_BV is not None
-        one_each = [1] * len(self.names)
-        self.image_token_BV = rows_of(clips, self.image_token_BV, one_each)
-        num_frames, of_rows = sum(self.lengths), [n + 1 for n in self.lengths]
+        self.image_token_BV = self.image_token_BV[clips]
+        num_frames = sum(self.lengths)
+        of_frames = frame_rows(self.lengths, clips)
+        of_rows = frame_rows([n + 1 for n in self.lengths], clips)
         self.kept = {
-            name: rows_of(clips, x, self.lengths if len(x) == num_frames else of_rows)
-            for name, x in self.kept.items()
+            name: x[of_frames if len(x) == num_frames else of_rows] for name, x in self.kept.items()
         }
 
     def whole(self, name: str, x: Tensor, awake: Tensor | None) -> Tensor:

@@ -9,16 +9,18 @@ would weigh short and long clips differently and so bend the law of lengths.
 Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K sizes.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from flowcept.process import state as frames
-from flowcept.process.growth import Insertions
+from flowcept.process.growth import Growth, Insertions
 from flowcept.process.posterior import START_FRAMES, missing_logits
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
@@ -31,20 +33,31 @@ class Process(Protocol):
     @property
     def shift(self) -> float:
         """Of the denoising progress, see ``shifted``."""
+        ...
 
-    def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
+    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
         """``delay_F`` of every frame of a clip, float64; 0 for given frames."""
+        ...
 
-    def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:
+    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:
         """An extended time at which to show a clip of these delays in training."""
+        ...
 
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
         """The log-law of how many frames are missing, from the network's law of sizes."""
+        ...
 
     def grow(
-        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
-    ) -> Insertions:
-        """The insertions of one clip; ``bounds`` of its length hold where ``config`` sets none."""
+        self,
+        given: Given,
+        generator: torch.Generator,
+        config: SampleConfig,
+        *,
+        min_length: int,
+        max_length: int,
+    ) -> Growth:
+        """The insertions of one clip that is sampled."""
+        ...
 
 
 FIRST = 0.1  # of the draws before ``tau = 1``: even in kappa, so that first steps are known
@@ -68,7 +81,7 @@ class Flowception:
         if not 0 < self.late < 1:
             raise ValueError(f"late must lie between 0 and 1, not {self.late}")
 
-    def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
+    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
         """Delays by the schedule; 0 for given frames and, where one gap is open, the start frame.
 
         With several open gaps a sampler could not know how to share start frames out.
@@ -84,7 +97,7 @@ class Flowception:
             delay_F[generated[order[:START_FRAMES]]] = 0
         return delay_F
 
-    def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:  # noqa: ARG002
+    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:  # noqa: ARG002
         """Extended time over [0, 1], or with probability ``late`` over [1, 2].
 
         It never depends on the delays; else the law is free, since what a network should say of a
@@ -101,14 +114,23 @@ class Flowception:
         return float(parse_schedule(self.schedule).inverse(torch.tensor(tau).double()).float())
 
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
-        """Bayes' rule, ``posterior.missing_logits``."""
         return missing_logits(size_logits_BK, state, parse_schedule(self.schedule))
 
     def grow(
-        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
-    ) -> Insertions:
-        """Insertions by the posterior of how many frames are missing."""
-        return Insertions(given, generator, config, bounds, parse_schedule(self.schedule))
+        self,
+        given: Given,
+        generator: torch.Generator,
+        config: SampleConfig,
+        *,
+        min_length: int,
+        max_length: int,
+    ) -> Growth:
+        schedule = parse_schedule(self.schedule)
+        bounds = {"min_length": min_length, "max_length": max_length}
+        return Insertions(given, generator, config, schedule, **bounds)
+
+
+LONGEST_RUN = 8  # most context frames in a row that training shows at either end
 
 
 @dataclass(frozen=True)
@@ -126,76 +148,74 @@ def shifted(time: Tensor, shift: float) -> Tensor:
     return time / (time + shift * (1 - time))
 
 
-LONGEST_RUN = 8  # most context frames in a row that training shows at either end
+def _randint(low: int, high: int, generator: torch.Generator) -> int:
+    """A whole number in low..high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def draw_context(
-    num_frames: int, mixture: ContextMixture, generator: Generator
+    num_frames: int, mixture: ContextMixture, generator: torch.Generator
 ) -> list[bool] | None:
     """Which frames of a clip are given; None where the drawn kind does not fit this length.
 
     Everything but the places of inner frames is drawn without looking at ``num_frames``, so that
     the law of lengths behind a given context is the data's own, cut to those that can hold it.
     """
-    weights = asdict(mixture)
-    law = torch.tensor(list(weights.values()), dtype=torch.float64)
-    kind = list(weights)[int(torch.multinomial(law, 1, generator=generator))]
-    given = _draw_given(kind, num_frames, generator)
-    if given is None or not given < set(range(num_frames)):
+    kinds = [f.name for f in fields(mixture)]
+    weights = torch.tensor([getattr(mixture, kind) for kind in kinds], dtype=torch.float64)
+    kind = kinds[int(torch.multinomial(weights, 1, generator=generator))]
+    n = num_frames
+    given: set[int] = set()
+    if kind == "first":
+        given = {0}
+    elif kind == "first_last":
+        given = {0, n - 1}
+    elif kind == "keyframes":
+        inner = _randint(1, 3, generator)
+        if n < inner + 3:
+            return None
+        given = {0, n - 1, *(1 + torch.randperm(n - 2, generator=generator)[:inner]).tolist()}
+    elif kind == "alternate":
+        if n % 2 == 0:
+            return None  # the last frame is given too
+        given = set(range(0, n, 2))
+    elif kind == "first_k":
+        given = set(range(_randint(1, LONGEST_RUN, generator)))
+    elif kind == "last_k":
+        given = set(range(n - _randint(1, LONGEST_RUN, generator), n))
+    elif kind == "runs":
+        given = _draw_runs(n, generator)
+        if not given:
+            return None
+    if min(given, default=0) < 0 or max(given, default=0) >= n or len(given) == n:
         return None
-    return [f in given for f in range(num_frames)]
+    return [f in given for f in range(n)]
 
 
-def _draw_given(kind: str, num_frames: int, generator: Generator) -> set[int] | None:
-    """The frames that a kind of context gives, of which some may lie outside of the clip."""
-    last = num_frames - 1
-    match kind:
-        case "first":
-            return {0}
-        case "first_last":
-            return {0, last}
-        case "keyframes":
-            inner = _randint(1, 3, generator)
-            if num_frames < inner + 3:
-                return None
-            return {0, last, *(1 + torch.randperm(last - 1, generator=generator)[:inner]).tolist()}
-        case "alternate":
-            return None if last % 2 else set(range(0, num_frames, 2))  # the last one is given too
-        case "first_k":
-            return set(range(_randint(1, LONGEST_RUN, generator)))
-        case "last_k":
-            return set(range(num_frames - _randint(1, LONGEST_RUN, generator), num_frames))
-        case "runs":
-            return _draw_runs(num_frames, generator)
-    return set()
-
-
-def _draw_runs(num_frames: int, generator: Generator) -> set[int] | None:
-    """Two or three runs of given frames with room between them; None where they do not fit.
+def _draw_runs(num_frames: int, generator: torch.Generator) -> set[int]:
+    """Two or three runs of given frames with room between them; empty where they do not fit.
 
     Whether the clip begins and ends with a given frame is drawn first, since a model sees it.
     """
     runs = [_randint(1, 4, generator) for _ in range(_randint(2, 3, generator))]
-    open_first, open_last = _randint(0, 1, generator), _randint(0, 1, generator)
-    least = [open_first, *[1] * (len(runs) - 1), open_last]  # frames before and after each run
-    spare = num_frames - sum(runs) - sum(least)
+    opens = [
+        _randint(0, 1, generator),
+        _randint(0, 1, generator),
+    ]  # before the first, after the last
+    gaps = [opens[0], *[1] * (len(runs) - 1), opens[1]]  # least number of frames in each
+    spare = num_frames - sum(runs) - sum(gaps)
     if spare < 0:
-        return None
-
-    cuts = torch.randint(0, spare + 1, (sum(least) - 1,), generator=generator).sort().values
-    more = iter(torch.tensor([0, *cuts, spare]).diff().tolist())  # for each gap that may be there
+        return set()
+    wide = [gap for gap, least in enumerate(gaps) if least]
+    cuts = torch.randint(0, spare + 1, (len(wide) - 1,), generator=generator).sort().values.tolist()
+    for gap, low, high in zip(wide, [0, *cuts], [*cuts, spare], strict=True):
+        gaps[gap] += high - low
     given: set[int] = set()
     start = 0
-    for gap, run in zip(least, runs, strict=False):
-        start += gap + next(more) if gap else 0
-        given |= set(range(start, start + run))
-        start += run
+    for gap, run in zip(gaps, runs, strict=False):
+        given |= set(range(start + gap, start + gap + run))
+        start += gap + run
     return given
-
-
-def _randint(low: int, high: int, generator: Generator) -> int:
-    """A whole number in low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def roles_of(context: Sequence[bool]) -> list[Role]:
@@ -208,7 +228,7 @@ def roles_of(context: Sequence[bool]) -> list[Role]:
 
 
 def draw(
-    latent_FCHW: Tensor, context: Sequence[bool], process: Process, generator: Generator
+    latent_FCHW: Tensor, context: Sequence[bool], process: Process, generator: torch.Generator
 ) -> tuple[FrameState, Target] | None:
     """One clip part of the way through, as a state of one clip and its targets.
 
@@ -248,5 +268,6 @@ def draw(
 
 def concat(pairs: Sequence[tuple[FrameState, Target]]) -> tuple[FrameState, Target]:
     """All clips of all pairs, in order."""
-    states, targets = zip(*pairs, strict=True)
-    return frames.concat(states), Target(**frames.joined(targets))
+    targets = [target for _, target in pairs]
+    tensors = {f.name: torch.cat([getattr(t, f.name) for t in targets]) for f in fields(Target)}
+    return frames.concat([state for state, _ in pairs]), Target(**tensors)

@@ -7,36 +7,72 @@ what one gap tells of another is lost.
 Shape suffixes: G gaps of a clip, K counts.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from flowcept.process import posterior
-from flowcept.process.posterior import appeared_logits, inverse_cdf, systematic, tempered
-from flowcept.process.schedule import Schedule
+from flowcept.process.posterior import (
+    START_FRAMES,
+    appeared_logits,
+    inverse_cdf,
+    systematic,
+    tempered,
+)
+from flowcept.process.schedule import Schedule, jump
 from flowcept.process.state import Given
 from flowcept.settings import SampleConfig
+
+
+class Growth(Protocol):
+    """The insertions of one clip, step by step. ``ids`` name its visible frames, left to right."""
+
+    ids: list[int]
+    generator: torch.Generator
+
+    def complete(self, index: int) -> bool:
+        """Whether no frame can appear any more after ``index`` steps."""
+        ...
+
+    def start(self) -> list[int]:
+        """New frames per gap at ``tau = 0``."""
+        ...
+
+    def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
+        """New frames per gap in the step from ``tau = index / steps`` to the next.
+
+        ``log_missing_G`` is the log of each gap's mean missing count, -inf where it is closed;
+        ``size_logits_K`` the log-law of the clip's size. Both are float64 on the CPU.
+        """
+        ...
+
+    def born(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Take note of new frames, so many in each gap; their names."""
+        ...
 
 
 class Insertions:
     """Flowception's growth (arXiv 2512.11438, section 3), with exact laws for steps of any size.
 
-    ``ids`` name the visible frames, left to right, by the order in which they appeared. A *segment*
-    is what lies between two neighbouring given frames (or beyond the outer ones); given gap g opens
-    segment g.
+    A *segment* is what lies between two neighbouring given frames (or beyond the outer ones);
+    given gap g opens segment g.
     """
 
     def __init__(
         self,
         given: Given,
-        generator: Generator,
+        generator: torch.Generator,
         config: SampleConfig,
-        bounds: tuple[int, int],
         schedule: Schedule,
+        *,
+        min_length: int,
+        max_length: int,
     ) -> None:
-        """``bounds``, the least and the largest length, hold where ``config`` sets none."""
+        """``min_length`` and ``max_length`` bound the clip where ``config`` does not."""
         self.generator, self.config, self.schedule = generator, config, schedule
         self.open_gaps = given.open_gaps
         self.num_given = given.latent_FCHW.shape[0]
@@ -45,57 +81,50 @@ class Insertions:
         self.segments = list(range(self.num_given + 1))  # of each gap
         self.remaining = list(given.missing) if given.missing is not None else None  # by segment
 
-        min_length, max_length = bounds
         wanted = config.frames or config.min_length
         self.least = 1 if wanted else min_length  # no shorter clip exists, whatever the law says
         longest = max(max_length, self.num_given, wanted or 1)
         self.high = config.frames or config.max_length or longest
         self.low = wanted or min(min_length, self.high)
-        # A sampler could not know how to share start frames out over several gaps.
-        self.starts = posterior.START_FRAMES if sum(self.open_gaps) == 1 else 0
 
     def complete(self, index: int) -> bool:
-        """Whether no frame can appear any more after ``index`` steps."""
         return index >= self.config.steps
 
     def start(self) -> list[int]:
-        """New frames per gap at ``tau = 0``."""
         counts = [0] * len(self.open_gaps)
-        if self.starts:
-            gap = self.open_gaps.index(True)
-            room = self.high - len(self.ids) if self.remaining is None else self.remaining[gap]
-            counts[gap] = max(min(self.starts, room), 0)
+        if sum(self.open_gaps) != 1:
+            return counts  # a sampler could not know how to share start frames out
+        gap = self.open_gaps.index(True)
+        room = self.high - len(self.ids) if self.remaining is None else self.remaining[gap]
+        counts[gap] = max(min(START_FRAMES, room), 0)
         if self.remaining is not None:
-            self.remaining = [a - b for a, b in zip(self.remaining, counts, strict=True)]
+            self.remaining[gap] -= counts[gap]
         return counts
 
     def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
-        """New frames per gap in the step from ``tau = index / steps`` to the next.
-
-        ``log_missing_G`` is the log of each gap's mean missing count, -inf where it is closed;
-        ``size_logits_K`` the log-law of the clip's size. Both are float64 on the CPU.
-        """
         steps = self.config.steps
         if index >= steps or log_missing_G.isneginf().all():
             return [0] * len(log_missing_G)
-        appear = self.schedule.jump(index / steps, (index + 1) / steps)
+        appear = jump(self.schedule, index / steps, (index + 1) / steps)
         if self.remaining is not None:
             return self._known(appear, log_missing_G)
         missing = self._draw_missing(index, size_logits_K)
         return self._place(self._binomial(missing, appear), log_missing_G)
 
     def born(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """Take note of new frames, so many in each gap; their names."""
         ids: list[int] = []
-        first = self.named
+        segments: list[int] = []
+        new: list[int] = []
         for gap, count in enumerate(counts):
-            ids += self.ids[gap - 1 : gap] if gap else []
-            ids += range(self.named, self.named + count)
+            if gap:
+                ids.append(self.ids[gap - 1])
+            names = list(range(self.named, self.named + count))
             self.named += count
-        segments = zip(self.segments, counts, strict=True)
-        self.segments = [segment for segment, count in segments for _ in range(count + 1)]
-        self.ids = ids
-        return tuple(range(first, self.named))
+            ids += names
+            new += names
+            segments += [self.segments[gap]] * (count + 1)
+        self.ids, self.segments = ids, segments
+        return tuple(new)
 
     def _draw_missing(self, index: int, size_logits_K: Tensor) -> int:
         """The number of frames still to come, from its posterior within the bounds.
@@ -130,8 +159,9 @@ class Insertions:
         if low > largest:
             return low  # a size beyond the law's: only the bound is known
         high = min(high, largest)
+        starts = START_FRAMES if sum(self.open_gaps) == 1 else 0
+        appeared = torch.tensor(max(visible - starts, 0))
 
-        appeared = torch.tensor(max(visible - self.starts, 0))
         count_K = torch.arange(low, high + 1, dtype=torch.float64)
         tau = torch.tensor(index / self.config.steps, dtype=torch.float64)
         seen_K = appeared_logits(appeared, count_K, self.schedule.kappa(tau))

@@ -3,8 +3,10 @@
 Shape suffixes: S prompt tokens, D their width.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +15,13 @@ from flowcept.process import state as frames
 from flowcept.process.sampler import Model
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 
-PromptedNetwork = Callable[[FrameState, PromptTokens, Rest], Prediction]  # as it is trained
+
+class PromptedNetwork(Protocol):
+    """A network as it is trained: states and prompt tokens in, predictions out."""
+
+    def __call__(
+        self, state: FrameState, prompt: PromptTokens, rest: Rest | None = None
+    ) -> Prediction: ...
 
 
 def guided(
@@ -61,5 +69,6 @@ def _leaned(both: Prediction, guidance: float) -> Prediction:
 
 def concat_prompts(prompts: Sequence[PromptTokens]) -> PromptTokens:
     """The prompts of several clips end to end."""
-    token_SD = torch.cat([prompt.token_SD for prompt in prompts])
-    return PromptTokens(token_SD, tuple(n for prompt in prompts for n in prompt.lengths))
+    return PromptTokens(
+        torch.cat([p.token_SD for p in prompts]), tuple(n for p in prompts for n in p.lengths)
+    )

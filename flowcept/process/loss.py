@@ -7,9 +7,10 @@ Shape suffixes: F frames of all clips, B clips, C H W channels and size of a lat
 a prompt token.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,21 +41,25 @@ class Counts:
     clips: int = 0  # clips with tau < 1
     image: int = 0  # clips with given frames and a prompt
 
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.flowing + other.flowing,
+            self.gaps + other.gaps,
+            self.clips + other.clips,
+            self.image + other.image,
+        )
 
 
 def count_terms(state: FrameState, prompts: Sequence[str]) -> Counts:
     """How many frames, gaps and clips of a state, a prompt each ("" for none), are scored."""
     early_B = state.tau_B < 1
     gaps = (state.open_F & early_B[state.clip_F]).sum() + (state.open_first_B & early_B).sum()
-    given_B = state.count_B(state.given_F) > 0
     prompted_B = torch.tensor([bool(prompt) for prompt in prompts])
     return Counts(
         flowing=int(state.flowing_F.sum()),
         gaps=int(gaps),
         clips=int(early_B.sum()),
-        image=int((given_B & prompted_B).sum()),
+        image=int((state.given_B & prompted_B).sum()),
     )
 
 
@@ -103,7 +108,7 @@ def _image_sum(token_BV: Tensor | None, state: FrameState, said_BV: Tensor | Non
         return state.tau_B.new_zeros(())
     square_B = said_BV.square().sum(1)
     error_B = (token_BV.float() - said_BV).square().sum(1)
-    scored_B = (state.count_B(state.given_F) > 0) & (square_B > 0)
+    scored_B = state.given_B & (square_B > 0)
     return (error_B / square_B.clamp(min=1e-6) * scored_B).sum()
 
 

@@ -308,7 +308,7 @@ def test_a_step_moves_one_tensor_each_way_and_after_the_last_insertion_none(
             device.out.clear()
             ends |= {step.index} if step.done else set()
             assert step.state.latent_FCHW.is_cuda
-    assert steps == 1 or len(ends) > 1, "clips end in different steps, some of them after others"
+    assert steps < 6 or len(ends) > 1, "clips end in different steps, some of them after others"
     start, *others = moved
     assert len(start[1]) <= 5, start  # whole tables: roles, open gaps, ages' times, start frames
     assert not start[2]
