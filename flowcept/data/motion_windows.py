@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -131,7 +133,8 @@ class MotionData:
         index = self.folder / "shots.json"
         if not index.exists():
             shots = _gathered(clips, photos, self.folder, config, say)
-            _write_whole(index, json.dumps([vars(shot) for shot in shots]).encode())
+            listed = json.dumps([vars(shot) for shot in shots]).encode()
+            _write_whole(index, lambda opened: opened.write(listed))
         self.shots = [
             Shot(**{**shot, "change": tuple(shot["change"])})
             for shot in json.loads(index.read_text())
@@ -152,10 +155,7 @@ class MotionData:
             first, second = (picture(frames[i]) for i in (start, start + spacing))
             both = torch.stack([self.estimator(first, second), self.estimator(second, first)])
             steps = (both * FLOW_STEPS).round().clamp(-32767, 32767).to(torch.int16).numpy()
-            temporary = file.with_suffix(".part")
-            with temporary.open("wb") as opened:
-                np.save(opened, steps)
-            temporary.replace(file)
+            _write_whole(file, lambda opened: np.save(opened, steps))
         flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
         return flow
 
@@ -182,10 +182,8 @@ class MotionData:
                     cues.append(measured_cues(self.estimator, left, right).numpy())
                     betweens.append(spacing - 1)
                     held.append(shot.held_out)
-            temporary = file.with_suffix(".part")
-            with temporary.open("wb") as opened:
-                np.savez(opened, cues=np.stack(cues), between=betweens, held=held)
-            temporary.replace(file)
+            columns = {"cues": np.stack(cues), "between": betweens, "held": held}
+            _write_whole(file, lambda opened: np.savez(opened, **columns))
         with np.load(file) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
 
@@ -222,9 +220,11 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return files
 
 
-def _write_whole(file: Path, content: bytes) -> None:
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_bytes(content)
+def _write_whole(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that others see whole or not at all; two may write the same one at once."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
+    with temporary.open("wb") as opened:
+        write(opened)
     temporary.replace(file)
 
 

@@ -30,6 +30,8 @@ from torch.nn import functional as F
 TRUST = 20.0  # a pixel whose photometric error is e, in [0, 1], weighs exp(-TRUST e)
 LEAST_COVER = 1e-3  # of a pixel's weight: with less, a place counts as a hole
 LEAST_SIDE = 16  # pixels; DIS needs a few patches of 8 px along each side
+LARGE_ERROR = 0.04  # of the range of colours: more may be a wrong match
+LEAST_SHARE = 0.002  # of the pixels: fewer wrong ones are not worth a second search
 CELL = 8  # pixels along a cell of the exhaustive match
 
 
@@ -53,7 +55,7 @@ class DisConfig:
     patch_stride: int = 3  # pixels between patches of 8 x 8; fewer is slower and finer
     descent_iterations: int = 25  # of each patch
     match: bool = True  # start a second time from an exhaustive match of cells
-    match_reach: int = 24  # cells: the longest motion that the match looks for, along each axis
+    match_reach: int = 12  # cells: the longest motion that the match looks for, along each axis
 
 
 class DisEstimator:
@@ -87,6 +89,8 @@ class DisEstimator:
         grey_HW, other_HW = _grey(first_CHW), _grey(second_CHW)
         rest_2HW = _flow(self._from_rest.calc(grey_HW, other_HW, None))
         if not self.config.match or min(grey_HW.shape) < 4 * CELL:
+            return rest_2HW
+        if well_explained(first_CHW, second_CHW, rest_2HW):
             return rest_2HW
         start_2HW = matched_cells(first_CHW, second_CHW, self.config.match_reach)
         start_HW2 = np.ascontiguousarray(start_2HW.permute(1, 2, 0).numpy())
@@ -126,12 +130,21 @@ def better_flow(
     Errors are means over 7 x 7 pixels; the other has to win by a tenth and .004 of the range of
     colours, so that noise does not mix the two.
     """
-    both_N2HW = torch.stack([usual_2HW, other_2HW])
-    first_NCHW = _unit(first_CHW).expand(2, -1, -1, -1)
-    second_NCHW = _unit(second_CHW).expand(2, -1, -1, -1)
-    error_NHW = photometric_error(first_NCHW, second_NCHW, both_N2HW)
-    mean_NHW = F.avg_pool2d(error_NHW[:, None], 7, 1, 3, count_include_pad=False)[:, 0]
-    return torch.where(mean_NHW[1] < 0.9 * mean_NHW[0] - 0.004, other_2HW, usual_2HW)
+    usual_HW, other_HW = (_mean_error(first_CHW, second_CHW, f) for f in (usual_2HW, other_2HW))
+    return torch.where(other_HW < 0.9 * usual_HW - 0.004, other_2HW, usual_2HW)
+
+
+def well_explained(first_CHW: Tensor, second_CHW: Tensor, flow_2HW: Tensor) -> bool:
+    """Whether the flow leaves hardly anything that another one could explain better."""
+    error_HW = _mean_error(first_CHW, second_CHW, flow_2HW)
+    return float((error_HW > LARGE_ERROR).float().mean()) < LEAST_SHARE
+
+
+def _mean_error(first_CHW: Tensor, second_CHW: Tensor, flow_2HW: Tensor) -> Tensor:
+    """Photometric error [H, W], its mean over 7 x 7 pixels."""
+    first_NCHW, second_NCHW = _unit(first_CHW)[None], _unit(second_CHW)[None]
+    error_NHW = photometric_error(first_NCHW, second_NCHW, flow_2HW[None])
+    return F.avg_pool2d(error_NHW, 7, 1, 3, count_include_pad=False)[0]
 
 
 def _unit(picture_CHW: Tensor) -> Tensor:
