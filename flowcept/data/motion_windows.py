@@ -51,7 +51,7 @@ class WindowsConfig:
     salt: int = 11  # another one holds out other takes
     spacings: tuple[int, ...] = (2, 3, 4, 6, 8)  # frames from one given frame to the next
     spacing_weights: tuple[float, ...] = (0.4, 0.1, 0.35, 0.1, 0.05)
-    most_gaps: int = 14  # of each shot and spacing
+    most_gaps: int = 8  # of each shot and spacing
     small_share: float = 0.3  # of shots that are also shown as enlarged small pictures
     num_layered: int = 400  # clips of moving layers
     layered_share: float = 0.3  # of the windows that are drawn
