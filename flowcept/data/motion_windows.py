@@ -100,6 +100,23 @@ class Batch:
     t_N: Tensor  # place of the missing frame in (0, 1)
 
 
+def flow_name(shot: Shot, start: int, spacing: int) -> str:
+    """The file of the flows between a frame and the one ``spacing`` later."""
+    return f"{shot.name}_{start}_{spacing}.npy"
+
+
+def flow_starts(gap: Gap) -> list[int]:
+    """Where the flows start that windows of a gap need: its own and those of its neighbours."""
+    starts = (gap.start - gap.spacing, gap.start, gap.start + gap.spacing)
+    last = gap.shot.num_frames - 1 - gap.spacing
+    return [start for start in starts if 0 <= start <= last]
+
+
+def flow_names(gap: Gap) -> set[str]:
+    """The files of these flows."""
+    return {flow_name(gap.shot, start, gap.spacing) for start in flow_starts(gap)}
+
+
 def take_of(name: str) -> str:
     """What shots that belong together share: ``city_05`` and ``city_06`` are of ``city/1``."""
     source, _, number = name.rpartition("_")
@@ -149,7 +166,7 @@ class MotionData:
 
     def flow(self, shot: Shot, start: int, spacing: int) -> NDArray[np.int16]:
         """Flow from a frame to the one ``spacing`` later, and back: int16 [2, 2, H, W]."""
-        file = self.folder / "flows" / f"{shot.name}_{start}_{spacing}.npy"
+        file = self.folder / "flows" / flow_name(shot, start, spacing)
         if not file.exists():
             frames = self.frames(shot)
             first, second = (picture(frames[i]) for i in (start, start + spacing))
@@ -158,6 +175,10 @@ class MotionData:
             _write_whole(file, lambda opened: np.save(opened, steps))
         flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
         return flow
+
+    def ready(self) -> set[str]:
+        """Names of the flows that lie in the cache."""
+        return {entry.name for entry in os.scandir(self.folder / "flows")}
 
     def gaps(self, shot: Shot, spacing: int) -> list[Gap]:
         """The gaps that are drawn from, in the middle of the shot."""
@@ -295,19 +316,33 @@ def _kept(
 
 
 class WindowDrawer:
-    """Draws batches of crops of the windows that are not held out; ``rng`` is all its state."""
+    """Draws batches of crops of the windows that are not held out; ``rng`` is all its state.
 
-    def __init__(self, data: MotionData, rng: np.random.Generator) -> None:
+    With ``ready_only`` it draws only windows whose flows lie in the cache when it last looked, for
+    as long as another process fills the cache; else it waits for each flow when first needed.
+    """
+
+    def __init__(
+        self, data: MotionData, rng: np.random.Generator, *, ready_only: bool = False
+    ) -> None:
         self.data = data
         self.rng = rng
+        self.ready_only = ready_only
+        self.look()
+
+    def look(self) -> None:
+        """See which windows there are to draw."""
+        ready = self.data.ready() if self.ready_only else None
         self._choices = {
-            (spacing, layered): self._weighed(number, spacing, layered)
-            for number, spacing in enumerate(data.config.spacings)
+            (spacing, layered): self._weighed(number, spacing, layered, ready)
+            for number, spacing in enumerate(self.data.config.spacings)
             for layered in (False, True)
         }
+        if not any(gaps for gaps, _ in self._choices.values()):
+            raise UserError("nothing moves in the clips to learn from, or no flow is ready yet")
 
     def _weighed(
-        self, number: int, spacing: int, layered: bool
+        self, number: int, spacing: int, layered: bool, ready: set[str] | None
     ) -> tuple[list[Gap], NDArray[np.float64]]:
         """All gaps of a kind, and how often each is drawn: more where more happens."""
         gaps, weights = [], []
@@ -315,6 +350,8 @@ class WindowDrawer:
             if shot.held_out or shot.layered != layered or shot.change[number] < LEAST_MOTION:
                 continue
             some = self.data.gaps(shot, spacing)
+            if ready is not None:
+                some = [gap for gap in some if flow_names(gap) <= ready]
             gaps += some
             weights += [min(1.0, shot.change[number] / 8)] * len(some)
         total = np.array(weights, np.float64)
@@ -334,9 +371,7 @@ class WindowDrawer:
         layered = rng.random() < config.layered_share
         gaps, chances = self._choices[spacing, layered]
         if not gaps:
-            gaps, chances = self._choices[spacing, not layered]
-        if not gaps:
-            gaps, chances = next(pair for pair in self._choices.values() if pair[0])
+            gaps, chances = max(self._choices.values(), key=lambda pair: len(pair[0]))
         gap = gaps[int(rng.choice(len(gaps), p=chances))]
         missing = int(rng.integers(1, gap.spacing))
         known = self._known(gap)
@@ -505,16 +540,16 @@ def held_windows(data: MotionData, most: int = 48, largest: int = 256) -> list[B
 
 
 def prepare(data: MotionData, say: Callable[[str], None] = lambda _: None) -> None:
-    """Estimate ahead all flows that windows may ask for, in an order that mixes shots."""
-    pairs = [
-        (shot, gap.start, spacing)
+    """Estimate ahead all flows that windows may ask for, shot by shot in an order that mixes."""
+    chains = [
+        data.gaps(shot, spacing)
         for shot in data.shots
         for number, spacing in enumerate(data.config.spacings)
         if shot.held_out or shot.change[number] >= LEAST_MOTION
-        for gap in data.gaps(shot, spacing)
     ]
-    order = np.random.default_rng(0).permutation(len(pairs))
+    order = np.random.default_rng(0).permutation(len(chains))
     for done, index in enumerate(order):
-        data.flow(*pairs[index])
-        if done % 20 == 0:
-            say(f"flows: {done + 1} of {len(pairs)}")
+        for gap in chains[index]:
+            for start in flow_starts(gap):
+                data.flow(gap.shot, start, gap.spacing)
+        say(f"flows: {done + 1} of {len(chains)} shots and spacings")

@@ -40,6 +40,7 @@ from flowcept.data.motion_windows import (
     WindowDrawer,
     WindowsConfig,
     held_windows,
+    prepare,
 )
 from flowcept.errors import UserError
 from flowcept.networks.flow import DisEstimator
@@ -55,6 +56,7 @@ LEVELS = 5  # of the Laplacian pyramid
 LEAST_ERROR = 1e-4  # mean squared error, pictures in [-1, 1]: better than 46 dB earns nothing
 LEAST_DIFFERENCE = 0.01  # of a pixel, in the same units, in what the expected error is taught
 SHEET_ROWS = 8
+LOOK_EVERY = 200  # steps from one look for new flows to the next
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class MotionTrainConfig:
     save_minutes: float = 5.0  # from one saved state to the next
     bfloat16: bool = True  # convolutions of the training alone
     seed: int = 0  # of weights and windows
+    ready_only: bool = False  # draw only windows whose flows are in the cache already
     windows: WindowsConfig = field(default_factory=WindowsConfig)
     network: MotionConfig = field(default_factory=MotionConfig)
 
@@ -146,7 +149,7 @@ class MotionTrainer:
             self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
         )
         self.rng = np.random.default_rng(config.seed)
-        self.drawer = WindowDrawer(data, self.rng)
+        self.drawer = WindowDrawer(data, self.rng, ready_only=config.ready_only)
         self.law, self.held_law = _law_examples(data, config.network.most_missing)
         self.step = 0
         self.seconds = 0.0  # of training, over all parts of the run
@@ -351,6 +354,8 @@ def train_motion(
                 _note(log, {"step": trainer.step, "hours": trainer.seconds / 3600, **told})
                 recent = []
                 say(f"step {trainer.step}, {trainer.done():.1%}: {told['laplacian']:.4f}")
+            if config.ready_only and trainer.step % LOOK_EVERY == 0:
+                trainer.drawer.look()
             if trainer.step % config.check_every == 0:
                 told = scores(trainer.average, windows, trainer.held_law)
                 _note(log, {"step": trainer.step, **told})
@@ -402,10 +407,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps, help="instead of hours")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prepare", action="store_true", help="fill the cache only, then stop")
+    parser.add_argument(
+        "--ready-only",
+        action="store_true",
+        help="draw only windows whose flows are in the cache, while another process prepares",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run's state")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = MotionTrainConfig(hours=options.hours, steps=options.steps, seed=options.seed)
+    config = MotionTrainConfig(
+        hours=options.hours,
+        steps=options.steps,
+        seed=options.seed,
+        ready_only=options.ready_only,
+    )
     cache = options.cache or options.output / "cache"
 
     def say(text: str) -> None:
@@ -415,6 +431,10 @@ def main() -> None:
         data = MotionData(
             options.clips, options.photos, cache, config.windows, DisEstimator(), say
         )
+        if options.prepare:
+            data.law_examples(say)
+            prepare(data, say)
+            return
         train_motion(data, options.output, config, resume=options.resume, say=say)
     except UserError as error:
         parser.exit(2, f"{error}\n")
