@@ -55,8 +55,8 @@ class WindowsConfig:
     small_share: float = 0.3  # of shots that are also shown as enlarged small pictures
     num_layered: int = 400  # clips of moving layers
     layered_share: float = 0.3  # of the windows that are drawn
-    sides: tuple[int, ...] = (96, 128, 160, 192)  # pixels along a crop
-    pixels: int = 8 * 128 * 128  # of all crops of a batch
+    sides: tuple[int, ...] = (96, 128, 128, 176)  # pixels along a crop
+    pixels: int = 4 * 128 * 128  # of all crops of a batch
     alone: float = 0.3  # share of windows whose pictures beyond the gap are not told
     law_pairs: int = 32  # pictures pairs of each shot from which the law of gaps learns
     law_longest: int = 41  # frames: the widest of these
@@ -518,7 +518,7 @@ def _turned(
     )
 
 
-def held_windows(data: MotionData, most: int = 48, largest: int = 256) -> list[Batch]:
+def held_windows(data: MotionData, most: int = 32, largest: int = 256) -> list[Batch]:
     """Windows of held-out shots, always the same: spacings 2 and 4, the middle of the picture."""
     windows: list[Batch] = []
     shots = [shot for shot in data.shots if shot.held_out]

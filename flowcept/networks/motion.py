@@ -190,11 +190,11 @@ def enlarged(plan: Plan, height: int, width: int) -> Plan:
 class MotionConfig:
     """Size of a ``MotionNetwork``."""
 
-    features: int = 32  # channels that describe a cell of 4 x 4 px when pictures are compared
-    compared: int = 16  # of these channels, so many are compared
+    features: int = 24  # channels that describe a cell of 4 x 4 px when pictures are compared
+    compared: int = 12  # of these channels, so many are compared
     reach: tuple[int, int] = (2, 3)  # cells at 1/4 and 1/8 of the size: the longest shifts looked at
-    coarse: tuple[int, int, int] = (64, 96, 128)  # channels at 1/4, 1/8 and 1/16 of the size
-    fine: tuple[int, int, int] = (40, 64, 96)  # channels at 1/2, 1/4 and 1/8 of the size
+    coarse: tuple[int, int, int] = (48, 72, 96)  # channels at 1/4, 1/8 and 1/16 of the size
+    fine: tuple[int, int, int] = (32, 48, 64)  # channels at 1/2, 1/4 and 1/8 of the size
     law_hidden: int = 64  # units of each layer of the gap law
     most_missing: int = 40  # frames: the largest gap of which the law knows
 
@@ -298,8 +298,9 @@ class MotionNetwork(nn.Module):
         # Per field: features of both pictures, their agreement, 4 of place, 2 of bend, cover, error
         self.coarse = Pyramid(2 * (2 * features + shifts + 8) + 1, config.coarse, 2 * far_shifts)
         self.coarse_move = _zero(config.coarse[0], 8)
-        # Cells of 2 x 2 px: four candidates, two covers, their trust; the coarse half; moves; t
-        self.fine = Pyramid(4 * (12 + 2) + config.coarse[0] + 8 + 1, config.fine)
+        # Cells of 2 x 2 px: ``_seen``; what the coarse half knows, its moves; t
+        self.hand_over = nn.Conv2d(config.coarse[0], config.fine[0], 1)
+        self.fine = Pyramid(4 * NUM_SEEN + config.fine[0] + 8 + 1, config.fine)
         self.fine_say = _zero(config.fine[0], 4 * (8 + 4 + 3 + 1))
         self.law = GapLaw(config.law_hidden, config.most_missing)
 
@@ -353,11 +354,38 @@ class MotionNetwork(nn.Module):
     ) -> Tensor:
         """The fine half: [N, 16, H, W] of moves, preferences, colour and expected error."""
         count, _, _, height, width = shown.shape
-        pixels = torch.cat([shown.flatten(1, 2), fields.cover_NKHW], 1)
+        seen = F.pixel_unshuffle(_seen(shown, fields, t_N), 2)
+        known = _twice(self.hand_over(hidden).float())
         move = F.avg_pool2d((place - fields.place_NK4HW).flatten(1, 2), 2) / 4
         t = t_N.view(-1, 1, 1, 1).expand(-1, 1, height // 2, width // 2)
-        inputs = torch.cat([F.pixel_unshuffle(pixels, 2), _twice(hidden), move, t], 1)
-        return F.pixel_shuffle(self.fine_say(self.fine(inputs)).float(), 2)
+        said = self.fine_say(self.fine(torch.cat([seen, known, move, t], 1)))
+        return F.pixel_shuffle(said.float(), 2)
+
+
+NUM_SEEN = 3 + 12 + 4 + 4
+
+
+def _seen(shown_NMCHW: Tensor, fields: Fields, t_N: Tensor) -> Tensor:
+    """What the fine half sees of each pixel: [N, NUM_SEEN, H, W].
+
+    The blend by trust; how each candidate differs from it; how far the pictures differ along each
+    field, and each picture along both fields; cover and photometric error of both fields.
+    """
+    weight_NMHW = torch.softmax(trust(fields.cover_NKHW, t_N), 1)
+    blend_NCHW = (shown_NMCHW * weight_NMHW[:, :, None]).sum(1)
+    apart_NMCHW = shown_NMCHW - blend_NCHW[:, None]
+    pairs = ((0, 1), (2, 3), (0, 2), (1, 3))
+    differences = [(shown_NMCHW[:, a] - shown_NMCHW[:, b]).abs().mean(1) for a, b in pairs]
+    return torch.cat(
+        [
+            blend_NCHW,
+            4 * apart_NMCHW.flatten(1, 2),  # mostly under a quarter
+            4 * torch.stack(differences, 1),
+            fields.cover_NKHW,
+            10 * fields.error_NKHW,
+        ],
+        1,
+    )
 
 
 # ---- how many frames a gap holds -------------------------------------------------------------

@@ -65,17 +65,17 @@ class MotionTrainConfig:
 
     hours: float = 10.0  # of the whole training; the rate falls to 0 over them
     steps: int = 0  # of the whole training instead of hours; 0: hours
-    learning_rate: float = 4e-4  # at its peak
+    learning_rate: float = 5e-4  # at its peak
     warmup: int = 300  # steps over which the rate rises
     weight_decay: float = 1e-3  # of AdamW
     clip: float = 0.5  # bound on the gradient's norm
-    average: float = 0.9985  # decay per step of the averaged weights
-    log_error_weight: float = 0.1  # of the mean logarithm of the squared error
+    average: float = 0.999  # decay per step of the averaged weights
+    log_error_weight: float = 0.2  # of the mean logarithm of the squared error
     expected_weight: float = 0.02  # of what the network expects of its own error
     law_weight: float = 0.1  # of the law of gaps' cross-entropy
     law_batch: int = 64  # pairs of pictures a step, for the law
     log_every: int = 50  # steps
-    check_every: int = 1000  # steps from one score of held-out windows to the next
+    check_every: int = 500  # steps from one score of held-out windows to the next
     save_minutes: float = 5.0  # from one saved state to the next
     bfloat16: bool = True  # convolutions of the training alone
     seed: int = 0  # of weights and windows
