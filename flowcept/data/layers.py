@@ -171,20 +171,20 @@ def _waves(rng: np.random.Generator, side: int, channels: int) -> Picture:
     coarse = rng.standard_normal((cells, cells, channels)).astype(np.float32)
     smooth = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
     waves: Picture = smooth.reshape(side, side, channels)
-    return waves / (waves.std() + 1e-6)
+    spread = float(waves.std()) + 1e-6
+    even: Picture = waves / spread
+    return even
 
 
-def _texture(
-    photos: Sequence[NDArray[np.uint8]], rng: np.random.Generator, side: int
-) -> Picture:
+def _texture(photos: Sequence[NDArray[np.uint8]], rng: np.random.Generator, side: int) -> Picture:
     """A random part of a random photograph, turned or mirrored, as large as a canvas."""
-    photo = photos[rng.integers(len(photos))]
+    photo = photos[int(rng.integers(len(photos)))]
     canvas = round(CANVAS * side)
     shorter = min(photo.shape[:2])
     cut = int(rng.uniform(0.4, 1) * shorter)
     top = rng.integers(photo.shape[0] - cut + 1)
     left = rng.integers(photo.shape[1] - cut + 1)
-    part = np.rot90(photo[top : top + cut, left : left + cut], rng.integers(4))
+    part = np.rot90(photo[top : top + cut, left : left + cut], int(rng.integers(4)))
     if rng.random() < 0.5:
         part = part[:, ::-1]
     part = cv2.resize(np.ascontiguousarray(part), (canvas, canvas), interpolation=cv2.INTER_AREA)

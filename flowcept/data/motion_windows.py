@@ -203,8 +203,10 @@ class MotionData:
                     cues.append(measured_cues(self.estimator, left, right).numpy())
                     betweens.append(spacing - 1)
                     held.append(shot.held_out)
-            columns = {"cues": np.stack(cues), "between": betweens, "held": held}
-            _write_whole(file, lambda opened: np.savez(opened, **columns))
+            _write_whole(
+                file,
+                lambda opened: np.savez(opened, cues=np.stack(cues), between=betweens, held=held),
+            )
         with np.load(file) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
 
@@ -250,7 +252,11 @@ def _write_whole(file: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _gathered(
-    clips: Path, photos: Path | None, folder: Path, config: WindowsConfig, say: Callable[[str], None]
+    clips: Path,
+    photos: Path | None,
+    folder: Path,
+    config: WindowsConfig,
+    say: Callable[[str], None],
 ) -> list[Shot]:
     """Decode all clips and draw all layers into the folder."""
     shots = []
@@ -487,9 +493,7 @@ def _reversed(window: Batch) -> Batch:
         window.right_N3HW,
         window.left_N3HW,
         window.truth_N3HW,
-        Flows(
-            flows.back_N2HW, flows.there_N2HW, flows.bend_right_N2HW, flows.bend_left_N2HW
-        ),
+        Flows(flows.back_N2HW, flows.there_N2HW, flows.bend_right_N2HW, flows.bend_left_N2HW),
         1 - window.t_N,
     )
 
@@ -532,9 +536,7 @@ def held_windows(data: MotionData, most: int = 32, largest: int = 256) -> list[B
             corner = (shot.height - height) // 2, (shot.width - width) // 2
             before = gap.start >= spacing
             after = gap.start + 2 * spacing < shot.num_frames
-            windows.append(
-                cropped(data, gap, missing, corner, (height, width), before, after)
-            )
+            windows.append(cropped(data, gap, missing, corner, (height, width), before, after))
     step = max(1, -(-len(windows) // most))
     return windows[::step]
 

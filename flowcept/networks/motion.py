@@ -83,7 +83,8 @@ def acceleration(flow_N2HW: Tensor, outward_N2HW: Tensor, ratio: float = 1.0) ->
     bend = (outward_N2HW + ratio * flow_N2HW) / (ratio * (1 + ratio))
     longest = flow_N2HW.norm(dim=1, keepdim=True)
     length = (CURVATURE * bend).norm(dim=1, keepdim=True)
-    return CURVATURE * bend * (longest / length.clamp(min=1e-6)).clamp(max=1)
+    believed: Tensor = CURVATURE * bend * (longest / length.clamp(min=1e-6)).clamp(max=1)
+    return believed
 
 
 def fields_at(left_NCHW: Tensor, right_NCHW: Tensor, flows: Flows, t_N: Tensor) -> Fields:
@@ -147,6 +148,7 @@ class Plan:
     weight_NMHW: Tensor  # of the candidates; they sum to 1
     colour_NCHW: Tensor  # added, in the pictures' units
     log_error_N1HW: Tensor  # expected logarithm of a pixel's mean absolute error
+    motion_N1HW: Tensor  # how far anything moves there, pixels, as both pictures tell
 
 
 def hand_made(left_NCHW: Tensor, right_NCHW: Tensor, flows: Flows, t_N: Tensor) -> Plan:
@@ -158,7 +160,13 @@ def hand_made(left_NCHW: Tensor, right_NCHW: Tensor, flows: Flows, t_N: Tensor) 
         torch.softmax(trust(fields.cover_NKHW, t_N), 1),
         torch.zeros_like(left_NCHW),
         torch.log(error_N1HW + LEAST_TRUST),
+        _farthest(fields),
     )
+
+
+def _farthest(fields: Fields) -> Tensor:
+    """The longest way of any field along x or y: [N, 1, H, W] in pixels."""
+    return fields.place_NK4HW.abs().flatten(1, 2).amax(1, keepdim=True)
 
 
 def painted(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan) -> Tensor:
@@ -179,7 +187,11 @@ def enlarged(plan: Plan, height: int, width: int) -> Plan:
     longer = plan.place_NK4HW.new_tensor([width / columns, height / rows] * 2).view(1, 1, 4, 1, 1)
     place_NK4HW = sized(plan.place_NK4HW.flatten(1, 2)).unflatten(1, (2, 4)) * longer
     return Plan(
-        place_NK4HW, sized(plan.weight_NMHW), sized(plan.colour_NCHW), sized(plan.log_error_N1HW)
+        place_NK4HW,
+        sized(plan.weight_NMHW),
+        sized(plan.colour_NCHW),
+        sized(plan.log_error_N1HW),
+        sized(plan.motion_N1HW) * max(height / rows, width / columns),
     )
 
 
@@ -192,14 +204,24 @@ class MotionConfig:
 
     features: int = 24  # channels that describe a cell of 4 x 4 px when pictures are compared
     compared: int = 12  # of these channels, so many are compared
-    reach: tuple[int, int] = (2, 3)  # cells at 1/4 and 1/8 of the size: the longest shifts looked at
+    reach: tuple[int, int] = (
+        2,
+        3,
+    )  # cells at 1/4 and 1/8 of the size: the longest shifts looked at
     coarse: tuple[int, int, int] = (48, 72, 96)  # channels at 1/4, 1/8 and 1/16 of the size
     fine: tuple[int, int, int] = (32, 48, 64)  # channels at 1/2, 1/4 and 1/8 of the size
     law_hidden: int = 64  # units of each layer of the gap law
     most_missing: int = 40  # frames: the largest gap of which the law knows
 
     def __post_init__(self) -> None:
-        sizes = (self.features, self.compared, *self.reach, *self.coarse, *self.fine, self.law_hidden)
+        sizes = (
+            self.features,
+            self.compared,
+            *self.reach,
+            *self.coarse,
+            *self.fine,
+            self.law_hidden,
+        )
         if self.compared > self.features:
             raise ValueError("no more channels can be compared than there are features")
         if min(sizes) < 1 or self.most_missing < 1:
@@ -207,9 +229,7 @@ class MotionConfig:
 
 
 def _convolution(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, stride, 1), nn.LeakyReLU(0.1, inplace=True)
-    )
+    return nn.Sequential(nn.Conv2d(inside, outside, 3, stride, 1), nn.LeakyReLU(0.1, inplace=True))
 
 
 class Residual(nn.Module):
@@ -313,7 +333,8 @@ class MotionNetwork(nn.Module):
         said = self._said(shown, fields, place, hidden, t_N)
         move, preference, colour, log_error = said.split([8, 4, 3, 1], 1)
         weight = torch.softmax(trust(fields.cover_NKHW, t_N) + preference, 1)
-        return Plan(place + move.view(count, 2, 4, height, width), weight, colour, log_error)
+        place = place + move.view(count, 2, 4, height, width)
+        return Plan(place, weight, colour, log_error, _farthest(fields))
 
     def _moved(
         self, left_NCHW: Tensor, right_NCHW: Tensor, fields: Fields, t_N: Tensor
@@ -342,8 +363,8 @@ class MotionNetwork(nn.Module):
             near_some, far_some = (x[:, : self.config.compared] for x in (near, far))
             close = compared(near_some, far_some, self.config.reach[0])
             inputs += [near, far, close, known_NK8hw[:, k]]
-            halves = [F.avg_pool2d(x, 2) for x in (near_some, far_some)]
-            agreements.append(compared(*halves, self.config.reach[1]))
+            near_half, far_half = (F.avg_pool2d(x, 2) for x in (near_some, far_some))
+            agreements.append(compared(near_half, far_half, self.config.reach[1]))
         hidden = self.coarse(torch.cat(inputs, 1), torch.cat(agreements, 1)).float()
         move_N8hw = 4 * self.coarse_move(hidden).float()
         move = F.interpolate(move_N8hw, scale_factor=4, mode="bilinear", align_corners=False)
@@ -353,7 +374,7 @@ class MotionNetwork(nn.Module):
         self, shown: Tensor, fields: Fields, place: Tensor, hidden: Tensor, t_N: Tensor
     ) -> Tensor:
         """The fine half: [N, 16, H, W] of moves, preferences, colour and expected error."""
-        count, _, _, height, width = shown.shape
+        height, width = shown.shape[-2:]
         seen = F.pixel_unshuffle(_seen(shown, fields, t_N), 2)
         known = _twice(self.hand_over(hidden).float())
         move = F.avg_pool2d((place - fields.place_NK4HW).flatten(1, 2), 2) / 4
@@ -419,7 +440,10 @@ def gap_cues(
     against_N2HW = there_N2HW + backward_warp(back_N2HW, there_N2HW)
     against_N = against_N2HW.norm(dim=1).mean((1, 2)) * percent
     longest_N = torch.full_like(around_N, max(left_NCHW.shape[-2:]) * percent)
-    cues = [*spread, torch.stack([mean_N2.norm(dim=1) * percent, around_N, against_N, longest_N], 1)]
+    cues = [
+        *spread,
+        torch.stack([mean_N2.norm(dim=1) * percent, around_N, against_N, longest_N], 1),
+    ]
     return torch.log(torch.cat(cues, 1) + 0.05)
 
 
@@ -457,7 +481,9 @@ def total_law(log_law_NG: Tensor) -> Tensor:
     """The law of the sum of independent gaps, from their laws [N, G + 1]: [N G + 1], normalised."""
     total = torch.ones(1, dtype=torch.float64, device=log_law_NG.device)
     for law in log_law_NG.double().exp():
-        total = F.conv1d(total.view(1, 1, -1), law.flip(0).view(1, 1, -1), padding=len(law) - 1)[0, 0]
+        total = F.conv1d(total.view(1, 1, -1), law.flip(0).view(1, 1, -1), padding=len(law) - 1)[
+            0, 0
+        ]
     return torch.log(total / total.sum()).to(log_law_NG.dtype)
 
 
@@ -541,7 +567,7 @@ def guess(network: MotionNetwork | None, gap: Gap, t: float) -> tuple[Tensor, Te
     else:
         plan = enlarged(plan, height, width)
         picture = painted(gap.left_CHW[None], gap.right_CHW[None], plan)
-    still = still_places(gap.left_CHW[None], gap.right_CHW[None], plan.place_NK4HW)
+    still = still_places(gap.left_CHW[None], gap.right_CHW[None], plan.motion_N1HW)
     picture = torch.where(still, gap.left_CHW[None], picture.clamp(-1, 1))
     return picture[0], plan.log_error_N1HW[0, 0].exp()
 
@@ -566,16 +592,16 @@ def _padded_plan(
         plan.weight_NMHW[..., :height, :width],
         plan.colour_NCHW[..., :height, :width],
         plan.log_error_N1HW[..., :height, :width],
+        plan.motion_N1HW[..., :height, :width],
     )
 
 
-def still_places(left_NCHW: Tensor, right_NCHW: Tensor, place_NK4HW: Tensor) -> Tensor:
-    """Where both pictures are equal all around and no field moves anything: bool [N, 1, H, W]."""
+def still_places(left_NCHW: Tensor, right_NCHW: Tensor, motion_N1HW: Tensor) -> Tensor:
+    """Where both pictures are equal all around and nothing comes by: bool [N, 1, H, W]."""
     changed_N1HW = (left_NCHW != right_NCHW).any(1, keepdim=True).float()
     side = 2 * STILL_REACH + 1
     near_N1HW = F.max_pool2d(changed_N1HW, side, 1, STILL_REACH) > 0
-    moves_N1HW = (place_NK4HW.abs() > STILL_FLOW).flatten(1, 2).any(1, keepdim=True)
-    return ~near_N1HW & ~moves_N1HW
+    return ~near_N1HW & (motion_N1HW < STILL_FLOW)
 
 
 @torch.no_grad()

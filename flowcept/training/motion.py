@@ -93,15 +93,13 @@ def laplacian_loss(made_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
     A pyramid of the difference is the difference of the pyramids.
     """
     rest_NCHW = made_NCHW - truth_NCHW
-    total = rest_NCHW.new_zeros(())
-    for level in range(LEVELS):
-        if level == LEVELS - 1 or min(rest_NCHW.shape[-2:]) < 4:
-            return total + 2**level * rest_NCHW.abs().mean()
+    total = torch.zeros((), device=made_NCHW.device)
+    for level in range(LEVELS - 1):
         coarse_NChw = F.avg_pool2d(rest_NCHW, 2)
         smooth = F.interpolate(coarse_NChw, rest_NCHW.shape[-2:], mode="bilinear")
         total = total + 2**level * (rest_NCHW - smooth).abs().mean()
         rest_NCHW = coarse_NChw
-    return total
+    return total + 2 ** (LEVELS - 1) * rest_NCHW.abs().mean()
 
 
 def log_error_loss(made_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
@@ -146,7 +144,10 @@ class MotionTrainer:
         self.network = MotionNetwork(config.network)
         self.average = deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay
+            self.network.parameters(),
+            config.learning_rate,
+            (0.9, 0.99),
+            weight_decay=config.weight_decay,
         )
         self.rng = np.random.default_rng(config.seed)
         self.drawer = WindowDrawer(data, self.rng, ready_only=config.ready_only)
@@ -236,9 +237,7 @@ class MotionTrainer:
 
 
 @torch.no_grad()
-def scores(
-    network: MotionNetwork, windows: list[Batch], law: LawExamples
-) -> dict[str, float]:
+def scores(network: MotionNetwork, windows: list[Batch], law: LawExamples) -> dict[str, float]:
     """Held-out PSNR in dB of network and hand-made blend, and how well the law of gaps tells.
 
     Means over windows, and of those whose frame has neighbours next to it (``second``) apart.
@@ -266,7 +265,9 @@ def scores(
     if len(law.cue_ND):
         log_law_NG = network.law(law.cue_ND)
         told["law_log_score"] = float(-F.nll_loss(log_law_NG, law.between_N))
-        told["law_central_80"] = float(within_central(log_law_NG, law.between_N, 0.8).float().mean())
+        told["law_central_80"] = float(
+            within_central(log_law_NG, law.between_N, 0.8).float().mean()
+        )
     return told
 
 
@@ -428,9 +429,7 @@ def main() -> None:
         print(text, flush=True)  # noqa: T201 - the run's console
 
     try:
-        data = MotionData(
-            options.clips, options.photos, cache, config.windows, DisEstimator(), say
-        )
+        data = MotionData(options.clips, options.photos, cache, config.windows, DisEstimator(), say)
         if options.prepare:
             data.law_examples(say)
             prepare(data, say)

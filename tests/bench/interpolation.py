@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def blend(given_GCHW: Tensor, spacing: int) -> Tensor:
     """Linear blending."""
     made = [
         torch.lerp(left, right, m / spacing)
-        for left, right in zip(given_GCHW, given_GCHW[1:], strict=False)
+        for left, right in itertools.pairwise(given_GCHW)
         for m in range(1, spacing)
     ]
     return torch.stack(made)
@@ -89,7 +90,7 @@ def moved_by_dis(given_GCHW: Tensor, spacing: int) -> Tensor:
     """OpenCV's DIS as it comes, both ways, each picture moved along its own flow, blended."""
     estimator = DisEstimator(DisConfig(finest_scale=1, variational_iterations=5, match=False))
     made = []
-    for left, right in zip(given_GCHW, given_GCHW[1:], strict=False):
+    for left, right in itertools.pairwise(given_GCHW):
         there, back = estimator(left, right)[None], estimator(right, left)[None]
         for m in range(1, spacing):
             t = m / spacing
@@ -150,7 +151,7 @@ class Rife:
             wide = F.interpolate(given_GCHW, size, mode="bicubic", align_corners=False)
         unit = (wide.clamp(-1, 1) + 1) / 2
         made = []
-        for left, right in zip(unit, unit[1:], strict=False):
+        for left, right in itertools.pairwise(unit):
             made += self._between(left[None], right[None], spacing)
         again = F.interpolate(torch.cat(made), given_GCHW.shape[-2:], mode="area")
         return again * 2 - 1
@@ -289,7 +290,10 @@ def calibration(clips: dict[str, Tensor], network: MotionNetwork) -> None:
                 means.append(float((law.exp() * torch.arange(len(law))).sum()))
         inside_all += inside
         score_all += scores
-        print(f"  {spacing:2d} {fmean(inside):.2f} {fmean(scores):6.2f} {fmean(means):5.1f}", flush=True)
+        print(
+            f"  {spacing:2d} {fmean(inside):.2f} {fmean(scores):6.2f} {fmean(means):5.1f}",
+            flush=True,
+        )
     print(f"  all {fmean(inside_all):.2f} {fmean(score_all):.2f}; 16 equal chances: -2.77")
 
 
