@@ -99,7 +99,8 @@ def laplacian_loss(made_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
         smooth = F.interpolate(coarse_NChw, rest_NCHW.shape[-2:], mode="bilinear")
         total = total + 2**level * (rest_NCHW - smooth).abs().mean()
         rest_NCHW = coarse_NChw
-    return total + 2 ** (LEVELS - 1) * rest_NCHW.abs().mean()
+    loss: Tensor = total + 2 ** (LEVELS - 1) * rest_NCHW.abs().mean()
+    return loss
 
 
 def log_error_loss(made_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
