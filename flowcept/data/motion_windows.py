@@ -56,7 +56,7 @@ class WindowsConfig:
     num_layered: int = 400  # clips of moving layers
     layered_share: float = 0.3  # of the windows that are drawn
     sides: tuple[int, ...] = (96, 128, 128, 176)  # pixels along a crop
-    pixels: int = 4 * 128 * 128  # of all crops of a batch
+    pixels: int = 6 * 128 * 128  # of all crops of a batch
     alone: float = 0.3  # share of windows whose pictures beyond the gap are not told
     law_pairs: int = 32  # pictures pairs of each shot from which the law of gaps learns
     law_longest: int = 41  # frames: the widest of these

@@ -45,6 +45,11 @@ CURVATURE = 0.7  # share of the measured acceleration that is believed
 LEAST_TRUST = 1e-3  # of a candidate, so that no place is without any
 GRAIN = 16  # pixels: sides of pictures are padded to multiples of it for the network
 WORKING_SIDE = 256  # pixels, about: of the shorter side at which motion is estimated
+# Units of what the last layers say: Adam moves each of their numbers by about the same in a step,
+# and a step must not shake the picture.
+COARSE_MOVE = 1.0  # pixels
+FINE_MOVE = 0.5  # pixels
+ADDED_COLOUR = 0.1  # of 2, the range of colours
 STILL_REACH = 4  # pixels: a place is still if nothing this near changes
 STILL_FLOW = 0.05  # pixels of motion that still counts as none
 LAW_SIDE = 128  # pixels of the shorter side of the pictures from which a gap's size is told
@@ -330,8 +335,7 @@ class MotionNetwork(nn.Module):
         hidden, place = self._moved(left_NCHW, right_NCHW, fields, t_N)
         shown = candidates(left_NCHW, right_NCHW, place)
         count, _, _, height, width = shown.shape
-        said = self._said(shown, fields, place, hidden, t_N)
-        move, preference, colour, log_error = said.split([8, 4, 3, 1], 1)
+        move, preference, colour, log_error = self._said(shown, fields, place, hidden, t_N)
         weight = torch.softmax(trust(fields.cover_NKHW, t_N) + preference, 1)
         place = place + move.view(count, 2, 4, height, width)
         return Plan(place, weight, colour, log_error, _farthest(fields))
@@ -366,21 +370,24 @@ class MotionNetwork(nn.Module):
             near_half, far_half = (F.avg_pool2d(x, 2) for x in (near_some, far_some))
             agreements.append(compared(near_half, far_half, self.config.reach[1]))
         hidden = self.coarse(torch.cat(inputs, 1), torch.cat(agreements, 1)).float()
-        move_N8hw = 4 * self.coarse_move(hidden).float()
+        move_N8hw = COARSE_MOVE * self.coarse_move(hidden).float()
         move = F.interpolate(move_N8hw, scale_factor=4, mode="bilinear", align_corners=False)
         return hidden, fields.place_NK4HW + move.view(count, 2, 4, height, width)
 
     def _said(
         self, shown: Tensor, fields: Fields, place: Tensor, hidden: Tensor, t_N: Tensor
-    ) -> Tensor:
-        """The fine half: [N, 16, H, W] of moves, preferences, colour and expected error."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The fine half: moves [N, 8, H, W], preferences, colour and expected error."""
         height, width = shown.shape[-2:]
         seen = F.pixel_unshuffle(_seen(shown, fields, t_N), 2)
         known = _twice(self.hand_over(hidden).float())
         move = F.avg_pool2d((place - fields.place_NK4HW).flatten(1, 2), 2) / 4
         t = t_N.view(-1, 1, 1, 1).expand(-1, 1, height // 2, width // 2)
         said = self.fine_say(self.fine(torch.cat([seen, known, move, t], 1)))
-        return F.pixel_shuffle(said.float(), 2)
+        move, preference, colour, log_error = F.pixel_shuffle(said.float(), 2).split(
+            [8, 4, 3, 1], 1
+        )
+        return FINE_MOVE * move, preference, ADDED_COLOUR * colour, log_error
 
 
 NUM_SEEN = 3 + 12 + 4 + 4

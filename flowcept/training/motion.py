@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from types import FrameType
 from typing import Any
 
@@ -65,12 +65,12 @@ class MotionTrainConfig:
 
     hours: float = 10.0  # of the whole training; the rate falls to 0 over them
     steps: int = 0  # of the whole training instead of hours; 0: hours
-    learning_rate: float = 5e-4  # at its peak
+    learning_rate: float = 3e-4  # at its peak
     warmup: int = 300  # steps over which the rate rises
     weight_decay: float = 1e-3  # of AdamW
     clip: float = 0.5  # bound on the gradient's norm
     average: float = 0.999  # decay per step of the averaged weights
-    log_error_weight: float = 0.2  # of the mean logarithm of the squared error
+    log_error_weight: float = 1.0  # of the mean logarithm of the squared error
     expected_weight: float = 0.02  # of what the network expects of its own error
     law_weight: float = 0.1  # of the law of gaps' cross-entropy
     law_batch: int = 64  # pairs of pictures a step, for the law
@@ -260,6 +260,7 @@ def scores(network: MotionNetwork, windows: list[Batch], law: LawExamples) -> di
     if windows:
         told |= {"psnr": fmean(made), "hand_made": fmean(hand)}
         gains = [a - b for a, b in zip(made, hand, strict=True)]
+        told["gain"], told["median_gain"] = fmean(gains), median(gains)
         told["best_gain"], told["worst_gain"] = max(gains), min(gains)
         halves = [gain for gain, half in zip(gains, near, strict=True) if half]
         told["gain_halfway"] = fmean(halves) if halves else math.nan
