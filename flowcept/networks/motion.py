@@ -215,7 +215,7 @@ class MotionConfig:
     )  # cells at 1/4 and 1/8 of the size: the longest shifts looked at
     coarse: tuple[int, int, int] = (48, 72, 96)  # channels at 1/4, 1/8 and 1/16 of the size
     fine: tuple[int, int, int] = (32, 48, 64)  # channels at 1/2, 1/4 and 1/8 of the size
-    law_hidden: int = 64  # units of each layer of the gap law
+    law_hidden: int = 32  # units of each layer of the gap law
     most_missing: int = 40  # frames: the largest gap of which the law knows
 
     def __post_init__(self) -> None:
@@ -464,6 +464,10 @@ class GapLaw(nn.Module):
     def __init__(self, hidden: int, most_missing: int) -> None:
         super().__init__()
         self.most_missing = most_missing
+        self.mean_D: Tensor
+        self.spread_D: Tensor
+        self.register_buffer("mean_D", torch.zeros(NUM_CUES))  # of the cues it learned from
+        self.register_buffer("spread_D", torch.ones(NUM_CUES))
         self.layers = nn.Sequential(
             nn.Linear(NUM_CUES, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
         )
@@ -473,9 +477,14 @@ class GapLaw(nn.Module):
             self.say.weight.mul_(0.1)
             self.say.bias.copy_(torch.cat([torch.zeros(PARTS), middles, torch.zeros(PARTS)]))
 
+    def _said(self, cue_ND: Tensor) -> Tensor:
+        """Shares, middles and scales of the parts: [N, 3 PARTS]."""
+        said: Tensor = self.say(self.layers((cue_ND - self.mean_D) / self.spread_D))
+        return said
+
     def forward(self, cue_ND: Tensor) -> Tensor:
         """Logarithms of probabilities of 0..G frames between: [N, G + 1], normalised."""
-        share_NP, middle_NP, log_scale_NP = self.say(self.layers(cue_ND)).chunk(3, 1)
+        share_NP, middle_NP, log_scale_NP = self._said(cue_ND).chunk(3, 1)
         edges = torch.arange(self.most_missing + 2, device=cue_ND.device) + 0.5  # of spacings
         scale_NP1 = log_scale_NP.clamp(-4, 3).exp()[:, :, None]
         below = torch.sigmoid((edges.log() - middle_NP[:, :, None]) / scale_NP1)

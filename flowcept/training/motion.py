@@ -45,6 +45,7 @@ from flowcept.data.motion_windows import (
 from flowcept.errors import UserError
 from flowcept.networks.flow import DisEstimator
 from flowcept.networks.motion import (
+    GapLaw,
     MotionConfig,
     MotionNetwork,
     hand_made,
@@ -72,8 +73,7 @@ class MotionTrainConfig:
     average: float = 0.999  # decay per step of the averaged weights
     log_error_weight: float = 1.0  # of the mean logarithm of the squared error
     expected_weight: float = 0.02  # of what the network expects of its own error
-    law_weight: float = 0.1  # of the law of gaps' cross-entropy
-    law_batch: int = 64  # pairs of pictures a step, for the law
+    law_steps: int = 4000  # of the law of gaps, before all else
     log_every: int = 50  # steps
     check_every: int = 500  # steps from one score of held-out windows to the next
     save_minutes: float = 5.0  # from one saved state to the next
@@ -136,6 +136,33 @@ def _law_examples(data: MotionData, most: int) -> tuple[LawExamples, LawExamples
     return learned, held
 
 
+LAW_RATE = 1e-3
+LAW_DECAY = 0.1
+LAW_BATCH = 64  # pairs of pictures a step
+LAW_NOISE = (
+    0.3  # of the cues' spread: shots are few, and each has a pace of its own to learn by heart
+)
+
+
+def fit_law(law: GapLaw, examples: LawExamples, steps: int, seed: int) -> None:
+    """Teach the law of gaps by cross-entropy, with noise on the cues; it takes seconds."""
+    cue_ND, between_N = examples.cue_ND, examples.between_N
+    law.mean_D.copy_(cue_ND.mean(0))
+    law.spread_D.copy_(cue_ND.std(0) + 1e-3)
+    optimiser = torch.optim.AdamW(law.parameters(), LAW_RATE, weight_decay=LAW_DECAY)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = LAW_RATE * (1 - step / steps)
+        rows = torch.randint(len(cue_ND), (LAW_BATCH,), generator=generator)
+        noise_ND = torch.randn(LAW_BATCH, cue_ND.shape[1], generator=generator)
+        told_NG = law(cue_ND[rows] + LAW_NOISE * law.spread_D * noise_ND)
+        loss = F.nll_loss(told_NG, between_N[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
 class MotionTrainer:
     """A network, its average, and all that a step changes."""
 
@@ -143,16 +170,19 @@ class MotionTrainer:
         torch.manual_seed(config.seed)
         self.config = config
         self.network = MotionNetwork(config.network)
+        self.law, self.held_law = _law_examples(data, config.network.most_missing)
+        fit_law(self.network.law, self.law, config.law_steps, config.seed)
+        self.network.law.requires_grad_(False)
         self.average = deepcopy(self.network).eval().requires_grad_(False)
+        self.learning = [p for p in self.network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(),
+            self.learning,
             config.learning_rate,
             (0.9, 0.99),
             weight_decay=config.weight_decay,
         )
         self.rng = np.random.default_rng(config.seed)
         self.drawer = WindowDrawer(data, self.rng, ready_only=config.ready_only)
-        self.law, self.held_law = _law_examples(data, config.network.most_missing)
         self.step = 0
         self.seconds = 0.0  # of training, over all parts of the run
 
@@ -178,35 +208,25 @@ class MotionTrainer:
             "laplacian": 1.0,
             "log_error": config.log_error_weight,
             "expected": config.expected_weight,
-            "law": config.law_weight,
         }
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         self.optimiser.zero_grad()
         total.backward()
-        norms = [nn.utils.clip_grad_norm_(some, config.clip) for some in self._parts()]
-        if all(bool(norm.isfinite()) for norm in norms):
+        norm = nn.utils.clip_grad_norm_(self.learning, config.clip)
+        if bool(norm.isfinite()):
             self.optimiser.step()
             self._follow()
         self.step += 1
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
-    def _parts(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the law, which learns from other examples, and all others."""
-        law = list(self.network.law.parameters())
-        rest = [p for n, p in self.network.named_parameters() if not n.startswith("law.")]
-        return law, rest
-
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
             plan = self.network(batch.left_N3HW, batch.right_N3HW, batch.flows, batch.t_N)
         made = painted(batch.left_N3HW, batch.right_N3HW, plan)
-        rows = torch.from_numpy(self.rng.integers(len(self.law.cue_ND), size=self.config.law_batch))
-        law_NG = self.network.law(self.law.cue_ND[rows])
         return {
             "laplacian": laplacian_loss(made, batch.truth_N3HW),
             "log_error": log_error_loss(made, batch.truth_N3HW),
             "expected": expected_error_loss(plan.log_error_N1HW, made, batch.truth_N3HW),
-            "law": F.nll_loss(law_NG, self.law.between_N[rows]),
         }
 
     @torch.no_grad()

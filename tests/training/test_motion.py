@@ -1,6 +1,7 @@
 """Training of motion: windows follow from a seed, and a resumed run is an uninterrupted one."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from flowcept.data.motion_windows import (
 from flowcept.data.video import write_video
 from flowcept.errors import UserError
 from flowcept.networks.flow import DisConfig, DisEstimator, backward_warp
-from flowcept.networks.motion import MotionConfig, load_network
+from flowcept.networks.motion import NUM_CUES, GapLaw, MotionConfig, load_network
 from flowcept.training.motion import (
+    LawExamples,
     MotionTrainConfig,
+    fit_law,
     laplacian_loss,
     train_motion,
     within_central,
@@ -45,7 +48,7 @@ NETWORK = MotionConfig(
     features=8, compared=4, coarse=(8, 8, 8), fine=(8, 8, 8), law_hidden=8, most_missing=40
 )
 TRAIN = MotionTrainConfig(
-    steps=6, warmup=2, law_batch=4, log_every=1, check_every=3, windows=WINDOWS, network=NETWORK
+    steps=6, warmup=2, law_steps=20, log_every=1, check_every=3, windows=WINDOWS, network=NETWORK
 )
 
 
@@ -130,6 +133,21 @@ def test_laplacian_loss_is_zero_for_equals_and_scales() -> None:
     assert laplacian_loss(truth, truth) == 0
     doubled = laplacian_loss(truth + 2 * (made - truth), truth)
     torch.testing.assert_close(doubled, 2 * laplacian_loss(made, truth))
+
+
+def test_law_learns_what_the_cues_tell() -> None:
+    """The number of frames between is the exponential of the first cue; the others are noise."""
+    generator = torch.Generator().manual_seed(0)
+    between = torch.randint(0, 20, (2000,), generator=generator)
+    cues = torch.randn(2000, NUM_CUES, generator=generator)
+    cues[:, 0] = torch.log(between + 1)
+    law = GapLaw(16, 32)
+    fit_law(law, LawExamples(cues, between), 1500, seed=0)
+    told = law(cues)
+    score = float(told.gather(1, between[:, None]).mean().detach())
+    inside = within_central(told, between, 0.8).float().mean()
+    assert score > -2.6 > -math.log(20)
+    assert 0.7 < inside < 1
 
 
 def test_central_share() -> None:
