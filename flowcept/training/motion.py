@@ -133,9 +133,26 @@ def _law_examples(data: MotionData, most: int) -> tuple[LawExamples, LawExamples
     known = table["between"] <= most
     parts = [known & (table["held"] == held) for held in (False, True)]
     learned, held = (LawExamples(table["cues"][rows], table["between"][rows]) for rows in parts)
-    return learned, held
+    return slower(learned), slower(held)
 
 
+def slower(examples: LawExamples) -> LawExamples:
+    """The same pictures as of shots of which every frame, or every second, third or fourth is kept.
+
+    A user's clip may have 60 frames a second or 8. So that all rates count alike, pairs whose
+    distance a stride divides stand there as many times as the stride says: 1 in k distances is
+    divided by k.
+    """
+    cues, betweens = [], []
+    spacing_N = examples.between_N + 1
+    for stride in STRIDES:
+        rows = torch.nonzero(spacing_N % stride == 0)[:, 0].repeat(stride)
+        cues.append(examples.cue_ND[rows])
+        betweens.append(spacing_N[rows] // stride - 1)
+    return LawExamples(torch.cat(cues), torch.cat(betweens))
+
+
+STRIDES = (1, 2, 3, 4)  # shots are told at their own rate, at a half, a third and a quarter of it
 LAW_RATE = 1e-3
 LAW_DECAY = 0.1
 LAW_BATCH = 64  # pairs of pictures a step
@@ -203,7 +220,7 @@ class MotionTrainer:
         config, batch = self.config, self.drawer.batch()
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
-        losses = self._losses(batch)
+        losses, gain = self._losses(batch)
         weights = {
             "laplacian": 1.0,
             "log_error": config.log_error_weight,
@@ -217,17 +234,24 @@ class MotionTrainer:
             self.optimiser.step()
             self._follow()
         self.step += 1
-        return {name: float(loss.detach()) for name, loss in losses.items()}
+        return {**{name: float(loss.detach()) for name, loss in losses.items()}, "gain": gain}
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch) -> tuple[dict[str, Tensor], float]:
+        """The losses of a batch, and its mean gain over the blend by hand, in dB."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
             plan = self.network(batch.left_N3HW, batch.right_N3HW, batch.flows, batch.t_N)
         made = painted(batch.left_N3HW, batch.right_N3HW, plan)
-        return {
+        log_error = log_error_loss(made, batch.truth_N3HW)
+        with torch.no_grad():
+            hand_plan = hand_made(batch.left_N3HW, batch.right_N3HW, batch.flows, batch.t_N)
+            hand = painted(batch.left_N3HW, batch.right_N3HW, hand_plan)
+            gained = log_error_loss(hand, batch.truth_N3HW) - log_error
+        losses = {
             "laplacian": laplacian_loss(made, batch.truth_N3HW),
-            "log_error": log_error_loss(made, batch.truth_N3HW),
+            "log_error": log_error,
             "expected": expected_error_loss(plan.log_error_N1HW, made, batch.truth_N3HW),
         }
+        return losses, 10 / math.log(10) * float(gained)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -376,7 +400,7 @@ def train_motion(
                 told = {name: fmean(losses[name] for losses in recent) for name in recent[0]}
                 _note(log, {"step": trainer.step, "hours": trainer.seconds / 3600, **told})
                 recent = []
-                say(f"step {trainer.step}, {trainer.done():.1%}: {told['laplacian']:.4f}")
+                say(f"step {trainer.step}, {trainer.done():.1%}: {told['gain']:+.3f} dB")
             if config.ready_only and trainer.step % LOOK_EVERY == 0:
                 trainer.drawer.look()
             if trainer.step % config.check_every == 0:

@@ -30,6 +30,7 @@ from flowcept.training.motion import (
     MotionTrainConfig,
     fit_law,
     laplacian_loss,
+    slower,
     train_motion,
     within_central,
 )
@@ -148,6 +149,14 @@ def test_law_learns_what_the_cues_tell() -> None:
     inside = within_central(told, between, 0.8).float().mean()
     assert score > -2.6 > -math.log(20)
     assert 0.7 < inside < 1
+
+
+def test_every_rate_counts_alike() -> None:
+    examples = LawExamples(torch.arange(12.0)[:, None], torch.arange(12))  # spacings 1 to 12
+    made = slower(examples)
+    assert len(made.between_N) == 4 * 12
+    of_spacing_12 = made.between_N[made.cue_ND[:, 0] == 11]
+    assert sorted(of_spacing_12.tolist()) == [2, 2, 2, 2, 3, 3, 3, 5, 5, 11]
 
 
 def test_central_share() -> None:
