@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowcept.device import autocast
 from flowcept.networks import attention
 from flowcept.networks.attention import Plan
-from flowcept.networks.layout import make_layout
+from flowcept.networks.layout import make_layout, to_device
 from flowcept.networks.transformer import Transformer, TransformerConfig
 from flowcept.process.forward import Flowception
 from flowcept.process.guidance import guided
@@ -185,7 +185,7 @@ def attention_routes(bench: Bench) -> dict[str, Any]:
     lengths = sorted(bench.scale.lengths)
     rows = sum(n + 1 for n in lengths)
     shape = (rows, patches, config.heads, width)
-    plan = make_layout(lengths, [1] * len(lengths), 0, None, bench.device).within
+    plan = to_device(make_layout(lengths, [1] * len(lengths), 0), bench.device).within
     generator = torch.Generator().manual_seed(0)
     q, k, v, out_gradient = (torch.randn(shape, generator=generator) for _ in range(4))
     ways = routes(lengths, patches, plan)
