@@ -2,10 +2,11 @@
 
 ``LengthOracle`` knows the law of lengths alone. ``ClipOracle`` knows the whole law of short scalar
 Gaussian clips and enumerates where the visible frames may lie in the clip. Both are written from
-the definition of the process and share no code with it but the schedules.
+the definition of the process and share no code with it but the schedules. Like a network they say
+the law of a clip's size, from which the process infers how many frames are missing.
 
 Shape suffixes: F frames of all clips, B clips, G clips of equal shape, J ways in which the visible
-frames may lie, M visible frames of a clip, K counts.
+frames may lie, M visible frames of a clip, K missing frames or sizes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from flowcept.process.sampler import Given
 from flowcept.process.schedule import Linear, Schedule
-from flowcept.process.state import FrameState, Prediction, Role
+from flowcept.process.state import FrameState, Given, Prediction, Role
 
 Law = Mapping[int, float]  # probability of each number of frames
 
@@ -57,17 +57,51 @@ def variation_floor(law: Law, clips: int, draws: int = 2000) -> tuple[float, flo
     return float(distance.mean()), float(distance.std())
 
 
+def bound(law: Law, clips: int) -> float:
+    """A total variation that exact draws of so many clips stay under, by five deviations."""
+    mean, deviation = variation_floor(law, clips)
+    return mean + 5 * deviation
+
+
 def blank(state: FrameState, log_F: Tensor, log_B: Tensor, logits_BK: Tensor) -> Prediction:
     """A prediction whose velocity is zero."""
     return Prediction(torch.zeros_like(state.latent_FCHW), log_F, log_B, logits_BK)
 
 
+def per_clip(state: FrameState, marked_F: Tensor) -> Tensor:
+    """How many frames of each clip are marked, ``[B]`` int64."""
+    ends = torch.tensor([0, *state.lengths]).cumsum(0)
+    return torch.cat([torch.zeros(1, dtype=torch.long), marked_F.long().cumsum(0)])[ends].diff()
+
+
+def sizes_of(
+    missing_BK: Tensor, state: FrameState, schedule: Schedule, num_start: int = 1
+) -> Tensor:
+    """The law of sizes from which Bayes' rule infers this law of missing frames; logarithms.
+
+    Of ``a + k`` frames that were hidden at first ``a`` have appeared, each with probability kappa:
+    binomially many. What ``k`` does not change is left out, as Bayes' rule leaves it out.
+    """
+    generated_B1 = per_clip(state, state.role_F == Role.GENERATED)[:, None]
+    gaps_B = per_clip(state, state.role_F == Role.ACTIVE) + state.open_first_B.long()
+    starts_B1 = num_start * (gaps_B == 1).long()[:, None]
+    kappa_B1 = schedule.kappa(state.tau_B.double().clamp(max=1))[:, None]
+    count_K = torch.arange(missing_BK.shape[1]).double()
+
+    appeared_B1 = (generated_B1 - starts_B1).clamp(min=0)
+    ways_BK = torch.lgamma(appeared_B1 + count_K + 1) - torch.lgamma(count_K + 1)
+    hidden_BK = count_K * (1 - kappa_B1).clamp(min=1e-7).log()
+    size_BK = missing_BK - ways_BK - hidden_BK
+    count_BK = torch.arange(missing_BK.shape[1]) - generated_B1  # missing, of each size
+    return torch.where(count_BK < 0, -math.inf, size_BK.gather(1, count_BK.clamp(min=0)))
+
+
 @dataclass
 class LengthOracle:
-    """Knows how many frames are missing, from the law of lengths; all open gaps have equal shares.
+    """Knows the law of lengths, whatever the state; all open gaps have equal shares.
 
-    Holds where the given frames leave one gap open at first (``num_start`` frames start there), or
-    none is given at all.
+    Holds where the given frames leave one gap open at first (a start frame appears there), or none
+    is given at all. What it says of gaps is the exact mean of the missing count.
     """
 
     law: Law
@@ -94,24 +128,32 @@ class LengthOracle:
             logits_BK[rows, hidden[ok]] = log_p[ok]
         return logits_BK
 
+    def missing(self, state: FrameState) -> Tensor:
+        """``[B, K]`` log-law, up to a constant, of the total missing count of a state."""
+        given_B = per_clip(state, state.role_F != Role.GENERATED)
+        kappa_B = self.schedule.kappa(state.tau_B.double().clamp(max=1))
+        return self.posterior(torch.tensor(state.lengths), given_B, kappa_B)
+
+    def sizes(self, state: FrameState) -> Tensor:
+        """``[B, K]`` log-law of the number of generated frames."""
+        size_BK = torch.full((len(state.lengths), max(self.law) + 1), -math.inf).double()
+        given_B = per_clip(state, state.role_F != Role.GENERATED)
+        for n, p in self.law.items():
+            rows = (given_B <= n).nonzero().flatten()
+            size_BK[rows, n - given_B[rows]] = math.log(p)
+        return size_BK
+
     def __call__(
-        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+        self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
     ) -> Prediction:
-        del resting_F
+        del finished_F, may_rest
         assert len(clips) == len(state.lengths)
         self.calls += 1
-        visible = torch.tensor(state.lengths)
-        parts = (state.role_F != Role.GENERATED).long().split(state.lengths)
-        given = torch.tensor([int(part.sum()) for part in parts])
-        kappa = self.schedule.kappa(state.tau_B.double().clamp(max=1))
-        logits_BK = self.posterior(visible, given, kappa)
-        law_BK = logits_BK.softmax(-1).nan_to_num(0)
+        law_BK = self.missing(state).softmax(-1).nan_to_num(0)
         mean_B = (law_BK * torch.arange(law_BK.shape[1])).sum(1)
-        opened = torch.tensor(
-            [int(part.sum()) for part in state.open_F.long().split(state.lengths)]
-        )
-        log_B = (mean_B / (opened + state.open_first_B).clamp(min=1)).log()
-        return blank(state, log_B[state.clip_F], log_B, logits_BK)
+        open_B = per_clip(state, state.open_F) + state.open_first_B
+        log_B = (mean_B / open_B.clamp(min=1)).log()
+        return blank(state, log_B[state.clip_F], log_B, self.sizes(state))
 
 
 def scalar_flow(x_M: Tensor, s_M: Tensor, mean_M: Tensor, cov_MM: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,9 +202,13 @@ class ClipOracle:
     calls: int = 0
 
     def __call__(
-        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+        self,
+        state: FrameState,
+        clips: Sequence[int],
+        finished_F: Tensor | None = None,
+        may_rest: bool = False,
     ) -> Prediction:
-        del resting_F
+        del finished_F, may_rest
         assert len(clips) == len(state.lengths)
         self.calls += 1
         x_F, t_F = state.latent_FCHW[:, 0, 0, 0].double(), state.time_F.double()
@@ -186,7 +232,8 @@ class ClipOracle:
             velocity_F[rows], missing_F[rows] = velocity_GM, gaps_GM[:, 1:]
             missing_B[members], law_BK[members] = gaps_GM[:, 0], law_GK
         velocity_FCHW = velocity_F.to(state.latent_FCHW).view(-1, 1, 1, 1)
-        return Prediction(velocity_FCHW, missing_F.log(), missing_B.log(), law_BK.log())
+        size_BK = sizes_of(law_BK.log(), state, self.schedule, self.num_start)
+        return Prediction(velocity_FCHW, missing_F.log(), missing_B.log(), size_BK)
 
     def _group(
         self, x_GM: Tensor, s_GM: Tensor, kappa_G: Tensor, role_M: tuple[int, ...], first: bool

@@ -152,7 +152,7 @@ class Running:
     @staticmethod
     def start(given: Sequence[Given], growth: Sequence[Growth], clock: Clock) -> Running:
         """The given frames alone, at ``tau = 0``."""
-        state = frames.concat([_initial(one) for one in given])
+        state = _initial(given)
         device_age_F = torch.full_like(state.role_F, clock.num_steps)
         age_F = torch.full((len(state.role_F),), clock.num_steps)
         clips = tuple(range(len(given)))
@@ -179,12 +179,12 @@ class Running:
         if not rows:
             return self
         kept = [row for row in range(len(self.clips)) if row not in rows]
-        chosen = frames.frame_rows(self.state.lengths, kept)
+        lengths = self.state.lengths
         return replace(
             self,
             state=frames.select(self.state, kept),
-            age_F=self.age_F[chosen],
-            device_age_F=self.device_age_F[chosen],
+            age_F=frames.rows_of(self.age_F, lengths, kept),
+            device_age_F=frames.rows_of(self.device_age_F, lengths, kept),
             clips=tuple(self.clips[row] for row in kept),
             growth=tuple(self.growth[row] for row in kept),
         )
@@ -243,18 +243,19 @@ class Running:
         return replace(self, state=replace(self.state, tau_B=tau_B))
 
 
-def _initial(given: Given) -> FrameState:
-    """The given frames of one clip, at ``tau = 0``."""
-    latent_FCHW, device = given.latent_FCHW, given.latent_FCHW.device
-    length = latent_FCHW.shape[0]
-    roles = [Role.ACTIVE if gap else Role.PASSIVE for gap in given.open_gaps[1:]]
+def _initial(given: Sequence[Given]) -> FrameState:
+    """The given frames of all clips, at ``tau = 0``."""
+    latent_FCHW = torch.cat([one.latent_FCHW for one in given])
+    device = latent_FCHW.device
+    roles = [Role.ACTIVE if gap else Role.PASSIVE for one in given for gap in one.open_gaps[1:]]
+    open_first = [one.open_gaps[0] for one in given]
     return FrameState(
         latent_FCHW=latent_FCHW,
-        time_F=torch.ones(length, device=device),
+        time_F=torch.ones(len(roles), device=device),
         role_F=torch.tensor(roles, dtype=torch.long, device=device),
-        tau_B=torch.zeros(1, device=device),
-        open_first_B=torch.tensor([given.open_gaps[0]], device=device),
-        lengths=(length,),
+        tau_B=torch.zeros(len(given), device=device),
+        open_first_B=torch.tensor(open_first, device=device),
+        lengths=tuple(len(one.latent_FCHW) for one in given),
     )
 
 

@@ -165,18 +165,22 @@ def frame_rows(lengths: Sequence[int], clips: Sequence[int]) -> list[int]:
     return [starts[b] + f for b in clips for f in range(lengths[b])]
 
 
+def rows_of(x: Tensor, lengths: Sequence[int], clips: Sequence[int]) -> Tensor:
+    """What ``x`` holds of the frames of the chosen clips; no numbers travel to its device."""
+    parts = x.split(list(lengths))
+    return torch.cat([parts[b] for b in clips]) if clips else x[:0]
+
+
 def select(state: FrameState, clips: Sequence[int]) -> FrameState:
     """The chosen clips, in the order in which they are named."""
-    device = state.time_F.device
-    rows = torch.tensor(frame_rows(state.lengths, clips), dtype=torch.long, device=device)
-    chosen = torch.tensor(list(clips), dtype=torch.long, device=device)
+    lengths, alone = state.lengths, [1] * len(state.lengths)
     return FrameState(
-        latent_FCHW=state.latent_FCHW[rows],
-        time_F=state.time_F[rows],
-        role_F=state.role_F[rows],
-        tau_B=state.tau_B[chosen],
-        open_first_B=state.open_first_B[chosen],
-        lengths=tuple(state.lengths[b] for b in clips),
+        latent_FCHW=rows_of(state.latent_FCHW, lengths, clips),
+        time_F=rows_of(state.time_F, lengths, clips),
+        role_F=rows_of(state.role_F, lengths, clips),
+        tau_B=rows_of(state.tau_B, alone, clips),
+        open_first_B=rows_of(state.open_first_B, alone, clips),
+        lengths=tuple(lengths[b] for b in clips),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowcept.process.schedule import Cosine, Linear, Power, Schedule, parse_schedule
+from flowcept.process.schedule import Linear, Power, Schedule, jump, parse_schedule
 
-SCHEDULES = [Linear(), Cosine(), Power(2.0), Power(0.5), Power(3.5)]
+SCHEDULES = [Linear(), Power(2.0), Power(0.5), Power(3.5)]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -17,8 +17,6 @@ def test_value_derivative_and_inverse_are_one_function(schedule: Schedule) -> No
     (slope,) = torch.autograd.grad(kappa.sum(), tau)
     torch.testing.assert_close(schedule.derivative(tau), slope, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(schedule.inverse(kappa), tau, rtol=1e-7, atol=1e-7)
-    hazard = -torch.autograd.grad((1 - schedule.kappa(tau)).log().sum(), tau)[0]
-    torch.testing.assert_close(schedule.hazard(tau), hazard, rtol=1e-9, atol=1e-9)
     assert (kappa.diff() > 0).all()
     ends = schedule.kappa(torch.tensor([0.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(ends, torch.tensor([0.0, 1.0], dtype=torch.float64))
@@ -33,7 +31,7 @@ def test_jumps_telescope_to_one_minus_kappa(schedule: Schedule) -> None:
                 1 - float(schedule.kappa(torch.tensor(index / steps, dtype=torch.float64))),
                 abs=1e-12,
             )
-            hidden *= 1 - schedule.jump(index / steps, (index + 1) / steps)
+            hidden *= 1 - jump(schedule, index / steps, (index + 1) / steps)
         assert hidden == 0
 
 
@@ -48,14 +46,12 @@ def test_delays_follow_kappa(schedule: Schedule, generator: torch.Generator) -> 
 
 def test_names() -> None:
     assert parse_schedule("linear") == Linear()
-    assert parse_schedule("cosine") == Cosine()
-    assert parse_schedule("power") == Power(2.0)
     assert parse_schedule("power:0.5") == Power(0.5)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Linear", "linear:2", "cosine:1", "power:x", "power:0", "power:-1", "power:nan",
-             "power:0.009", "power:inf", "powers", " linear"],
+    "name", ["", "Linear", "linear:2", "cosine", "power", "power:", "power:x", "power:0",
+             "power:-1", "power:nan", "power:0.009", "power:inf", "powers", " linear"],
 )  # fmt: skip
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="unknown schedule"):
