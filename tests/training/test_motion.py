@@ -142,13 +142,15 @@ def test_law_learns_what_the_cues_tell() -> None:
     between = torch.randint(0, 20, (2000,), generator=generator)
     cues = torch.randn(2000, NUM_CUES, generator=generator)
     cues[:, 0] = torch.log(between + 1)
-    law = GapLaw(16, 32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the first weights
+        law = GapLaw(16, 32)
     fit_law(law, LawExamples(cues, between), 1500, seed=0)
     told = law(cues)
     score = float(told.gather(1, between[:, None]).mean().detach())
     inside = within_central(told, between, 0.8).float().mean()
     assert score > -2.6 > -math.log(20)
-    assert 0.7 < inside < 1
+    assert inside > 0.7, "a sharp law of whole numbers covers more than it says"
 
 
 def test_every_rate_counts_alike() -> None:
