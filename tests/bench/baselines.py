@@ -257,19 +257,20 @@ class CausalConfig(TransformerConfig):
 class CausalTransformer(Transformer):
     """Attention over the past alone."""
 
-    def _layout(
-        self, state: FrameState, prompt: PromptTokens, rest: Rest | None, memory: Memory | None
-    ) -> Layout:
-        layout = super()._layout(state, prompt, rest, memory)
+    def _laid_out(
+        self, state: FrameState, prompt: PromptTokens, rest: Rest | None
+    ) -> tuple[Layout, Memory | None]:
+        layout, memory = super()._laid_out(state, prompt, rest)
         lengths = [state.lengths[b] for b in layout.order]
         awake = None if layout.awake_R is None else layout.awake_R.tolist()
         within = causal_plan(lengths, self.config.window, awake)
         device = state.latent_FCHW.device
-        return replace(
+        causal = replace(
             layout,
             after_F=torch.full_like(layout.after_F, -1),
             within=to_device(replace(layout, within=within), device).within,
         )
+        return causal, memory
 
 
 def causal_plan(lengths: Sequence[int], window: int, awake: Sequence[int] | None) -> Plan:
