@@ -1,12 +1,12 @@
-"""CUDA tensors without values on a machine without CUDA: they show dtypes and what is copied.
+"""CUDA tensors without values on a machine without CUDA: they show dtypes.
 
     with FakeCuda() as cuda:
         network = cuda.module(network)
         network(cuda.record(state), cuda.record(prompt))
 
-PyTorch's fake tensors say of which device, shape and dtype each result would be. Its CPU build
-refuses a few calls in Python for tensors that claim to be on CUDA; this mode does them another way,
-and counts those that would copy to the device. What reads from the device is an error.
+PyTorch's fake tensors say of which device, shape and dtype each result would be, under autocast,
+too. Its CPU build refuses a few calls in Python for tensors that claim to be on CUDA; this mode
+does them another way. For values, and journeys between the devices, see ``fake_device``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class FakeCuda(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.device = torch.device("cuda", 0)
-        self.copies: list[Tensor] = []  # made on the CPU and moved
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __enter__(self) -> FakeCuda:
@@ -79,10 +78,6 @@ class FakeCuda(TorchFunctionMode):
         if func is torch.Tensor.__getitem__:
             return indexed(*args)
         if func is torch.Tensor.to and args[1] == self.device:
-            if args[0].device != self.device:
-                self.copies.append(args[0])
-            return self.tensor(args[0])
-        if func is torch.Tensor.contiguous and args[0].device == self.device:
             return self.tensor(args[0])
         return func(*args, **(kwargs or {}))
 

@@ -11,9 +11,10 @@ Shape suffixes: B clips, V the width of a prompt token.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from flowcept.process.state import Rest, frame_rows
+from flowcept.process.state import Rest
 
 
 @dataclass
@@ -46,15 +47,13 @@ class Memory:
         return same
 
     def _keep(self, clips: list[int]) -> None:
-        """Forget all clips but these."""
+        """Forget all clips but these; no numbers have to travel to the device for it."""
         assert self.image_token_BV is not None
-        self.image_token_BV = self.image_token_BV[clips]
-        num_frames = sum(self.lengths)
-        of_frames = frame_rows(self.lengths, clips)
-        of_rows = frame_rows([n + 1 for n in self.lengths], clips)
-        self.kept = {
-            name: x[of_frames if len(x) == num_frames else of_rows] for name, x in self.kept.items()
-        }
+        self.image_token_BV = torch.stack([self.image_token_BV[clip] for clip in clips])
+        frames, rows = self.lengths, [length + 1 for length in self.lengths]
+        for name, x in self.kept.items():
+            parts = x.split(frames if len(x) == sum(frames) else rows)
+            self.kept[name] = torch.cat([parts[clip] for clip in clips])
 
     def whole(self, name: str, x: Tensor, awake: Tensor | None) -> Tensor:
         """The values of all rows or frames, of which ``x`` are those evaluated now.

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from fake_device import FakeDevice
 from fake_xformers import install
 from fixtures_network import (
     CLIPS,
@@ -388,16 +389,6 @@ def test_states_of_roles_use_their_embedding() -> None:
 # On a GPU
 
 
-def evaluated(
-    cuda: FakeCuda, net: Transformer, rest: Rest | None, dtype: torch.dtype = torch.bfloat16
-) -> Prediction:
-    """All clips in one pack, under autocast, on tensors that show dtypes and copies only."""
-    state = cuda.record(frames.concat(CLIPS))
-    tokens = cuda.record(concat_prompts(PROMPTS))
-    with torch.no_grad(), cuda.autocast(dtype):
-        return net(state, tokens, rest)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_attention_on_cuda_is_of_one_dtype(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -411,9 +402,9 @@ def test_attention_on_cuda_is_of_one_dtype(
 
     ops = install(monkeypatch, note)
     monkeypatch.setattr(attention, "xformers_ops", lambda: ops)
-    with FakeCuda() as cuda:
+    with FakeCuda() as cuda, torch.no_grad(), cuda.autocast(dtype):
         net = cuda.module(network(between=0))  # in training the device is asked who lies between
-        said = evaluated(cuda, net, None, dtype)
+        said = net(cuda.record(frames.concat(CLIPS)), cuda.record(concat_prompts(PROMPTS)))
     assert seen == [(dtype,) * 3] * (2 * SMALL.depth), "both attentions of each block"
     for out in outputs(said):
         assert out.is_cuda
@@ -423,20 +414,22 @@ def test_attention_on_cuda_is_of_one_dtype(
 def test_evaluations_in_sampling_copy_once_and_read_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Numbers of a layout go to the device together; the same layout again costs no copy.
-
-    A read of the device would be an error, since these tensors have no values.
-    """
+    """Numbers of a layout go to the device together; the same layout again costs no copy."""
     monkeypatch.setattr(attention, "xformers_ops", lambda: None)
-    finished_F = ~frames.concat(CLIPS).flowing_F
+    net, memory = network(), {}
     copies: list[int] = []
-    memory: dict[str, object] = {}
-    with FakeCuda() as cuda:
-        net = cuda.module(network())
-        for may_rest in (False, False, True, True, True):
-            evaluated(cuda, net, Rest(tuple(range(5)), finished_F, may_rest, memory))
-            copies.append(len(cuda.copies))
-    assert copies == [1, 1, 1, 2, 2], "the fourth is the first in which frames rest"
+    for clips, may_rest in [(range(5), False)] * 2 + [(range(5), True)] * 3 + [([4, 2, 0], True)]:
+        state = frames.concat([CLIPS[b] for b in clips])
+        tokens = concat_prompts([PROMPTS[b] for b in clips])
+        rest = Rest(tuple(clips), ~state.flowing_F, may_rest, memory)
+        with torch.no_grad(), FakeDevice() as device:
+            there = state.to("cuda"), replace(tokens, token_SD=tokens.token_SD.to("cuda"))
+            device.into.clear()
+            said = device.module(net)(*there, rest)
+            copies.append(len(device.into))
+            assert not device.out
+            assert all(out.is_cuda for out in outputs(said))
+    assert copies == [1, 0, 0, 1, 0, 1], "a pack, one in which frames rest, and one of fewer clips"
 
 
 def test_laws_are_float32_under_autocast() -> None:
