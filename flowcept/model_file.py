@@ -28,7 +28,7 @@ from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
-FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = ("F32", "BF16", "F16")  # what weights may be stored as
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa:
     """
     part = file.get_slice(name)
     shape, kind = list(part.get_shape()), part.get_dtype()
-    kinds = tuple(FLOATS) if like.is_floating_point() else ("I64",)
+    kinds = FLOATS if like.is_floating_point() else ("I64",)
     if shape != list(like.shape):
         wrong = f"has shape {shape}, not {list(like.shape)}"
     elif kind not in kinds:
@@ -386,10 +386,8 @@ def describe(path: Path) -> dict[str, Any]:
     """What a model file is, by name, for people."""
     weights = load(path)
     card, pictures_of = weights.card, weights.codec.pictures_of
-    counts = {
-        part: sum(p.numel() for p in module.parameters())
-        for part, module in weights.modules().items()
-    }
+    modules = weights.modules().items()
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules}
     total = sum(card.lengths.values())
     shortest, longest = pictures_of(card.min_length), pictures_of(card.max_length)
     mean = sum(pictures_of(n) * count for n, count in card.lengths.items()) / total
