@@ -57,6 +57,7 @@ LEVELS = 5  # of the Laplacian pyramid
 LEAST_ERROR = 1e-4  # mean squared error, pictures in [-1, 1]: better than 46 dB earns nothing
 LEAST_DIFFERENCE = 0.01  # of a pixel, in the same units, in what the expected error is taught
 SHEET_ROWS = 8
+LONGEST_STEP = 60.0  # seconds: of a step that took longer the process was paused for the rest
 LOOK_EVERY = 200  # steps from one look for new flows to the next
 
 
@@ -395,7 +396,7 @@ def train_motion(
         while trainer.done() < 1 and not stopped() and trainer.step != pause_at:
             begun = time.monotonic()
             recent.append(trainer.train_step())
-            trainer.seconds += time.monotonic() - begun
+            trainer.seconds += min(time.monotonic() - begun, LONGEST_STEP)
             if trainer.step % config.log_every == 0:
                 told = {name: fmean(losses[name] for losses in recent) for name in recent[0]}
                 _note(log, {"step": trainer.step, "hours": trainer.seconds / 3600, **told})
