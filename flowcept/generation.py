@@ -290,7 +290,7 @@ class Start:
 
     def own(self, step: Step) -> Step:
         """A step of this one clip, without what stands beside it."""
-        names, state = step.ids[0], step.state
+        names, state = step.name_F.tolist(), step.state
         rows = [row for row, name in enumerate(names) if name not in self.beside]
         if len(rows) == len(names):
             return step
@@ -301,9 +301,7 @@ class Start:
             role_F=state.role_F[rows],
             lengths=(len(rows),),
         )
-        ids = (tuple(names[row] for row in rows),)
-        done = {clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()}
-        return replace(step, state=kept, age_F=step.age_F[rows], ids=ids, done=done)
+        return replace(step, state=kept, age_F=step.age_F[rows], name_F=step.name_F[rows])
 
     def places(self, names: Sequence[int], codec: Codec) -> list[int]:
         """The picture that each given latent is, or ends with, by all names from left to right."""
@@ -495,8 +493,8 @@ class Studio:
                 parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise self._out_of_memory(latents, request) from error
-        places = start.places(step.ids[0], self.codec)
-        return Made(np.concatenate(parts), growth, list(own.ids[0]), places)
+        places = start.places(step.name_F.tolist(), self.codec)
+        return Made(np.concatenate(parts), growth, own.name_F.tolist(), places)
 
     def _steps(self, start: Start, config: SampleConfig, request: Request) -> Iterator[Step]:
         """The steps of one clip, with all that the sampler sees."""
@@ -747,9 +745,8 @@ class Studio:
 
 
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
-    new = set(step.new[0])
-    times = (step.age_F / num_steps).tolist()  # known on the CPU: asks no device
-    return [(name, time, name in new) for name, time in zip(step.ids[0], times, strict=True)]
+    frames = zip(step.name_F.tolist(), step.age_F.tolist(), strict=True)  # asks no device
+    return [(name, age / num_steps, age == 0) for name, age in frames]
 
 
 def _window_seed(seed: int, number: int) -> int:

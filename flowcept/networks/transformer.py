@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
-from flowcept.networks.in_between import InBetween
+from flowcept.networks.in_between import InBetween, between
 from flowcept.networks.layers import (
     TIME_WAVES,
     SquaredRelu,
@@ -292,12 +292,12 @@ class Transformer(VideoNetwork):
         """The layout of this evaluation; the last one is kept, since steps may repeat it."""
         token_counts = tuple(n + 1 for n in prompt.lengths)  # the image token, too
         finished, resting = None, False
-        if rest is not None:
-            finished = tuple(rest.finished_F.tolist())
         if rest is not None and memory is not None:
             order = evaluation_order(state.lengths, token_counts)
             names, lengths = [rest.names[b] for b in order], [state.lengths[b] for b in order]
             resting = memory.enter(names, lengths)
+        if rest is not None and (resting or self.in_between is not None):
+            finished = tuple(rest.finished_F.tolist())  # else a layout does not depend on it
 
         device = state.latent_FCHW.device
         made_of = (state.lengths, token_counts, finished, resting, device)
@@ -404,7 +404,7 @@ class Transformer(VideoNetwork):
         assert self.in_between is not None
         own = layout.between_F
         if own is None:  # training, where none rests: the device is asked
-            own = state.between_F[layout.place_F].nonzero().flatten()
+            own = between(state)[layout.place_F].nonzero().flatten()
         place = layout.place_F[own]
         pulled_FCHW: Tensor = self.in_between(
             velocity_FCHW[own],

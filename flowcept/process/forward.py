@@ -2,16 +2,16 @@
 
 A clip of data becomes the visible frames at a random extended time, with the velocity of every
 flowing frame and the exact number of frames missing in every open gap. Two habits keep the laws
-exact. ``tau`` never depends on the delays. And a draw that teaches nothing, or a context that does
-not fit a clip, gives None: the caller goes on to the next clip. Drawing again for the same clip
-would weigh short and long clips differently and so bend the law of lengths.
+exact. ``tau`` never depends on the delays. And a draw that teaches nothing gives None: the caller
+goes on to the next clip. Drawing again for the same clip would weigh short and long clips
+differently and so bend the law of lengths.
 
-Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K sizes.
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, G
+gaps of a clip, K sizes.
 """
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,7 +22,7 @@ from flowcept.process.growth import Insertions
 from flowcept.process.posterior import START_FRAMES, missing_logits
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
-from flowcept.settings import ContextMixture, SampleConfig
+from flowcept.settings import SampleConfig
 
 
 class Process(Protocol):
@@ -52,10 +52,7 @@ FIRST = 0.1  # of the draws before ``tau = 1``: even in kappa, so that first ste
 
 @dataclass(frozen=True)
 class Flowception:
-    """Frames appear one by one at random delays (arXiv 2512.11438, section 3).
-
-    Part of every model file.
-    """
+    """Frames appear one by one at random delays (section 3). Part of every model file."""
 
     schedule: str = "linear"  # linear or power:EXPONENT
     shift: float = 1.0  # over 1 spends more of the denoising on noise
@@ -101,13 +98,11 @@ class Flowception:
         return float(parse_schedule(self.schedule).inverse(torch.tensor(tau).double()).float())
 
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
-        """Bayes' rule, ``posterior.missing_logits``."""
         return missing_logits(size_logits_BK, state, parse_schedule(self.schedule))
 
     def grow(
         self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
     ) -> Insertions:
-        """Insertions by the posterior of how many frames are missing."""
         return Insertions(given, generator, config, bounds, parse_schedule(self.schedule))
 
 
@@ -124,78 +119,6 @@ class Target:
 def shifted(time: Tensor, shift: float) -> Tensor:
     """The denoising progress ``s = t / (t + shift (1 - t))`` of flow time t, both in [0, 1]."""
     return time / (time + shift * (1 - time))
-
-
-LONGEST_RUN = 8  # most context frames in a row that training shows at either end
-
-
-def draw_context(
-    num_frames: int, mixture: ContextMixture, generator: Generator
-) -> list[bool] | None:
-    """Which frames of a clip are given; None where the drawn kind does not fit this length.
-
-    Everything but the places of inner frames is drawn without looking at ``num_frames``, so that
-    the law of lengths behind a given context is the data's own, cut to those that can hold it.
-    """
-    weights = asdict(mixture)
-    law = torch.tensor(list(weights.values()), dtype=torch.float64)
-    kind = list(weights)[int(torch.multinomial(law, 1, generator=generator))]
-    given = _draw_given(kind, num_frames, generator)
-    if given is None or not given < set(range(num_frames)):
-        return None
-    return [f in given for f in range(num_frames)]
-
-
-def _draw_given(kind: str, num_frames: int, generator: Generator) -> set[int] | None:
-    """The frames that a kind of context gives, of which some may lie outside of the clip."""
-    last = num_frames - 1
-    match kind:
-        case "first":
-            return {0}
-        case "first_last":
-            return {0, last}
-        case "keyframes":
-            inner = _randint(1, 3, generator)
-            if num_frames < inner + 3:
-                return None
-            return {0, last, *(1 + torch.randperm(last - 1, generator=generator)[:inner]).tolist()}
-        case "alternate":
-            return None if last % 2 else set(range(0, num_frames, 2))  # the last one is given too
-        case "first_k":
-            return set(range(_randint(1, LONGEST_RUN, generator)))
-        case "last_k":
-            return set(range(num_frames - _randint(1, LONGEST_RUN, generator), num_frames))
-        case "runs":
-            return _draw_runs(num_frames, generator)
-    return set()
-
-
-def _draw_runs(num_frames: int, generator: Generator) -> set[int] | None:
-    """Two or three runs of given frames with room between them; None where they do not fit.
-
-    Whether the clip begins and ends with a given frame is drawn first, since a model sees it.
-    """
-    runs = [_randint(1, 4, generator) for _ in range(_randint(2, 3, generator))]
-    open_first, open_last = _randint(0, 1, generator), _randint(0, 1, generator)
-    least = [open_first, *[1] * (len(runs) - 1), open_last]  # frames before and after each run
-    spare = num_frames - sum(runs) - sum(least)
-    if spare < 0:
-        return None
-
-    cuts = torch.randint(0, spare + 1, (sum(least) - 1,), generator=generator).sort().values
-    more = iter(torch.tensor([0, *cuts, spare]).diff().tolist())  # for each gap that may be there
-    given: set[int] = set()
-    start = 0
-    for gap, run in zip(least, runs, strict=False):
-        start += gap + next(more) if gap else 0
-        given |= set(range(start, start + run))
-        start += run
-    return given
-
-
-def _randint(low: int, high: int, generator: Generator) -> int:
-    """A whole number in low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def roles_of(context: Sequence[bool]) -> list[Role]:
@@ -227,8 +150,7 @@ def draw(
     noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)
     progress = shifted(time_F, process.shift)[:, None, None, None]
 
-    edges = [-1, *visible, len(context)]
-    missing = [float(right - left - 1) for left, right in itertools.pairwise(edges)]
+    missing_G = (torch.tensor([-1, *visible, len(context)]).diff() - 1).float()
     state = FrameState(
         latent_FCHW=torch.lerp(noise_FCHW, data_FCHW, progress),
         time_F=time_F,
@@ -239,8 +161,8 @@ def draw(
     )
     target = Target(
         velocity_FCHW=data_FCHW - noise_FCHW,
-        missing_F=torch.tensor(missing[1:]),
-        missing_first_B=torch.tensor(missing[:1]),
+        missing_F=missing_G[1:],
+        missing_first_B=missing_G[:1],
         total_B=torch.tensor([len(context) - len(visible)]),
     )
     return state, target
@@ -249,4 +171,4 @@ def draw(
 def concat(pairs: Sequence[tuple[FrameState, Target]]) -> tuple[FrameState, Target]:
     """All clips of all pairs, in order."""
     states, targets = zip(*pairs, strict=True)
-    return frames.concat(states), Target(**frames.joined(targets))
+    return frames.concat(states), frames.concat(targets)

@@ -5,20 +5,19 @@ which others may appear. What is unusual here: the number of frames that appear 
 from the posterior of the total still missing, which is the exact law of a step of any size, so
 the law of lengths does not depend on the number of steps.
 
-Flow times are whole ages over the number of steps: a generated frame has age 0 when it appears and
-is finished at an age of so many steps. Each clip has its own generator on the CPU and makes the same draws alone, in
-any batch and on any device. A step moves at most one tensor to the device, the noise of new frames
-with their places, and one from it, what is said of missing frames; after ``tau = 1`` none.
+Flow times are whole ages over the number of steps. Each clip has its own generator on the CPU and
+makes the same draws alone, in any batch and on any device. A step moves at most one tensor to the
+device, the noise of new frames with their places, and one from it, what is said of missing frames;
+after ``tau = 1`` none.
 
 Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, G gaps of a
 clip, N new frames, K sizes, A ages.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,32 +29,12 @@ from flowcept.process.state import FrameState, Given, Prediction, Role
 from flowcept.settings import SampleConfig
 
 LEAST_LOG = -60.0  # of a gap's missing frames: 1e-26, nothing beside any share that matters
-Names = tuple[tuple[int, ...], ...]  # of frames, clip by clip: the order in which they appeared
 
 
-class Model(Protocol):
-    """What the sampler asks: a prediction for a state whose clips are these of the request.
-
-    ``finished_F``, a bool per frame on the CPU, names the frames that do not flow. From ``tau = 1``
-    on they ``may_rest``: nothing is asked of them any more.
-    """
-
-    def __call__(
-        self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
-    ) -> Prediction: ...
-
-
-@dataclass(frozen=True)
-class Step:
-    """The clips after one step."""
-
-    index: int  # 0 for the start, then steps done
-    clips: tuple[int, ...]  # clips that still run, in the order of the state
-    state: FrameState
-    age_F: Tensor  # int64 on the CPU: steps since a frame appeared; given ones are born finished
-    ids: Names  # of all visible frames
-    new: Names  # of those that this step inserted
-    done: dict[int, Tensor]  # latent_FCHW of the clips that this step finished
+# What the sampler asks: a prediction for a state whose clips are these of the request. The CPU
+# knows which frames are finished, a bool per frame, and whether these may rest: from ``tau = 1``
+# on nothing is asked of them any more.
+Model = Callable[[FrameState, Sequence[int], Tensor, bool], Prediction]
 
 
 @torch.no_grad()
@@ -68,8 +47,8 @@ def sample_steps(
     *,
     max_length: int,
     min_length: int = 1,
-) -> Iterator[Step]:
-    """Sample clips step by step; each yields the state, new frames and finished clips.
+) -> Iterator["Step"]:
+    """Sample clips, from their start step by step until all are finished.
 
     ``generators`` are on the CPU, one per clip. ``min_length`` and ``max_length``, in latents,
     bound clips where the configuration does not. The latents' device is where the work is done.
@@ -78,27 +57,22 @@ def sample_steps(
         process.grow(one, generator, config, (min_length, max_length))
         for one, generator in zip(given, generators, strict=True)
     ]
-    running = Running.start(given, growth, config.steps, process.shift)
-    running = running.grown([clip.start() for clip in growth])
-
-    for index in itertools.count():
-        finished = running.finished(index)
-        yield running.step(index, finished)
-        if len(finished) == len(running.clips):
+    step = Step.start(given, growth, config.steps, process.shift)
+    step = step.grown([clip.start() for clip in growth])
+    while True:
+        yield step
+        if not step.running:
             return
-        running = running.without(finished)
+        step = step.only_running()
+        finished_F, may_rest = step.age_F == config.steps, step.index >= config.steps
+        prediction = model(step.state, step.clips, finished_F, may_rest)
+        counts = step.counts(prediction)
+        step = step.denoised(prediction.velocity_FCHW).grown(counts)
 
-        finished_F, may_rest = running.age_F == config.steps, index >= config.steps
-        prediction = model(running.state, running.clips, finished_F, may_rest)
-        running = running.denoised(index + 1, prediction.velocity_FCHW)
-        running = running.grown(running.counts(index, prediction))
 
-
-def latents_of(steps: Iterable[Step]) -> list[Tensor]:
+def latents_of(steps: Iterable["Step"]) -> list[Tensor]:
     """The latents ``[F, C, H, W]`` of each clip once all steps are done."""
-    done: dict[int, Tensor] = {}
-    for step in steps:
-        done |= step.done
+    done = {clip: latent_FCHW for step in steps for clip, latent_FCHW in step.done.items()}
     return [done[clip] for clip in sorted(done)]
 
 
@@ -108,16 +82,17 @@ def clip_generator(seed: int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Running:
-    """The clips that still run: their state, and what the sampler remembers of each."""
+class Step:
+    """Clips after so many steps: those that are not finished, and those that the last step did."""
 
+    index: int  # steps done
+    clips: tuple[int, ...]  # numbers within the request, in the order of the state
     state: FrameState
     age_F: Tensor  # int64 on the CPU: steps since a frame appeared; given ones are born finished
-    clips: tuple[int, ...]  # numbers within the request
+    name_F: Tensor  # int64 on the CPU: in which order the frames of a clip appeared, from 0
     growth: tuple[Insertions, ...]
-    num_steps: int
+    num_steps: int  # the age at which a frame is finished
     change_A: Tensor  # of denoising progress, in the step from each age to the next; at last 0
-    new: Names = ()  # of the frames that the last step inserted
 
     @classmethod
     def start(
@@ -125,52 +100,62 @@ class Running:
     ) -> Self:
         """The given frames alone, at ``tau = 0``."""
         latent_FCHW = torch.cat([one.latent_FCHW for one in given])
-        device, num_frames = latent_FCHW.device, len(latent_FCHW)
-        before_first = [one.open_gaps[0] for one in given]
+        device, lengths = latent_FCHW.device, tuple(len(one.latent_FCHW) for one in given)
         after_frames = [is_open for one in given for is_open in one.open_gaps[1:]]
         roles = [Role.ACTIVE if is_open else Role.PASSIVE for is_open in after_frames]
         state = FrameState(
             latent_FCHW=latent_FCHW,
-            time_F=torch.ones(num_frames, device=device),
+            time_F=torch.ones(len(roles), device=device),
             role_F=torch.tensor(roles, dtype=torch.long, device=device),
             tau_B=torch.zeros(len(given), device=device),
-            open_first_B=torch.tensor(before_first, device=device),
-            lengths=tuple(len(one.latent_FCHW) for one in given),
+            open_first_B=torch.tensor([one.open_gaps[0] for one in given], device=device),
+            lengths=lengths,
         )
+        age_F = torch.full((len(roles),), num_steps)
+        name_F = torch.cat([torch.arange(length) for length in lengths])
         progress_A = shifted(torch.arange(num_steps + 1).double() / num_steps, shift)
         change_A = torch.diff(progress_A, append=progress_A[-1:]).to(latent_FCHW)
-        age_F, clips = torch.full((num_frames,), num_steps), tuple(range(len(given)))
-        return cls(state, age_F, clips, tuple(growth), num_steps, change_A)
+        clips, growing = tuple(range(len(given))), tuple(growth)
+        return cls(0, clips, state, age_F, name_F, growing, num_steps, change_A)
 
-    def finished(self, index: int) -> list[int]:
-        """Rows of the clips in which no frame flows and, after ``index`` steps, none can appear."""
+    @property
+    def running(self) -> list[int]:
+        """Rows of the clips in which a frame flows or may still appear."""
         ages = self.age_F.split(self.state.lengths)
-        old = [bool((age_F == self.num_steps).all()) for age_F in ages]
-        return [b for b, clip in enumerate(self.growth) if old[b] and clip.complete(index)]
+        flows = [bool((age_F < self.num_steps).any()) for age_F in ages]
+        grows = [not clip.complete(self.index) for clip in self.growth]
+        return [b for b in range(len(self.clips)) if flows[b] or grows[b]]
 
-    def step(self, index: int, finished: Sequence[int]) -> Step:
-        """What is told of these clips after ``index`` steps, some of which are finished."""
-        latents = self.state.latent_FCHW.split(self.state.lengths)
-        ids = tuple(tuple(clip.ids) for clip in self.growth)
-        done = {self.clips[b]: latents[b] for b in finished}
-        return Step(index, self.clips, self.state, self.age_F, ids, self.new, done)
+    @property
+    def done(self) -> dict[int, Tensor]:
+        """``latent_FCHW`` of the clips that are finished."""
+        latents, running = self.state.latent_FCHW.split(self.state.lengths), self.running
+        return {clip: latents[b] for b, clip in enumerate(self.clips) if b not in running}
 
-    def without(self, finished: Sequence[int]) -> Self:
-        """All clips but these."""
-        if not finished:
+    def only_running(self) -> Self:
+        """Without the clips that are finished."""
+        kept = self.running
+        if len(kept) == len(self.clips):
             return self
-        kept = [b for b in range(len(self.clips)) if b not in finished]
         return replace(
             self,
+            clips=tuple(self.clips[b] for b in kept),
             state=frames.select(self.state, kept),
             age_F=frames.rows_of(kept, self.age_F, self.state.lengths),
-            clips=tuple(self.clips[b] for b in kept),
+            name_F=frames.rows_of(kept, self.name_F, self.state.lengths),
             growth=tuple(self.growth[b] for b in kept),
         )
 
-    def denoised(self, index: int, velocity_FCHW: Tensor) -> Self:
-        """After ``index`` steps: every flowing frame by its own change of denoising progress on."""
-        state, last = self.state, self.num_steps
+    def counts(self, prediction: Prediction) -> list[list[int]]:
+        """How many frames appear in each gap of each clip in the step that begins now."""
+        if all(clip.complete(self.index) for clip in self.growth):
+            return [[0] * (length + 1) for length in self.state.lengths]  # no device is asked
+        said = zip(self.growth, *_on_host(self.state, prediction), strict=True)
+        return [clip.count(self.index, gap_G, size_K) for clip, gap_G, size_K in said]
+
+    def denoised(self, velocity_FCHW: Tensor) -> Self:
+        """A step further: every flowing frame by its own change of denoising progress."""
+        state, last, index = self.state, self.num_steps, self.index + 1
         age_F = (state.time_F * last).round().long()  # as ``self.age_F``, on the device
         change_F111 = self.change_A[age_F][:, None, None, None]
         flowing_F111 = (age_F < last)[:, None, None, None]
@@ -181,31 +166,24 @@ class Running:
             time_F=(age_F + 1).clamp(max=last) / last,
             tau_B=torch.full_like(state.tau_B, index / last),
         )
-        return replace(self, state=state, age_F=(self.age_F + 1).clamp(max=last))
-
-    def counts(self, index: int, prediction: Prediction) -> list[list[int]]:
-        """How many frames appear in each gap of each clip in the step that ``index`` begins."""
-        if all(clip.complete(index) for clip in self.growth):
-            return [[0] * (length + 1) for length in self.state.lengths]  # no device is asked
-        said = zip(self.growth, *_on_host(self.state, prediction), strict=True)
-        return [clip.count(index, log_missing_G, size_K) for clip, log_missing_G, size_K in said]
+        return replace(self, index=index, state=state, age_F=(self.age_F + 1).clamp(max=last))
 
     def grown(self, counts: Sequence[Sequence[int]]) -> Self:
         """With new noise frames of age 0 in the gaps."""
-        new = tuple(clip.born(gaps) for clip, gaps in zip(self.growth, counts, strict=True))
-        if not any(new):
-            return replace(self, new=new)
-        shape = self.state.latent_FCHW.shape[1:]
-        noise = [
-            torch.randn(shape, generator=clip.generator)
-            for clip, names in zip(self.growth, new, strict=True)
-            for _ in names
-        ]
-        rows = frames.insertion_rows(self.state.lengths, counts)
-        noise_NCHW, rows_F = _to_device(torch.stack(noise), rows, self.state.latent_FCHW)
-        state = frames.insert(self.state, counts, noise_NCHW, rows_F)
-        age_F = torch.cat([self.age_F, self.age_F.new_zeros(len(noise))])[rows]
-        return replace(self, state=state, age_F=age_F, new=new)
+        shape, lengths = self.state.latent_FCHW.shape[1:], self.state.lengths
+        born = [clip.born(gaps, shape) for clip, gaps in zip(self.growth, counts, strict=True)]
+        if not any(born):
+            return self
+        noise_NCHW = torch.stack([noise_CHW for clip in born for noise_CHW in clip])
+        names = [n + i for n, clip in zip(lengths, born, strict=True) for i in range(len(clip))]
+        rows = frames.insertion_rows(lengths, counts)
+        noise_NCHW, rows_F = _to_device(noise_NCHW, rows, self.state.latent_FCHW)
+        return replace(
+            self,
+            state=frames.insert(self.state, counts, noise_NCHW, rows_F),
+            age_F=torch.cat([self.age_F, torch.zeros(len(names)).long()])[rows],
+            name_F=torch.cat([self.name_F, torch.tensor(names)])[rows],
+        )
 
 
 def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], list[Tensor]]:
@@ -213,16 +191,13 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], l
 
     An open gap keeps a share, however small, since the length may be fixed against the network.
     """
+    log = torch.cat([prediction.log_missing_F, prediction.log_missing_first_B])
+    is_open = torch.cat([state.open_F, state.open_first_B])
+    log = torch.where(is_open, log.clamp(min=LEAST_LOG), -math.inf)
+    size_BK, num_frames = prediction.size_logits_BK, len(state.time_F)
+    said = torch.cat([log, size_BK.flatten()]).cpu().double()  # in one journey
 
-    def of_open(log: Tensor, is_open: Tensor) -> Tensor:
-        return torch.where(is_open, log.clamp(min=LEAST_LOG), -math.inf)
-
-    log_F = of_open(prediction.log_missing_F, state.open_F)
-    log_B = of_open(prediction.log_missing_first_B, state.open_first_B)
-    size_BK = prediction.size_logits_BK
-    said = torch.cat([log_F, log_B, size_BK.flatten()]).cpu().double()  # in one journey
-
-    of_frames, first_B, sizes = said.split([len(log_F), len(log_B), size_BK.numel()])
+    of_frames, first_B, sizes = said.split([num_frames, len(size_BK), size_BK.numel()])
     per_clip = zip(first_B, of_frames.split(state.lengths), strict=True)
     gaps = [torch.cat([first[None], log_G]) for first, log_G in per_clip]
     return gaps, list(sizes.view(size_BK.shape))
@@ -235,6 +210,5 @@ def _to_device(noise_NCHW: Tensor, rows: Sequence[int], like: Tensor) -> tuple[T
     """
     assert max(rows, default=0) < 2**24
     packed = torch.cat([noise_NCHW.flatten(), torch.tensor(rows, dtype=torch.float32)])
-    packed = packed.to(like.device)
-    noise, rows_F = packed.split([noise_NCHW.numel(), len(rows)])
+    noise, rows_F = packed.to(like.device).split([noise_NCHW.numel(), len(rows)])
     return noise.view(noise_NCHW.shape).to(like.dtype), rows_F.long()

@@ -1,6 +1,7 @@
 """When frames appear: the law of a hidden frame's delay (arXiv 2512.11438, section 3)."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -42,14 +43,10 @@ def parse_schedule(name: str) -> Schedule:
 
     Raises ``ValueError`` for any other name and for an exponent under ``LEAST_EXPONENT``.
     """
-    kind, _, written = name.partition(":")
-    try:
-        exponent = 1.0 if name == "linear" else float(written)
-    except ValueError:
-        exponent = math.nan
-    if kind in ("linear", "power") and LEAST_EXPONENT <= exponent < math.inf:
+    exponent = 1.0 if name == "linear" else math.nan
+    if name.startswith("power:"):
+        with suppress(ValueError):
+            exponent = float(name.removeprefix("power:"))
+    if LEAST_EXPONENT <= exponent < math.inf:
         return Schedule(exponent)
-    raise ValueError(
-        f"unknown schedule {name!r}: use linear or power:EXPONENT, the exponent at least "
-        f"{LEAST_EXPONENT}"
-    )
+    raise ValueError(f"unknown schedule {name!r}: linear or power:EXPONENT (>= {LEAST_EXPONENT})")

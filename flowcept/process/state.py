@@ -7,14 +7,15 @@ Shape suffixes: F frames of all clips, B clips, C H W channels and size of a lat
 K sizes 0..largest, S prompt tokens, D or V their width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+T = TypeVar("T", bound=Any)  # a record of tensors
 
 
 class Role(IntEnum):
@@ -47,8 +48,7 @@ class FrameState:
     def clip_F(self) -> Tensor:
         """Index of the clip that each frame belongs to."""
         lengths = torch.tensor(self.lengths, device=self.time_F.device)
-        clips = torch.arange(len(lengths), device=lengths.device)
-        return torch.repeat_interleave(clips, lengths, output_size=len(self.time_F))
+        return torch.repeat_interleave(lengths, output_size=len(self.time_F))
 
     @property
     def given_F(self) -> Tensor:
@@ -65,14 +65,6 @@ class FrameState:
         """Generated frames that still move."""
         return ~self.given_F & (self.time_F < 1)
 
-    @property
-    def between_F(self) -> Tensor:
-        """Flowing frames of which both neighbours are finished."""
-        finished_F = F.pad((self.time_F >= 1).long(), (1, 1)).bool()
-        clip_F = F.pad(self.clip_F, (1, 1), value=-1)
-        both_F = finished_F[:-2] & finished_F[2:]
-        return self.flowing_F & both_F & (clip_F[:-2] == clip_F[2:])
-
     def count_B(self, marked_F: Tensor) -> Tensor:
         """How many frames of each clip are marked, as floats."""
         zero_B = torch.zeros(len(self.lengths), device=marked_F.device)
@@ -80,8 +72,7 @@ class FrameState:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
-        tensors = {name: x.to(device) for name, x in joined([self]).items()}
-        return type(self)(**tensors, lengths=self.lengths)
+        return changed(self, lambda _, x: x.to(device))
 
 
 @dataclass(frozen=True)
@@ -132,16 +123,20 @@ class Rest:
     memory: dict[str, Any] = field(default_factory=dict)
 
 
-def joined(records: Sequence[object]) -> dict[str, Tensor]:
-    """Each tensor of records of one kind, those of all records end to end."""
-    names = [name for name, x in vars(records[0]).items() if isinstance(x, Tensor)]
-    return {name: torch.cat([getattr(one, name) for one in records]) for name in names}
+def changed(record: T, change: Callable[[str, Tensor], Tensor], **others: object) -> T:
+    """The record with each of its tensors changed, by its name and value, and other fields set."""
+    tensors = {name: x for name, x in vars(record).items() if isinstance(x, Tensor)}
+    return replace(record, **{name: change(name, x) for name, x in tensors.items()}, **others)
 
 
-def concat(states: Sequence[FrameState]) -> FrameState:
-    """All clips of all states, in order."""
-    lengths = tuple(length for state in states for length in state.lengths)
-    return FrameState(**joined(states), lengths=lengths)
+def concat(records: Sequence[T]) -> T:
+    """Records of one kind as one: their tensors end to end, and their lengths if they have any."""
+    lengths = tuple(n for one in records for n in getattr(one, "lengths", ()))
+
+    def end_to_end(name: str, _: Tensor) -> Tensor:
+        return torch.cat([getattr(one, name) for one in records])
+
+    return changed(records[0], end_to_end, **({"lengths": lengths} if lengths else {}))
 
 
 def rows_of(clips: Sequence[int], x: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -152,15 +147,12 @@ def rows_of(clips: Sequence[int], x: Tensor, lengths: Sequence[int]) -> Tensor:
 
 def select(state: FrameState, clips: Sequence[int]) -> FrameState:
     """The chosen clips, in the order in which they are named; at least one."""
-    one_each = [1] * len(state.lengths)
-    return FrameState(
-        latent_FCHW=rows_of(clips, state.latent_FCHW, state.lengths),
-        time_F=rows_of(clips, state.time_F, state.lengths),
-        role_F=rows_of(clips, state.role_F, state.lengths),
-        tau_B=rows_of(clips, state.tau_B, one_each),
-        open_first_B=rows_of(clips, state.open_first_B, one_each),
-        lengths=tuple(state.lengths[b] for b in clips),
-    )
+    one_each, lengths = [1] * len(state.lengths), tuple(state.lengths[b] for b in clips)
+
+    def rows(name: str, x: Tensor) -> Tensor:
+        return rows_of(clips, x, one_each if name.endswith("_B") else state.lengths)
+
+    return changed(state, rows, lengths=lengths)
 
 
 def insertion_rows(lengths: Sequence[int], counts: Sequence[Sequence[int]]) -> list[int]:

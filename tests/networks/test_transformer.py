@@ -24,6 +24,7 @@ from fixtures_network import (
     run,
     score,
 )
+from oracle import sample
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pad_sequence
@@ -33,8 +34,8 @@ from flowcept.networks.attention import Plan
 from flowcept.networks.transformer import Transformer, TransformerConfig
 from flowcept.process import state as frames
 from flowcept.process.forward import Flowception
-from flowcept.process.guidance import concat_prompts, guided
-from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import clip_generator
 from flowcept.process.state import FrameState, Given, Prediction, Rest, Role
 from flowcept.settings import SampleConfig
 
@@ -325,7 +326,7 @@ def test_chunks_change_nothing_but_memory(
 ) -> None:
     """Evaluated frame by frame, or by a few frames, of which the last part has fewer."""
     net = network(window=window).eval()
-    state, prompt = frames.concat(CLIPS), concat_prompts(PROMPTS)
+    state, prompt = frames.concat(CLIPS), frames.concat(PROMPTS)
     with torch.no_grad():
         whole = net(state, prompt)
         monkeypatch.setattr(layers, "CHUNK", part)
@@ -345,7 +346,7 @@ def test_given_frames_are_read_clip_by_clip() -> None:
     shown: list[Tensor] = []
     net.image_read.register_forward_hook(lambda _, __, y: shown.append(y))
     said = net(
-        frames.concat([some, none, one]), concat_prompts([PROMPTS[0], PROMPTS[2], PROMPTS[4]])
+        frames.concat([some, none, one]), frames.concat([PROMPTS[0], PROMPTS[2], PROMPTS[4]])
     )
     token_BV = said.image_token_BV
     assert token_BV is not None
@@ -359,7 +360,7 @@ def test_the_image_token_reaches_all_frames_of_its_clip_only() -> None:
     """Another token changes every frame of its clip, also where blocks see neighbours only."""
     net, state = network(window=1), frames.concat([CLIPS[0], CLIPS[2]])
     state = replace(state, role_F=torch.tensor([1, 0, 0, 0, 1, 0, 0, 0, 0, 0]))
-    words = concat_prompts([PROMPTS[0], PROMPTS[2]])
+    words = frames.concat([PROMPTS[0], PROMPTS[2]])
     twice_second = lambda _, __, token_BV: token_BV * torch.tensor([[1.0], [2.0]])  # noqa: E731
     with torch.no_grad():
         before = net(state, words)
@@ -390,7 +391,7 @@ def evaluated(
 ) -> Prediction:
     """All clips in one pack, under autocast, on tensors that show dtypes and copies only."""
     state = cuda.record(frames.concat(CLIPS))
-    tokens = cuda.record(concat_prompts(PROMPTS))
+    tokens = cuda.record(frames.concat(PROMPTS))
     with torch.no_grad(), cuda.autocast(dtype):
         return net(state, tokens, rest)
 
