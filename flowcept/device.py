@@ -6,8 +6,6 @@ were counted: each storage of one evaluation, and of one training step, from its
 blocks, 17 to 257 tokens a frame. They hold to 25% from 100 frames on.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -18,11 +16,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PROGRAM = 410 * 2**20  # bytes of Python, PyTorch and its compiled kernels (Linux, x86-64)
 HELD = 1.5  # what an allocator holds in training over what is alive (Linux, the small preset)
 HALF = 0.52  # of the bytes of training stay under autocast to half precision
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -32,11 +26,8 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name not in DEVICES:
         raise UserError(f"unknown device {name!r}: use {', '.join(DEVICES)}")
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    present = {"cuda": cuda, "mps": mps, "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, here in present.items() if here))
     if not present[name]:
@@ -113,6 +104,4 @@ def training_bytes(
     step, of 4 bytes each, and in half precision one more copy.
     """
     work = 4 * frames * (30 * depth * tokens * width + 45 * stem)
-    if half:
-        return PROGRAM + 30 * weights + HELD * HALF * work
-    return PROGRAM + 28 * weights + HELD * work
+    return PROGRAM + (30 * weights + HELD * HALF * work if half else 28 * weights + HELD * work)

@@ -3,7 +3,7 @@
 gen starts from nothing; i2v from one frame with the gap after it open; interp from keyframes with
 the gaps between them open; extend from the last (first) frames of a clip with its end (start) open.
 
-Users count pictures, the sampler counts latents. With an image codec these are the same. A latent
+Users count pictures, the sampler counts latents; with an image codec these are the same. A latent
 of a video codec stands for several pictures, so a keyframe in the middle of a clip has a latent of
 its own *beside* those of the clip: right after the group of pictures that ends with it. The sampler
 sees it; it is dropped before decoding, and the user's own picture is put back at its place.
@@ -24,34 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, model_file
+from flowcept import __version__, model_file, settings
 from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
 from flowcept.data.video import Frames, Sound
-from flowcept.device import (
-    PROGRAM,
-    autocast,
-    free_memory,
-    pick_device,
-    pick_dtype,
-    sampling_bytes,
-)
+from flowcept.device import PROGRAM, autocast, free_memory, pick_device, pick_dtype, sampling_bytes
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import words_of
 from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
-from flowcept.process.state import Given
-from flowcept.settings import (
-    SEED,
-    SampleConfig,
-    check_extension,
-    check_keyframes,
-    defaults,
-    from_mapping,
-    mixed,
-    random_seed,
-)
+from flowcept.process.state import Given, changed
+from flowcept.settings import SampleConfig, mixed
 
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
 Watch = Callable[[Step], None]
@@ -83,11 +67,10 @@ class Clip:
 
     def save(self, path: str | Path, *, metadata: bool = True) -> str:
         """Write the clip; the suffix decides the format. What had to be changed, or ""."""
-        video.check_output(Path(path))
+        path, frames_FHW3 = Path(path), self.frames_FHW3
+        video.check_output(path)
         stored = self.settings if metadata else None
-        return video.write_video(
-            Path(path), self.frames_FHW3, self.fps, metadata=stored, sound=self.sound
-        )
+        return video.write_video(path, frames_FHW3, self.fps, metadata=stored, sound=self.sound)
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -113,6 +96,7 @@ class GenerateOptions(TypedDict, total=False):
 class Request:
     """What is asked for, whatever the task."""
 
+    command: str
     prompt: str
     config: SampleConfig  # lengths in pictures
     seed: int
@@ -122,7 +106,7 @@ class Request:
     watch: Watch | None = None  # called after every step of the sampler
 
     def __post_init__(self) -> None:
-        SEED.check("seed", self.seed)
+        settings.SEED.check("seed", self.seed)
         for text in (self.prompt, self.negative_prompt):
             if len(json.dumps(text)) > LONGEST_PROMPT:
                 raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
@@ -133,21 +117,14 @@ class Request:
 
         Raises ``TypeError`` for an unknown keyword and ``UserError`` for a wrong value.
         """
-        controls = {one.name for one in fields(SampleConfig)}
-        unknown = set(options) - controls - {one.name for one in fields(Request)}
-        if unknown:
-            raise TypeError(f"unknown keyword {min(unknown)!r}")
-        named = {name: value for name, value in options.items() if name in controls}
-        seed = options.get("seed")
-        return Request(
-            prompt,
-            from_mapping(SampleConfig, named, start=options.get("config", defaults(command))),
-            random_seed() if seed is None else seed,
-            options.get("negative_prompt", ""),
-            options.get("fps"),
-            options.get("scale"),
-            options.get("watch"),
-        )
+        rest: dict[str, Any] = dict(options)
+        start = rest.pop("config", settings.defaults(command))
+        names = [one.name for one in fields(SampleConfig) if one.name in rest]
+        controls = {name: rest.pop(name) for name in names}
+        if rest.get("seed") is None:
+            rest["seed"] = settings.random_seed()
+        config = settings.from_mapping(SampleConfig, controls, start=start)
+        return Request(command, prompt, config, **rest)
 
 
 @dataclass(frozen=True)
@@ -158,7 +135,6 @@ class Made:
     growth: Growth
     order: list[int]  # names of the clip's latents, left to right
     places: list[int]  # of the picture that each given latent is, or ends with
-    rounded: tuple[str, ...] = ()  # notes on lengths that were asked for
 
 
 def load(
@@ -180,8 +156,7 @@ def load(
 
 def from_nothing(card: Card, device: torch.device | None = None) -> Given:
     """The start of a clip without any given frame, as in text-to-video."""
-    latent_shape = card.codec.latent_shape(card.size)
-    return Given(torch.zeros(0, *latent_shape, device=device), (True,))
+    return Given(torch.zeros(0, *card.codec.latent_shape(card.size), device=device), (True,))
 
 
 def sample_clips(
@@ -197,23 +172,13 @@ def sample_clips(
     Lengths are in latents, by default bounded by those trained. Where no prompt differs from its
     negative one there is nothing to lean to: the network is asked once, not twice, a step.
     """
-    text, card = weights.text, weights.card
-    leans = list(prompts) != list(negative_prompts)
-    model = guided(
-        weights.network,
-        [text([prompt]) for prompt in prompts],
-        [text([prompt]) for prompt in negative_prompts],
-        config.guidance if leans else 1.0,
-        cached=config.cache,
-    )
+    guidance = config.guidance if list(prompts) != list(negative_prompts) else 1.0
+    toward = [weights.text([prompt]) for prompt in prompts]
+    away = [weights.text([prompt]) for prompt in negative_prompts]
+    model = guided(weights.network, toward, away, guidance, cached=config.cache)
+    least, most = weights.card.min_length, weights.card.max_length
     return sample_steps(
-        model,
-        given,
-        generators,
-        config,
-        weights.process,
-        min_length=card.min_length,
-        max_length=card.max_length,
+        model, given, generators, config, weights.process, min_length=least, max_length=most
     )
 
 
@@ -242,15 +207,14 @@ class Grid:
 
     def enough(self, pictures: int) -> int:
         """Latents of the shortest clip of no fewer pictures than asked for."""
-        up = self.codec.pictures_per_latent - 1
-        return self.codec.latents_of(self.known + pictures + up)
+        return self.codec.latents_of(self.known + pictures + self.codec.pictures_per_latent - 1)
 
-    def told(self, flag: str, asked: int, latents: int) -> list[str]:
+    def told(self, flag: str, asked: int | None, latents: int | None) -> list[str]:
         """A note where a number that was asked for is not made."""
-        made = self.pictures(latents)
-        if made == asked:
+        if not asked or not latents or self.pictures(latents) == asked:
             return []
         first = ", ".join(str(self.pictures(self.least + more)) for more in range(3))
+        made = self.pictures(latents)
         return [f"{flag} {asked}: this model makes {first}, ...; {asked} becomes {made}"]
 
     def in_latents(self, config: SampleConfig) -> tuple[SampleConfig, list[str]]:
@@ -258,19 +222,14 @@ class Grid:
 
         Raises ``UserError`` where no length that can be made lies within the bounds.
         """
-        notes: list[str] = []
-
-        def made(flag: str, asked: int | None, convert: Callable[[int], int]) -> int | None:
-            latents = None if asked is None else convert(asked)
-            if asked is not None and latents is not None:
-                notes.extend(self.told(flag, asked, latents))
-            return latents
-
-        exact = made("--frames", config.frames, self.latents)
-        if exact is not None:
+        if config.frames:
+            exact = self.latents(config.frames)
+            notes = self.told("--frames", config.frames, exact)
             return replace(config, frames=exact, min_length=None, max_length=None), notes
-        least = made("--min-length", config.min_length, self.enough)
-        most = made("--max-length", config.max_length, self.latents)
+        least = config.min_length and self.enough(config.min_length)
+        most = config.max_length and self.latents(config.max_length)
+        notes = self.told("--min-length", config.min_length, least)
+        notes += self.told("--max-length", config.max_length, most)
         if least and most and least > most:
             raise UserError("no length lies within the bounds: " + "; ".join(notes))
         return replace(config, min_length=least, max_length=most), notes
@@ -283,24 +242,17 @@ class Start:
     given: Given
     beside: frozenset[int] = frozenset()  # those that stand beside the clip
 
-    @property
-    def latents(self) -> int:
-        """How many are sampled at least."""
-        return len(self.given.latent_FCHW) + sum(self.given.missing or ())
-
     def own(self, step: Step) -> Step:
         """A step of this one clip, without what stands beside it."""
-        names, state = step.name_F.tolist(), step.state
-        rows = [row for row, name in enumerate(names) if name not in self.beside]
-        if len(rows) == len(names):
+        if not self.beside:
             return step
-        kept = replace(
-            state,
-            latent_FCHW=state.latent_FCHW[rows],
-            time_F=state.time_F[rows],
-            role_F=state.role_F[rows],
-            lengths=(len(rows),),
-        )
+        rows = [row for row, name in enumerate(step.name_F.tolist()) if name not in self.beside]
+        rows_F = torch.tensor(rows, dtype=torch.int64, device=step.state.time_F.device)
+
+        def own(name: str, x: Tensor) -> Tensor:
+            return x if name.endswith("_B") else x[rows_F]
+
+        kept = changed(step.state, own, lengths=(len(rows),))
         return replace(step, state=kept, age_F=step.age_F[rows], name_F=step.name_F[rows])
 
     def places(self, names: Sequence[int], codec: Codec) -> list[int]:
@@ -336,29 +288,18 @@ class Studio:
         self, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
-        for module in weights.all_modules():
+        self.card, self.codec = weights.card, weights.codec
+        self.grid = Grid(self.codec)
+        self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
+        for module in (weights.network, weights.text, weights.codec):
             module.to(device)
-
-    @property
-    def card(self) -> Card:
-        return self.weights.card
-
-    @property
-    def codec(self) -> Codec:
-        return self.weights.codec
-
-    @property
-    def beside(self) -> bool:
-        """Whether keyframes have latents beside those of the clip."""
-        return self.codec.pictures_per_latent > 1
 
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Clip:
         """A clip of a prompt."""
         request = Request.of("gen", prompt, options)
-        config, rounded = Grid(self.codec).in_latents(request.config)
+        config, rounded = self.grid.in_latents(request.config)
         made = self._sample(Start(from_nothing(self.card, self.device)), config, request)
-        notes = [*self._notes(request, config.frames), *rounded]
-        return self._finish(made, request, notes, "gen")
+        return self._finish(made, request, config.frames, rounded)
 
     def i2v(
         self,
@@ -371,13 +312,11 @@ class Studio:
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
         request = Request.of("i2v", prompt, options)
-        config, rounded = Grid(self.codec).in_latents(request.config)
+        config, rounded = self.grid.in_latents(request.config)
         picture_1HW3 = image_HW3[None]
-        latent_1CHW = self._encoded(self.codec.encode_keyframes, self._fitted(picture_1HW3, fit))
+        latent_1CHW = self._encoded(self.codec.encode_keyframes, picture_1HW3, fit)
         made = self._sample(Start(Given(latent_1CHW, (False, True))), config, request)
-
-        notes = [*self._notes(request, config.frames), *rounded]
-        clip = self._finish(made, request, notes, "i2v")
+        clip = self._finish(made, request, config.frames, rounded)
         return self._keyed(clip, picture_1HW3, fit, exact, made.places)
 
     def interp(
@@ -400,9 +339,9 @@ class Studio:
         request, count = Request.of("interp", prompt, options), len(keyframes_FHW3)
         if count < 2:
             raise UserError("interp needs two keyframes at least")
-        check_keyframes(request.config, count, multi)
-        config, notes = Grid(self.codec).in_latents(request.config)
-        fitted_FHW3 = self._fitted(keyframes_FHW3, fit)
+        settings.check_keyframes(request.config, count, multi)
+        config, notes = self.grid.in_latents(request.config)
+        fitted_FHW3, _ = video.fit(keyframes_FHW3, self.card.size, fit)
         known = config.frames
         if multi:
             between = Grid(self.codec, known=2)
@@ -419,8 +358,7 @@ class Studio:
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         keeps = multi and request.fps in (None, rate)
         request = replace(request, fps=request.fps or rate)
-        notes = [*self._notes(request, known), *notes]
-        clip = self._finish(made, request, notes, "interp", {"keyframes": count, "multi": multi})
+        clip = self._finish(made, request, known, notes, keyframes=count, multi=multi)
         clip = _sounding(clip, sound, 0.0 if keeps else None)
         return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
@@ -440,7 +378,7 @@ class Studio:
         Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
         The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
         """
-        check_extension(direction, context)
+        settings.check_extension(direction, context)
         request = Request.of("extend", prompt, options)
         edges = self._edges(direction, context, len(clip_FHW3))
         grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
@@ -451,11 +389,13 @@ class Studio:
         parts = [*before, clip_FHW3, *new[len(before) :]]
         made = replace(grown[0], frames_FHW3=np.concatenate(parts))
 
-        rate = request.fps or clip_fps
+        rate, seen = request.fps or clip_fps, edges[-1].known
         request = replace(request, fps=rate, scale=1)
-        notes = [*self._notes(request, None), *made.rounded, *self._pace(clip_fps)]
-        more = {"direction": direction, "context": edges[-1].known}
-        clip = self._finish(made, request, notes, "extend", more)
+        _, notes = Grid(self.codec, edges[0].known).in_latents(request.config)
+        if abs(clip_fps / self.card.fps - 1) > 0.25:
+            rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
+            notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
+        clip = self._finish(made, request, None, notes, direction=direction, context=seen)
         start = sum(map(len, before)) / rate if rate == clip_fps else None
         return _sounding(clip, sound, start)
 
@@ -470,7 +410,7 @@ class Studio:
 
         ``least`` pictures are sampled together whatever the controls say: given ones, say.
         """
-        controls, _ = Grid(self.codec).in_latents(config)
+        controls, _ = self.grid.in_latents(config)
         frames = max(self._longest(controls), self.codec.latents_of(least))
         modules = self.weights.modules().values()
         weights = sum(p.nbytes for module in modules for p in module.parameters())
@@ -478,14 +418,17 @@ class Studio:
 
     def _sample(self, start: Start, config: SampleConfig, request: Request) -> Made:
         """One clip; the lengths of ``config`` are in latents of the clip's own."""
-        latents = max(self._longest(config) + len(start.beside), start.latents)
+        known = len(start.given.latent_FCHW) + sum(start.given.missing or ())
+        latents = max(self._longest(config) + len(start.beside), known)
         free = free_memory(self.device)
         if free is not None and self._work(latents, config, request.scale) > free:
             raise self._out_of_memory(latents, request)
         growth: Growth = []
+        asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
+        controls = self._widened(config, len(start.beside))
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
-                for step in self._steps(start, config, request):
+                for step in sample_clips(self.weights, [start.given], *asked, controls):
                     own = start.own(step)
                     growth.append(_visible(own, config.steps))
                     if request.watch:
@@ -495,15 +438,6 @@ class Studio:
             raise self._out_of_memory(latents, request) from error
         places = start.places(step.name_F.tolist(), self.codec)
         return Made(np.concatenate(parts), growth, own.name_F.tolist(), places)
-
-    def _steps(self, start: Start, config: SampleConfig, request: Request) -> Iterator[Step]:
-        """The steps of one clip, with all that the sampler sees."""
-        prompts, negative_prompts = [request.prompt], [request.negative_prompt]
-        generators = [clip_generator(request.seed)]
-        controls = self._widened(config, len(start.beside))
-        return sample_clips(
-            self.weights, [start.given], prompts, negative_prompts, generators, controls
-        )
 
     def _widened(self, config: SampleConfig, beside: int) -> SampleConfig:
         """Lengths of all that the sampler sees: of the clip and ``beside`` keyframes.
@@ -525,13 +459,10 @@ class Studio:
         count = len(fitted_FHW3)
         open_gaps = (False, *[True] * (count - 1), False)
         beside = frozenset(range(1, count)) if self.beside else frozenset[int]()
-        missing = None
-        if span:
-            new = span if self.beside else span - 1
-            missing = tuple(new * gap for gap in open_gaps)
+        new = span if self.beside else span - 1
+        missing = tuple(new * gap for gap in open_gaps) if span else None
         latent_FCHW = self._encoded(self.codec.encode_keyframes, fitted_FHW3)
-        start = Start(Given(latent_FCHW, open_gaps, missing), beside)
-        return self._sample(start, config, request)
+        return self._sample(Start(Given(latent_FCHW, open_gaps, missing), beside), config, request)
 
     def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> tuple[Made, int]:
         """A clip in windows as long as the model's, ``span`` latents from a keyframe to the next.
@@ -547,14 +478,14 @@ class Studio:
             pieces.append(self._between(part_FHW3, request.config, window, span))
         frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
         step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
-        places = [step * key for key in range(last + 1)]
+        places = list(range(0, step * last + 1, step))
         made = replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
         return made, 1 + gaps * span
 
     def _edges(self, direction: str, context: int, available: int) -> list[Edge]:
         """Where a clip of so many pictures grows; they see ``context``, on the codec's grid."""
         longest = max(self.card.max_length - 1, 1)
-        latents = min(Grid(self.codec).enough(context), self.codec.latents_of(available), longest)
+        latents = min(self.grid.enough(context), self.codec.latents_of(available), longest)
         pictures = self.codec.pictures_of(latents)
         first = Edge(True, 1 if self.beside else pictures)
         last = Edge(False, pictures)
@@ -562,16 +493,22 @@ class Studio:
 
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
-        config, rounded = Grid(self.codec, edge.known).in_latents(request.config)
+        config, _ = Grid(self.codec, edge.known).in_latents(request.config)
         first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
-        seen_FHW3, parts = self._fitted(edge.seen(clip_FHW3), "stretch"), []
+        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
+        beside = frozenset({0} if edge.backward and self.beside else ())
+        seen_FHW3, parts = edge.seen(clip_FHW3), []
         for number, frames in enumerate(self._windows(config.frames, edge)):
             window = replace(request, seed=_window_seed(first_seed, number))
-            made = self._beyond(seen_FHW3, edge, replace(config, frames=frames), window)
+            latent_FCHW = self._encoded(encode, seen_FHW3)
+            closed = [False] * len(latent_FCHW)
+            open_gaps = (True, *closed) if edge.backward else (*closed, True)
+            start = Start(Given(latent_FCHW, open_gaps), beside)
+            made = self._sample(start, replace(config, frames=frames), window)
             parts.append(edge.new(made.frames_FHW3))
             seen_FHW3 = edge.seen(made.frames_FHW3)
         in_order = parts[::-1] if edge.backward else parts
-        return replace(made, frames_FHW3=np.concatenate(in_order), rounded=tuple(rounded))
+        return replace(made, frames_FHW3=np.concatenate(in_order))
 
     def _windows(self, latents: int | None, edge: Edge) -> list[int | None]:
         """Latents of each window of an extended clip; None: one, whose length the model chooses."""
@@ -581,33 +518,16 @@ class Studio:
         room = max(self.card.max_length - held, 1)
         return [held + min(room, left) for left in range(latents - held, 0, -room)]
 
-    def _beyond(
-        self, seen_FHW3: Frames, edge: Edge, config: SampleConfig, request: Request
-    ) -> Made:
-        """A clip that goes on from pictures, or ends with them."""
-        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
-        latent_FCHW = self._encoded(encode, seen_FHW3)
-        closed = [False] * len(latent_FCHW)
-        open_gaps = (True, *closed) if edge.backward else (*closed, True)
-        beside = frozenset({0} if edge.backward and self.beside else ())
-        return self._sample(Start(Given(latent_FCHW, open_gaps), beside), config, request)
-
     def _longest(self, config: SampleConfig) -> int:
         longest = config.frames or config.max_length or self.card.max_length
         return max(longest, config.min_length or 0)
 
     def _work(self, frames: int, config: SampleConfig, scale: int | None) -> float:
         """Bytes beside the program and its weights, of a clip of so many latents."""
-        sides = 1 if config.guidance == 1 else 2
-        network = self.card.network
-        activations = sampling_bytes(
-            sides * frames,
-            self.weights.network.tokens_per_frame,
-            network.hidden,
-            network.depth,
-            network.height * network.width * network.stem_channels,
-            self.dtype,
-        )
+        evaluated = frames if config.guidance == 1 else 2 * frames
+        tokens, net = self.weights.network.tokens_per_frame, self.card.network
+        stem = net.height * net.width * net.stem_channels
+        activations = sampling_bytes(evaluated, tokens, net.hidden, net.depth, stem, self.dtype)
         height, width = self.card.size
         copies = 2 + 2 * self._factor(scale) ** 2
         pixels = 3 * self.codec.pictures_of(frames) * height * width * copies
@@ -617,13 +537,13 @@ class Studio:
         """Whole-number enlargement of the made frames."""
         return scale or -(-SHORT_SIDE // min(self.card.size))
 
-    def _encoded(self, encode: Callable[[Tensor], Tensor], frames_FHW3: Frames) -> Tensor:
-        """Latents of pictures of the model's size."""
+    def _encoded(
+        self, encode: Callable[[Tensor], Tensor], frames_FHW3: Frames, fit: str = "stretch"
+    ) -> Tensor:
+        """Latents of pictures, brought to the model's size."""
+        frames_FHW3, _ = video.fit(frames_FHW3, self.card.size, fit)
         with autocast(self.device, self.dtype):
             return encode(to_images(frames_FHW3).to(self.device)).float()
-
-    def _fitted(self, frames_FHW3: Frames, fit: str) -> Frames:
-        return video.fit(frames_FHW3, self.card.size, fit)[0]
 
     def _notes(self, request: Request, known: int | None) -> list[str]:
         """What the user should know of what is asked for; ``known`` latents are sampled at once.
@@ -662,73 +582,45 @@ class Studio:
             raise UserError(f"{told}: say --multi K for K in every gap, --frames or --max-length")
         return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
 
-    def _pace(self, clip_fps: float) -> list[str]:
-        """A note where a clip is much faster or slower than those of training."""
-        if abs(clip_fps / self.card.fps - 1) <= 0.25:
-            return []
-        return [
-            f"the clip has {clip_fps:g} frames per second, the model learned from "
-            f"{self.card.fps:g}: new motion may look too slow or too fast"
-        ]
-
     def _out_of_memory(self, frames: int, request: Request) -> UserError:
-        need = self._work(frames, request.config, request.scale) / 2**30
-        height, width = self.card.size
+        need = f"{self._work(frames, request.config, request.scale) / 2**30:.1f} GiB"
+        (height, width), pictures = self.card.size, self.codec.pictures_of(frames)
         return UserError(
-            f"not enough memory: {self.codec.pictures_of(frames)} frames of {width}x{height} take "
-            f"about {need:.1f} GiB; lower --frames or --max-length, take --guidance 1, or use a "
-            "model of smaller frames"
+            f"not enough memory: {pictures} frames of {width}x{height} take about {need}; lower "
+            "--frames or --max-length, take --guidance 1, or use a model of smaller frames"
         )
 
     def _finish(
-        self,
-        made: Made,
-        request: Request,
-        notes: list[str],
-        command: str,
-        more: dict[str, Any] | None = None,
+        self, made: Made, request: Request, known: int | None, notes: list[str], **more: object
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
-        factor = self._factor(request.scale)
-        rate = request.fps or self.card.fps
-        config = {
-            name: value for name, value in asdict(request.config).items() if value is not None
-        }
+        notes = self._notes(request, known) + notes
+        factor, rate = self._factor(request.scale), request.fps or self.card.fps
+        config = request.config
+        controls = {name: value for name, value in asdict(config).items() if value is not None}
         record = {
             "flowcept": __version__,
-            "command": command,
+            "command": request.command,
             "model": self.name,
             "model_steps": self.card.steps,
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
-            "length": "exact" if request.config.frames else "auto",
-            **config,
+            "length": "exact" if config.frames else "auto",
+            **controls,
             "frames": len(made.frames_FHW3),
             "dtype": str(self.dtype).removeprefix("torch."),
             "fps": rate,
             "scale": factor,
-            **(more or {}),
+            **more,
         }
         ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
-        return Clip(
-            video.scale(made.frames_FHW3, factor),
-            rate,
-            request.seed,
-            record,
-            notes,
-            made.growth,
-            made.order,
-            ends if ends[-1] == len(made.frames_FHW3) - 1 else [],
-        )
+        shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
+        frames_FHW3 = video.scale(made.frames_FHW3, factor)
+        return Clip(frames_FHW3, rate, request.seed, record, notes, made.growth, made.order, shown)
 
     def _keyed(
-        self,
-        clip: Clip,
-        given_FHW3: Frames,
-        fit: str,
-        exact: bool | None,
-        places: Sequence[int],
+        self, clip: Clip, given_FHW3: Frames, fit: str, exact: bool | None, places: Sequence[int]
     ) -> Clip:
         """The user's own pixels in the places of the given frames, if asked for or if they fit."""
         size = (clip.frames_FHW3.shape[1], clip.frames_FHW3.shape[2])

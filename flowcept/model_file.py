@@ -5,13 +5,10 @@ The header holds a versioned JSON under the key ``flowcept``; tensors are named 
 with a file is said in one line before anything of its claimed size is allocated.
 """
 
-from __future__ import annotations
-
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
@@ -30,7 +26,6 @@ from flowcept.process.forward import Flowception, Process
 from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
-LARGEST_DEPTH = 1000  # blocks; building more would take minutes even without memory
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -82,10 +77,6 @@ class Weights:
             modules["text"] = self.text
         return modules
 
-    def all_modules(self) -> list[nn.Module]:
-        """A frozen encoder among them."""
-        return [*self.modules().values(), *([] if "text" in self.modules() else [self.text])]
-
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the file holds, by name."""
         return {
@@ -95,28 +86,11 @@ class Weights:
         }
 
 
-def build(card: Card) -> Weights:
-    """The modules that a card describes, with fresh weights."""
+def build(card: Card, frozen: PromptEncoder | None = None) -> Weights:
+    """The modules that a card describes, with fresh weights, but for an encoder that is there."""
     network = build_network(card.network, card.process.shift)
-    return Weights(network, build_encoder(card.text), build_codec(card.codec), card, card.process)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Modules are built without first values, so that memory of a size only claimed is not used."""
-
-    SKIPPED = frozenset({"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "zeros_"})
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        named = kwargs or {}
-        if func.__name__ in self.SKIPPED:
-            return named["tensor"] if "tensor" in named else args[0]
-        return func(*args, **named)
+    text = frozen or build_encoder(card.text)
+    return Weights(network, text, build_codec(card.codec), card, card.process)
 
 
 def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -124,25 +98,20 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
 
     Raises ``UserError`` where the file cannot be written or a weight is not finite.
     """
-    tensors = {name: _stored(tensor, dtype) for name, tensor in weights.tensors().items()}
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise UserError(
-                f"the model is not written: {name} is not finite; train with a lower rate"
-            )
+    tensors = {}
+    for name, tensor in weights.tensors().items():
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.detach().to("cpu", kind).contiguous()
+        if not bool(tensors[name].isfinite().all()):
+            raise UserError(f"not written: {name} is not finite; train with a lower rate")
     network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
-    _write(path, tensors, {"flowcept": json.dumps(record)})
+    _write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     """Under a temporary name first, then renamed."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".safetensors", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{os.getpid()}.safetensors")
     try:
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(0o644)
@@ -154,23 +123,17 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> No
         temporary.unlink(missing_ok=True)
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
-
-
 def is_model(path: Path) -> bool:
     """Whether a file says that it is a model of ours; of which format, and whole, is not asked."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return "flowcept" in (file.metadata() or {})
-    except (OSError, SafetensorError):
+        return "flowcept" in _metadata(path)
+    except UserError:
         return False
 
 
 def read_card(path: Path) -> Card:
     """The card of a model file, without its weights."""
-    return _card(_header(path), path)
+    return _card(_description(path), path)
 
 
 def load(path: Path) -> Weights:
@@ -179,19 +142,18 @@ def load(path: Path) -> Weights:
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
-    info = _header(path)
+    info = _description(path)
     card = _card(info, path)
+    frozen = build_encoder(card.text) if card.text.kind == "pretrained" else None
     try:
-        with _Unfilled():
-            weights = build(card)
+        with torch.device("meta"):  # where no size that a card claims takes memory
+            weights = build(card, frozen)
     except UserError:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
         raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
-    if "text" not in weights.modules():  # a frozen encoder has its own files
-        weights = replace(weights, text=build_encoder(card.text))
     _fill(weights, path, info["format"])
-    for module in weights.all_modules():
+    for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
     return weights
 
@@ -201,13 +163,15 @@ def _fill(weights: Weights, path: Path, version: int) -> None:
     expected = weights.tensors()
     try:
         with safe_open(path, framework="pt") as file:
-            stored = {_name_today(name, version): name for name in file.keys()}  # noqa: SIM118
+            names: list[str] = list(file.keys())
+            stored = {_name_today(name, version): name for name in names}
+            if len(stored) < len(names):
+                raise UserError(f"{path} has a tensor twice; get the file again")
             _compare_names(path, set(stored), set(expected))
             for part, module in weights.modules().items():
-                names = {name: f"{part}.{name}" for name in module.state_dict()}
                 found = {
-                    name: _checked(file, stored[whole], expected[whole], path)
-                    for name, whole in names.items()
+                    name: _checked(file, stored[f"{part}.{name}"], like, path)
+                    for name, like in module.state_dict().items()
                 }
                 module.load_state_dict(found, assign=True)
     except UserError:
@@ -225,39 +189,34 @@ NAMES_OF_2 = {
     "network.seen.": "network.image_token.",
     "network.count.": "network.size.",
 }
-SETTINGS_OF_2 = {
-    "max_count": "largest_size",
-    "cells": "stem_channels",
-    "cell_depth": "stem_depth",
-}
-GONE_SINCE_2: dict[str, dict[str, Any]] = {
+SETTINGS_OF_2 = {"max_count": "largest_size", "cells": "stem_channels", "cell_depth": "stem_depth"}
+# Settings that are gone, with the one value that still has a meaning; a block had none elsewhere.
+GONE_SINCE_2: dict[str, dict[str, object]] = {
     "network": {"rotary_values": False, "causal": False},
-    "process": {"kind": "flowception", "num_start": 1, "block": None},
+    "process": {"kind": "flowception", "num_start": 1},
 }
 
 
 def _name_today(name: str, version: int) -> str:
     """What a tensor is called now."""
-    if version == 2:
-        for then, now in NAMES_OF_2.items():
-            if name.startswith(then):
-                return now + name.removeprefix(then)
+    for then, now in NAMES_OF_2.items():
+        if version == 2 and name.startswith(then):
+            return now + name.removeprefix(then)
     return name
 
 
-def _settings_of_2(info: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _settings_of_2(info: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a file of format 2 as it would be now; ``UserError`` for lost kinds."""
-    settings = {**info, "network": dict(info["network"]), "process": dict(info["process"])}
-    for part, left in GONE_SINCE_2.items():
-        for name, only in left.items():
-            found = settings[part].pop(name, only)
-            if only is not None and found != only:
-                raise UserError(
-                    f"{path} was made with {name} {found}, which has left flowcept: train it again"
-                )
+    parts: dict[str, dict[str, Any]] = {part: dict(info[part]) for part in GONE_SINCE_2}
+    for part, gone in GONE_SINCE_2.items():
+        for name, only in gone.items():
+            found = parts[part].pop(name, only)
+            if found != only:
+                raise UserError(f"{name} {found} has left flowcept: train the model again")
+    parts["process"].pop("block", None)
     for then, now in SETTINGS_OF_2.items():
-        settings["network"][now] = settings["network"].pop(then)
-    return settings | {"network": {"family": "transformer", **settings["network"]}}
+        parts["network"][now] = parts["network"].pop(then)
+    return {**info, **parts, "network": {"family": "transformer", **parts["network"]}}
 
 
 def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
@@ -268,32 +227,32 @@ def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
 
 
 def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa: ANN401
+    """A copy of a tensor of the file, float32 where it is not of whole numbers.
+
+    A copy, since the tensor itself would stay mapped to the file, wherever it lies there.
+    """
     part = file.get_slice(name)
-    if tuple(part.get_shape()) != tuple(like.shape):
-        raise UserError(
-            f"{path}: tensor {name} has shape {list(part.get_shape())}, not {list(like.shape)}; "
-            "get the file again"
-        )
+    shape, kind = list(part.get_shape()), part.get_dtype()
     kinds = tuple(FLOATS) if like.is_floating_point() else ("I64",)
-    if part.get_dtype() not in kinds:
-        raise UserError(
-            f"{path}: tensor {name} has type {part.get_dtype()}, not {' or '.join(kinds)}"
-        )
-    tensor: Tensor = file.get_tensor(name)
-    if not bool(tensor.isfinite().all()):
-        raise UserError(
-            f"{path}: tensor {name} holds values that are not finite; get the file again"
-        )
-    return tensor.float() if tensor.is_floating_point() else tensor
+    if shape != list(like.shape):
+        wrong = f"has shape {shape}, not {list(like.shape)}"
+    elif kind not in kinds:
+        wrong = f"has type {kind}, not {' or '.join(kinds)}"
+    else:
+        tensor: Tensor = file.get_tensor(name)
+        if bool(tensor.isfinite().all()):
+            kept = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            return tensor.to(kept, copy=True)
+        wrong = "holds values that are not finite"
+    raise UserError(f"{path}: tensor {name} {wrong}; get the file again")
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """The JSON of a model file; the size of the header is checked before it is read."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself; the size of its header is checked before reading."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            if size < 8 or not 2 <= length <= size - 8:
+            if not 2 <= length <= path.stat().st_size - 8:
                 raise UserError(f"{path} is not a model file of flowcept, or is cut short")
             if length > LARGEST_HEADER:
                 raise UserError(f"{path} has a header of {length} bytes: not a model of flowcept")
@@ -303,60 +262,55 @@ def _header(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a model file of flowcept") from error
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or "flowcept" not in metadata:
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """The JSON of a model file, of a format that is known."""
+    metadata = _metadata(path)
+    if "flowcept" not in metadata:
         raise UserError(f"{path} is a safetensors file but not a model of flowcept")
     try:
         info = json.loads(metadata["flowcept"])
         version = info["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: its description cannot be read; get the file again") from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise UserError(
-            f"{path} has format {version!r}, this flowcept reads up to {FORMAT}: upgrade flowcept"
-        )
+    if type(version) is not int or version > FORMAT:
+        known = f"this flowcept reads up to {FORMAT}"
+        raise UserError(f"{path} has format {version!r}, {known}: upgrade flowcept")
     if version < 2:
-        raise UserError(
-            f"{path} has format {version}, which an older flowcept wrote: this one reads 2 and "
-            f"{FORMAT}; train it again"
-        )
+        raise UserError(f"{path} has format {version} of an older flowcept: train it again")
     return dict(info)
 
 
 def _card(info: Mapping[str, Any], path: Path) -> Card:
     """The card of a description; ``UserError`` where it makes no sense."""
     try:
-        settings = _settings_of_2(info, path) if info["format"] == 2 else dict(info)
+        settings = _settings_of_2(info) if info["format"] == 2 else dict(info)
         settings.pop("format")
         network = dict(settings["network"])
-        family = FAMILIES[network.pop("family")]
-        card = from_mapping(Card, settings | {"network": from_mapping(family.config, network)})
+        config = FAMILIES[network.pop("family")].config
+        settings["network"] = from_mapping(config, network, inside="network")
+        card = from_mapping(Card, settings)
+        problems = list(_contradictions(card))
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
-        if isinstance(error, UserError) and str(error).startswith(str(path)):
-            raise
-        raise UserError(f"{path}: its description makes no sense ({_line(error)})") from error
-    for problem in _contradictions(card):
-        raise UserError(f"{path}: its description makes no sense ({problem})")
+        problems = [_line(error)]
+    if problems:
+        raise UserError(f"{path}: no model can be made of its description ({problems[0]})")
     return card
 
 
 def _contradictions(card: Card) -> Iterable[str]:
     """What in a card cannot be, or does not fit together."""
+    network = card.network
     if not card.lengths or min(*card.lengths, *card.lengths.values()) < 1:
         yield "lengths"
     if not SLOWEST <= card.fps <= FASTEST or min(card.size) < 1 or card.fit not in FITS:
         yield "fps, size or fit"
-    if max(getattr(card.network, "depth", 0), card.text.depth) > LARGEST_DEPTH:
-        yield f"over {LARGEST_DEPTH} blocks"
-    if card.text.width != card.network.text_width:
-        yield "its parts do not fit together"
-    network = card.network
-    try:
-        latent_shape = card.codec.latent_shape(card.size)
-    except ValueError as error:
-        yield str(error)
-    else:
-        if latent_shape != (network.channels, network.height, network.width):
-            yield "picture size, codec and network disagree"
+    if card.text.width != network.text_width:
+        yield "prompt encoder and network disagree"
+    if card.codec.latent_shape(card.size) != (network.channels, network.height, network.width):
+        yield "picture size, codec and network disagree"
 
 
 def _line(error: BaseException) -> str:
@@ -386,12 +340,8 @@ def find(name: str | None) -> Path:
 def shipped_models() -> dict[str, Path]:
     """Models that came with the package, by name: in the wheel, or beside a source checkout."""
     here = Path(__file__).parent
-    files = [
-        f
-        for folder in (here / "weights", here.parent / "weights")
-        for f in folder.glob("*.safetensors")
-    ]
-    return {file.stem: file for file in reversed(files)}
+    folders = (here.parent / "weights", here / "weights")
+    return {file.stem: file for folder in folders for file in folder.glob("*.safetensors")}
 
 
 def save_tree(tree: object, path: Path) -> None:
@@ -435,13 +385,14 @@ def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
 def describe(path: Path) -> dict[str, Any]:
     """What a model file is, by name, for people."""
     weights = load(path)
-    card = weights.card
+    card, pictures_of = weights.card, weights.codec.pictures_of
     counts = {
         part: sum(p.numel() for p in module.parameters())
         for part, module in weights.modules().items()
     }
     total = sum(card.lengths.values())
-    mean = sum(n * count for n, count in card.lengths.items()) / total
+    shortest, longest = pictures_of(card.min_length), pictures_of(card.max_length)
+    mean = sum(pictures_of(n) * count for n, count in card.lengths.items()) / total
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -449,7 +400,7 @@ def describe(path: Path) -> dict[str, Any]:
         "process": asdict(card.process),
         "parameters": {**counts, "total": sum(counts.values())},
         "frames": f"{card.size[1]}x{card.size[0]} pixels at {card.fps:g} per second",
-        "lengths": f"{min(card.lengths)} to {card.max_length} frames, {mean:.1f} on average",
+        "lengths": f"{shortest} to {longest} frames, {mean:.1f} on average",
         "dataset": f"{card.dataset}: {total} clips",
         "steps": card.steps,
         "network": asdict(card.network),

@@ -59,13 +59,9 @@ COUNT = Rule(f"from 1 to {LARGEST}", lambda value: 1 <= value <= LARGEST)
 STRENGTH = Rule(f"from 0 to {LARGEST}", lambda value: 0 <= value <= LARGEST)
 SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST)
 SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
-RATE = Rule(
-    f"0 or from {SLOWEST} to {FASTEST}", lambda rate: not rate or SLOWEST <= rate <= FASTEST
-)
+RATE = Rule(f"0 or from {SLOWEST} to {FASTEST}", lambda fps: not fps or SLOWEST <= fps <= FASTEST)
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
-
-
 FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
 EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
 
@@ -237,7 +233,7 @@ class ContextMixture:
     runs: float = 0.03  # scene completion: two or three runs anywhere
 
     def __post_init__(self) -> None:
-        weights = [getattr(self, one.name) for one in fields(self)]
+        weights = list(vars(self).values())
         if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
             raise UserError("context weights must be numbers, not negative and not all zero")
 
@@ -322,10 +318,10 @@ class TrainConfig:
         groups = {one.name: group for group, one in leaf_fields(cls)}
         tables: dict[str, Any] = {}
         for name, value in values.items():
-            if name == "context":
-                tables[name] = value
-            elif name in groups:
+            if name in groups:
                 tables.setdefault(groups[name], {})[name] = value
+            elif name == "context":
+                tables[name] = value
             else:
                 raise UserError(f"unknown setting {name!r}")
         return from_mapping(cls, tables, start=start)
@@ -351,39 +347,19 @@ def leaf_fields(kind: type) -> Iterator[tuple[str, Field[Any]]]:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "hidden": 128,
-        "depth": 4,
-        "heads": 2,
-        "stem_channels": 32,
-        "text_width": 96,
-        "text_depth": 2,
-        "codec_width": 32,
-        "codec_steps": 1500,
-        "steps": 5000,
-        "tokens": 2048,
+        "hidden": 128, "depth": 4, "heads": 2, "stem_channels": 32,
+        "text_width": 96, "text_depth": 2, "codec_width": 32, "codec_steps": 1500,
+        "steps": 5000, "tokens": 2048,
     },
     "small": {},
     "base": {
-        "size": "128",
-        "compression": 8,
-        "codec_channels": 16,
-        "patch": 2,
-        "stem_channels": 128,
-        "hidden": 512,
-        "depth": 16,
-        "heads": 8,
-        "text_width": 384,
-        "text_depth": 4,
-        "codec_width": 96,
-        "codec_steps": 20000,
-        "steps": 200000,
-        "tokens": 32768,
-        "micro_tokens": 32768,
-        "learning_rate": 5e-4,
-        "warmup": 1000,
-        "ema": 0.9995,
+        "size": "128", "compression": 8, "codec_channels": 16, "patch": 2, "stem_channels": 128,
+        "hidden": 512, "depth": 16, "heads": 8, "text_width": 384, "text_depth": 4,
+        "codec_width": 96, "codec_steps": 20000, "steps": 200000,
+        "tokens": 32768, "micro_tokens": 32768,
+        "learning_rate": 5e-4, "warmup": 1000, "ema": 0.9995,
     },
-}
+}  # fmt: skip
 
 # What a resumed run may change: how long it goes on and what it reports, not what it computes.
 RESUMABLE = ("max_hours", *(one.name for one in fields(ReportSettings)))
@@ -430,22 +406,18 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
 
 def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # noqa: ANN401
     """A value as the type of its field: records, unions with None, tuples and tables go inside."""
-    inside = get_args(kind)
-    if kind is Any:
+    inside, origin = get_args(kind), get_origin(kind)
+    if kind is Any or (value is None and NoneType in inside):
         return value
-    if get_origin(kind) is tuple:
-        several = isinstance(value, list | tuple)
-        if several and len(inside) == 2 and inside[1] is Ellipsis:
-            return tuple(_converted(name, inside[0], item) for item in value)
-        if several and len(value) == len(inside):
-            return tuple(_converted(name, *pair) for pair in zip(inside, value, strict=True))
-    elif get_origin(kind) is dict:
-        if isinstance(value, Mapping):
-            return {_key(name, inside[0], key): _converted(name, inside[1], item)
-                    for key, item in value.items()}  # fmt: skip
-    elif inside:  # a union with None
-        rest = next(one for one in inside if one is not NoneType)
-        return None if value is None else _converted(name, rest, value)
+    if NoneType in inside:
+        return _converted(name, inside[0], value)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
+        if len(kinds) == len(value):
+            return tuple(_converted(name, *pair) for pair in zip(kinds, value, strict=True))
+    elif origin is dict and isinstance(value, Mapping):
+        key, item = inside
+        return {_key(name, key, k): _converted(name, item, v) for k, v in value.items()}
     elif isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
         return from_mapping(kind, value, start=start, inside=name)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):

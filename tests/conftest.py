@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Shells start background jobs with Ctrl-C ignored, and programs inherit that; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children inherit that it is ignored
 
 
 @pytest.fixture

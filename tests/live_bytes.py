@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from contextlib import nullcontext
-from unittest.mock import patch
 
 import torch
+from blank import blank, no_autocast
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -15,9 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flowcept.networks.transformer import Transformer
-from flowcept.process.state import FrameState, PromptTokens
-
-PROMPT = 8  # tokens of a prompt, about
 
 
 class Live(TorchDispatchMode):
@@ -71,22 +67,6 @@ class Work(nn.Module):
             sum(head.square().sum() for head in (*heads, said.size_logits_BK)).backward()
 
 
-def blank(network: Transformer, lengths: Sequence[int]) -> tuple[FrameState, PromptTokens]:
-    """Clips of so many visible frames, half-way and without given ones, with prompts."""
-    num_frames, num_clips = sum(lengths), len(lengths)
-    meta = {"device": "meta"}
-    state = FrameState(
-        torch.zeros(num_frames, *network.latent_shape, **meta),
-        torch.zeros(num_frames, **meta),
-        torch.zeros(num_frames, dtype=torch.long, **meta),
-        torch.zeros(num_clips, **meta),
-        torch.ones(num_clips, dtype=torch.bool, **meta),
-        tuple(lengths),
-    )
-    tokens = torch.zeros(PROMPT * num_clips, network.config.text_width, **meta)
-    return state, PromptTokens(tokens, (PROMPT,) * num_clips)
-
-
 def peak(network: Transformer, lengths: Sequence[int]) -> int:
     """Bytes alive at most during one evaluation, float32; with gradients one training step."""
     work = Work(network)
@@ -95,7 +75,6 @@ def peak(network: Transformer, lengths: Sequence[int]) -> int:
         for name, weight in work.named_parameters()
     }
     live = Live(weights.values())
-    no_autocast = patch.object(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
-    with no_autocast, Fused(), live:
+    with no_autocast(), Fused(), live:
         torch.func.functional_call(work, weights, blank(network, lengths))
     return live.peak

@@ -4,8 +4,6 @@ Every command has a file of its own; torch is imported inside commands only, so 
 completion answer at once.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import sys
@@ -28,17 +26,8 @@ app = typer.Typer(
     help="Short videos of a length that the model chooses itself. "
     'Try: flowcept gen "a dog surfing" -o out.mp4',
 )
-for command in (
-    gen.gen,
-    i2v.i2v,
-    interp.interp,
-    extend.extend,
-    train.train,
-    evaluate.evaluate,
-    info.info,
-    theatre.theatre,
-):
-    app.command()(command)
+for file in (gen, i2v, interp, extend, train, evaluate, info, theatre):
+    app.command()(getattr(file, file.__name__.rpartition(".")[2]))
 
 
 def _version(value: bool) -> None:
@@ -56,22 +45,12 @@ def _top(
     """Short videos of a length that the model chooses itself."""
 
 
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    typer.echo(f"note: {message}", err=True)
-
-
-def _memory_errors() -> tuple[type[BaseException], ...]:
-    """What says that memory ran out: Python's error, and torch's where torch is at work."""
-    torch = sys.modules.get("torch")
-    return (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
-
-
 def main() -> None:
     """Entry point. What the user can mend is one line and status 2; Ctrl-C is status 130."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
-        warnings.showwarning = _warn
+        warnings.showwarning = lambda told, *_, **__: typer.echo(f"note: {told}", err=True)
         status, message = _run()
     if message:
         typer.echo(f"flowcept: {message}", err=True)
@@ -86,7 +65,7 @@ def _run() -> tuple[int, str]:
         return 2, str(error)
     except UsageError as error:
         return 2, " ".join(error.format_message().split())
-    except _memory_errors():
+    except (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)):
         return 2, "not enough memory: ask for less at once, or close other programs"
     except OSError as error:
         if error.errno == errno.EPIPE or error.filename is None:

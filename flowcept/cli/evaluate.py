@@ -1,7 +1,5 @@
 """``flowcept evaluate``: scores of a model against a folder of clips."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, replace
@@ -10,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from flowcept.cli.options import Device, Dtype, Json, changes, check_file, takes
+from flowcept.cli.options import Device, Dtype, Json, changes, check_file, helped, takes
 from flowcept.settings import SEED, SampleConfig, defaults
 
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
@@ -31,20 +29,16 @@ def evaluate(
     controls: dict[str, Any],
     model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
-    task: Annotated[
-        str, typer.Option(help="gen: from captions; i2v: from first frames too")
-    ] = "gen",
-    clips: Annotated[int, typer.Option(help="of the folder that are drawn")] = 64,
-    features: Annotated[Path | None, typer.Option(help="a TorchScript video network")] = None,
-    seed: Annotated[int, typer.Option(help="of clips, noise and bootstraps")] = 0,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="the scores, a .json file")
-    ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="their picture, a .png file")] = None,
+    task: Annotated[str, helped("gen: from captions; i2v: from first frames too")] = "gen",
+    clips: Annotated[int, helped("of the folder that are drawn")] = 64,
+    features: Annotated[Path | None, helped("a TorchScript video network")] = None,
+    seed: Annotated[int, helped("of clips, noise and bootstraps")] = 0,
+    output: Annotated[Path | None, helped("the scores, a .json file", "--output", "-o")] = None,
+    sheet: Annotated[Path | None, helped("their picture, a .png file")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")] = False,
+    quiet: Annotated[bool, helped("no progress bars", "--quiet", "-q")] = False,
 ) -> None:
     """Score a model against a folder of clips: flowcept evaluate theatre data/"""
     config, between = (replace(defaults(command), **controls) for command in ("gen", "interp"))
@@ -57,18 +51,9 @@ def evaluate(
     from flowcept.evaluation import report
 
     scores = scorer.evaluate(
-        model_file.find(model),
-        folder,
-        config,
-        between=between,
-        task=task,
-        clips=clips,
-        features=features,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        progress=_progress(quiet),
-    )
+        model_file.find(model), folder, config, between=between, task=task, clips=clips,
+        features=features, seed=seed, device=device, dtype=dtype, progress=_progress(quiet)
+    )  # fmt: skip
     text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
     if output is not None:
         with video.replacing(output) as temporary:

@@ -1,14 +1,12 @@
 """``flowcept extend``: more frames after, before or around a clip."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flowcept.cli.making import check_rate, job_of, make_clips
-from flowcept.cli.options import MakeOptions, Prompt, making, takes
+from flowcept.cli.making import check_rate, make_clips
+from flowcept.cli.options import MakeOptions, Prompt, helped, making, takes
 from flowcept.settings import SampleConfig, check_extension
 
 
@@ -18,14 +16,14 @@ def extend(
     config: SampleConfig,
     clip: Annotated[Path, typer.Argument(help="the clip to go on from")],
     prompt: Prompt = "",
-    direction: Annotated[str, typer.Option(help="forward, backward or both")] = "forward",
-    context: Annotated[int, typer.Option(help="frames of the clip that the model sees")] = 4,
+    direction: Annotated[str, helped("forward, backward or both")] = "forward",
+    context: Annotated[int, helped("frames of the clip that the model sees")] = 4,
 ) -> None:
     """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)"""
     from flowcept.data import video
 
     check_extension(direction, context)
-    frames_FHW3, rate = video.read_video(clip)
+    clip_FHW3, rate = video.read_video(clip)
     check_rate(options.fps or rate)
     sound = clip if video.has_sound(clip) else None
     if options.scale is not None and not options.quiet:
@@ -34,15 +32,15 @@ def extend(
     make_clips(
         "extend",
         options,
-        [job_of(prompt, options, config)],
-        lambda studio, text, shared: studio.extend(
-            frames_FHW3,
+        [options.job(prompt, config)],
+        lambda studio, text, rest: studio.extend(
+            clip_FHW3,
             text,
             clip_fps=rate,
             direction=direction,
             context=context,
             sound=sound,
-            **shared,
+            **rest,
         ),
         inputs=[clip],
     )

@@ -1,15 +1,13 @@
 """``flowcept gen``: clips of prompts."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.making import Job, job_of, make_clips
-from flowcept.cli.options import MakeOptions, making, takes
+from flowcept.cli.making import make_clips
+from flowcept.cli.options import Job, MakeOptions, helped, making, takes
 from flowcept.errors import UserError
 from flowcept.settings import SampleConfig, from_mapping
 
@@ -21,17 +19,15 @@ def gen(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="one clip for each", metavar="PROMPT...")
     ] = None,
-    prompts_file: Annotated[
-        Path | None, typer.Option(help="a prompt a line, or JSONL with settings")
-    ] = None,
+    prompts_file: Annotated[Path | None, helped("a prompt a line, or JSONL with settings")] = None,
 ) -> None:
     """Make a clip of a prompt: flowcept gen "a dog surfing" -o out.mp4"""
-    jobs = [job_of(prompt, options, config) for prompt in prompts or []]
+    jobs = [options.job(prompt, config) for prompt in prompts or []]
     if prompts_file is not None:
         jobs += read_jobs(prompts_file, options, config)
     if not jobs:
         raise UserError('no prompt: try flowcept gen "a dog surfing"')
-    make_clips("gen", options, jobs, lambda studio, text, shared: studio.generate(text, **shared))
+    make_clips("gen", options, jobs, lambda studio, text, rest: studio.generate(text, **rest))
 
 
 def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Job]:
@@ -46,13 +42,13 @@ def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Jo
     jobs = []
     for number, line in enumerate(lines, start=1):
         text = line.strip()
-        if text.startswith("{"):
-            try:
+        try:
+            if text.startswith("{"):
                 jobs.append(_described(text, options, config))
-            except UserError as error:
-                raise UserError(f"{path}, line {number}: {error}") from error
-        elif text:
-            jobs.append(job_of(text, options, config))
+            elif text:
+                jobs.append(options.job(text, config))
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
     return jobs
 
 
@@ -72,4 +68,4 @@ def _described(line: str, options: MakeOptions, config: SampleConfig) -> Job:
     names = ("negative_prompt", "seed", "output")
     own = {name: values.pop(name) for name in names if name in values}
     controls = from_mapping(SampleConfig, values, start=config)
-    return from_mapping(Job, own, start=job_of(prompt, options, controls))
+    return from_mapping(Job, own, start=options.job(prompt, controls))

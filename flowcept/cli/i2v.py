@@ -1,13 +1,11 @@
 """``flowcept i2v``: clips that begin with a picture."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flowcept.cli.making import job_of, make_clips
+from flowcept.cli.making import make_clips
 from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making, takes
 from flowcept.settings import FIT, SampleConfig
 
@@ -29,7 +27,7 @@ def i2v(
     make_clips(
         "i2v",
         options,
-        [job_of(prompt, options, config)],
-        lambda studio, text, shared: studio.i2v(picture_HW3, text, fit=fit, exact=exact, **shared),
+        [options.job(prompt, config)],
+        lambda studio, text, rest: studio.i2v(picture_HW3, text, fit=fit, exact=exact, **rest),
         inputs=[image],
     )

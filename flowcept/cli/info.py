@@ -1,7 +1,5 @@
 """``flowcept info``: what a model is, or how a clip was made."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,19 +16,18 @@ def info(
 ) -> None:
     """Say what a model is, or how a clip was made: flowcept info out.mp4"""
     is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)
-    record = _of_model(file) if is_model else _of_clip(file)
+    if is_model:
+        from flowcept import model_file
+
+        record = model_file.describe(model_file.find(str(file)))
+    else:
+        record = _of_clip(file)
     if as_json:
         typer.echo(json.dumps(record, ensure_ascii=False, indent=1))
         return
     width = max(len(name) for name in record)
     for name, value in record.items():
         typer.echo(f"{name:<{width}}  {value}")
-
-
-def _of_model(file: Path) -> dict[str, Any]:
-    from flowcept import model_file
-
-    return model_file.describe(model_file.find(str(file)))
 
 
 def _of_clip(file: Path) -> dict[str, Any]:

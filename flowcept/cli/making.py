@@ -7,15 +7,15 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flowcept.cli.options import RATE, MakeOptions, check_output
+from flowcept.cli.options import RATE, Job, MakeOptions, check_output
 from flowcept.errors import UserError
-from flowcept.settings import SEED, SampleConfig, mixed, random_seed
+from flowcept.settings import mixed, random_seed
 
 if TYPE_CHECKING:
     from flowcept.generation import Clip, GenerateOptions, Studio
@@ -23,25 +23,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".mp4"  # of an output that nobody named
 PREVIEW_EVERY = 4  # steps
-
-
-@dataclass(frozen=True)
-class Job:
-    """One clip to make, by flags or by a line of a file."""
-
-    prompt: str
-    config: SampleConfig
-    negative_prompt: str = ""
-    seed: int | None = None  # None: a random one
-    output: str | None = None  # its own, from a line of a file
-
-    def __post_init__(self) -> None:
-        SEED.check("seed", self.seed)
-        check_output(self.own)
-
-    @property
-    def own(self) -> Path | None:
-        return None if self.output is None else Path(self.output)
 
 
 def make_clips(
@@ -66,20 +47,22 @@ def make_clips(
         if options.quiet:
             warnings.simplefilter("ignore")
         studio = _open(options)
-        _tell_memory(options, studio, jobs, least)
+        if not options.quiet and not options.as_json:
+            most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
+            typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
         try:
             for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
                 with _bar(command, options, studio, job.config.steps) as watch:
-                    clip = call(studio, job.prompt, _shared(options, job, watch))
+                    rest: GenerateOptions = {
+                        "config": job.config, "negative_prompt": job.negative_prompt,
+                        "seed": job.seed, "fps": options.fps, "scale": options.scale,
+                        "watch": watch,
+                    }  # fmt: skip
+                    clip = call(studio, job.prompt, rest)
                 results.append(_write(command, options, clip, name, number, len(clips)))
         finally:
             if options.as_json:
                 typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
-
-
-def job_of(prompt: str, options: MakeOptions, config: SampleConfig) -> Job:
-    """What the flags alone ask for."""
-    return Job(prompt, config, options.negative_prompt, options.seed)
 
 
 def check_rate(fps: float) -> None:
@@ -140,8 +123,6 @@ def _check_apart(files: Sequence[Path], inputs: Sequence[Path]) -> None:
 
 def numbered(path: Path, number: int) -> Path:
     """``out.mp4`` becomes ``out-1.mp4``; a folder gets the number at its end."""
-    if not path.suffix:
-        return path.with_name(f"{path.name}-{number}")
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
@@ -153,27 +134,8 @@ def _open(options: MakeOptions) -> Studio:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    return generation.load(
-        options.model, device=options.device, dtype=options.dtype, compile=options.compile
-    )
-
-
-def _tell_memory(options: MakeOptions, studio: Studio, jobs: Sequence[Job], least: int) -> None:
-    if not options.quiet and not options.as_json:
-        most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
-        typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-
-
-def _shared(options: MakeOptions, job: Job, watch: Callable[[Step], None]) -> GenerateOptions:
-    """The keywords that all tasks share."""
-    return {
-        "config": job.config,
-        "negative_prompt": job.negative_prompt,
-        "seed": job.seed,
-        "fps": options.fps,
-        "scale": options.scale,
-        "watch": watch,
-    }
+    device, dtype = options.device, options.dtype
+    return generation.load(options.model, device=device, dtype=dtype, compile=options.compile)
 
 
 @contextmanager
@@ -182,6 +144,9 @@ def _bar(
 ) -> Iterator[Callable[[Step], None]]:
     """A function that shows every step of the sampler."""
     from tqdm import tqdm
+
+    from flowcept.codecs import to_frames
+    from flowcept.data import video
 
     bar = tqdm(total=2 * steps, desc=command, unit="step", disable=options.quiet, delay=1)
 
@@ -193,18 +158,11 @@ def _bar(
         length = step.state.lengths[0]
         bar.set_postfix_str(f"{length} frames", refresh=False)
         if options.preview and step.index % PREVIEW_EVERY == 0 and length:
-            _preview(options.preview, studio, step)
+            frames_FHW3 = to_frames(studio.codec.decode(step.state.latent_FCHW))
+            video.write_video(options.preview, frames_FHW3, studio.card.fps)
 
     with bar:
         yield watch
-
-
-def _preview(path: Path, studio: Studio, step: Step) -> None:
-    from flowcept.codecs import to_frames
-    from flowcept.data import video
-
-    frames_FHW3 = to_frames(studio.weights.codec.decode(step.state.latent_FCHW))
-    video.write_video(path, frames_FHW3, studio.card.fps)
 
 
 def _write(
@@ -238,17 +196,14 @@ def _draw(options: MakeOptions, clip: Clip, number: int) -> None:
     from flowcept.data import video
     from flowcept.evaluation import report
 
-    def name(path: Path) -> Path:
-        return numbered(path, number) if number else path
-
-    if options.sheet:
-        video.save_image(video.contact_sheet(clip.frames_FHW3), name(options.sheet))
-    if options.trace:
-        pictures = [clip.frames_FHW3[end] for end in clip.ends]
-        chart = report.growth_chart(
-            clip.growth,
-            clip.order,
-            thumbnails=pictures or None,
-            num_steps=clip.settings["steps"],
-        )
-        video.save_image(chart, name(options.trace))
+    sheet, trace = (
+        numbered(path, number) if path and number else path
+        for path in (options.sheet, options.trace)
+    )
+    if sheet:
+        video.save_image(video.contact_sheet(clip.frames_FHW3), sheet)
+    if trace:
+        thumbnails = [clip.frames_FHW3[end] for end in clip.ends] or None
+        growth, order, steps = clip.growth, clip.order, clip.settings["steps"]
+        chart = report.growth_chart(growth, order, thumbnails=thumbnails, num_steps=steps)
+        video.save_image(chart, trace)

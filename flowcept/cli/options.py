@@ -1,11 +1,9 @@
 """Flags: the options that commands share, and how a record of settings becomes flags.
 
 Typer makes flags from the parameters of a function. A command takes whole records instead:
-``takes`` gives Typer one parameter for every field of a record, and the command one record of what
-was given. So the records are the one table of names, defaults and meanings.
+``takes`` gives Typer a parameter for every field, and the command one record of what was given. So
+the records are the one table of names, defaults and meanings.
 """
-
-from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -16,19 +14,25 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, SEED, SLOWEST, Rule, Settings, defaults, flag
+from flowcept.settings import FASTEST, SEED, SLOWEST, Rule, SampleConfig, Settings, defaults, flag
+
+
+def helped(meaning: str, *names: str) -> Any:  # noqa: ANN401 - as Typer has it
+    """A flag of this help text, whose names are by default its parameter's own."""
+    return typer.Option(*names, help=meaning)
+
 
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
+Device = Annotated[str, helped("auto, cpu, cuda or mps")]
+Dtype = Annotated[str, helped("auto, float32, bfloat16 or float16")]
 Exact = Annotated[
-    bool | None, typer.Option(help="your own pixels in the given frames; default if sizes match")
+    bool | None, helped("your own pixels in the given frames; default if sizes match")
 ]
-Fit = Annotated[str, typer.Option(help="how a picture gets the model's size: crop, pad, stretch")]
-Json = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")]
-Prompt = Annotated[str, typer.Option("--prompt", "-p", help="what happens in the clip")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="errors only")]
+Fit = Annotated[str, helped("how a picture gets the model's size: crop, pad, stretch")]
+Json = Annotated[bool, helped("the result as JSON on stdout", "--json")]
+Prompt = Annotated[str, helped("what happens in the clip", "--prompt", "-p")]
+Quiet = Annotated[bool, helped("errors only", "--quiet", "-q")]
 
 
 def between(low: float, high: float) -> Rule:
@@ -41,6 +45,25 @@ RATE = between(SLOWEST, FASTEST)
 def option(default: Any, meaning: str, *names: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
     """A field like ``settings.setting``, whose flag has these names, by default its own."""
     return field(default=default, metadata={"help": meaning, "names": names, "rule": rule})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to make, by flags or by a line of a file."""
+
+    prompt: str
+    config: SampleConfig
+    negative_prompt: str = ""
+    seed: int | None = None  # None: a random one
+    output: str | None = None  # its own, from a line of a file
+
+    def __post_init__(self) -> None:
+        SEED.check("seed", self.seed)
+        check_output(self.own)
+
+    @property
+    def own(self) -> Path | None:
+        return None if self.output is None else Path(self.output)
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,10 @@ class MakeOptions(Settings):
             raise UserError(f"--preview must be one file, such as preview.mp4: {self.preview}")
         check_file("--sheet", self.sheet, PICTURES)
         check_file("--trace", self.trace, PICTURES)
+
+    def job(self, prompt: str, config: SampleConfig) -> Job:
+        """What the flags alone ask for."""
+        return Job(prompt, config, self.negative_prompt, self.seed)
 
 
 def check_output(path: Path | None) -> None:
@@ -149,12 +176,9 @@ def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None
 
 def record(start: Any) -> Flags:  # noqa: ANN401 - a record of settings
     """Flags of all settings of a record, whose values they begin with; the command gets another."""
-    kind = type(start)
-    hints = get_type_hints(kind)
-    parameters = [
-        _parameter(one, hints[one.name], getattr(start, one.name)) for one in fields(kind)
-    ]
-    return Flags(parameters, kind)
+    kind, hints = type(start), get_type_hints(type(start))
+    own = [_parameter(one, hints[one.name], getattr(start, one.name)) for one in fields(kind)]
+    return Flags(own, kind)
 
 
 def making(command: str) -> dict[str, Flags]:
@@ -176,22 +200,15 @@ def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
 
 
 def _parameter(
-    one: Field[Any],
-    kind: Any,  # noqa: ANN401
-    default: object,
-    shown: str | bool = True,
+    one: Field[Any], kind: type, default: object, shown: str | bool = True
 ) -> inspect.Parameter:
     """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
     plain = flag(one.name)
     if kind in (bool, bool | None):
         plain += f"/--no-{plain[2:]}"
-    names, meaning = one.metadata.get("names") or (plain,), one.metadata["help"]
-    option = typer.Option(*names, help=meaning, show_default=shown)
+    names = one.metadata.get("names") or (plain,)
+    option = typer.Option(*names, help=one.metadata["help"], show_default=shown)
     if one.name == "frames":
-        option = typer.Option(
-            *names, help=meaning, parser=parse_frames, metavar="auto|N", show_default="auto"
-        )
-    annotation = Annotated[kind, option]
-    return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+        option.parser, option.metavar, option.show_default = parse_frames, "auto|N", "auto"
+    keyword, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, option]
+    return inspect.Parameter(one.name, keyword, default=default, annotation=annotation)

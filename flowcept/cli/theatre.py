@@ -1,23 +1,19 @@
 """``flowcept theatre``: drawn clips with captions to train on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flowcept.cli.options import Quiet
+from flowcept.cli.options import Quiet, helped
 
 
 def theatre(
     out: Annotated[Path, typer.Argument(help="a new folder")],
-    clips: Annotated[int, typer.Option(help="number of clips")] = 1000,
-    size: Annotated[int, typer.Option(help="pixels along each side")] = 64,
-    seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
-    actors: Annotated[
-        str, typer.Option(help="auto, emoji, shapes, or names: dog,cat,robot")
-    ] = "auto",
+    clips: Annotated[int, helped("number of clips")] = 1000,
+    size: Annotated[int, helped("pixels along each side")] = 64,
+    seed: Annotated[int, helped("of what is drawn")] = 0,
+    actors: Annotated[str, helped("auto, emoji, shapes, or names: dog,cat,robot")] = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Draw captioned clips to train on: flowcept theatre data/ --clips 1000"""

@@ -1,7 +1,5 @@
 """``flowcept train``: a model of a folder of clips."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import Field
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Quiet, changes, takes
+from flowcept.cli.options import Quiet, changes, helped, takes
 from flowcept.errors import UserError
 from flowcept.settings import TrainConfig, leaf_fields
 
@@ -24,14 +22,14 @@ def _settings() -> Iterator[tuple[Field[Any], Any, str]]:
 def train(
     settings: dict[str, Any],
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
-    run: Annotated[Path, typer.Option("--output", "-o", help="folder of the run")] = Path("run"),
+    run: Annotated[Path, helped("folder of the run", "--output", "-o")] = Path("run"),
     preset: Annotated[
         str | None, typer.Option(help="tiny, small or base", show_default="small")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="settings in a TOML file")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run")] = False,
-    check: Annotated[bool, typer.Option("--check", help="only say what the folder holds")] = False,
-    pause_at: Annotated[int | None, typer.Option(help="stop after this step")] = None,
+    config: Annotated[Path | None, helped("settings in a TOML file")] = None,
+    resume: Annotated[bool, helped("go on with the run", "--resume")] = False,
+    check: Annotated[bool, helped("only say what the folder holds", "--check")] = False,
+    pause_at: Annotated[int | None, helped("stop after this step")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a model on a folder of clips: flowcept train data/"""
@@ -49,13 +47,8 @@ def train(
         for line in trainer.check(folder, made):
             typer.echo(line)
         return
+    given = [*settings, *(read_config(config) if config else ())]
     trainer.train(
-        folder,
-        run,
-        made,
-        resume=resume,
-        given=[*settings, *(read_config(config) if config else ())],
-        pause_at=pause_at,
-        quiet=quiet,
-        console=typer.echo,
-    )
+        folder, run, made, resume=resume, given=given, pause_at=pause_at, quiet=quiet,
+        console=typer.echo
+    )  # fmt: skip

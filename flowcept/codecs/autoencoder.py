@@ -1,22 +1,17 @@
 """A small autoencoder of pictures, and its training.
 
-Shapes: F pictures or latents, C channels (3 of a picture), H height, W width. Pictures are in
-[-1, 1].
-
-What is unusual here:
+Shapes: F pictures in [-1, 1] or latents, C channels (3 of a picture), H height, W width. Unusual:
 
 * The autoencoder starts as a truncated cosine transform, which a linear shortcut holds, and learns
   only what convolutions add to it: it is a usable codec before the first step.
-* `CodecTrainer` adds Gaussian noise of `latent_noise` *standard deviations of each channel* to the
-  latents it decodes. That is noise in the units of the flow model, whose samples are never exact:
-  decoding becomes smooth at the scale of its errors, and the encoder cannot escape by making its
-  latents larger, as it can from noise of a fixed size. A tiny weight on the square of the latents
-  keeps their raw scale from drifting.
+* `CodecTrainer` adds Gaussian noise of `LATENT_NOISE` *standard deviations of each channel* to the
+  latents it decodes, for the flow model's samples are never exact: decoding becomes smooth at the
+  scale of their errors, and larger latents do not help the encoder, as against noise of a fixed
+  size. A tiny weight on the square of the latents keeps their raw scale from drifting.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,7 +22,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from flowcept.codecs.base import CodecConfig, ImageCodec
+from flowcept.device import autocast
 from flowcept.errors import UserError
+from flowcept.settings import NUMBER, POSITIVE, SEED, Settings, setting
 
 
 class ResidualBlock(nn.Module):
@@ -46,9 +43,8 @@ class ResidualBlock(nn.Module):
 class Autoencoder(ImageCodec):
     """A small convolutional autoencoder, a correction to a linear one; about a million weights.
 
-    The linear one maps each `compression`-square of pixels to a latent cell and back; it starts as
-    the cosine transform cut to the lowest frequencies. Convolutions run from half the picture's
-    size down: at full size they would take most of the time and add little.
+    The linear one maps each `compression`-square of pixels to a latent cell and back. Convolutions
+    run from half the picture's size down: at full size they would take most of the time.
     """
 
     def __init__(self, config: CodecConfig) -> None:
@@ -117,8 +113,8 @@ def _cosine_basis(side: int, count: int) -> Tensor:
     """`count` orthonormal pictures of `side` x `side`, rows of `[count, 3 * side**2]`.
 
     Products of the type-2 cosine transform with three colour axes (grey, red-blue, green-magenta),
-    the lowest frequencies first; colour counts as a higher frequency, as the eye and most pictures
-    have it. Columns are in the order of `pixel_unshuffle`: colour, row, column.
+    the lowest frequencies first; colour counts as a higher one, as the eye and most pictures have
+    it. Columns are in the order of `pixel_unshuffle`: colour, row, column.
     """
     frequency_U = torch.arange(side, dtype=torch.float64)
     angle_UX = math.pi * (frequency_U + 0.5) * frequency_U[:, None] / side
@@ -151,29 +147,23 @@ DISCRIMINATOR_RATE = 5e-4  # its peak learning rate
 
 
 @dataclass(frozen=True)
-class CodecTraining:
+class CodecTraining(Settings):
     """Settings of the autoencoder's training. A value outside its range is a UserError."""
 
-    steps: int = 8000  # steps of the optimiser; the learning rate reaches its end there
-    learning_rate: float = 2e-3  # its peak, after the warm-up
-    adversarial: float = 0.0  # its gradient against reconstruction's, at the last layer; 0: off
-    seed: int = 0  # of latent noise and the discriminator's first weights
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.learning_rate < math.inf:
-            raise UserError("codec training: steps and learning_rate must be positive")
-        if not 0 <= self.adversarial < math.inf:
-            raise UserError("codec training: adversarial must not be negative")
+    steps: int = setting(8000, "of the optimiser; the learning rate ends there", POSITIVE)
+    learning_rate: float = setting(2e-3, "its peak, after the warm-up", POSITIVE)
+    adversarial: float = setting(0.0, "its gradient to reconstruction's, at the end", NUMBER)
+    seed: int = setting(0, "of latent noise and the discriminator's first weights", SEED)
 
 
-class PatchDiscriminator(nn.Sequential):
+def patch_discriminator(seed: int, width: int = DISCRIMINATOR_WIDTH) -> nn.Sequential:
     """Real or reconstructed, judged for overlapping patches of 26 x 26 pixels.
 
     `[F, 3, H, W]` -> scores `[F, 1, H/4, W/4]`, larger means real.
     """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
             nn.Conv2d(3, width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
@@ -196,8 +186,8 @@ def adaptive_weight(
 ) -> Tensor:
     """|d reconstruction / d last| / |d adversarial / d last|, at most `largest`; no gradient.
 
-    With it the adversarial loss pulls at the decoder's last weights no harder than reconstruction,
-    however sure of itself the discriminator is (Esser et al. 2021, arXiv 2012.09841, section 3.1).
+    With it the adversarial loss pulls no harder at the decoder's last weights than reconstruction
+    (Esser et al. 2021, arXiv 2012.09841, section 3.1).
     """
     (wanted,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
     (opposed,) = torch.autograd.grad(adversarial, last, retain_graph=True)
@@ -216,42 +206,33 @@ class CodecTrainer:
         codec = trainer.averaged
         codec.fit_statistics(some_clips)
 
-    The reconstruction loss is `L1 * |error| + L2 * error**2`. After `ADVERSARIAL_START` of the
-    steps, and only if `adversarial > 0`, a patch discriminator is trained by the hinge loss beside
-    it, and its verdict joins the loss with the weight `adversarial * adaptive_weight(...)`.
-
-    With `dtype` float32 nothing is cast; otherwise forward passes run under autocast to it. On a
-    CPU, `load_state_dict` of a state continues exactly, bit for bit, given the same images.
+    The reconstruction loss is `L1 * |error| + L2 * error**2`. If `adversarial > 0`, a patch
+    discriminator is trained by the hinge loss after `ADVERSARIAL_START` of the steps, and its
+    verdict joins the loss with the weight `adversarial * adaptive_weight(...)`. Forward passes run
+    under autocast to `dtype`. On a CPU, `load_state_dict` continues exactly, bit for bit.
     """
 
     def __init__(
         self, codec: Autoencoder, settings: CodecTraining, *, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.settings = settings
-        self.dtype = dtype
+        self.settings, self.dtype = settings, dtype
         self.device = next(codec.parameters()).device
         self.num_steps = 0  # taken so far
-        self.codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._averaged = AveragedModel(codec, multi_avg_fn=_average)
         # On the CPU whatever the device, so that noise is the same everywhere.
         self._generator = torch.Generator().manual_seed(settings.seed)
+        self.codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._averaged = AveragedModel(codec, multi_avg_fn=_average)
         self._optimizer = _adamw(codec)
-        self._discriminator: PatchDiscriminator | None = None
         self._parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "codec": self.codec, "averaged": self._averaged, "optimizer": self._optimizer
         }  # fmt: skip
+        self._discriminator: nn.Sequential | None = None
         if settings.adversarial:
-            self._add_discriminator()
-
-    def _add_discriminator(self) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
-            discriminator = PatchDiscriminator(DISCRIMINATOR_WIDTH)
-        discriminator.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._discriminator = discriminator
-        self._discriminator_optimizer = _adamw(discriminator)
-        self._parts["discriminator"] = discriminator
-        self._parts["discriminator_optimizer"] = self._discriminator_optimizer
+            judge = patch_discriminator(settings.seed)
+            judge.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._discriminator, self._judge_optimizer = judge, _adamw(judge)
+            self._parts["discriminator"] = judge
+            self._parts["discriminator_optimizer"] = self._judge_optimizer
 
     @property
     def averaged(self) -> Autoencoder:
@@ -268,15 +249,14 @@ class CodecTrainer:
         return rise * (FINAL_RATE + (1 - FINAL_RATE) * fall)
 
     def step(self, image_FCHW: Tensor) -> dict[str, Tensor]:
-        """One step on float images in [-1, 1]; the losses by name, before the step.
+        """One step on float images in [-1, 1]; the losses before it, left on the device.
 
         `loss` is what was minimised, `l1` and `l2` are unweighted; with the discriminator on also
-        `adversarial`, `adversarial_weight` and `discriminator`. They stay on the device: reading
-        one waits for it. Raises ValueError as `encode` does.
+        `adversarial`, `adversarial_weight` and `discriminator`. Raises ValueError as `encode` does.
         """
         self.codec.check_pictures(image_FCHW)
         real_FCHW = image_FCHW.to(self.device, torch.float32, memory_format=torch.channels_last)
-        with self._autocast():
+        with autocast(self.device, self.dtype):
             raw_FCHW = self.codec.encode_raw(real_FCHW).float()
             made_FCHW = self.codec.decode_raw(self._disturb(raw_FCHW)).float()
         error_FCHW = made_FCHW - real_FCHW
@@ -298,10 +278,7 @@ class CodecTrainer:
         return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later step depends on: nested dicts of tensors and numbers.
-
-        The tensors are the live ones: save or copy them before the next step.
-        """
+        """All that a later step depends on; its tensors change with the next step."""
         state = {name: part.state_dict() for name, part in self._parts.items()}
         return {"num_steps": self.num_steps, "generator": self._generator.get_state(), **state}
 
@@ -316,10 +293,6 @@ class CodecTrainer:
             if isinstance(part, torch.optim.Optimizer):
                 _restore_layout(part)
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        enabled = self.dtype is not torch.float32
-        return torch.autocast(self.device.type, self.dtype if enabled else None, enabled=enabled)
-
     def _disturb(self, raw_FCHW: Tensor) -> Tensor:
         """Latents with noise in proportion to the spread of each channel within this batch."""
         spread_C11 = raw_FCHW.detach().std((0, 2, 3), keepdim=True)
@@ -327,25 +300,22 @@ class CodecTrainer:
         return raw_FCHW + LATENT_NOISE * spread_C11 * noise_FCHW
 
     def _fool(
-        self, discriminator: PatchDiscriminator, made_FCHW: Tensor, reconstruction: Tensor
+        self, discriminator: nn.Module, made_FCHW: Tensor, reconstruction: Tensor
     ) -> dict[str, Tensor]:
         """The adversarial loss of the codec, and its weight."""
         discriminator.requires_grad_(False)
-        with self._autocast():
-            adversarial = -discriminator(made_FCHW).float().mean()
-        weight = adaptive_weight(reconstruction, adversarial, self.codec.last.weight)
-        return {"adversarial": adversarial,
-                "adversarial_weight": self.settings.adversarial * weight}  # fmt: skip
+        with autocast(self.device, self.dtype):
+            loss = -discriminator(made_FCHW).float().mean()
+        weight = adaptive_weight(reconstruction, loss, self.codec.last.weight)
+        return {"adversarial": loss, "adversarial_weight": self.settings.adversarial * weight}
 
-    def _judge(
-        self, discriminator: PatchDiscriminator, real_FCHW: Tensor, made_FCHW: Tensor
-    ) -> Tensor:
+    def _judge(self, discriminator: nn.Module, real_FCHW: Tensor, made_FCHW: Tensor) -> Tensor:
         """One step of the discriminator; its loss."""
         discriminator.requires_grad_(True)
-        with self._autocast():
+        with autocast(self.device, self.dtype):
             score_real, score_made = discriminator(real_FCHW), discriminator(made_FCHW)
         loss = hinge_loss(score_real.float(), score_made.float())
-        self._descend(discriminator, self._discriminator_optimizer, loss, DISCRIMINATOR_RATE)
+        self._descend(discriminator, self._judge_optimizer, loss, DISCRIMINATOR_RATE)
         return loss
 
     def _descend(
@@ -360,9 +330,8 @@ class CodecTrainer:
 
 
 def _adamw(module: nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        module.parameters(), betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
-    )
+    weights, betas = module.parameters(), (0.9, 0.99)
+    return torch.optim.AdamW(weights, betas=betas, weight_decay=WEIGHT_DECAY, fused=True)
 
 
 @torch.no_grad()
@@ -375,8 +344,7 @@ def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tenso
 def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
     """Lay moments in memory as their weights, which a state from a file may have lost.
 
-    The fused optimiser goes through both in the order of memory: moments that lie otherwise would
-    silently belong to other weights.
+    The fused optimiser goes through both in that order: it would silently mix the moments up.
     """
     for weight, moments in optimizer.state.items():
         for name, moment in moments.items():

@@ -4,12 +4,9 @@ Shapes: F pictures or latents of a clip, C channels (3 of a picture, `config.cha
 H height, W width, 3 colours. Pictures of a codec (`image_FCHW`) are in [-1, 1], those of files
 (`frames_FHW3`) uint8. A latent is `compression` times smaller than its picture along each side.
 
-What is unusual here:
-
-* Latents are normalised per channel by statistics that are buffers of the codec, so that a flow
-  model sees about unit variance whatever the encoder makes.
-* All work goes by chunks of a fixed number of pixels, on every device: memory for activations does
-  not grow with the length of a clip, and only a chunk of its pictures is on the device.
+Latents are normalised per channel by statistics that are buffers of the codec, so that a flow model
+sees about unit variance. All work goes by chunks of a fixed number of pixels: memory for
+activations does not grow with the length of a clip.
 """
 
 from collections.abc import Iterable, Iterator
@@ -68,16 +65,13 @@ class CodecConfig:
         return 1 + (latents - 1) * self.pictures_per_latent if latents else 0
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of a latent of pictures of (height, width) pixels.
-
-        Raises ValueError where these are no multiples of `compression`.
-        """
-        height, width = size
-        if height % self.compression or width % self.compression:
+        """(C, H, W) of a latent of (height, width) pixels; ValueError off the grid of its cells."""
+        (height, width), cell = size, self.compression
+        if height % cell or width % cell:
             raise ValueError(
-                f"frames of {height} x {width} need sides that are multiples of {self.compression}"
+                f"frames of {height} x {width} need sides that are multiples of {cell}"
             )
-        return self.channels, height // self.compression, width // self.compression
+        return self.channels, height // cell, width // cell
 
 
 class Codec(nn.Module):
@@ -86,10 +80,9 @@ class Codec(nn.Module):
     The first latent of a clip is one picture alone, every other one stands for
     `pictures_per_latent`. A clip is *on the grid* if its pictures fill its latents.
 
-    A subclass gives `encode_clip_raw`, `encode_keyframes_raw` and `decode_stream_raw`, which need
-    neither check nor normalise. The methods without `_raw` do both; the rest of the package calls
-    only them. They compute without gradients, in the dtype of the weights (or of an autocast
-    around them), and return float32 on the codec's device.
+    A subclass gives the methods with `_raw`, which need neither check nor normalise. Those without
+    do both; the rest of the package calls only them. They compute without gradients, in the dtype
+    of the weights (or of an autocast around them), and return float32 on the codec's device.
     """
 
     causal: bool = True  # whether a picture depends on no latent after its own
@@ -117,7 +110,7 @@ class Codec(nn.Module):
 
     def encode_keyframes_raw(self, image_FCHW: Tensor) -> Tensor:
         """Latents, not normalised, of pictures that know nothing of each other: one of each."""
-        raise NotImplementedError
+        return torch.cat([self.encode_clip_raw(image_1CHW) for image_1CHW in image_FCHW.split(1)])
 
     def decode_stream_raw(self, raw_FCHW: Tensor) -> Iterator[Tensor]:
         """Pictures of a clip's latents that are not normalised, some at a time, not clamped."""
@@ -125,11 +118,7 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def encode_clip(self, image_FCHW: Tensor) -> Tensor:
-        """Latents of one whole clip.
-
-        Raises ValueError for a clip off the grid, for other than 3 channels, and for a size that
-        is no multiple of `compression`.
-        """
+        """Latents of one whole clip; ValueError off the grid and for a wrong shape of pictures."""
         return self._normalized(self._checked_clip_raw(image_FCHW))
 
     @torch.no_grad()
@@ -138,20 +127,15 @@ class Codec(nn.Module):
         self.check_pictures(image_FCHW)
         return self._normalized(self.encode_keyframes_raw(image_FCHW))
 
-    def encode(self, image_FCHW: Tensor) -> Tensor:
-        """`encode_clip`, by the name that suits codecs that take each picture alone."""
-        return self.encode_clip(image_FCHW)
+    encode = encode_clip  # the name that suits codecs that take each picture alone
 
     @torch.no_grad()
     def decode_stream(self, latent_FCHW: Tensor) -> Iterator[Tensor]:
-        """Pictures of a clip, in order, clamped to [-1, 1], some at a time: bounded memory.
-
-        Raises ValueError for latents of another number of channels.
-        """
+        """Pictures of a clip in [-1, 1], in order, some at a time; ValueError for its channels."""
         channels = latent_FCHW.shape[1]
         if channels != self.config.channels:
             raise ValueError(f"latents have {channels} channels, not {self.config.channels}")
-        mean_C11, std_C11 = self._statistics()
+        mean_C11, std_C11 = self.mean_C.float()[:, None, None], self.std_C.float()[:, None, None]
         raw_FCHW = latent_FCHW.to(std_C11) * std_C11 + mean_C11
         for image_FCHW in self.decode_stream_raw(raw_FCHW):
             yield image_FCHW.float().clamp(-1, 1).contiguous()
@@ -166,14 +150,12 @@ class Codec(nn.Module):
 
         Raises ValueError if there is not one picture, and as `encode_clip` does.
         """
-        count = 0
-        total_C = torch.zeros(self.config.channels, dtype=torch.float64)
-        square_C = torch.zeros(self.config.channels, dtype=torch.float64)
+        count, total_C, square_C = 0, torch.zeros(()), torch.zeros(())
         for image_FCHW in clips:
             raw_FCHW = self._checked_clip_raw(image_FCHW).cpu().double()
             count += raw_FCHW.numel() // self.config.channels
-            total_C += raw_FCHW.sum((0, 2, 3))
-            square_C += raw_FCHW.square().sum((0, 2, 3))
+            total_C = total_C + raw_FCHW.sum((0, 2, 3))
+            square_C = square_C + raw_FCHW.square().sum((0, 2, 3))
         if not count:
             raise ValueError("latent statistics need at least one frame")
         mean_C = total_C / count
@@ -183,13 +165,11 @@ class Codec(nn.Module):
 
     def _checked_clip_raw(self, image_FCHW: Tensor) -> Tensor:
         self.check_pictures(image_FCHW)
-        count = len(image_FCHW)
+        count, group = len(image_FCHW), self.pictures_per_latent
         on_grid = self.pictures_of(self.latents_of(count))
         if count != on_grid:
-            raise ValueError(
-                f"a clip of {count} pictures does not fill its latents, of"
-                f" {self.pictures_per_latent} pictures after the first: cut it to {on_grid}"
-            )
+            raise ValueError(f"a clip of {count} pictures does not fill its latents, of {group} "
+                             f"pictures after the first: cut it to {on_grid}")  # fmt: skip
         return self.encode_clip_raw(image_FCHW)
 
     def check_pictures(self, image_FCHW: Tensor) -> None:
@@ -200,22 +180,15 @@ class Codec(nn.Module):
         self.latent_shape((height, width))
 
     def _normalized(self, raw_FCHW: Tensor) -> Tensor:
-        mean_C11, std_C11 = self._statistics()
+        mean_C11, std_C11 = self.mean_C.float()[:, None, None], self.std_C.float()[:, None, None]
         return (raw_FCHW.float() - mean_C11) / std_C11
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation as float32 `[C, 1, 1]`."""
-        return self.mean_C.float()[:, None, None], self.std_C.float()[:, None, None]
 
 
 KINDS: dict[str, type[Codec]] = {}  # by the names of `CodecConfig.kind`
 
 
 class ImageCodec(Codec):
-    """A codec that takes each picture alone: one latent each.
-
-    A subclass gives `encode_raw` and `decode_raw`, differentiable, of all pictures at once.
-    """
+    """A codec that takes each picture alone: one latent each."""
 
     chunk_pixels: ClassVar[int] = 2**20  # at once, to bound memory: 16 pictures of 256 x 256
     memory_format: ClassVar[torch.memory_format] = torch.channels_last  # convolutions' fastest
@@ -237,8 +210,7 @@ class ImageCodec(Codec):
         chunks = self._chunks(image_FCHW, pixels_per_cell=1)
         return torch.cat([self.encode_raw(chunk).float().contiguous() for chunk in chunks])
 
-    def encode_keyframes_raw(self, image_FCHW: Tensor) -> Tensor:
-        return self.encode_clip_raw(image_FCHW)
+    encode_keyframes_raw = encode_clip_raw
 
     def decode_stream_raw(self, raw_FCHW: Tensor) -> Iterator[Tensor]:
         for chunk_FCHW in self._chunks(raw_FCHW, pixels_per_cell=self.config.compression**2):

@@ -41,8 +41,7 @@ class Pretrained(ImageCodec):
             raise UserError(f"unknown pretrained codec {config.source!r}; use {known}")
 
     def encode_raw(self, image_FCHW: Tensor) -> Tensor:
-        output = self.model.encode(image_FCHW)
-        sampled = self.config.source == "AutoencoderKL"
+        output, sampled = self.model.encode(image_FCHW), self.config.source == "AutoencoderKL"
         raw_FCHW: Tensor = output.latent_dist.mode() if sampled else output.latents
         return raw_FCHW
 
@@ -63,20 +62,14 @@ def load_pretrained(path: Path) -> Pretrained:
     folder = path / "vae" if inside else path
     weights_paths = sorted(folder.glob("*.safetensors"), key=lambda file: len(file.name))
     if not weights_paths or not (folder / "config.json").is_file():
-        raise UserError(
-            f"{path}: is not a diffusers folder, of config.json and .safetensors weights; give one"
-        )
+        files = "config.json and .safetensors weights"
+        raise UserError(f"{path}: is not a diffusers folder, of {files}; give one")
 
     source, settings = _read_settings(folder / "config.json")
     model = _build(source, settings)
     _load_weights(model, weights_paths[0])  # the shortest name: full precision, no variant
-    config = CodecConfig(
-        kind="diffusers",
-        compression=2 ** (len(model.config[SOURCES[source]]) - 1),
-        channels=model.config["latent_channels"],
-        source=source,
-        source_config=settings,
-    )
+    cell, channels = 2 ** (len(model.config[SOURCES[source]]) - 1), model.config["latent_channels"]
+    config = CodecConfig("diffusers", cell, channels, source=source, source_config=settings)
     return Pretrained(config, model)
 
 
@@ -103,10 +96,8 @@ def _build(source: str, settings: str) -> Any:  # noqa: ANN401 - an untyped libr
     try:
         model = getattr(diffusers, source).from_config(json.loads(settings))
     except Exception as error:  # the settings may come from any file and raise anything within
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"the settings of the pretrained {source} are not usable: {reason}"
-        ) from error
+        why = str(error).partition("\n")[0]
+        raise UserError(f"the settings of the pretrained {source} are not usable: {why}") from error
     return model.eval().requires_grad_(False)
 
 

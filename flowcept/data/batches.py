@@ -18,7 +18,7 @@ from flowcept.data.contexts import draw_context
 from flowcept.errors import UserError
 from flowcept.process.forward import Process, Target, draw
 from flowcept.process.state import FrameState
-from flowcept.settings import ContextMixture
+from flowcept.settings import ContextMixture, ObjectiveSettings
 
 MOST_REFUSALS = 2000  # in a row; where one draw in 100 fits, as many happen once in 5e8
 
@@ -54,9 +54,7 @@ def draw_batch(
     least: int,
     process: Process,
     mixture: ContextMixture,
-    prompt_dropout: float,
-    given_prompt_dropout: float,
-    context_dropout: float,
+    objective: ObjectiveSettings,
 ) -> Batch:
     """The batch of one step: clips in shuffled order until ``tokens`` are reached.
 
@@ -72,19 +70,16 @@ def draw_batch(
     taken, refused, size = 0, 0, 0
     while size < tokens or len(pairs) < least:
         if refused == MOST_REFUSALS:
-            raise UserError(
-                f"{MOST_REFUSALS} clips in a row fit no context: give --context-dropout, or the "
-                "context none, more weight"
-            )
+            remedy = "give --context-dropout, or the context none, more weight"
+            raise UserError(f"{MOST_REFUSALS} clips in a row fit no context: {remedy}")
         clip = next(coming)
         taken += 1
         refused += 1
 
         drop_prompt, drop_context = torch.rand(2, generator=generator).tolist()
-        length = clips.lengths[clip]
-        context: list[bool] | None = [False] * length
-        if drop_context >= context_dropout:
-            context = draw_context(length, mixture, generator)
+        context: list[bool] | None = [False] * clips.lengths[clip]
+        if drop_context >= objective.context_dropout:
+            context = draw_context(clips.lengths[clip], mixture, generator)
         if context is None:
             continue
         pair = draw(clips.latent(clip), context, process, generator)
@@ -92,7 +87,8 @@ def draw_batch(
             continue
 
         refused = 0
-        dropout = given_prompt_dropout if any(context) else prompt_dropout
+        given = any(context)
+        dropout = objective.given_prompt_dropout if given else objective.prompt_dropout
         prompts.append("" if drop_prompt < dropout else clips.captions[clip])
         pairs.append(pair)
         size += _tokens(pair[0], tokens_per_frame)

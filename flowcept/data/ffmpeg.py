@@ -1,13 +1,9 @@
-"""ffmpeg as a child process: decoding, asking, encoding.
+"""ffmpeg as a child process: decoding, asking, encoding. There is no ffprobe beside it.
 
-ffmpeg comes with imageio-ffmpeg, without ffprobe. What is unusual here:
-
-* A run never outlives the block that started it, and nothing it says needs a file.
-* What ffmpeg *says* is told from what it *quotes*. Up to the line "Stream mapping:" it describes a
-  file in the file's own words, titles and names among them; there only lines of the level error or
-  warning are its own. After it, as no metadata is passed on, all is.
-* The `showinfo` filter reports exact rates, time stamps and sizes of the frames that really are in
-  a file. Its packets have the same time stamps, without the work of decoding.
+What ffmpeg *says* is told from what it *quotes*: up to the line "Stream mapping:" it describes a
+file in the file's own words, and only errors and warnings are its own. The `showinfo` filter
+reports rate, time stamps and sizes of the frames that really are in a file; its packets have the
+same time stamps, without the work of decoding.
 
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
@@ -20,10 +16,9 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +32,8 @@ SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _DEMUXERS = "mov,matroska,avi,wav,mp3,ogg,flac,aac"  # no playlists: they name other files
 # Of every reading, after ffmpeg itself has turned the picture: square pixels, report of each frame.
 _UPRIGHT = f"scale=w='max(1,round(iw*sar))':h=ih:{SCALE},setsar=1,showinfo=checksum=0"
-_ON_WHITE = (
-    "format=rgba,split[a][b];[b]drawbox=c=white:t=fill:replace=1[w];[w][a]overlay=format=gbrp"
-)
+_WHITE = "drawbox=c=white:t=fill:replace=1"
+_ON_WHITE = f"format=rgba,split[a][b];[b]{_WHITE}[w];[w][a]overlay=format=gbrp"
 _FIRST_VIDEO = ["-map", "0:v:0", "-map_metadata", "-1", "-map_chapters", "-1"]
 # Only libvpx, not ffmpeg's own decoder, sees the transparency of VP8 and VP9.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -52,10 +46,8 @@ _STREAM = re.compile(r" {2,4}Stream #0:\d+[^:]*: (\w+): (.*)")
 _TAG = re.compile(r" {6,}(\w+) +: (.*)")
 _CLOCK = re.compile(r"config in time_base: (\d+/\d+), frame_rate: (\d+)/(\d+)")
 _FRAME = re.compile(r"\bn: *\d+ pts: *(-?\d+) .*? s:(\d+)x(\d+) ")
-_DAMAGE = re.compile(
-    r": partial file|File ended prematurely|corrupt input packet|Decoding error|"
-    r"Error during demuxing"
-)
+_BROKEN = ": partial file|File ended prematurely|corrupt input packet"
+_DAMAGE = re.compile(f"{_BROKEN}|Decoding error|Error during demuxing")
 # Flags of packets: 1 key frame, 2 corrupt, 4 not to be shown, 16 needed by no other.
 _WHOLE = frozenset({0x0, 0x1, 0x10, 0x11})
 _NO_STAMP = -(1 << 63)
@@ -82,8 +74,7 @@ def unreadable(path: Path) -> UserError:
     return UserError(f"cannot read {path}: it is damaged, cut off, or not what its name says")
 
 
-@dataclass
-class Stream:
+class Stream(NamedTuple):
     """A stream of the input, as ffmpeg describes it."""
 
     kind: str  # Video, Audio, ...
@@ -100,11 +91,9 @@ class Run:
 
     def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
         command = [_executable(), "-hide_banner", "-nostats", "-loglevel", "level+info"]
+        pipe, stdin = subprocess.PIPE, subprocess.PIPE if feed else subprocess.DEVNULL
         self.process = subprocess.Popen(
-            [*command, *arguments],
-            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            [*command, *arguments], stdin=stdin, stdout=pipe, stderr=pipe
         )
         assert self.process.stdout is not None
         self.output = self.process.stdout
@@ -125,17 +114,13 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+        with suppress(OSError):  # what was to be fed to it; this closes all pipes
+            self.process.__exit__(None, None, None)
 
     def wait(self) -> int:
         """Exit status, once ffmpeg has ended and all that it said was heard."""
         self._listener.join()
         return self.process.wait()
-
-    # ---- listening ----
 
     def _listen(self) -> None:
         assert self.process.stderr is not None
@@ -175,8 +160,6 @@ class Run:
             self._tick = Fraction(found[1])
             self._declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
 
-    # ---- what was heard ----
-
     def first(self, kind: str) -> Stream | None:
         """The first stream of a kind."""
         return next((stream for stream in self.streams if stream.kind == kind), None)
@@ -184,12 +167,9 @@ class Run:
     def alpha_decoder(self) -> list[str] | None:
         """Arguments for a decoder that sees the alpha channel of the pictures; None if opaque."""
         video = self.first("Video")
-        if video is None:
-            return None
-        name = _ALPHA_DECODERS.get(video.text[:3])
-        if name and video.tags.get("alpha_mode") == "1":
-            return ["-c:v", name]
-        return [] if _TRANSPARENT.search(video.text) else None
+        if video and video.text[:3] in _ALPHA_DECODERS and video.tags.get("alpha_mode") == "1":
+            return ["-c:v", _ALPHA_DECODERS[video.text[:3]]]
+        return [] if video and _TRANSPARENT.search(video.text) else None
 
     def stamps(self, count: int) -> Stamps:
         """Of the first `count` frames; filters may run ahead of what is written."""
@@ -220,14 +200,14 @@ class Run:
 class Film:
     """The first video stream of a file."""
 
+    _stamps: Stamps  # of the frames that `pictures` gave, or that `survey` found
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.has_audio = False
-        self._stamps: Stamps | None = None
 
     def timing(self) -> Timing:
         """Of the frames that `pictures` gave, or that `survey` found."""
-        assert self._stamps is not None, "nothing was read yet"
         return self._stamps.timing()
 
     def pictures(self, most: int | None = None) -> Iterator[Frames]:
@@ -246,9 +226,8 @@ class Film:
 
     def _decoding(self, filters: str, most: int | None) -> list[str]:
         limit = [] if most is None else ["-frames:v", str(most)]
-        raw = ["-fps_mode", "passthrough", "-f", "rawvideo", "-"]
-        filtered = ["-vf", f"{filters},format=rgb24", *limit]
-        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *filtered, *raw]
+        raw = ["-vf", f"{filters},format=rgb24", "-fps_mode", "passthrough", "-f", "rawvideo", "-"]
+        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *limit, *raw]
 
     def _read(self, run: Run) -> Iterator[Frames]:
         count = 0
@@ -282,9 +261,8 @@ class Film:
 def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | None:
     """Time stamps in a list of packets by ffmpeg's framecrc; None unless each is a frame's own."""
     clocks = {float(Fraction(line.split()[2])) for line in lines if line.startswith("#tb 0:")}
-    packets = [line for line in lines if not line.startswith("#")]
-    rows = [packet.split(",") for packet in packets]
-    flagged = [re.search(r", F=0x(\w+)", packet) for packet in packets]
+    rows = [line.split(",") for line in lines if not line.startswith("#")]
+    flagged = [re.search(r"F=0x(\w+)", ",".join(row)) for row in rows]
     flags = [int(found[1], 16) if found else 1 for found in flagged]
     ticks = sorted(int(row[2]) for row in rows)
 
@@ -296,11 +274,11 @@ def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | 
     return np.array(ticks, np.int64)
 
 
-def describe(path: Path) -> list[Stream]:
-    """The streams of a file, from its headers."""
+def has_sound(path: Path) -> bool:
+    """Whether a file has an audio stream, from its headers."""
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
-    return run.streams
+    return run.first("Audio") is not None
 
 
 def comment_of(path: Path) -> str:

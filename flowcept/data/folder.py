@@ -1,8 +1,5 @@
 """A folder of clips: what is found, what is kept, cut or dropped, and why.
 
-``scan`` looks at every clip, as far as can be without decoding it, and finds its caption. What it
-says of a file is kept between runs, as long as the file stays as it is.
-
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
 
@@ -15,11 +12,12 @@ import math
 import mimetypes
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import multimode
 from typing import Any
 
 import numpy as np
@@ -49,16 +47,13 @@ class DataConfig:
     fit: str = "crop"  # how a clip gets the training size: crop, pad or stretch
 
     def __post_init__(self) -> None:
-        """Refuse settings that no clip can meet."""
         if min(self.size) < 1:
             raise UserError(f"size {self.size} is not possible; give positive pixels")
         if not (math.isfinite(self.fps) and self.fps >= 0):
             raise UserError(f"fps {self.fps} is not possible; give a positive rate, or 0 for auto")
         if not 1 <= self.min_frames <= self.max_frames:
-            raise UserError(
-                f"min_frames {self.min_frames} and max_frames {self.max_frames} leave no length;"
-                " they must satisfy 1 <= min_frames <= max_frames"
-            )
+            both = f"min_frames {self.min_frames} and max_frames {self.max_frames}"
+            raise UserError(f"{both} leave no length; give 1 <= min_frames <= max_frames")
         if self.fit not in FITS:
             raise UserError(f"fit {self.fit!r} is unknown; choose crop, pad or stretch")
 
@@ -106,22 +101,18 @@ class Scan:
         found = Counter(finding.verdict for finding in self.findings)
         total = sum(entry.num_frames for entry in self.entries)
         uncaptioned = sum(not entry.caption for entry in self.entries)
-        lines = [
-            f"{len(self.findings)} clips found: {found['kept']} kept, {found['cut']} cut, "
-            f"{found['dropped']} dropped",
-            f"{len(self.entries)} training clips of {total} frames in all, "
-            f"{uncaptioned} without a caption",
-        ]
+        became = ", ".join(f"{found[verdict]} {verdict}" for verdict in ("kept", "cut", "dropped"))
+        clips = f"{len(self.entries)} training clips of {total} frames in all"
+        lines = [f"{len(self.findings)} clips found: {became}"]
+        lines += [f"{clips}, {uncaptioned} without a caption"]
         for verdict in ("cut", "dropped"):
             some = [finding for finding in self.findings if finding.verdict == verdict]
             lines += [f"  {finding}" for finding in some[:examples]]
             if len(some) > examples:
                 lines.append(f"  ... and {len(some) - examples} more {verdict}")
-        rates = Counter(_rate(f.fps) for f in self.findings if f.num_frames > 1)
-        found_rates = ", ".join(f"{rate:g} ({n} clips)" for rate, n in sorted(rates.items()))
-        lines.append(
-            f"training rate {self.fps:g} frames per second; rates found: {found_rates or 'none'}"
-        )
+        rates = Counter(round(f.fps, 3) for f in self.findings if f.num_frames > 1)
+        listed = ", ".join(f"{rate:g} ({n} clips)" for rate, n in sorted(rates.items())) or "none"
+        lines += [f"training rate {self.fps:g} frames per second; rates found: {listed}"]
         return [*lines, "frames per training clip:", *_histogram(self.lengths())]
 
 
@@ -147,12 +138,13 @@ def scan(
     looked = _look_at_all(sources, probe, progress)
     probe.keep()
 
-    fps = config.fps or _common_rate([info for info, _ in looked if isinstance(info, VideoInfo)])
+    moving = [info for info, _ in looked if isinstance(info, VideoInfo) and info.num_frames > 1]
+    common = multimode(round(info.fps, 3) for info in moving)
+    fps = config.fps or min(common, default=video.DEFAULT_FPS)  # the lower repeats no frame
     if not SLOWEST <= fps <= FASTEST:
-        raise UserError(f"{folder}: most clips have {fps:g} frames a second, which no file can say "
-                        f"({SLOWEST} to {FASTEST}): give --fps")  # fmt: skip
-    entries: list[ClipEntry] = []
-    findings: list[Finding] = []
+        found = f"{folder}: most clips have {fps:g} frames a second"
+        raise UserError(f"{found}, which no file can say ({SLOWEST} to {FASTEST}): give --fps")
+    entries, findings = list[ClipEntry](), list[Finding]()
     for (path, _), (info, caption) in zip(sources, looked, strict=True):
         if isinstance(info, str):
             findings.append(Finding(path, "dropped", info, 0, 0.0))
@@ -205,15 +197,11 @@ class _Probe:
 
     def keep(self) -> None:
         """Write down what was asked this time."""
-        if self.store is None:
-            return
-        text = json.dumps({name: (key, asdict(info)) for name, (key, info) in self.asked.items()})
-        try:
-            self.store.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {self.store}: {error.strerror}") from error
-        with video.replacing(self.store) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        if self.store is not None:
+            asked = {name: (key, asdict(info)) for name, (key, info) in self.asked.items()}
+            with video.replacing(self.store) as temporary:
+                self.store.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(json.dumps(asked), encoding="utf-8")
 
 
 def _look_at_all(
@@ -238,17 +226,14 @@ def _look_at_all(
             return "it does not say how fast it plays", ""
         return info, caption
 
+    looked = []
     # Threads are enough: the work is done by ffmpeg's processes and by Pillow.
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
-    try:
-        looked = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(look, sources):
             looked.append(result)
             if progress:
                 progress(len(looked), len(sources))
-        return looked
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return looked
 
 
 def reason_of(path: Path, error: Exception) -> str:
@@ -269,7 +254,8 @@ def _sources(folder: Path, probe: _Probe) -> list[_Source]:
         raise UserError(f"{folder}: {lists[0].name} and {lists[1].name} both name clips; keep one")
     if lists:
         read = {".jsonl": _json_rows, ".csv": _csv_rows, ".txt": _paired_rows}[lists[0].suffix]
-        return [_source_of_row(folder, where, row) for where, row in read(lists[0])]
+        rows = read(lists[0])
+        return [_source_of_row(folder, f"{lists[0]}, line {line}", row) for line, row in rows]
     if (folder / "prompts.txt").is_file():
         raise UserError(f"{folder}: prompts.txt needs videos.txt beside it, one clip per line")
     return [(path, None) for path in _walk(folder, probe)]
@@ -303,12 +289,10 @@ def _is_media(path: Path) -> bool:
 def _is_still(path: Path, probe: _Probe) -> bool:
     """Whether a file is a picture; one in .webp can also be a clip, or damaged and neither."""
     suffix = path.suffix.lower()
-    if suffix not in video.VIDEO_SUFFIXES:
-        return suffix in video.IMAGE_SUFFIXES
-    try:
-        return suffix in video.IMAGE_SUFFIXES and probe(path).num_frames == 1
-    except UserError:
-        return False  # found again, and told, as a clip
+    with suppress(UserError):  # found again, and told, as a clip
+        moving = suffix in video.VIDEO_SUFFIXES and probe(path).num_frames > 1
+        return suffix in video.IMAGE_SUFFIXES and not moving
+    return False
 
 
 def _text(path: Path) -> str:
@@ -321,37 +305,34 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-_Row = tuple[str, Mapping[str, object]]  # where it stands, for messages, and its values
+_Row = tuple[int, Mapping[str, object]]  # its line and its values
 
 
 def _json_rows(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
+    for line, text in enumerate(_text(path).split("\n"), start=1):
+        if not text.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(text)
         except (ValueError, RecursionError) as error:
+            where = f"{path}, line {line}"
             raise UserError(f"{where}: is not JSON ({error}); write one object per line") from error
-        if not isinstance(row, dict):
-            raise UserError(f'{where}: is not an object such as {{"file_name": ..., "text": ...}}')
-        yield where, row
+        yield line, row
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
-        columns = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = columns
+        columns = [name.strip() for name in next(lines, [])]
         if not set(columns) & set(PATH_KEYS):
             raise UserError(f"{path}, line 1: no column is called {' or '.join(PATH_KEYS)}")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
+        for values in filter(None, lines):
+            if len(values) != len(columns):
+                where = f"{path}, line {lines.line_num}"
                 raise UserError(f"{where}: does not have {len(columns)} columns; quote any commas")
-            yield where, row
-    except csv.Error as error:  # the outer count lags behind
-        raise UserError(f"{path}, line {reader.reader.line_num}: is not CSV ({error})") from error
+            yield lines.line_num, dict(zip(columns, values, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {lines.line_num}: is not CSV ({error})") from error
 
 
 def _paired_rows(path: Path) -> Iterator[_Row]:
@@ -361,76 +342,59 @@ def _paired_rows(path: Path) -> Iterator[_Row]:
     while len(prompts) > len(videos) and not prompts[-1].strip():
         prompts.pop()  # blank lines at the end; within the list they are empty captions
     if len(videos) != len(prompts):
-        raise UserError(
-            f"{path}, line {min(len(videos), len(prompts)) + 1}: videos.txt has {len(videos)} "
-            f"lines and prompts.txt {len(prompts)}; they must match line by line"
-        )
-    for number, (name, prompt) in enumerate(zip(videos, prompts, strict=True), start=1):
-        yield f"{path}, line {number}", {"file_name": name.strip(), "text": prompt}
+        where = f"{path}, line {min(len(videos), len(prompts)) + 1}"
+        found = f"videos.txt has {len(videos)} lines and prompts.txt {len(prompts)}"
+        raise UserError(f"{where}: {found}; they must match line by line")
+    for line, (name, prompt) in enumerate(zip(videos, prompts, strict=True), start=1):
+        yield line, {"file_name": name, "text": prompt}
 
 
 def _source_of_row(folder: Path, where: str, row: Mapping[str, object]) -> _Source:
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: is not an object such as {{"file_name": ..., "text": ...}}')
     name = next((row[key] for key in PATH_KEYS if key in row), None)
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{where}: names no clip; {' or '.join(PATH_KEYS)} must hold a file name")
     caption = next((row[key] for key in CAPTION_KEYS if key in row), "")
     if not isinstance(caption, str | None):
         raise UserError(f"{where}: the caption is not text but {json.dumps(caption)[:40]}")
-    path = folder / name.strip()
-    if not _lies_in(path, folder):
+    path, inside = folder / name.strip(), False
+    with suppress(OSError, RuntimeError, ValueError):  # links in a circle; a name that none can be
+        inside = path.resolve().is_relative_to(folder.resolve())
+    if not inside:
         raise UserError(f"{where}: {name.strip()!r} leads out of the folder; copy the clip into it")
     return path, " ".join((caption or "").split())
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a file, or what a link of that name stands for, is within a folder."""
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # links in a circle; a name that no file can have
-        return False
-
-
 # ---- rates and pieces ------------------------------------------------------------------------
-
-
-def _rate(fps: float) -> float:
-    return round(fps, 3)
 
 
 def _same_rate(a: float, b: float) -> bool:
     return abs(a - b) <= SAME_RATE * max(a, b)
 
 
-def _common_rate(infos: Iterable[VideoInfo]) -> float:
-    """The rate of most moving clips; of two equally common ones the lower, which repeats none."""
-    rates = Counter(_rate(info.fps) for info in infos if info.num_frames > 1)
-    return max(rates, key=lambda rate: (rates[rate], -rate)) if rates else video.DEFAULT_FPS
-
-
 def _cut(
     path: Path, caption: str, info: VideoInfo, config: DataConfig, fps: float
 ) -> tuple[list[ClipEntry], Finding]:
     """The training clips of one file: itself, or pieces that differ by at most one frame."""
-    resampled = info.num_frames > 1 and not _same_rate(info.fps, fps)
-    total = max(1, math.floor(info.num_frames * fps / info.fps + 0.5)) if resampled else 0
-    total = total or info.num_frames
-    reason = f"{total} frame{'s' * (total > 1)}"
-    if resampled:
-        reason += f" at {fps:g} per second, from {info.num_frames} at {info.fps:g}"
+    total = info.num_frames
+    found = ""
+    if total > 1 and not _same_rate(info.fps, fps):
+        total = max(1, math.floor(info.num_frames * fps / info.fps + 0.5))
+        found = f" at {fps:g} per second, from {info.num_frames} at {info.fps:g}"
+    reason = f"{total} frame{'s' * (total > 1)}{found}"
+
     number = -(-total // config.max_frames)
     bounds = [total * piece // number for piece in range(number + 1)]
     spans = [(a, b - a) for a, b in itertools.pairwise(bounds) if b - a >= config.min_frames]
     pieces = [ClipEntry(path, caption, start, length, info) for start, length in spans]
-    verdict = "kept"
     if number > 1:
-        verdict = "cut"
-        shortest, longest = total // number, -(-total // number)
-        each = f"{longest}" if shortest == longest else f"{shortest} or {longest}"
+        each = " or ".join(map(str, sorted({total // number, -(-total // number)})))
         reason += f", over the maximum of {config.max_frames}: {number} pieces of {each}"
     if len(pieces) < number:
-        verdict = verdict if pieces else "dropped"
         lost = f"{number - len(pieces)} of them " if number > 1 else ""
         reason += f", {lost}under the minimum of {config.min_frames}"
+    verdict = "dropped" if not pieces else "cut" if number > 1 else "kept"
     return pieces, Finding(path, verdict, reason, info.num_frames, info.fps)
 
 
@@ -438,13 +402,12 @@ def _histogram(counts: Mapping[int, int], rows: int = 16, width: int = 40) -> li
     """Bars of text, at most `rows` of them, over equal ranges of the keys."""
     low, high = min(counts), max(counts)
     step = -(-(high - low + 1) // rows)
-    bins = [sum(counts.get(n, 0) for n in range(a, a + step)) for a in range(low, high + 1, step)]
+    starts = range(low, high + 1, step)
+    bins = [sum(counts.get(n, 0) for n in range(first, first + step)) for first in starts]
     lines = []
-    for row, number in enumerate(bins):
-        first = low + row * step
+    for first, number in zip(starts, bins, strict=True):
         label = f"{first}" if step == 1 else f"{first}-{min(first + step - 1, high)}"
-        bar = "#" * math.ceil(width * number / max(bins))
-        lines.append(f"  {label:>9} {bar} {number}".rstrip())
+        lines.append(f"  {label:>9} {'#' * math.ceil(width * number / max(bins))} {number}")
     return lines
 
 

@@ -1,25 +1,21 @@
 """The formats that a clip can be written in: one function each, which writes one file.
 
-WebP and APNG files are put together here, because the usual encoders merge equal neighbouring
-frames; a clip must come back with the frames it had. No function leaves a name of a tool in a file.
-A function raises OSError if the file cannot be written.
+A clip comes back with the frames it had: encoders that merge equal neighbours are not used. No
+function leaves a name of a tool in a file. Each raises OSError if the file cannot be written.
 
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
 
-import io
-import itertools
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from flowcept.data import ffmpeg
@@ -37,6 +33,10 @@ _NAMELESS = (
     "-map_metadata -1 -map_chapters -1 -metadata:s encoder= "
     "-fflags +bitexact -flags:v +bitexact -flags:a +bitexact"
 )
+# Not libwebp_anim, which merges equal neighbouring frames; nor does this apng.
+_LOSSLESS = "-pix_fmt bgra -lossless 1 -quality 0 -compression_level 1"
+_WEBP = f"-c:v libwebp {_LOSSLESS} -loop 0 {_NAMELESS}"
+_APNG = f"-f apng -plays 0 -vf setsar=1 -pix_fmt rgb24 {_NAMELESS}"
 _BT709 = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _KNOWN = "No space left on device|Permission denied|File too large|Disk quota exceeded"
 
@@ -88,111 +88,67 @@ def write_film(
 def write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
     """One palette for the whole clip, found in a first pass, so that nothing has to be kept."""
     palette = output.with_name(f"{output.name}.palette.png")
-    try:
-        one = ["-vf", "palettegen=reserve_transparent=0", "-update", "1"]  # a % is no pattern
+    dithered = "[0][1]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
+    arguments = ["-f", "image2", "-pattern_type", "none", "-i", f"file:{palette.absolute()}"]
+    arguments += ["-lavfi", dithered, "-fps_mode", "passthrough"]
+    try:  # with -update a % in the name is no pattern
+        one = ["-vf", "palettegen=reserve_transparent=0", "-update", "1"]
         _encode(frames_FHW3, rate, one, palette)
-        dithered = "[0][1]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
-        arguments = ["-f", "image2", "-pattern_type", "none", "-i", f"file:{palette.absolute()}"]
-        arguments += ["-lavfi", dithered, "-fps_mode", "passthrough"]
         _encode(frames_FHW3, rate, arguments, output)
     finally:
         palette.unlink(missing_ok=True)
     if comment:
-        data = output.read_bytes()
-        header = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)  # up to the palette's end
+        flags = output.read_bytes()[10]
+        header = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)  # up to the palette's end
         text = comment.encode()
         blocks = [text[start : start + 255] for start in range(0, len(text), 255)]
         extension = b"!\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
-        output.write_bytes(data[:header] + extension + data[header:])
-
-
-def patches(frames_FHW3: Frames) -> Iterator[tuple[int, int, Frames]]:
-    """What each frame changes: (top, left, picture), both even; one pixel if it changes nothing."""
-    yield 0, 0, frames_FHW3[0]
-    for before_HW3, after_HW3 in itertools.pairwise(frames_FHW3):
-        changed_HW = (before_HW3 != after_HW3).any(axis=2)
-        top, bottom = _extent(changed_HW.any(axis=1))
-        left, right = _extent(changed_HW.any(axis=0))
-        yield top, left, after_HW3[top:bottom, left:right]
-
-
-def _extent(changed: NDArray[np.bool_]) -> tuple[int, int]:
-    """First, made even, and end of what is true."""
-    places = np.flatnonzero(changed)
-    return (int(places[0]) & ~1, int(places[-1]) + 1) if len(places) else (0, 1)
+        _insert(output, header, extension)
 
 
 def write_webp(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
-    """An animated lossless WebP of exactly these frames (RFC 9649, section 2.7.1)."""
-    height, width = frames_FHW3.shape[1:3]
-    if max(height, width) > 1 << 14:
+    """An animated lossless WebP (RFC 9649, section 2.7.1), comment in an Exif chunk at its end."""
+    if max(frames_FHW3.shape[1:3]) > 1 << 14:
         raise OSError("WebP pictures have at most 16384 pixels a side")
+    alone = len(frames_FHW3) == 1  # for one frame ffmpeg makes a still picture, without a rate
+    _encode(np.repeat(frames_FHW3, 2, 0) if alone else frames_FHW3, rate, _WEBP.split(), output)
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
-
-    def uint24(*values: int) -> bytes:
-        return b"".join(value.to_bytes(3, "little") for value in values)
-
-    with output.open("wb") as file:
-        file.write(b"RIFF\0\0\0\0WEBP")  # the size follows at the end
-        flags = 2 | (8 if comment else 0)  # animation, Exif
-        file.write(chunk(b"VP8X", bytes([flags, 0, 0, 0]) + uint24(width - 1, height - 1)))
-        file.write(chunk(b"ANIM", b"\xff\xff\xff\xff\0\0"))  # white behind, repeated for ever
-        for number, (top, left, patch_HW3) in enumerate(patches(frames_FHW3)):
-            start, end = (round(1000 * beat / rate) for beat in (number, number + 1))
-            picture = io.BytesIO()
-            Image.fromarray(patch_HW3).save(picture, "WEBP", lossless=True, quality=0, method=1)
-            place = uint24(left // 2, top // 2, patch_HW3.shape[1] - 1, patch_HW3.shape[0] - 1)
-            place += uint24(end - start) + b"\2"  # opaque
-            file.write(chunk(b"ANMF", place + picture.getvalue()[12:]))  # its VP8L chunk
-        if comment:
-            exif = Image.Exif()
-            exif.get_ifd(EXIF)[USER_COMMENT] = EXIF_ASCII + comment.encode()
-            file.write(chunk(b"EXIF", exif.tobytes().removeprefix(b"Exif\0\0")))
-        size = file.tell() - 8
-        file.seek(4)
-        file.write(struct.pack("<I", size))
+    data = bytearray(output.read_bytes())
+    if alone:
+        second = 52 + int.from_bytes(data[48:52], "little")  # after the head, 44, and one chunk
+        del data[second:]
+    if comment:
+        exif = Image.Exif()
+        exif.get_ifd(EXIF)[USER_COMMENT] = EXIF_ASCII + comment.encode()
+        note = exif.tobytes().removeprefix(b"Exif\0\0")
+        data[20] |= 8  # flag: there is an Exif chunk
+        data += b"EXIF" + struct.pack("<I", len(note)) + note + b"\0" * (len(note) % 2)
+    data[4:8] = struct.pack("<I", len(data) - 8)
+    output.write_bytes(data)
 
 
 def write_apng(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
-    """An animated PNG of exactly these frames (PNG third edition, section 11.3.6)."""
-    height, width = frames_FHW3.shape[1:3]
-    delay = (1 / rate).limit_denominator(65535)  # seconds, as two numbers of 16 bits
-    sequence = itertools.count()
-    with output.open("wb") as file:
-
-        def chunk(kind: bytes, data: bytes) -> None:
-            check = zlib.crc32(kind + data)
-            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check))
-
-        file.write(b"\x89PNG\r\n\x1a\n")
-        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        chunk(b"acTL", struct.pack(">II", len(frames_FHW3), 0))
-        if comment:
-            chunk(b"tEXt", b"comment\0" + comment.encode())
-        for number, (top, left, patch_HW3) in enumerate(patches(frames_FHW3)):
-            size = patch_HW3.shape[1], patch_HW3.shape[0], left, top
-            fractions = delay.numerator, delay.denominator, 0, 0  # stays, replaces
-            chunk(b"fcTL", struct.pack(">IIIIIHHBB", next(sequence), *size, *fractions))
-            picture = io.BytesIO()
-            Image.fromarray(patch_HW3).save(picture, "PNG")
-            for data in _idat(picture.getvalue()):
-                if number == 0:
-                    chunk(b"IDAT", data)
-                else:
-                    chunk(b"fdAT", struct.pack(">I", next(sequence)) + data)
-        chunk(b"IEND", b"")
+    """An animated PNG (PNG third edition, section 11.3.6)."""
+    _encode(frames_FHW3, rate, _APNG.split(), output)
+    chunks = []
+    if len(frames_FHW3) == 1:  # of which ffmpeg makes a plain PNG, without a rate
+        height, width = frames_FHW3.shape[1:3]
+        delay = (1 / rate).limit_denominator(65535)  # seconds, as two numbers of 16 bits
+        fractions = delay.numerator, delay.denominator
+        chunks = [b"acTL" + struct.pack(">II", 1, 0)]
+        chunks += [b"fcTL" + struct.pack(">IIIIIHHBB", 0, width, height, 0, 0, *fractions, 0, 0)]
+    if comment:
+        chunks.append(b"tEXtcomment\0" + comment.encode())
+    framed = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    ]
+    _insert(output, 33, b"".join(framed))  # after signature and header
 
 
-def _idat(png: bytes) -> Iterator[bytes]:
-    """The compressed pixels of a PNG file, chunk by chunk."""
-    position = 8
-    while position < len(png):
-        length, kind = struct.unpack_from(">I4s", png, position)
-        if kind == b"IDAT":
-            yield png[position + 8 : position + 8 + length]
-        position += 12 + length
+def _insert(file: Path, place: int, data: bytes) -> None:
+    old = file.read_bytes()
+    file.write_bytes(old[:place] + data + old[place:])
 
 
 ANIMATIONS = {".gif": write_gif, ".webp": write_webp, ".apng": write_apng}

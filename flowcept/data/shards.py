@@ -1,8 +1,7 @@
 """The clips of a folder on disk, as pictures and as latents: decoded once, encoded once.
 
-``PictureStore`` decodes each clip into one memory-mapped array of pictures of the training size;
-``LatentStore`` encodes those into another. Both may be larger than memory, carry a key of all that
-they were made from, and appear under their names only when they are whole.
+Both are memory-mapped arrays, perhaps larger than memory, each with a note of its form and a key of
+all that it was made from.
 
 Shape suffixes: F pictures or latents, H height, W width, 3 colours, C channels.
 """
@@ -11,11 +10,10 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,20 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcept.codecs import Codec, to_images
-from flowcept.data.folder import (
-    ClipEntry,
-    DataConfig,
-    Finding,
-    Progress,
-    Scan,
-    digest_of,
-    fingerprint,
-    read_pieces,
-    reason_of,
-)
+from flowcept.data import folder as data
+from flowcept.data.folder import ClipEntry, DataConfig, Finding, Progress, Scan
+from flowcept.data.video import replacing
 from flowcept.errors import UserError
 
-CACHE_FORMAT = 2  # part of every key: raise it when the same files would be decoded differently
+CACHE_FORMAT = 3  # part of every key: raise it when the same files would be decoded differently
 ENCODE_CHUNK = 64  # pictures encoded at once, of all clips alike, where each is encoded alone
 
 
@@ -54,7 +44,7 @@ class _Store:
         self.key = key
         self.captions = [entry.caption for entry in entries]
         self.starts = [0, *itertools.accumulate(self.lengths)]
-        self.contents = digest_of(self.captions, self.lengths)  # wherever the files lie
+        self.contents = data.digest_of(self.captions, self.lengths)  # wherever the files lie
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -67,7 +57,7 @@ class _Store:
 
 
 class PictureStore(_Store):
-    """The pictures of all clips, uint8, decoded once into `cache`/pictures.npy.
+    """The pictures of all clips, uint8, decoded once into `cache`/pictures.bin.
 
     A clip that turns out broken only now is left out; `findings` says so. Raises UserError if
     none is left, or if the disk is too small. One process at a time may build a cache.
@@ -78,21 +68,19 @@ class PictureStore(_Store):
     ) -> None:
         entries = scan.entries
         pieces = [(str(e.path.absolute()), e.start, e.num_frames, e.source) for e in entries]
-        files = [fingerprint(path) for path in dict.fromkeys(entry.path for entry in entries)]
-        key = digest_of(CACHE_FORMAT, config, scan.fps, pieces, files)
+        files = [data.fingerprint(path) for path in dict.fromkeys(entry.path for entry in entries)]
+        key = data.digest_of(CACHE_FORMAT, config, scan.fps, pieces, files)
 
-        def fill(rows: _Rows) -> dict[str, Any]:
+        def fill(file: BinaryIO) -> dict[str, Any]:
             _check_space(cache, sum(e.num_frames for e in entries) * 3 * math.prod(config.size))
-            return _decode(rows, scan, config, progress)
+            return _decode(file, scan, config, progress)
 
-        array, note = _cached(cache / "pictures.npy", key, fill)
+        array, note = _cached(cache / "pictures.bin", key, np.uint8, (*config.size, 3), fill)
         kept = [entries[i] for i in note["kept"]]
         super().__init__(array, kept, [entry.num_frames for entry in kept], key)
         found = {str(finding.path): finding for finding in scan.findings}
-        self.findings = [
-            Finding(Path(name), "dropped", why, found[name].num_frames, found[name].fps)
-            for name, why in note["broken"].items()
-        ]
+        broken = note["broken"].items()
+        self.findings = [replace(found[n], verdict="dropped", reason=why) for n, why in broken]
 
     def frames(self, i: int) -> NDArray[np.uint8]:
         """`frames_FHW3` of clip i."""
@@ -100,24 +88,22 @@ class PictureStore(_Store):
 
 
 def _decode(
-    rows: "_Rows", scan: Scan, config: DataConfig, progress: Progress | None
+    file: BinaryIO, scan: Scan, config: DataConfig, progress: Progress | None
 ) -> dict[str, Any]:
-    """Append the pictures of all clips, file by file; which were kept, and why others were not."""
+    """Write the pictures of all clips, file by file; which were kept, and why others were not."""
     kept: list[int] = []
     broken: dict[str, str] = {}
-    total = sum(entry.num_frames for entry in scan.entries)
-    done = 0
-    numbered = enumerate(scan.entries)
-    for path, group in itertools.groupby(numbered, key=lambda pair: pair[1].path):
+    done, total = 0, sum(entry.num_frames for entry in scan.entries)
+    for path, group in itertools.groupby(enumerate(scan.entries), lambda pair: pair[1].path):
         numbers, entries = zip(*group, strict=True)
-        before = rows.count
+        before = file.tell()
         try:
-            for picture_HW3 in read_pieces(entries, config, scan.fps):
-                rows.append(picture_HW3[None])
+            for picture_HW3 in data.read_pieces(entries, config, scan.fps):
+                file.write(np.ascontiguousarray(picture_HW3).data)
             kept += numbers
         except UserError as error:  # a file counts whole or not at all
-            rows.cut(before)
-            broken[str(path)] = reason_of(path, error)
+            file.truncate(file.seek(before))
+            broken[str(path)] = data.reason_of(path, error)
         done += sum(entry.num_frames for entry in entries)
         if progress:
             progress(done, total)
@@ -128,7 +114,7 @@ def _decode(
 
 
 class LatentStore(_Store):
-    """The latents of all clips, float16, encoded once into `cache`/latents.npy.
+    """The latents of all clips, float16, encoded once into `cache`/latents.bin.
 
     Lengths are of latents. The pictures at the end of a clip that do not fill a latent are left
     out; `findings` says so. `codec` lies on `device`; `dtype` is that of the encoder's arithmetic.
@@ -145,13 +131,16 @@ class LatentStore(_Store):
         progress: Progress | None = None,
     ) -> None:
         lengths = [codec.latents_of(length) for length in pictures.lengths]
-        key = digest_of(pictures.key, codec.config, _digest_of_weights(codec), dtype)
+        key = data.digest_of(pictures.key, codec.config, _digest_of_weights(codec), dtype)
 
-        def fill(rows: _Rows) -> dict[str, Any]:
-            _encode(rows, pictures, codec, torch.device(device).type, dtype, progress)
+        shape = codec.latent_shape(pictures.array.shape[1:3])
+
+        def fill(file: BinaryIO) -> dict[str, Any]:
+            with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+                _encode(file, pictures, codec, progress)
             return {}
 
-        array, _ = _cached(cache / "latents.npy", key, fill)
+        array, _ = _cached(cache / "latents.bin", key, np.float16, shape, fill)
         super().__init__(array, pictures.entries, lengths, key)
         self.findings = [finding for e in self.entries if (finding := _trimmed(e, codec))]
 
@@ -162,25 +151,19 @@ class LatentStore(_Store):
 
 @torch.no_grad()
 def _encode(
-    rows: "_Rows",
-    pictures: PictureStore,
-    codec: Codec,
-    device: str,
-    dtype: torch.dtype,
-    progress: Progress | None,
+    file: BinaryIO, pictures: PictureStore, codec: Codec, progress: Progress | None
 ) -> None:
-    """Append the latents of all clips, float16: clip by clip, or by chunks of all clips alike."""
+    """Write the latents of all clips, float16: clip by clip, or by chunks of all clips alike."""
     total = len(pictures.array)
     alone = codec.pictures_per_latent == 1
     bounds = [*range(0, total, ENCODE_CHUNK), total] if alone else pictures.starts
     for start, end in itertools.pairwise(bounds):
         on_grid = codec.pictures_of(codec.latents_of(end - start))
         image_FCHW = to_images(pictures.array[start : start + on_grid])
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            latent_FCHW = codec.encode_clip(image_FCHW).half()
+        latent_FCHW = codec.encode_clip(image_FCHW).half()
         if not latent_FCHW.isfinite().all():
             raise UserError("the codec gave values that are not finite; train it again")
-        rows.append(latent_FCHW.cpu().numpy())
+        file.write(latent_FCHW.cpu().numpy().tobytes())
         if progress:
             progress(end, total)
 
@@ -207,96 +190,44 @@ def _digest_of_weights(codec: Codec) -> str:
 
 # ---- files -----------------------------------------------------------------------------------
 
-
-class _Rows:
-    """An .npy file that grows by blocks of rows.
-
-    Plain writes, not a writable memory map: a full disk is then an error, not a crash.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.count = 0
-        self._first: NDArray[Any] | None = None  # of which every row has the form
-        self._start = 0  # of the rows in the file
-
-    def append(self, block: NDArray[Any]) -> None:
-        if self._first is None:
-            self._first = block[:1]
-            self.write_header()
-            self._start = self.file.tell()
-        self.file.write(np.ascontiguousarray(block).data)
-        self.count += len(block)
-
-    def cut(self, count: int) -> None:
-        """Forget all rows but the first `count`."""
-        if self._first is not None:
-            self.file.seek(self._start + count * self._first.nbytes)
-            self.file.truncate()
-            self.count = count
-
-    def write_header(self) -> None:
-        """The head of the file; numpy pads it so that its length does not depend on `count`."""
-        assert self._first is not None, "there is a row"
-        self.file.seek(0)
-        header = np.lib.format.header_data_from_array_1_0(self._first)
-        shape = (self.count, *self._first.shape[1:])
-        np.lib.format.write_array_header_1_0(self.file, {**header, "shape": shape})
+# Writes the rows and returns the note beside them. Plain writes, not a writable memory map: a full
+# disk is then an error, not a crash.
+_Fill = Callable[[BinaryIO], dict[str, Any]]
 
 
 def _cached(
-    path: Path, key: str, fill: Callable[[_Rows], dict[str, Any]]
+    path: Path, key: str, dtype: type, shape: Sequence[int], fill: _Fill
 ) -> tuple[NDArray[Any], dict[str, Any]]:
-    """The array in a file and its note, made by `fill` unless they are there and of `key`."""
-    cached = _open(path, key)
-    if cached is None:
-        _build(path, key, fill)
-        cached = _open(path, key)
-        assert cached is not None, "a cache that was just written can be read"
-    return cached
-
-
-def _open(path: Path, key: str) -> tuple[NDArray[Any], dict[str, Any]] | None:
-    """The array and its note, or None unless both are whole and belong to `key`."""
+    """Rows of a shape in a file and their note, made by `fill` unless whole and of `key`."""
     try:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if note["key"] != key:
-            return None
-        array = np.load(path, mmap_mode="r")
+        valid = (note["key"], note["bytes"]) == (key, path.stat().st_size)
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return (array, note) if len(array) == note["rows"] else None
+        valid = False
+    if not valid:
+        note = _build(path, key, fill)
+    return np.memmap(path, dtype, "r").reshape(-1, *shape), note
 
 
-def _build(path: Path, key: str, fill: Callable[[_Rows], dict[str, Any]]) -> None:
-    """Write the rows, then the note, which makes the array valid."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.npy")
-    try:
+def _build(path: Path, key: str, fill: _Fill) -> dict[str, Any]:
+    """Write the rows, then the note, which makes them valid."""
+    note_path = path.with_suffix(".json")
+    with replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.stem}-*.npy"):  # left by a killed process
+        for stale in path.parent.glob(f".*{path.suffix}"):  # left by a killed process
             if time.time() - stale.stat().st_mtime > 3600:  # a living one writes all the time
                 stale.unlink()
         with temporary.open("wb") as file:
-            rows = _Rows(file)
-            note = fill(rows)
-            rows.write_header()
-        # The old note goes first: at no moment does a note stand beside an array of other origin.
-        path.with_suffix(".json").unlink(missing_ok=True)
-        temporary.replace(path)
-        text = json.dumps({"key": key, "rows": rows.count, **note})
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path.with_suffix(".json"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+            note = fill(file)
+            note |= {"key": key, "bytes": file.tell()}
+        note_path.unlink(missing_ok=True)  # no note ever stands beside rows of other origin
+    with replacing(note_path) as temporary:
+        temporary.write_text(json.dumps(note), encoding="utf-8")
+    return note
 
 
 def _check_space(cache: Path, needed: int) -> None:
     free = shutil.disk_usage(cache).free
     if needed > free:
-        raise UserError(
-            f"{cache}: the pictures need {needed / 1e9:.1f} GB and the disk has "
-            f"{free / 1e9:.1f} GB; free some, or use fewer clips or a smaller size"
-        )
+        sizes = f"the pictures need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
+        raise UserError(f"{cache}: {sizes}; free some, or use fewer clips or a smaller size")

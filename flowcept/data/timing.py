@@ -39,33 +39,23 @@ class Stamps:
         """The constant rate of these frames, of which there is at least one."""
         steps = np.diff(self.ticks_F.astype(np.float64))
         # Nothing follows the last frame to time it, and its stored duration is often wrong.
-        if self.declared:
-            # A rate that a reader had to guess can be a multiple of the true one.
-            shortest = float(steps.min()) if len(steps) else 0.0
-            last = max(1 / self.declared / self.tick, shortest)
-        else:
-            last = float(np.median(steps)) if len(steps) else 1 / DEFAULT_FPS / self.tick
+        last = 1 / (self.declared or DEFAULT_FPS) / self.tick
+        if len(steps):  # a rate that a reader had to guess can be a multiple of the true one
+            last = max(last, steps.min()) if self.declared else np.median(steps)
         return constant_rate(np.append(steps, last) * self.tick, self.tick, self.declared)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A rate that may explain the time stamps of a file."""
+def _candidates(mean: float, declared: float, tick: float) -> list[tuple[float, float]]:
+    """Rates to try for frames of a mean rate, the preferred first, 0 for none.
 
-    name: str
-    rate: float  # beats a second; 0: nobody names such a rate
-    slack: float  # seconds that a time stamp may lie off its beat
-
-
-def _candidates(mean: float, declared: float, tick: float) -> list[_Candidate]:
-    """Rates to try, the preferred first, for frames whose mean rate is `mean`."""
+    With each the seconds that a time stamp may lie off its beat.
+    """
     rounding = 0.51 * tick + 1e-6
-    jitter = max(0.99 * tick, 0.25 / mean)
     return [
-        _Candidate("declared", declared, 1.01 * tick),  # the first stamp is rounded too
-        _Candidate("whole", float(round(mean)), rounding),
-        _Candidate("NTSC", round(mean) * 1000 / 1001, rounding),
-        _Candidate("mean", mean, jitter),
+        (declared, 1.01 * tick),  # the first stamp is rounded too
+        (float(round(mean)), rounding),
+        (round(mean) * 1000 / 1001, rounding),  # NTSC
+        (mean, max(0.99 * tick, 0.25 / mean)),  # jitter
     ]
 
 
@@ -90,12 +80,9 @@ def constant_rate(durations_F: NDArray[np.float64], tick: float, declared: float
         mean = float(beats_F[-1] / ends_F[-1])
         if beats_F[-1] > len(frame_F) and mean > _FASTEST_MIXED:
             continue
-        for candidate in _candidates(mean, declared, tick):
-            if candidate.rate > 0:
-                off_F = np.abs(beats_F / candidate.rate - ends_F)
-                if np.all(off_F <= candidate.slack + spare_F):
-                    index = np.repeat(frame_F, repeats_F)
-                    return Timing(candidate.rate, index, len(frame_F))
+        for rate, slack in _candidates(mean, declared, tick):
+            if rate > 0 and np.all(np.abs(beats_F / rate - ends_F) <= slack + spare_F):
+                return Timing(rate, np.repeat(frame_F, repeats_F), len(frame_F))
 
     rate = min(float(1 / np.median(durations_F)), _FASTEST_MIXED)
     middles = (np.arange(max(1, round(ends_F[-1] * rate))) + 0.5) / rate

@@ -1,13 +1,8 @@
 """Files on one side, uint8 RGB frames on the other; nothing here knows of models.
 
-Shape suffixes: F frames, H height, W width, 3 colours. What is unusual here:
-
-* Whatever is written goes to a hidden temporary name in the target's folder, is opened again, its
-  frames are counted, and only then takes its name. A target is whole or absent.
-* A clip has one constant rate. Files that give each frame its own duration (GIF, WebP, APNG, many
-  videos) are brought to one by `timing`.
-* All reading goes frame by frame, through `pictures` of three kinds of sources: `ffmpeg.Film`,
-  `Animation` and `PictureFolder`.
+Shape suffixes: F frames, H height, W width, 3 colours. Whatever is written goes to a hidden name,
+is opened again and counted, and only then takes its own: a target is whole or absent. A clip has
+one constant rate, found by `timing` where a file gives each frame its own duration.
 """
 
 import hashlib
@@ -22,7 +17,7 @@ import stat
 import struct
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -66,11 +61,10 @@ class VideoInfo:
     times: tuple[int, ...] = ()  # how often each stored frame is shown; empty: each once
 
 
-# ---- sources ---------------------------------------------------------------------------------
+# ---- sources: Animation, PictureFolder and ffmpeg.Film ----------------------------------------
 #
-# `ffmpeg.Film`, `Animation` and `PictureFolder` are alike. `pictures` gives the stored frames
-# `[H, W, 3]`, `survey` the height and width with as little work as is needed, and `timing` is that
-# of the frames which either has found.
+# `pictures` gives the stored frames `[H, W, 3]`, `survey` their height and width with as little
+# work as is needed, and `timing` that of the frames which either has found.
 
 
 class Animation:
@@ -131,23 +125,23 @@ class PictureFolder:
         return Timing(rate, np.arange(len(self.files)), len(self.files))
 
     def pictures(self, most: int | None = None) -> Iterator[Frames]:
-        first: tuple[int, ...] = ()
-        for file in self.files[:most]:
-            picture_HW3 = read_image(file)
-            first = first or picture_HW3.shape
-            if picture_HW3.shape != first:
-                raise self._another_size(file)
-            yield picture_HW3
+        self._check_sizes(self.files[:most])
+        yield from map(read_image, self.files[:most])
 
     def survey(self) -> tuple[int, int]:
-        sizes = [_stored_size(file) for file in self.files]
-        for file, size in zip(self.files, sizes, strict=True):
-            if size != sizes[0]:
-                raise self._another_size(file)
+        self._check_sizes(self.files)
         return read_image(self.files[0]).shape[:2]
 
-    def _another_size(self, file: Path) -> UserError:
-        return UserError(f"cannot read {self.path}: {file.name} has another size than the first")
+    def _check_sizes(self, files: Sequence[Path]) -> None:
+        """UserError if the headers of pictures do not agree on the size that is shown."""
+        sizes = []
+        for file in files:
+            with _opened(file) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                sizes.append(image.size[::-1] if turned else image.size)
+            if sizes[-1] != sizes[0]:
+                text = f"{file.name} has another size than the first"
+                raise UserError(f"cannot read {self.path}: {text}")
 
 
 def _source(path: Path) -> ffmpeg.Film | Animation | PictureFolder:
@@ -200,13 +194,6 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(files, key=natural)
 
 
-def _stored_size(file: Path) -> tuple[int, int]:
-    """Width and height of a picture once it is upright, from its header alone."""
-    with _opened(file) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        return (image.height, image.width) if turned else (image.width, image.height)
-
-
 # ---- reading ---------------------------------------------------------------------------------
 
 
@@ -223,8 +210,8 @@ def probe(path: Path, *, decode: bool = False) -> VideoInfo:
             size = frame_HW3.shape[:2]
     height, width = size or (0, 0)
     found = source.timing()
-    count, times = len(found.index), found.times()
-    return VideoInfo(width, height, found.fps, count, source.has_audio, times)
+    sound, count = source.has_audio, len(found.index)
+    return VideoInfo(width, height, found.fps, count, sound, found.times())
 
 
 def stream(path: Path, info: VideoInfo | None = None) -> Iterator[Frames]:
@@ -260,14 +247,16 @@ def read_video(path: Path, *, max_frames: int | None = None) -> tuple[Frames, fl
         for frame_HW3 in source.pictures(max_frames):
             shape = frame_HW3.shape
             data += frame_HW3.data
-            _check_memory(path, len(data))
+            if len(data) > _LARGEST:
+                raise MemoryError
         if not data:
             raise unreadable(path)
         frames_FHW3 = np.frombuffer(data, np.uint8).reshape(-1, *shape)
         found = source.timing()
         index = found.index[:max_frames]
         if not np.array_equal(index, np.arange(len(frames_FHW3))):
-            _check_memory(path, len(index) * frames_FHW3[0].nbytes)
+            if len(index) * frames_FHW3[0].nbytes > _LARGEST:
+                raise MemoryError
             frames_FHW3 = frames_FHW3[index]
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory: cut it or make it smaller") from error
@@ -308,11 +297,6 @@ def _by_pillow(path: Path) -> bool:
     return suffix not in _FFMPEG_SUFFIXES
 
 
-def _check_memory(path: Path, size: int) -> None:
-    if size > _LARGEST:
-        raise UserError(f"{path} is over {_LARGEST >> 30} GiB in memory: cut it or make it smaller")
-
-
 def read_metadata(path: Path) -> dict[str, object] | None:
     """What `write_video` stored in a file, or in the first picture of a folder; None if nothing.
 
@@ -348,39 +332,51 @@ def digest(frames_FHW3: Frames) -> str:
 
 def check_output(path: Path) -> None:
     """Raise UserError if `write_video` could not write there; to be called before any work."""
+    _check_name(path)
+    suffix, name, parent = path.suffix.lower(), path.name, path.parent
+    if not parent.is_dir():
+        raise UserError(f"the folder {parent} of the output does not exist: create it first")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"cannot write into {parent}: choose a folder that is yours")
+    if _PATTERN.fullmatch(name):
+        frame = r"\d+".join(map(re.escape, _around_number(name)))
+        if any(re.fullmatch(frame, file.name) for file in parent.iterdir()):
+            raise UserError(f"there are frames named {name} in {parent} already: remove them")
+    elif suffix and path.is_dir():
+        raise UserError(f"the output {path} is a folder: give it another name")
+    elif not suffix and path.exists():
+        if not path.is_dir():
+            raise UserError(f"the output {path} has no suffix and is a file: give it a suffix")
+        if any(path.iterdir()):
+            raise UserError(f"the output folder {path} is not empty: choose another or empty it")
+        if path.is_symlink() or path.resolve() == Path.cwd():
+            raise UserError(f"the output {path} is where you are, or a link: name another folder")
+
+
+def _check_name(path: Path) -> None:
     suffix, name = path.suffix.lower(), path.name
-    if not _possible(path):
+    try:
+        length = len(os.fsencode(name))
+        possible = "\0" not in str(path)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        length, possible = 0, False
+    if not possible:
         raise UserError(f"the output name {str(path)!r} holds a null character or half a letter")
     if name.lower() in OUTPUT_SUFFIXES:
         raise UserError(f"the output {path} has no name before its suffix: call it clip{name}")
     if suffix and suffix not in OUTPUT_SUFFIXES:
         known = " ".join(sorted(OUTPUT_SUFFIXES))
         raise UserError(f"unknown suffix {suffix} of {path}: use one of {known}, or a folder")
-    if len(os.fsencode(name)) > 255:
+    if length > 255:
         raise UserError(f"the output name {name[:40]}... is too long: use at most 255 bytes")
-    if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} of the output does not exist: create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write into {path.parent}: choose a folder that is yours")
-    if suffix == ".png" or re.search(r"%\d*d", name):
-        if suffix != ".png" or not _PATTERN.fullmatch(name):
-            raise UserError(f"PNG frames need one number, as in frame_%04d.png, not {name}")
-        if any(re.fullmatch(_numbered(name), file.name) for file in path.parent.iterdir()):
-            raise UserError(f"there are frames named {name} in {path.parent} already: remove them")
-    elif suffix and path.is_dir():
-        raise UserError(f"the output {path} is a folder: give it another name")
-    elif not suffix and path.exists():
-        _check_folder(path)
+    numbered = suffix == ".png" or re.search(r"%\d*d", name)
+    if numbered and not _PATTERN.fullmatch(name):
+        raise UserError(f"PNG frames need one number, as in frame_%04d.png, not {name}")
 
 
-def _check_folder(path: Path) -> None:
-    """Raise UserError if a folder of frames could not take the place of what is there."""
-    if not path.is_dir():
-        raise UserError(f"the output {path} is a file without a suffix: give a suffix or a folder")
-    if any(path.iterdir()):
-        raise UserError(f"the output folder {path} is not empty: choose another or empty it")
-    if path.is_symlink() or path.resolve() == Path.cwd():
-        raise UserError(f"the output {path} is where you are, or a link: name another folder")
+def _around_number(name: str) -> list[str]:
+    """What stands before and after the number in frame_%04d.png."""
+    return re.split(r"%\d*d", name)
 
 
 Claim = tuple[str, ...]
@@ -405,22 +401,8 @@ def claims(path: Path) -> tuple[set[Claim], set[Claim]]:
     if not path.suffix:
         takes |= {("below", str(path))}
     elif _PATTERN.fullmatch(name):
-        takes |= {("frames", parent, *re.split(r"%\d*d", name))}
+        takes |= {("frames", parent, *_around_number(name))}
     return takes, touches | takes
-
-
-def _possible(path: Path) -> bool:
-    """Whether a file can be called so: not with half a surrogate pair, nor with a zero byte."""
-    try:
-        return b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-
-
-def _numbered(name: str) -> str:
-    """A regular expression for the files of frame_%04d.png."""
-    before, after = re.split(r"%\d*d", name)
-    return re.escape(before) + r"\d+" + re.escape(after)
 
 
 @contextmanager
@@ -432,21 +414,19 @@ def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
     temporary = path.parent / f".{secrets.token_hex(6)}{'' if numbered else path.suffix.lower()}"
     try:
         yield temporary
+        if temporary.is_dir() and path.is_dir():
+            path.rmdir()  # empty, as `check_output` found
         if numbered:
             for file in sorted(temporary.iterdir()):
                 file.rename(path.parent / file.name)
         else:
-            if temporary.is_dir() and path.is_dir():
-                path.rmdir()  # empty, as `check_output` found
             temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_video(
@@ -473,8 +453,7 @@ def write_video(
     rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
     comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
     notes = []
-    lost = _lost_sound(sound, suffix)
-    if lost:
+    if sound is not None and (lost := _lost_sound(sound, suffix)):
         notes, sound = [lost], None
     if suffix == ".gif" and rate > _FASTEST_GIF:
         notes.append(f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that")
@@ -500,10 +479,8 @@ def write_video(
     return "; ".join(notes)
 
 
-def _lost_sound(sound: Sound | None, suffix: str) -> str:
+def _lost_sound(sound: Sound, suffix: str) -> str:
     """Why sound cannot be kept, "" if it can."""
-    if sound is None:
-        return ""
     if not has_sound(sound.path):
         return f"{sound.path} has no sound"
     return "" if suffix in formats.ENCODERS else f"{suffix or 'a folder of frames'} holds no sound"
@@ -514,7 +491,7 @@ def has_sound(path: Path) -> bool:
     if path.is_dir() or path.suffix.lower() in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
         return False
     _check_readable(path)
-    return any(stream.kind == "Audio" for stream in ffmpeg.describe(path))
+    return ffmpeg.has_sound(path)
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -531,28 +508,14 @@ def save_image(image: Image.Image, path: Path) -> None:
             written.load()
 
 
-# ---- sizes -----------------------------------------------------------------------------------
-
-
-_LANCZOS = Image.Resampling.LANCZOS
-
-
-def _resize(
-    frames_FHW3: Frames, size: tuple[int, int], box: tuple[float, float, float, float]
-) -> Frames:
-    """Resize the part `box` (left, top, right, bottom) of every frame to (height, width)."""
-    resized_FHW3 = np.empty((len(frames_FHW3), *size, 3), np.uint8)
-    for number, frame_HW3 in enumerate(frames_FHW3):
-        picture = Image.fromarray(frame_HW3)
-        resized_FHW3[number] = np.asarray(picture.resize(size[::-1], _LANCZOS, box))
-    return resized_FHW3
+# ---- sizes and contact sheets -----------------------------------------------------------------
 
 
 def fit(frames_FHW3: Frames, size: tuple[int, int], how: str = "crop") -> tuple[Frames, str]:
     """Bring frames to `size` (height, width); returns them and a sentence, "" if nothing was done.
 
     `crop` keeps the middle and fills the size, `pad` keeps everything with black bars, `stretch`
-    ignores the aspect.
+    ignores the aspect. All by Lanczos resampling.
     """
     old_height, old_width = frames_FHW3.shape[1:3]
     height, width = size
@@ -561,23 +524,20 @@ def fit(frames_FHW3: Frames, size: tuple[int, int], how: str = "crop") -> tuple[
     if (old_height, old_width) == size:
         return frames_FHW3, ""
     change = f"{old_width}x{old_height} to {width}x{height}"
-    box = (0.0, 0.0, float(old_width), float(old_height))
-    if how == "stretch" or old_height * width == old_width * height:
-        return _resize(frames_FHW3, size, box), f"resized from {change}"
-    if how == "crop":
+    resize: Callable[..., Image.Image] = Image.Image.resize
+    said = f"resized from {change}"
+    if how == "crop" and old_height * width != old_width * height:
         factor = max(height / old_height, width / old_width)
-        kept_height, kept_width = height / factor, width / factor
-        left, top = (old_width - kept_width) / 2, (old_height - kept_height) / 2
-        box = (left, top, min(left + kept_width, old_width), min(top + kept_height, old_height))
-        part = f"the middle {round(kept_width)}x{round(kept_height)}"
-        return _resize(frames_FHW3, size, box), f"cropped from {change}, keeping {part}"
-    factor = min(height / old_height, width / old_width)
-    inner = max(1, round(old_height * factor)), max(1, round(old_width * factor))
-    padded_FHW3 = np.zeros((len(frames_FHW3), height, width, 3), np.uint8)
-    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    inner_FHW3 = padded_FHW3[:, top : top + inner[0], left : left + inner[1]]
-    inner_FHW3[...] = _resize(frames_FHW3, inner, box)
-    return padded_FHW3, f"resized from {change} with black bars"
+        middle = f"{round(width / factor)}x{round(height / factor)}"
+        resize, said = ImageOps.fit, f"cropped from {change}, keeping the middle {middle}"
+    elif how == "pad" and old_height * width != old_width * height:
+        resize, said = ImageOps.pad, f"resized from {change} with black bars"
+
+    fitted_FHW3 = np.empty((len(frames_FHW3), height, width, 3), np.uint8)
+    for number, frame_HW3 in enumerate(frames_FHW3):
+        picture = Image.fromarray(frame_HW3)
+        fitted_FHW3[number] = np.asarray(resize(picture, (width, height), Image.Resampling.LANCZOS))
+    return fitted_FHW3, said
 
 
 def scale(frames_FHW3: Frames, factor: int) -> Frames:
@@ -588,36 +548,22 @@ def scale(frames_FHW3: Frames, factor: int) -> Frames:
     return fit(frames_FHW3, (height * factor, width * factor))[0]
 
 
-# ---- contact sheets --------------------------------------------------------------------------
-
-_TEXT = 12  # height of a label's letters, pixels
-_LINE = 18  # height of a label's line, pixels
-
-
 def contact_sheet(
-    frames_FHW3: Frames,
-    *,
-    columns: int = 0,
-    labels: Sequence[str] | None = None,
-    gap: int = 2,
+    frames_FHW3: Frames, *, columns: int = 0, labels: Sequence[str] | None = None, gap: int = 2
 ) -> Image.Image:
     """All frames on one white picture, row by row, each under its label.
 
     `columns` 0 chooses rows of equal length of at most 8. `gap` in pixels.
     """
-    count, height, width = frames_FHW3.shape[:3]
-    if labels is not None and len(labels) != count:
-        raise ValueError("there must be one label for each frame")
+    count, _, width = frames_FHW3.shape[:3]
+    tiles = _titled([Image.fromarray(frame_HW3) for frame_HW3 in frames_FHW3], labels, width)
     columns = columns or math.ceil(count / math.ceil(count / 8))
-    line = _LINE if labels is not None else 0
-    step_y, step_x = height + line + gap, width + gap
     rows = math.ceil(count / columns)
+    step_x, step_y = width + gap, tiles[0].height + gap
     sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
-    for number, frame_HW3 in enumerate(frames_FHW3):
-        x, y = gap + number % columns * step_x, gap + number // columns * step_y
-        if labels is not None:
-            _label(sheet, (x, y), labels[number], width)
-        sheet.paste(Image.fromarray(frame_HW3), (x, y + line))
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        sheet.paste(tile, (gap + column * step_x, gap + row * step_y))
     return sheet
 
 
@@ -625,32 +571,42 @@ def contact_sheets(
     clips: Sequence[Frames], labels: Sequence[str] | None = None, max_columns: int = 16
 ) -> Image.Image:
     """Several clips under each other, of any sizes, each in one row or more under its label."""
-    if not clips or (labels is not None and len(labels) != len(clips)):
-        raise ValueError("there must be a clip, and one label for each")
+    if not clips:
+        raise ValueError("there must be a clip")
     sheets = [contact_sheet(clip, columns=min(len(clip), max_columns)) for clip in clips]
-    line = _LINE if labels is not None else 0
-    width, height = max(s.width for s in sheets), sum(s.height + line for s in sheets)
-    whole = Image.new("RGB", (width, height), "white")
+    width = max(sheet.width for sheet in sheets)
+    sheets = _titled(sheets, labels, width)
+    whole = Image.new("RGB", (width, sum(sheet.height for sheet in sheets)), "white")
     y = 0
-    for number, sheet in enumerate(sheets):
-        if labels is not None:
-            _label(whole, (2, y), labels[number], width - 4)
-        whole.paste(sheet, (0, y + line))
-        y += sheet.height + line
+    for sheet in sheets:
+        whole.paste(sheet, (0, y))
+        y += sheet.height
     return whole
+
+
+def _titled(
+    pictures: list[Image.Image], labels: Sequence[str] | None, width: int
+) -> list[Image.Image]:
+    """Pictures of at most a width in pixels, each under a line of text cut to that."""
+    if labels is None:
+        return pictures
+    if len(labels) != len(pictures):
+        raise ValueError("there must be one label for each picture")
+    font = ImageFont.load_default(12)
+    titled = []
+    for picture, label in zip(pictures, labels, strict=True):
+        tile = Image.new("RGB", (width, 18 + picture.height), "white")  # a line is 18 pixels high
+        draw = ImageDraw.Draw(tile)
+        text = cut = legible(label)
+        while cut and draw.textlength(cut + "…" * (cut != text), font) > width:
+            cut = cut[:-1]
+        draw.text((0, 0), cut + "…" * (cut != text), "black", font)
+        tile.paste(picture, (0, 18))
+        titled.append(tile)
+    return titled
 
 
 def legible(text: str) -> str:
     """The text on one line; Pillow's own font has no accents, so letters lose theirs."""
     letters = unicodedata.normalize("NFKD", " ".join(text.split()))
     return "".join(letter for letter in letters if not unicodedata.combining(letter))
-
-
-def _label(sheet: Image.Image, corner: tuple[int, int], text: str, width: int) -> None:
-    """Draw one line of text, cut to a width in pixels."""
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
-    text = legible(text)
-    cut = text
-    while cut and draw.textlength(cut + "…" * (cut != text), font) > width:
-        cut = cut[:-1]
-    draw.text(corner, cut + "…" * (cut != text), "black", font)

@@ -1,11 +1,8 @@
 """Scores of a model against a folder of clips: ``flowcept evaluate MODEL DATA``.
 
 Clips of the folder are drawn by a seed; for each one the model makes a clip of its caption, or of
-caption and first frame, and one between its first and last frame. What is compared: features
-(Fréchet distance, density and coverage), lengths, missing frames (against repeating and blending),
-the course of quality along the clip, motion, and whether the law of the number of missing frames
-is to be trusted. Every score stands beside its number of samples; intervals are bootstraps over
-clips.
+caption and first frame, and one between its first and last frame. Every score stands beside its
+number of samples; intervals are bootstraps over clips.
 
 Shape suffixes: F frames, C H W, N clips or states, D features, K counts, R resamples.
 """
@@ -15,9 +12,10 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -105,33 +103,35 @@ def evaluate(
         "no distances of features: give --features FILE": network is None,
         "no clip has a frame between its ends: nothing to interpolate": not pairs,
     }
+    found = None
+    if network:
+        real_ND, made_ND = (network([c.image_FCHW for c in side]) for side in (real, made))
+        found = feature_scores(network.name, real_ND, made_ND, seed)
+    about = {"model": model.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
     return Scores(
-        about={
-            "model": model.name,
-            "data": folder.resolve().name,
-            "task": task,
-            "clips": len(real),
-            "settings": _chosen(config),
-            "settings between frames": _chosen(between),
-            **_about(maker),
-        },
-        features=_feature_scores(network, real, made, seed) if network else None,
+        about=about | _about(maker, config, between),
+        features=found,
         lengths=length_scores(real, made),
         interp=interp_scores(pairs, seed) if pairs else None,
         drift=drift_scores(real, made, network),
-        motion={"real": _motion(real), "made": _motion(made)},
+        motion={
+            side: fmean(metrics.motion(clip.image_FCHW) for clip in clips)
+            for side, clips in (("real", real), ("made", made))
+        },
         counts=count_scores(maker, real),
         notes=[note for note, holds in notes.items() if holds],
     )
 
 
-def _chosen(config: SampleConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if value is not None}
-
-
-def _about(maker: Maker) -> dict[str, Any]:
-    """Of which model and on what machine the scores are."""
+def _about(maker: Maker, config: SampleConfig, between: SampleConfig) -> dict[str, Any]:
+    """With which settings and on what machine the scores were made."""
+    chosen, chosen_between = (
+        {name: value for name, value in asdict(one).items() if value is not None}
+        for one in (config, between)
+    )
     return {
+        "settings": chosen,
+        "settings between frames": chosen_between,
         "model_steps": maker.card.steps,
         "seed": maker.seed,
         "device": maker.device.type,
@@ -192,32 +192,31 @@ class Maker:
         given: Sequence[Given],
         real: Sequence[Clip],
         config: SampleConfig,
-        *,
         beside: int = 0,
     ) -> list[Clip]:
         """A clip for each given start and the caption of its real clip, by the sampler.
 
         So many last latents stand ``beside`` those of the clip and are not decoded.
         """
-        generators = [clip_generator(mixed(self.seed, "clips", i)) for i in range(len(given))]
-        captions, nothing = [clip.caption for clip in real], [""] * len(real)
         made: list[Clip] = []
         for start in range(0, len(given), BATCH):
-            part = slice(start, start + BATCH)
-            asked = given[part], captions[part], nothing[part], generators[part]
-            with autocast(self.device, self.dtype), torch.inference_mode():
+            part = range(start, min(start + BATCH, len(given)))
+            captions, nothing = [real[i].caption for i in part], [""] * len(part)
+            generators = [clip_generator(mixed(self.seed, "clips", i)) for i in part]
+            asked = given[start : part.stop], captions, nothing, generators
+            with autocast(self.device, self.dtype), torch.no_grad():
                 latents = latents_of(sample_clips(self.weights, *asked, config))
-            for latent_FCHW, caption in zip(latents, captions[part], strict=True):
+            for latent_FCHW, caption in zip(latents, captions, strict=True):
                 own = len(latent_FCHW) - beside
                 made.append(Clip(self.decode(latent_FCHW[:own]), caption))
             self.progress(what, len(made), len(given))
         return made
 
+    @torch.no_grad()
     def decode(self, latent_FCHW: Tensor) -> Tensor:
         """Pictures of a clip, on the CPU."""
-        with autocast(self.device, self.dtype), torch.inference_mode():
-            image_FCHW = self.codec.decode(latent_FCHW).cpu()
-        return image_FCHW.clone()  # a tensor outside inference mode
+        with autocast(self.device, self.dtype):
+            return self.codec.decode(latent_FCHW).cpu()
 
 
 def load_maker(
@@ -268,10 +267,8 @@ def of_first_frames(
     for clip in real:
         latent_1CHW = maker.encode_keyframes(clip.image_FCHW[:1])
         rest = maker.latents(clip) - 1
-        start = Given(latent_1CHW, (False, True))
-        if told:
-            start = Given(latent_1CHW, (False, rest > 0), (0, rest))
-        given.append(start)
+        told_start = Given(latent_1CHW, (False, rest > 0), (0, rest))
+        given.append(told_start if told else Given(latent_1CHW, (False, True)))
     return maker.make("clips of first frames", given, real, config)
 
 
@@ -290,7 +287,7 @@ def between_ends(
         missing = maker.latents(clip) - 2 + beside
         ends_2CHW = maker.encode_keyframes(clip.image_FCHW[[0, -1]])
         given.append(Given(ends_2CHW, (False, True, False), (0, missing, 0)))
-    made = maker.make("clips between two frames", given, real, config, beside=beside)
+    made = maker.make("clips between two frames", given, real, config, beside)
     return list(zip(real, made, strict=True))
 
 
@@ -312,19 +309,7 @@ def interval(
 
 def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float, float]:
     """The mean of a value of each clip, and its interval."""
-    return interval(lambda chosen: _mean(values[i] for i in chosen), len(values), seed)
-
-
-def _mean(values: Iterable[float]) -> float:
-    several = list(values)
-    return math.fsum(several) / len(several)
-
-
-def _feature_scores(
-    network: FeatureNetwork, real: Sequence[Clip], made: Sequence[Clip], seed: int
-) -> dict[str, Any]:
-    real_ND, made_ND = (network([clip.image_FCHW for clip in clips]) for clips in (real, made))
-    return feature_scores(network.name, real_ND, made_ND, seed)
+    return interval(lambda chosen: fmean(values[i] for i in chosen), len(values), seed)
 
 
 def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> dict[str, Any]:
@@ -350,14 +335,13 @@ def length_scores(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, Any]:
     """Law of lengths of equally many clips, and mean and spread per caption, commonest first."""
     real_N, made_N = (np.array([len(clip.image_FCHW) for clip in clips]) for clips in (real, made))
     real_law, made_law = Counter(real_N.tolist()), Counter(made_N.tolist())
-
-    captions = {}
+    captions: dict[str, Any] = {}
     counts = Counter(clip.caption for clip in real)
     for caption, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        captions[caption] = {"clips": count}
         rows = [clip.caption == caption for clip in real]
-        both = {"real": real_N[rows], "made": made_N[rows]}
-        spreads = {side: [float(n.mean()), float(n.std())] for side, n in both.items()}
-        captions[caption] = {"clips": count, **spreads}
+        for side, length_N in (("real", real_N[rows]), ("made", made_N[rows])):
+            captions[caption][side] = [float(length_N.mean()), float(length_N.std())]
     return {
         "total_variation": metrics.total_variation(real_law, made_law),
         "by chance": chance_variation(real_law),
@@ -394,7 +378,7 @@ def interp_scores(pairs: Sequence[tuple[Clip, Clip]], seed: int) -> dict[str, An
         both = list(zip(clips, truth, strict=True))
         scores[way] = {"psnr": mean_interval([metrics.psnr(a, b) for a, b in both], seed)}
         if min(truth[0].shape[-2:]) >= metrics.WINDOW:
-            scores[way]["ssim"] = _mean(float(metrics.ssim(a, b).mean()) for a, b in both)
+            scores[way]["ssim"] = fmean(float(metrics.ssim(a, b).mean()) for a, b in both)
     return scores
 
 
@@ -405,27 +389,19 @@ def drift_scores(
 
     The features are of the quarters as clips of their own.
     """
-    parts = {
-        side: [_parts(clips, number) for number in range(QUARTERS)]
-        for side, clips in (("real", real), ("made", made))
-    }
-    scores: dict[str, Any] = {
-        "sharpness": {
-            side: [_mean(float(metrics.sharpness(x).mean()) for x in part) for part in quarters]
-            for side, quarters in parts.items()
-        }
-    }
-    if network:
-        scores["distance"] = [
-            metrics.frechet_of_samples(network(a), network(b))
-            for a, b in zip(parts["real"], parts["made"], strict=True)
-        ]
-    return scores
-
-
-def _parts(clips: Sequence[Clip], number: int) -> list[Tensor]:
-    images = [clip.image_FCHW for clip in clips]
-    return [image_FCHW[quarter(len(image_FCHW), number)] for image_FCHW in images]
+    sharpness: dict[str, list[float]] = {"real": [], "made": []}
+    distance = []
+    for number in range(QUARTERS):
+        features = []
+        for side, clips in (("real", real), ("made", made)):
+            images = [clip.image_FCHW for clip in clips]
+            parts = [image[quarter(len(image), number)] for image in images]
+            sharpness[side].append(fmean(float(metrics.sharpness(part).mean()) for part in parts))
+            if network:
+                features.append(network(parts))
+        if network:
+            distance.append(metrics.frechet_of_samples(*features))
+    return {"sharpness": sharpness} | ({"distance": distance} if network else {})
 
 
 def quarter(num_frames: int, number: int) -> slice:
@@ -433,10 +409,6 @@ def quarter(num_frames: int, number: int) -> slice:
     edges = [round(q * num_frames / QUARTERS) for q in range(QUARTERS + 1)]
     start = min(edges[number], num_frames - 1)
     return slice(start, max(edges[number + 1], start + 1))
-
-
-def _motion(clips: Sequence[Clip]) -> float:
-    return _mean(metrics.motion(clip.image_FCHW) for clip in clips)
 
 
 # --- the law of missing counts ------------------------------------------------------------------
@@ -450,19 +422,17 @@ def count_scores(maker: Maker, real: Sequence[Clip]) -> dict[str, Any]:
     of these very counts. And pairs of (probability said, how often it came true) over all counts.
     """
     drawn = list(_states(maker, real))
-    law_NK, blind_NK, total_N = [], [], []
+    found = []
     for start in range(0, len(drawn), BATCH):
         part = drawn[start : start + BATCH]
         state, target = concat([(state, target) for state, target, _ in part])
-        said, blind = _laws(maker, state, [caption for _, _, caption in part])
-        law_NK.append(said)
-        blind_NK.append(blind)
-        total_N.append(target.total_B)
+        laws = _laws(maker, state, [caption for _, _, caption in part])
+        found.append((*laws, target.total_B))
         maker.progress("missing counts", start + len(part), len(drawn))
 
-    came_N = torch.cat(total_N)
-    scores = posterior_scores(torch.cat(law_NK), came_N)
-    return scores | {"lengths_log_score": log_score(torch.cat(blind_NK), came_N)}
+    law_NK, blind_NK, came_N = map(torch.cat, zip(*found, strict=True))
+    scores = posterior_scores(law_NK, came_N)
+    return scores | {"lengths_log_score": log_score(blind_NK, came_N)}
 
 
 def _states(maker: Maker, real: Sequence[Clip]) -> Iterator[tuple[FrameState, Target, str]]:

@@ -74,8 +74,8 @@ def sharpness(image_FCHW: Tensor) -> Tensor:
     jump from its right edge to its left one does not count as detail.
     """
     image = image_FCHW.double()
-    image = torch.cat([image, image.flip(-1)], -1)
-    image = torch.cat([image, image.flip(-2)], -2)
+    for axis in (-1, -2):
+        image = torch.cat([image, image.flip(axis)], axis)
     row_H = torch.fft.fftfreq(image.shape[-2], device=image.device, dtype=torch.float64)
     column_W = torch.fft.fftfreq(image.shape[-1], device=image.device, dtype=torch.float64)
     high_HW = torch.hypot(row_H[:, None], column_W[None, :]) > HIGH_FREQUENCY

@@ -7,7 +7,6 @@ They have 72 dots per inch, where a point is a pixel, so that all sizes here are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +18,10 @@ from flowcept.evaluation.evaluate import Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Colors = NDArray[np.float64]  # [N, 4]: red, green, blue, opacity
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 Visible = tuple[int, float, bool]  # a frame of a growing clip: name, flow time, just inserted
 
 INK, GREY, AXIS, GRID = "#262a33", "#636975", "#969ca8", "#e5e8ed"  # titles, labels, lines
@@ -99,10 +97,8 @@ def picture(scores: Scores) -> Image.Image:
     total = scores.about["clips"]
     laws = {side: scores.lengths[side] for side in ("real", "made")}
     shares = {side: {n: count / total for n, count in law.items()} for side, law in laws.items()}
-    by_quarter = {
-        side: [(number + 1.0, value) for number, value in enumerate(values)]
-        for side, values in scores.drift["sharpness"].items()
-    }
+    sharpness = scores.drift["sharpness"]
+    by_quarter = {side: list(enumerate(values, start=1)) for side, values in sharpness.items()}
     parts = [
         bar_chart(shares, title="lengths", x_label="frames", y_label="share of clips"),
         line_chart(by_quarter, title="sharpness along the clip", x_label="quarter"),
@@ -129,26 +125,22 @@ def line_chart(
     """
     axes = _axes(x_label, y_label)
     least = 0.0 if log_y else -HUGE
-    drawn: list[tuple[float, float]] = []
-    for number, (name, points) in enumerate(series.items()):
+    drawn_N2 = np.zeros((0, 2))
+    for name, points in series.items():
         shown = [(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE]
+        point_N2 = np.reshape(shown, (-1, 2))
         marker = "o" if len(shown) <= 30 else ""
-        label, color = _legible(name), _color(number)
-        axes.plot(*_columns(shown), label=label, color=color, marker=marker, **LINE)
-        drawn += shown
+        axes.plot(*point_N2.T, label=_legible(name), marker=marker, **LINE)
+        drawn_N2 = np.concatenate([drawn_N2, point_N2])
 
-    places, heights = _columns(drawn or [(0.0, 0.0), (1.0, 1.0)])
+    place_N, height_N = drawn_N2.T if len(drawn_N2) else np.eye(2)
     axes.margins(x=0)
-    axes.locator_params(axis="x", integer=all(x == round(x) for x in places))
+    axes.locator_params(axis="x", integer=bool((place_N == place_N.round()).all()))
     if log_y:
-        _log_axis(axes, few_decades=max(heights) < 300 * min(heights))
-    elif 0 <= min(heights) < 0.3 * max(heights):  # what nears zero is read against it
+        _log_axis(axes, few_decades=height_N.max() < 300 * height_N.min())
+    elif 0 <= height_N.min() < 0.3 * height_N.max():  # what nears zero is read against it
         axes.set_ylim(bottom=0)
     return _finished(axes, title)
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def bar_chart(
@@ -163,8 +155,7 @@ def bar_chart(
     wide = 0.8 / max(1, len(series))
     for number, (name, values) in enumerate(series.items()):
         shown = {n - 0.4 + (number + 0.5) * wide: v for n, v in values.items() if abs(v) < HUGE}
-        color, label = _color(number), _legible(name)
-        axes.bar(list(shown), list(shown.values()), 0.95 * wide, color=color, label=label)
+        axes.bar(list(shown), list(shown.values()), 0.95 * wide, label=_legible(name))
     axes.locator_params(axis="x", nbins=16, integer=True)
     axes.margins(x=0.02)
     axes.axhline(0, color=AXIS, linewidth=1)
@@ -177,7 +168,7 @@ def calibration_chart(bins: Sequence[tuple[float, float, int]]) -> Image.Image:
     axes = _axes("said", "came true")
     axes.axline((0, 0), slope=1, color=AXIS, linewidth=1, linestyle="--", label="perfect")
     said, came, _ = zip(*bins, strict=True)
-    axes.plot(said, came, "o-", color=SERIES[0], label="missing count, and how many", **LINE)
+    axes.plot(said, came, "o-", label="missing count, and how many", **LINE)
     for x, y, count in bins:
         axes.annotate(f"{count:,}", (x, y), (8, -16), textcoords="offset points", **TEXT)
     axes.set(xlim=(-0.01, 1.04), ylim=(-0.03, 1.03))
@@ -186,11 +177,12 @@ def calibration_chart(bins: Sequence[tuple[float, float, int]]) -> Image.Image:
 
 def _axes(x_label: str, y_label: str) -> Axes:
     """An empty chart: a grid of horizontal lines and an axis below."""
-    figure = _canvas(*SIZE).figure
+    figure = _figure(*SIZE)
     figure.set_layout_engine("constrained", w_pad=PAD / DOTS, h_pad=PAD / DOTS)
     axes = figure.add_subplot()
     axes.spines[["left", "top", "right"]].set_visible(False)
     axes.spines.bottom.set_color(AXIS)
+    axes.set_prop_cycle(color=SERIES)
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=GRID, linewidth=1)
     axes.tick_params(color=AXIS, labelcolor=GREY, labelsize=TEXT["fontsize"])
@@ -225,21 +217,18 @@ def _finished(axes: Axes, title: str) -> Image.Image:
     return _rendered(axes)
 
 
-def _canvas(width: int, height: int) -> FigureCanvasAgg:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _figure(width: int, height: int) -> Figure:
     from matplotlib.figure import Figure
 
-    return FigureCanvasAgg(Figure((width / DOTS, height / DOTS), DOTS, facecolor="white"))
+    return Figure((width / DOTS, height / DOTS), DOTS, facecolor="white")
 
 
 def _rendered(axes: Axes) -> Image.Image:
-    canvas: Any = axes.figure.canvas
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(axes.get_figure(root=True))
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def _color(number: int) -> str:
-    return SERIES[number % len(SERIES)]
 
 
 def _legible(text: str, longest: int = 80) -> str:
@@ -268,42 +257,31 @@ def growth_chart(
     A frame of flow time 1 in row 0 was given and keeps a hue of its own. A frame that ``order``
     lacks, and thumbnails of another count, are a ``ValueError``.
     """
-    column = {name: number for number, name in enumerate(order)}
-    unknown = {name for row in steps for name, _, _ in row} - column.keys()
-    if unknown or len(column) != len(order):
+    columns = {name: number for number, name in enumerate(order)}
+    unknown = {name for row in steps for name, _, _ in row} - columns.keys()
+    if unknown or len(columns) != len(order):
         raise ValueError(f"every frame needs one place in the order: {sorted(unknown) or 'twice'}")
     if thumbnails is not None and len(thumbnails) != len(order):
         raise ValueError(f"{len(thumbnails)} thumbnails for {len(order)} frames")
 
-    given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
-    cells = [
-        _Cell(number, column[name], time, is_new and number > 0, name in given)
-        for number, row in enumerate(steps)
-        for name, time, is_new in row
-    ]
     grid = _Grid(len(order), len(steps))
     strip = _strip(grid, thumbnails or ())
-    axes = _page(grid, strip)
+    links = len(strip) < len(order)
+    top = round(grid.bottom + (26 if links else 12))
+    bottom = top + strip[0][2].height if strip else round(grid.bottom)
+    axes = _page(LEFT + max(grid.wide * len(order), LEGEND_WIDTH) + PAD, bottom + PAD)
+
+    given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
     _draw_legend(axes, bool(given))
     _draw_tau(axes, grid, num_steps or max(1.0, (len(steps) - 1) / 2))
-    _draw_cells(axes, grid, cells)
-    if len(strip) < len(order):
-        _draw_links(axes, grid, strip)
+    _draw_cells(axes, grid, steps, columns, given)
+    for column, left, picture in strip if links else ():
+        ends = [grid.place(column)[0] + grid.cell / 2, left + picture.width / 2]
+        axes.plot(ends, [grid.bottom + 2, top - 2], color=AXIS, linewidth=1)
     image = _rendered(axes)
-    for one in strip:
-        image.paste(one.picture, (round(one.left), round(one.top)))
+    for _, left, picture in strip:
+        image.paste(picture, (round(left), top))
     return image
-
-
-def _page(grid: _Grid, strip: Sequence[_Thumbnail]) -> Axes:
-    """Axes whose coordinates are pixels from the top left corner of a chart of this size."""
-    bottom = strip[0].top + strip[0].picture.height if strip else grid.bottom
-    width = LEFT + max(grid.wide * grid.columns, LEGEND_WIDTH) + PAD
-    height = round(bottom + PAD)
-    figure = _canvas(width, height).figure
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    return axes
 
 
 def flow_shades(times_N: ArrayLike) -> Colors:
@@ -314,87 +292,82 @@ def flow_shades(times_N: ArrayLike) -> Colors:
     return np.reshape(shades, (-1, 4))
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """A visible frame after a step."""
-
-    row: int
-    column: int
-    time: float
-    inserted: bool
-    given: bool
-
-
-@dataclass(frozen=True)
 class _Grid:
-    """Where the cells of a growth chart are, from its top left corner."""
+    """Where the cells of a growth chart are, in pixels from its top left corner."""
 
-    columns: int
-    rows: int
+    def __init__(self, columns: int, rows: int) -> None:
+        self.columns, self.rows = columns, rows
+        self.wide = min(68, max(15, 960 // max(1, columns)))  # from a column to the next
+        self.cell = self.wide - (4 if self.wide > 40 else 2)  # width without the white between
+        self.tall = min(26.0, max(3.0, 416 / max(1, rows)))  # from a row to the next
+        self.bottom = TOP + self.tall * rows
 
-    @property
-    def wide(self) -> int:
-        """From a column to the next."""
-        return min(68, max(15, 960 // max(1, self.columns)))
-
-    @property
-    def gap(self) -> int:
-        """White between two columns."""
-        return 4 if self.wide > 40 else 2
-
-    @property
-    def tall(self) -> float:
-        """From a row to the next."""
-        return min(26.0, max(3.0, 416 / max(1, self.rows)))
-
-    @property
-    def bottom(self) -> float:
-        return TOP + self.tall * self.rows
-
-    def middle(self, column: int) -> float:
-        return LEFT + column * self.wide + (self.wide - self.gap) / 2
-
-    def box(self, column: int, row: int, rows: int = 1) -> Box:
-        """A cell, or several of a column."""
-        left, top = LEFT + column * self.wide, TOP + row * self.tall
-        return left, top, left + self.wide - self.gap, top + rows * self.tall
+    def place(self, column: int, row: int = 0) -> tuple[float, float]:
+        """Left and top of a cell."""
+        return LEFT + column * self.wide, TOP + row * self.tall
 
 
-def _draw_cells(axes: Axes, grid: _Grid, cells: Sequence[_Cell]) -> None:
+def _strip(grid: _Grid, thumbnails: Sequence[Picture]) -> list[tuple[int, float, Image.Image]]:
+    """Column, left edge and picture: of all frames, or of as many as are large enough to see."""
+    count = len(thumbnails)
+    room = max(0, grid.wide * (count - 1) + grid.cell)
+    shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
+    size = grid.cell if shown == count else THUMBNAIL
+    strip = []
+    for place in np.linspace(0, 1, shown):
+        column = round(place * (count - 1))
+        picture = Image.fromarray(thumbnails[column])
+        height = max(1, round(size * picture.height / picture.width))
+        picture = picture.resize((size, height), Image.Resampling.LANCZOS)
+        strip.append((column, LEFT + place * (room - size), picture))
+    return strip
+
+
+def _page(width: int, height: int) -> Axes:
+    """Axes whose coordinates are pixels from the top left corner of the picture."""
+    axes = _figure(width, height).add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return axes
+
+
+def _draw_cells(
+    axes: Axes,
+    grid: _Grid,
+    steps: Sequence[Sequence[Visible]],
+    columns: Mapping[int, int],
+    given: set[int],
+) -> None:
     """Hidden columns, over them the cells of visible frames, and carets where one was inserted."""
     from matplotlib.colors import to_rgba
 
-    shades = flow_shades([cell.time for cell in cells])
-    shades[[cell.given for cell in cells]] = to_rgba(GIVEN)
-    hidden = [grid.box(column, 0, grid.rows) for column in range(grid.columns)]
-    boxes = [grid.box(cell.column, cell.row) for cell in cells]
+    visible = [(row, *frame) for row, frames in enumerate(steps) for frame in frames]
+    places = [grid.place(columns[name], row) for row, name, _, _ in visible]
+    shades = flow_shades([time for _, _, time, _ in visible])
+    shades[[name in given for _, name, _, _ in visible]] = to_rgba(GIVEN)
 
-    seam = 1 if grid.tall >= 8 else 0
-    _draw_boxes(axes, hidden, np.array([to_rgba(HIDDEN)]), corner=2 * seam)
-    _draw_boxes(axes, boxes, shades, corner=2 * seam, seam=seam)
-    for cell in cells:
-        if cell.inserted:
-            _draw_caret(axes, grid.middle(cell.column), TOP + cell.row * grid.tall)
-
-
-def _draw_links(axes: Axes, grid: _Grid, strip: Sequence[_Thumbnail]) -> None:
-    """A line from each thumbnail to its column."""
-    for one in strip:
-        ends = [grid.middle(one.column), one.left + one.picture.width / 2]
-        axes.plot(ends, [grid.bottom + 2, one.top - 2], color=AXIS, linewidth=1)
+    corner, seam = (2, 1) if grid.tall >= 8 else (0, 0)
+    tops = [grid.place(column) for column in range(grid.columns)]
+    _draw_boxes(axes, tops, (grid.cell, grid.tall * grid.rows), HIDDEN, corner)
+    _draw_boxes(axes, places, (grid.cell, grid.tall - seam), shades, corner)
+    for (row, _, _, inserted), (left, top) in zip(visible, places, strict=True):
+        if inserted and row > 0:
+            _draw_caret(axes, left + grid.cell / 2, top)
 
 
 def _draw_boxes(
-    axes: Axes, boxes: Sequence[Box], colors_N4: Colors, *, corner: int = 0, seam: int = 0
+    axes: Axes,
+    places: Sequence[tuple[float, float]],
+    size: tuple[float, float],
+    colors: Colors | str,
+    corner: int = 0,
 ) -> None:
-    """Filled rectangles with rounded corners, and a seam left free at the foot of each."""
+    """Filled rectangles of one size at the places of their top left corners, all rounded."""
     from matplotlib.collections import PolyCollection
 
-    inside = np.reshape(boxes, (-1, 4)) + corner * np.array([1, 1, -1, -1]) - seam * np.eye(4)[3]
-    left, top, right, bottom = inside.T
-    corners_N8 = np.stack([left, top, right, top, right, bottom, left, bottom], 1)
-    shapes = PolyCollection(list(corners_N8.reshape(-1, 4, 2)), joinstyle="round")
-    shapes.set(facecolor=colors_N4, edgecolor=colors_N4, linewidth=2 * corner)
+    unit_42 = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    inside_42 = corner + unit_42 * (np.array(size) - 2 * corner)
+    shapes = PolyCollection(list(np.reshape(places, (-1, 1, 2)) + inside_42), joinstyle="round")
+    shapes.set(facecolor=colors, edgecolor=colors, linewidth=2 * corner)
     axes.add_collection(shapes)
 
 
@@ -409,8 +382,8 @@ def _draw_legend(axes: Axes, given: bool) -> None:
     words = {0: "noise", 152: "finished", 238: "inserted"} | ({338: "given"} if given else {})
     for x, word in words.items():
         axes.text(LEFT + x, y, word, va="center_baseline", **TEXT)
-    ramp = [(LEFT + 44 + i, y - 6, LEFT + 45 + i, y + 6) for i in range(100)]
-    _draw_boxes(axes, ramp, flow_shades(np.linspace(0, 1, len(ramp))))
+    ramp = [(LEFT + 44 + i, y - 6) for i in range(100)]
+    _draw_boxes(axes, ramp, (1, 12), flow_shades(np.linspace(0, 1, len(ramp))))
     _draw_caret(axes, LEFT + 228, y + 4)
     if given:
         axes.plot(LEFT + 324, y, "s", color=GIVEN, markersize=12)
@@ -425,27 +398,3 @@ def _draw_tau(axes: Axes, grid: _Grid, rows_per_tau: float) -> None:
             axes.text(LEFT - 18, y, str(tau), ha="right", va="center", **TEXT)
     middle = (TOP + grid.bottom) / 2
     axes.text(PAD, middle, "tau", rotation="vertical", va="center", **TEXT)
-
-
-@dataclass(frozen=True)
-class _Thumbnail:
-    column: int
-    picture: Image.Image
-    left: float
-    top: float
-
-
-def _strip(grid: _Grid, thumbnails: Sequence[Picture]) -> list[_Thumbnail]:
-    """The pictures below the grid: of all frames, or of as many as are large enough to see."""
-    count, room = len(thumbnails), max(0, grid.wide * len(thumbnails) - grid.gap)
-    shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
-    size = grid.wide - grid.gap if shown == count else THUMBNAIL
-    top = grid.bottom + (12 if shown == count else 26)
-    strip = []
-    for place in np.linspace(0, 1, shown):
-        column = round(place * (count - 1))
-        picture = Image.fromarray(thumbnails[column])
-        height = max(1, round(size * picture.height / picture.width))
-        picture = picture.resize((size, height), Image.Resampling.LANCZOS)
-        strip.append(_Thumbnail(column, picture, LEFT + place * (room - size), top))
-    return strip

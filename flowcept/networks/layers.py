@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MOST_BLOCKS = 1000  # of a kind; to build more would take minutes, and a file may claim any number
+
 
 def layer_norm(x: Tensor) -> Tensor:
     """Layer normalisation of the last dimension, without learned weights, in the input's dtype.

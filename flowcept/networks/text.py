@@ -10,19 +10,19 @@ folder.
 Shape suffixes: B prompts, L bytes, R tokens of a prompt, S tokens of all prompts, D width.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from flowcept.errors import UserError
+from flowcept.networks.layers import MOST_BLOCKS
 from flowcept.process.state import PromptTokens
 
 
@@ -42,11 +42,12 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("bytes", "pretrained"):
             raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes or pretrained")
-        if (
-            self.width % (2 * self.heads)
-            or min(self.width, self.depth, self.tokens, self.buckets) < 1
-        ):
-            raise ValueError("text width must be a positive multiple of twice the heads")
+        if min(self.width, self.depth, self.heads, self.tokens, self.buckets, self.max_bytes) < 1:
+            raise ValueError("the prompt encoder's sizes must be positive")
+        if self.width % (2 * self.heads):
+            raise ValueError("text width must be a multiple of twice the heads")
+        if self.depth > MOST_BLOCKS:
+            raise ValueError(f"there must be at most {MOST_BLOCKS} blocks")
 
 
 class ByteEncoder(nn.Module):
@@ -159,7 +160,7 @@ class PretrainedEncoder(nn.Module):
                 f"the prompt encoder in {folder} has width {self.width}, not {config.width}"
             )
 
-    def train(self, mode: bool = True) -> PretrainedEncoder:  # noqa: ARG002
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Frozen weights stay in evaluation mode: their dropout is not for training others."""
         return super().train(False)
 

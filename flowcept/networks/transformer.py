@@ -35,6 +35,7 @@ from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
 from flowcept.networks.in_between import InBetween, between
 from flowcept.networks.layers import (
+    MOST_BLOCKS,
     TIME_WAVES,
     SquaredRelu,
     adaln,
@@ -83,6 +84,8 @@ class TransformerConfig:
             raise ValueError("the latent's height and width must be multiples of the patch")
         if min(self.window, self.largest_size, self.stem_depth, self.between) < 0:
             raise ValueError("window, largest_size, stem_depth and between must not be negative")
+        if max(self.depth, self.stem_depth, self.between) > MOST_BLOCKS:
+            raise ValueError(f"there must be at most {MOST_BLOCKS} blocks of each kind")
 
     @property
     def grid(self) -> tuple[int, int]:

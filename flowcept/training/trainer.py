@@ -184,9 +184,7 @@ class Trainer:
             least=self.machine.team.size,
             process=self.process,
             mixture=self.config.context,
-            prompt_dropout=objective.prompt_dropout,
-            given_prompt_dropout=objective.given_prompt_dropout,
-            context_dropout=objective.context_dropout,
+            objective=objective,
         )
 
     def train_step(self) -> dict[str, Tensor | float]:

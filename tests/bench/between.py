@@ -1,4 +1,4 @@
-"""Teach a model's ``Between`` alone what a frame between two looks like, before all is trained on.
+"""Teach a model's in-between prior alone, before all is trained on.
 
 flowcept theatre scenes --clips 10000 --seed 300
 python tests/bench/between.py theatre scenes -o start.safetensors --cache cache --minutes 25
@@ -26,23 +26,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcept import model_file as checkpoint
+from flowcept import model_file
 from flowcept.codecs import Codec, to_images
-from flowcept.data import folder as data
-from flowcept.data.folder import DataConfig, FrameStore, LatentStore
+from flowcept.data.folder import DataConfig, scan
+from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.evaluation.metrics import psnr
-from flowcept.networks.transformer import Between, Network
+from flowcept.model_file import Weights
+from flowcept.networks import build_network
+from flowcept.networks.in_between import InBetween
 
 BATCH = 32
 HELD_OUT = 64  # clips
 
 
-def grown(weights: checkpoint.Weights, between: int) -> checkpoint.Weights:
+def grown(weights: Weights, between: int) -> Weights:
     """The same model with convolutions between frames, which guess nothing yet."""
     config = replace(weights.card.network, between=between)
-    network = Network(config, weights.card.process)
+    network = build_network(config, weights.card.process.shift)
     missing, unknown = network.load_state_dict(weights.network.state_dict(), strict=False)
-    assert not unknown and all(name.startswith("between.") for name in missing)
+    assert not unknown and all(name.startswith("in_between.") for name in missing)
     return replace(weights, network=network, card=replace(weights.card, network=config))
 
 
@@ -55,9 +57,9 @@ class Scenes:
     held: list[tuple[Tensor, Tensor]]  # images and latents
 
 
-def read(folder: Path, weights: checkpoint.Weights, cache: Path) -> Scenes:
+def read(folder: Path, weights: Weights, cache: Path) -> Scenes:
     described = DataConfig(weights.card.size)
-    images = FrameStore(data.scan(folder, described), described, cache)
+    images = PictureStore(scan(folder, described), described, cache)
     latents = LatentStore(images, weights.codec, cache, device="cpu", dtype=torch.bfloat16)
     clips = [latents.latent(i) for i in range(len(latents))]
     ends = itertools.accumulate(map(len, clips[HELD_OUT:]), initial=0)
@@ -67,7 +69,7 @@ def read(folder: Path, weights: checkpoint.Weights, cache: Path) -> Scenes:
 
 
 @torch.no_grad()
-def gain(between: Between, codec: Codec, scenes: Scenes) -> float:
+def gain(between: InBetween, codec: Codec, scenes: Scenes) -> float:
     """PSNR of every second frame over linear blending, decibels."""
     gains = []
     for image_FCHW, latent_FCHW in scenes.held:
@@ -80,7 +82,7 @@ def gain(between: Between, codec: Codec, scenes: Scenes) -> float:
     return fmean(gains)
 
 
-def teach(between: Between, codec: Codec, scenes: Scenes, options: argparse.Namespace) -> None:
+def teach(between: InBetween, codec: Codec, scenes: Scenes, options: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(between.parameters(), options.learning_rate, weight_decay=0.01)
     generator = torch.Generator().manual_seed(options.seed)
     begun, step, total = time.process_time(), 0, 0.0
@@ -119,17 +121,18 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    weights = checkpoint.load(checkpoint.find(options.model))
-    if weights.network.between is None:
+    weights = model_file.load(model_file.find(options.model))
+    if weights.network.in_between is None:
         weights = grown(weights, options.blocks)
-    between = weights.network.between
+    between = weights.network.in_between
     assert between is not None
+    between.requires_grad_()
     scenes = read(options.data, weights, options.cache)
     print(machine.described())
     print(f"{len(scenes.inner)} frames between two, seed {options.seed}")
     between.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     teach(between, weights.codec, scenes, options)
-    checkpoint.save(weights, options.output)
+    model_file.save(weights, options.output)
 
 
 if __name__ == "__main__":

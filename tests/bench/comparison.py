@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import baselines
 import flops
 import intervals
 import machine
@@ -55,14 +56,17 @@ from flowcept.evaluation.evaluate import (
     of_captions,
     of_first_frames,
 )
-from flowcept.networks.transformer import Network
+from flowcept.networks import FAMILIES, build_network
+from flowcept.process.forward import Process
 from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig, defaults
 from flowcept.training import run as train
+from flowcept.training.parts import process_of
+from flowcept.training.state import Files
 
 Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet
-# settings in which an arm's network differs
-OF_THE_NETWORK = ("window", "causal", "place", "rotary_values")
+OF_THE_NETWORK = ("window", "place")  # settings in which an arm's network differs
+OF_BASELINES = ("process", "family")  # words of an arm's training that the package does not know
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,26 @@ class Arm:
     task: str = "gen"  # gen, i2v or interp
     told: bool = False  # flowception gets the real lengths, as the baselines always do
 
+    @property
+    def process(self) -> str:
+        """The kind of its process."""
+        return str(self.training.get("process", "flowception"))
+
+    @property
+    def family(self) -> str:
+        """The kind of its network."""
+        return str(self.training.get("family", "transformer"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the package's own settings say of its training."""
+        return {k: v for k, v in self.training.items() if k not in OF_BASELINES}
+
+    @property
+    def ruled(self) -> dict[str, str]:
+        """Its draw rule and order of insertion, where they are not flowception's own."""
+        return {k: v for k, v in self.sampling.items() if k in ("rule", "order")}
+
 
 def _but(default: object, **setting: object) -> dict[str, Any]:
     """A setting, unless it is the default: so that equal runs have equal names."""
@@ -87,20 +111,20 @@ PROCESSES = [
     Arm("flowception"),
     Arm("full-sequence", {"process": "full-sequence"}),
     Arm("autoregressive", {"process": "autoregressive"}),
-    Arm("autoregressive, causal", {"process": "autoregressive", "causal": True}),
+    Arm("autoregressive, causal", {"process": "autoregressive", "family": "causal"}),
 ]
 EQUAL_CLIPS = [
     replace(arm, name=f"{arm.name}, equal clips", equal_clips=True) for arm in PROCESSES[1:]
 ]
 SHARES = (0.25, 0.5, 1.0)  # of the steps, at which a process is scored
 STEPS = (4, 8, 16, 32)
-SCHEDULES = ("linear", "power:0.03", "power:0.1", "power:0.25", "power:0.5", "cosine", "power:2")
+SCHEDULES = ("linear", "power:0.03", "power:0.1", "power:0.25", "power:0.5", "power:2")
 FRAMES_EARLY = {"schedule": "power:0.1"}  # four of five by a tenth of the way
 FRAMES_AT_ONCE = {"schedule": "power:0.03"}  # nineteen of twenty by a fifth
 REMEDIES: dict[str, dict[str, Any]] = {  # for what flowception may want beside full-sequence
     "": {},
     ", told the place": {"place": True},
-    ", rotary values": {"rotary_values": True},
+    ", rotary values": {"family": "rotary-values"},
     ", frames early": FRAMES_EARLY,
 }
 TABLES: dict[str, list[Arm]] = {
@@ -147,11 +171,10 @@ TABLES: dict[str, list[Arm]] = {
         for order in ("learned", "random", "bisection", "left-to-right")
     ],
     "rules": [
-        Arm(f"{rule}, {steps} steps", {}, {"steps": steps} | _but("posterior", insertion=rule))
-        for rule in ("posterior", "systematic", "bernoulli", "poisson")
+        Arm(f"{rule}, {steps} steps", {}, {"steps": steps} | _but("posterior", rule=rule))
+        for rule in baselines.RULES
         for steps in STEPS
     ],
-    "starts": [Arm(f"start frames: {count}", _but(1, num_start=count)) for count in (1, 3, 5)],
     "schedules": [
         *(Arm(name, _but("linear", schedule=name)) for name in SCHEDULES),
         *PROCESSES[1:2],
@@ -165,7 +188,6 @@ TABLES: dict[str, list[Arm]] = {
             Arm(f"length scale {value:g}", sampling=_but(1.0, length_scale=value))
             for value in (0.5, 2.0)
         ),
-        Arm("rate guidance 2", sampling={"rate_guidance": 2.0}),
     ],
 }
 
@@ -186,8 +208,8 @@ class Comparison:
         settings = PRESETS["tiny"] | {
             "codec": self.options.codec or "autoencoder",
             "codec_steps": self.options.codec_steps,
-            "cells": 16,
-            "cell_depth": 1,
+            "stem_channels": 16,
+            "stem_depth": 1,
             "warmup": 50,
             "decay": 0.0,
             "ema": 0.99,
@@ -199,7 +221,7 @@ class Comparison:
             "log_every": 1,
             "seed": seed,
         }
-        return TrainConfig(**settings | arm.training)
+        return TrainConfig.from_flat(settings | arm.settings)
 
     def folder(self, arm: Arm, seed: int) -> Path:
         settings = ",".join(f"{k}={v}" for k, v in sorted(arm.training.items())) or "plain"
@@ -231,7 +253,7 @@ class Comparison:
         """Mean over the first stop of the curve, which is reached before this is asked."""
         first = round(self.options.steps * SHARES[0])
         self.trained(arm, seed, first)
-        log = train._records(self.folder(arm, seed) / "log.jsonl")
+        log = Files(self.folder(arm, seed)).records()
         return fmean(r["clips"] for r in log if "clips" in r and r["step"] <= first)
 
     def trained(self, arm: Arm, seed: int, steps: int) -> Path:
@@ -242,9 +264,9 @@ class Comparison:
             return kept
         if not folder.exists():
             self._begin(arm, folder)
-        config = replace(self.config(arm, seed), init=str(folder / "start.safetensors"))
+        config = self.config(arm, seed).changed(init=str(folder / "start.safetensors"))
         train.train(
-            self.options.data, folder, config,
+            self.options.data, folder, config, process=self.process(arm, seed),
             resume=(folder / "config.toml").exists(), pause_at=steps, console=lambda _: None,
         )  # fmt: skip
         if checkpoint.read_card(newest).steps != steps:
@@ -254,6 +276,10 @@ class Comparison:
         with video.replacing(kept) as scratch:
             shutil.copy(newest, scratch)
         return kept
+
+    def process(self, arm: Arm, seed: int) -> Process:
+        """The process that an arm is trained by."""
+        return baselines.process_of(arm.process, process_of(self.config(arm, seed)))
 
     def _begin(self, arm: Arm, folder: Path) -> None:
         """The folder of a new run: the cache, and the common start with what the arm's network has.
@@ -265,8 +291,8 @@ class Comparison:
         scratch.mkdir()
         start = checkpoint.load(self._start())
         own = {name: arm.training[name] for name in OF_THE_NETWORK if name in arm.training}
-        config = replace(start.card.network, **own)
-        network = Network(config, start.card.process)
+        config = FAMILIES[arm.family].config(**asdict(start.card.network) | own)
+        network = build_network(config, start.card.process.shift)
         silent = {name: torch.zeros_like(w) for name, w in network.state_dict().items()}
         network.load_state_dict(silent | start.network.state_dict())
         card = replace(start.card, network=config)
@@ -281,13 +307,14 @@ class Comparison:
         start = self.run / "start"
         steps = self.options.image_steps
         if not (start / "done").exists():
-            alone = {"process": "full-sequence"}
-            config = replace(
-                self.config(Arm("", alone), 0), steps=steps, max_frames=1, decay=0.3, ema=0.995,
-                context=ContextMixture(1, 0, 0, 0, 0, 0, 0, 0), export_dtype="float32",
+            alone = Arm("", {"process": "full-sequence"})
+            config = self.config(alone, 0).changed(
+                steps=steps, max_frames=1, decay=0.3, ema=0.995, export_dtype="float32",
+                context=ContextMixture(1, 0, 0, 0, 0, 0, 0, 0),
             )  # fmt: skip
             resume = (start / "config.toml").exists()
-            train.train(self.options.data, start, config, resume=resume)
+            process = self.process(alone, 0)
+            train.train(self.options.data, start, config, process=process, resume=resume)
             (start / "done").touch()
         return start / "model.safetensors"
 
@@ -306,7 +333,7 @@ class Comparison:
         seen = (
             self.run / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         )
-        config = SampleConfig(**made_with)
+        config = SampleConfig(**{k: v for k, v in made_with.items() if k not in arm.ruled})
         if key not in _known(kept) or not (seen.exists() or between):
             scored = self._scored(path, config, arm, seen)
             with video.replacing(kept) as scratch:  # read anew: another program may have written
@@ -314,17 +341,17 @@ class Comparison:
         found = _known(kept)[key]
         if between:
             return found
-        return found | self._budget(path, config) | {"features": seen}
+        return found | self._budget(arm, path, config, seed) | {"features": seen}
 
     def _scored(self, path: Path, config: SampleConfig, arm: Arm, seen: Path) -> Scored:
         options = self.options
-        maker, real = self._maker(path)
+        maker, real, config = self._sampled(arm, path, config)
         started = time.perf_counter()
         if arm.task == "interp":
             found = interp_scores(between_ends(maker, real, config), options.sample_seed)
             return {way: found[way]["psnr"] for way in ("model", "linear", "repeat")}
         make = of_captions if arm.task == "gen" else of_first_frames
-        chooses = maker.card.process.kind == "flowception"
+        chooses = arm.process == "flowception"
         made = make(maker, real, config, told=arm.told or not chooses)
         seconds = time.perf_counter() - started
         sheet = video.contact_sheets(
@@ -335,6 +362,18 @@ class Comparison:
         sheet_name = f"{path.stem}-{arm.task}-{config.steps}{other}.png"
         video.save_image(sheet, path.with_name(sheet_name))
         return self._of_made(real, made, seen) | {"sampling_s": seconds}
+
+    def _sampled(
+        self, arm: Arm, path: Path, config: SampleConfig
+    ) -> tuple[Maker, list[Clip], SampleConfig]:
+        """A model sampled as its arm says, the real clips, and the controls."""
+        maker, real = self._maker(path)
+        weights, rests = baselines.sampled_by(maker.weights, arm.process)
+        if arm.ruled:
+            plain = weights.card.process
+            process = baselines.Ruled(plain.schedule, plain.shift, plain.late, **arm.ruled)
+            weights = replace(weights, process=process)
+        return replace(maker, weights=weights), real, replace(config, cache=rests)
 
     def _maker(self, path: Path) -> tuple[Maker, list[Clip]]:
         """A model, and the real clips."""
@@ -366,22 +405,25 @@ class Comparison:
             / fmean(metrics.motion(clip.image_FCHW) for clip in real),
         }
 
-    def _budget(self, path: Path, config: SampleConfig) -> Scored:
+    def _budget(self, arm: Arm, path: Path, config: SampleConfig, seed: int) -> Scored:
         """Work of training so far and of sampling a clip; operations in units of 10^12."""
         card = checkpoint.read_card(path)
-        log = train._records(path.parent / "log.jsonl")
+        log = Files(path.parent).records()
         log = [r for r in log if "clips" in r and r["step"] <= card.steps]
         mixture, draws = self.config(PROCESSES[0], 0).context, self.options.draws
-        each, flowing = flops.per_clip(card, mixture, draws, seed=0)
+        process = self.process(arm, seed)
+        rests = arm.process == "flowception" or arm.family == "causal"
+        each, flowing = flops.per_clip(card, process, mixture, draws, seed=0)
         clips = card.steps * fmean(r["clips"] for r in log)
-        sides = 1 if config.guidance == config.rate_guidance == 1 else 2
+        sides = 1 if config.guidance == 1 else 2
+        sampling = flops.of_sampling(card, process, config.steps, draws, seed=0, cached=rests)
         return {
             "training_steps": card.steps,
             "clips": clips,
             "tokens": card.steps * fmean(r["tokens"] for r in log),
             "flowing": clips * flowing / 1000,
             "training": clips * each / 1000,
-            "sampling": sides * flops.of_sampling(card, config.steps, draws, seed=0) / 1000,
+            "sampling": sides * sampling / 1000,
             "hours": max(r["hours"] for r in log),
         }
 

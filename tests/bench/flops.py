@@ -21,24 +21,24 @@ from statistics import fmean
 
 import machine
 import torch
+from blank import blank, no_autocast
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept import memory
 from flowcept.model_file import Card
-from flowcept.networks.resting import Cache, Rest
-from flowcept.networks.transformer import ModelConfig, Network
-from flowcept.process.forward import ProcessConfig, draw, draw_context, draw_delays
+from flowcept.networks import build_network
+from flowcept.networks.transformer import TransformerConfig
+from flowcept.process.forward import Flowception, Process, draw, draw_context
 from flowcept.process.sampler import clip_generator
+from flowcept.process.state import Rest
 from flowcept.settings import ContextMixture
 
 
 class Counter:
     """Operations for one clip of so many visible frames, in units of 10^9."""
 
-    def __init__(self, config: ModelConfig, process: ProcessConfig) -> None:
-        self.config = config
+    def __init__(self, config: TransformerConfig) -> None:
         with torch.device("meta"):
-            self.network = Network(config, process)
+            self.network = build_network(config, shift=1.0)
 
     @functools.cache  # noqa: B019 - the counter lives as long as the program
     def forward(self, visible: int, awake: int) -> float:
@@ -46,10 +46,9 @@ class Counter:
         if awake == visible:
             with torch.no_grad():
                 return self._count(visible, None, backward=False)
-        cache = Cache()
         awake_F = torch.zeros(visible, dtype=torch.bool)
         awake_F[torch.linspace(0, visible - 1, awake).long()] = True
-        rest = Rest(cache, (0,), ~awake_F)
+        rest = Rest((0,), ~awake_F, may_rest=True)
         with torch.no_grad():
             self._count(visible, rest, backward=False)  # remembers
             return self._count(visible, rest, backward=False)
@@ -60,22 +59,22 @@ class Counter:
         return self._count(visible, None, backward=True)
 
     def _count(self, visible: int, rest: Rest | None, *, backward: bool) -> float:
-        state, prompt = memory.blank(self.config, [visible])
-        with FlopCounterMode(display=False) as counter:
+        state, prompt = blank(self.network, [visible])
+        with no_autocast(), FlopCounterMode(display=False) as counter:
             said = self.network(state, prompt, rest)
             if backward:
                 heads = (said.velocity_FCHW, said.log_missing_F, said.log_missing_first_B)
-                sum((head.sum() for head in heads), said.count_logits_BK.sum()).backward()
+                sum((head.sum() for head in heads), said.size_logits_BK.sum()).backward()
         return counter.get_total_flops() / 1e9
 
 
 @functools.cache
-def counter_of(config: ModelConfig, process: ProcessConfig) -> Counter:
+def counter_of(config: TransformerConfig) -> Counter:
     """The counter of a network, which remembers what it counted."""
-    return Counter(config, process)
+    return Counter(config)
 
 
-def drawn(length: int, process: ProcessConfig, draws: int, seed: int) -> list[tuple[int, int]]:
+def drawn(length: int, process: Process, draws: int, seed: int) -> list[tuple[int, int]]:
     """Visible and flowing frames in training states of clips of this length."""
     generator = clip_generator(seed)
     latent_FCHW = torch.zeros(length, 1, 1, 1)
@@ -83,35 +82,35 @@ def drawn(length: int, process: ProcessConfig, draws: int, seed: int) -> list[tu
     return [(p[0].lengths[0], int(p[0].flowing_F.sum())) for p in found if p is not None]
 
 
-def per_clip(card: Card, mixture: ContextMixture, draws: int, seed: int) -> tuple[float, float]:
+def per_clip(
+    card: Card, process: Process, mixture: ContextMixture, draws: int, seed: int
+) -> tuple[float, float]:
     """Mean operations of training, forward and backward, and frames that flow, of a drawn clip.
 
     Over lengths and contexts as the trainer draws them; what it passes over is passed over here.
     """
-    counter, generator = counter_of(card.network, card.process), clip_generator(seed)
+    counter, generator = counter_of(card.network), clip_generator(seed)
     lengths = [n for n, count in card.lengths.items() for _ in range(count)]
     seen: list[tuple[int, int]] = []  # visible and flowing
     while len(seen) < draws:
         length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
         context = draw_context(length, mixture, generator)
         if context is not None:
-            pair = draw(torch.zeros(length, 1, 1, 1), context, card.process, generator)
+            pair = draw(torch.zeros(length, 1, 1, 1), context, process, generator)
             if pair is not None:
                 seen.append((pair[0].lengths[0], int(pair[0].flowing_F.sum())))
     return fmean(counter.both(visible) for visible, _ in seen), fmean(f for _, f in seen)
 
 
 def walked(
-    length: int, process: ProcessConfig, steps: int, seed: int, *, cached: bool
+    length: int, process: Process, steps: int, seed: int, *, cached: bool
 ) -> list[tuple[int, int]]:
     """Visible and evaluated frames at each evaluation of one clip's sampling.
 
     Delays are those of training. ``cached``: finished frames rest as in the sampler, from tau = 1
     on, and all are evaluated whenever one has appeared.
     """
-    if process.kind == "full-sequence":
-        return [(length, length)] * steps
-    delay_F = draw_delays([False] * length, process, clip_generator(seed))
+    delay_F = process.draw_delays([False] * length, clip_generator(seed))
     born_F = (delay_F * steps).ceil()  # the step that inserts a frame
     found: list[tuple[int, int]] = []
     for index in range(int(born_F.max()) + steps):
@@ -122,14 +121,16 @@ def walked(
     return found
 
 
-def of_sampling(card: Card, steps: int, draws: int, seed: int) -> float:
+def of_sampling(
+    card: Card, process: Process, steps: int, draws: int, seed: int, *, cached: bool = True
+) -> float:
     """Mean operations of sampling a clip of a length from the data, without guidance."""
-    counter, generator = counter_of(card.network, card.process), clip_generator(seed)
+    counter, generator = counter_of(card.network), clip_generator(seed)
     lengths = [n for n, count in card.lengths.items() for _ in range(count)]
     total = 0.0
     for number in range(draws):
         length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
-        way = walked(length, card.process, steps, number, cached=card.rests)
+        way = walked(length, process, steps, number, cached=cached)
         total += sum(counter.forward(*frames) for frames in way)
     return total / draws
 
@@ -154,7 +155,7 @@ def main() -> None:
     print(f"| frames | window | training: full-sequence | {shares}", end=" ")
     print("| sampling: full-sequence | no cache | cache |")
     print("|---" * (6 + len(options.late)) + "|")
-    config = ModelConfig()  # the default preset's, for 64 pixels
+    config = TransformerConfig()  # the default preset's, for 64 pixels
     for length in options.lengths:
         for window in options.windows:
             for cell in _cells(replace(config, window=window), length, options):
@@ -162,25 +163,24 @@ def main() -> None:
             print("|")
 
 
-def _cells(config: ModelConfig, length: int, options: argparse.Namespace) -> Iterator[str]:
+def _cells(config: TransformerConfig, length: int, options: argparse.Namespace) -> Iterator[str]:
     """One row of the table."""
-    flowception, full = ProcessConfig(), ProcessConfig(kind="full-sequence")
-    counter = counter_of(config, flowception)
+    counter = counter_of(config)
     yield str(length)
     yield str(config.window or "all")
     whole = counter.both(length)
     yield f"{whole:.1f}"
     for late in options.late:
-        seen = drawn(length, replace(flowception, late=late), options.draws, options.seed)
+        seen = drawn(length, Flowception(late=late), options.draws, options.seed)
         each = fmean(counter.both(visible) for visible, _ in seen)
         flowing = fmean(count for _, count in seen) / length
         yield f"{each:.1f}: {each / whole:.2f}, {each / whole / flowing:.2f}"
-    base = None
-    for process, cached in ((full, False), (flowception, False), (flowception, True)):
-        way = walked(length, process, options.steps, options.seed, cached=cached)
+    full = options.steps * counter.forward(length, length)
+    yield f"{full:.0f}"
+    for cached in (False, True):
+        way = walked(length, Flowception(), options.steps, options.seed, cached=cached)
         made = sum(counter.forward(*frames) for frames in way)
-        yield f"{made:.0f}" if base is None else f"{made:.0f}: {made / base:.2f}"
-        base = base or made
+        yield f"{made:.0f}: {made / full:.2f}"
 
 
 if __name__ == "__main__":

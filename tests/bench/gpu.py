@@ -26,19 +26,22 @@ from typing import Any
 
 import machine
 import torch
+from blank import blank
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept import memory
 from flowcept.device import autocast
 from flowcept.networks import attention
 from flowcept.networks.attention import Plan
-from flowcept.networks.transformer import ModelConfig, Network, attention_plan
-from flowcept.process.forward import ProcessConfig
-from flowcept.process.sampler import Given, clip_generator, guided, sample_steps
+from flowcept.networks.layout import make_layout, to_device
+from flowcept.networks.transformer import Transformer, TransformerConfig
+from flowcept.process.forward import Flowception
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import clip_generator, sample_steps
+from flowcept.process.state import Given
 from flowcept.settings import PRESETS, SampleConfig, TrainConfig
-from flowcept.training import run as train
+from flowcept.training.parts import network_config, text_config
 
 Work = Callable[[], object]
 GIB = 2**30
@@ -51,22 +54,22 @@ class Scale:
 
     lengths: tuple[int, ...]  # frames of the clips whose attention is compared
     frames: int  # of a clip that is trained on and sampled
-    networks: dict[str, ModelConfig]  # trained, by name
+    networks: dict[str, TransformerConfig]  # trained, by name
     side: int  # pixels of a frame that is sampled
     most: int  # frames of the largest clip that is tried
     matrix: int  # rows and columns of the matrices that tell the device's rate
 
 
-def _square(side: int, **sizes: int) -> ModelConfig:
-    return ModelConfig(channels=16, height=side, width=side, text_width=384, **sizes)
+def _square(side: int, **sizes: int) -> TransformerConfig:
+    return TransformerConfig(channels=16, height=side, width=side, text_width=384, **sizes)
 
 
 FULL = Scale(
     lengths=(64, 16, 40, 9, 64, 25, 33, 12),
     frames=64,
     networks={
-        "100 M": _square(32, patch=2, cells=128, hidden=768, depth=12, heads=12),
-        "400 M": _square(32, patch=2, cells=128, hidden=1280, depth=18, heads=20),
+        "100 M": _square(32, patch=2, stem_channels=128, hidden=768, depth=12, heads=12),
+        "400 M": _square(32, patch=2, stem_channels=128, hidden=1280, depth=18, heads=20),
     },
     side=256,
     most=65536,
@@ -75,7 +78,7 @@ FULL = Scale(
 TINY = Scale(
     lengths=(3, 1, 2, 2),
     frames=3,
-    networks={"tiny": _square(4, patch=2, cells=8, hidden=32, depth=2, heads=2)},
+    networks={"tiny": _square(4, patch=2, stem_channels=8, hidden=32, depth=2, heads=2)},
     side=16,
     most=8,
     matrix=64,
@@ -178,13 +181,14 @@ def routes(lengths: Sequence[int], patches: int, plan: Plan) -> dict[str, Route]
 def attention_routes(bench: Bench) -> dict[str, Any]:
     """Forward and backward of attention by each route: time, peak, error against float32."""
     name, config = next(iter(bench.scale.networks.items()))
-    patches, width = config.patches + 1, config.hidden // config.heads
-    rows = sum(n + 1 for n in bench.scale.lengths)
+    patches, width = _tokens(config), config.hidden // config.heads
+    lengths = sorted(bench.scale.lengths)
+    rows = sum(n + 1 for n in lengths)
     shape = (rows, patches, config.heads, width)
-    plan = attention_plan(bench.scale.lengths, 0, bench.device)
+    plan = to_device(make_layout(lengths, [1] * len(lengths), 0), bench.device).within
     generator = torch.Generator().manual_seed(0)
     q, k, v, out_gradient = (torch.randn(shape, generator=generator) for _ in range(4))
-    ways = routes(bench.scale.lengths, patches, plan)
+    ways = routes(lengths, patches, plan)
 
     def both(route: Route, dtype: torch.dtype) -> list[Tensor]:
         inputs = [x.to(bench.device, dtype, copy=True).requires_grad_() for x in (q, k, v)]
@@ -215,15 +219,21 @@ def matrix_rate(bench: Bench) -> float:
     return 2 * size**3 / min(bench.seconds(lambda: a @ b) for _ in range(10))
 
 
-def _network(bench: Bench, config: ModelConfig) -> Network:
+def _tokens(config: TransformerConfig) -> int:
+    """Tokens of a row: a frame's own and its patches."""
+    rows, columns = config.grid
+    return rows * columns + 1
+
+
+def _network(bench: Bench, config: TransformerConfig) -> Transformer:
     torch.manual_seed(0)
-    return Network(config, ProcessConfig()).to(bench.device)
+    return Transformer(config, Flowception().shift).to(bench.device)
 
 
-def _step(network: Network, lengths: Sequence[int], bench: Bench) -> Work:
+def _step(network: Transformer, lengths: Sequence[int], bench: Bench) -> Work:
     """Forward and backward on clips of these lengths."""
-    state, prompt = memory.blank(network.config, lengths, str(bench.device))
-    outputs = ("velocity_FCHW", "log_missing_F", "log_missing_first_B", "count_logits_BK")
+    state, prompt = blank(network, lengths, bench.device)
+    outputs = ("velocity_FCHW", "log_missing_F", "log_missing_first_B", "size_logits_BK")
 
     def step() -> None:
         with autocast(bench.device, bench.dtype):
@@ -246,7 +256,7 @@ def training(bench: Bench) -> dict[str, Any]:
             step()
         operations = counter.get_total_flops()
 
-        def recomputed(network: Network = network, step: Work = step) -> None:
+        def recomputed(network: Transformer = network, step: Work = step) -> None:
             network.checkpoint_blocks = True
             step()
             network.checkpoint_blocks = False
@@ -255,7 +265,7 @@ def training(bench: Bench) -> dict[str, Any]:
         times = bench.taken_in_turn({"plain": step, "checkpointing": recomputed}, "plain")
         found[name] = {
             "weights": sum(p.numel() for p in network.parameters()),
-            "tokens": (bench.scale.frames + 1) * (config.patches + 1),
+            "tokens": (bench.scale.frames + 1) * _tokens(config),
             "operations": operations,
             "of_matrix_rate": operations / (times["plain"]["ms"] / 1e3) / rate,
             "matrix_rate": rate,
@@ -265,19 +275,16 @@ def training(bench: Bench) -> dict[str, Any]:
 
 
 def _clip(
-    bench: Bench, network: Network, frames: int, process: ProcessConfig, after: Work = lambda: None
+    bench: Bench, network: Transformer, config: SampleConfig, after: Work = lambda: None
 ) -> None:
-    """Sample one clip of exactly so many frames with default settings, both sides guided."""
-    config, settings = network.config, SampleConfig(frames=frames)
-    _, prompt = memory.blank(config, [1], str(bench.device))
-
-    model = guided(network, [prompt], [prompt], settings.guidance, settings.rate_guidance)
-    nothing = torch.zeros(0, config.channels, config.height, config.width, device=bench.device)
-    given = [Given(nothing, (True,))]
+    """Sample one clip of ``config.frames``, both sides guided."""
+    assert config.frames
+    _, prompt = blank(network, [1], bench.device)
+    model = guided(network, [prompt], [prompt], config.guidance, cached=config.cache)
+    given = [Given(torch.zeros(0, *network.latent_shape, device=bench.device), (True,))]
+    generators, most = [clip_generator(0)], config.frames
     with autocast(bench.device, bench.dtype), torch.inference_mode():
-        for _ in sample_steps(
-            model, given, [clip_generator(0)], settings, process, max_length=frames
-        ):
+        for _ in sample_steps(model, given, generators, config, Flowception(), max_length=most):
             after()
 
 
@@ -288,7 +295,8 @@ def waits(bench: Bench) -> dict[str, Any]:
     """
     network = _network(bench, next(iter(bench.scale.networks.values()))).eval()
     counts: list[int] = []
-    _clip(bench, network, bench.scale.frames, ProcessConfig())  # kernels are chosen here
+    config = SampleConfig(frames=bench.scale.frames)
+    _clip(bench, network, config)  # kernels are chosen here
     if bench.cuda:
         torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -299,12 +307,12 @@ def waits(bench: Bench) -> dict[str, Any]:
                 counts.append(sum("synchroniz" in str(w.message).lower() for w in told))
                 told.clear()
 
-            _clip(bench, network, bench.scale.frames, ProcessConfig(), noted)
+            _clip(bench, network, config, noted)
     finally:
         if bench.cuda:
             torch.cuda.set_sync_debug_mode("default")
-    steps = SampleConfig().steps
-    return {"start": counts[0], "before": counts[1 : steps + 1], "after": counts[steps + 1 :]}
+    before, after = counts[1 : config.steps + 1], counts[config.steps + 1 :]
+    return {"start": counts[0], "before": before, "after": after}
 
 
 def largest(bench: Bench) -> dict[str, Any]:
@@ -314,14 +322,14 @@ def largest(bench: Bench) -> dict[str, Any]:
     for name, config in bench.scale.networks.items():
         network = _network(bench, config)
 
-        def trained(frames: int, network: Network = network) -> None:
+        def trained(frames: int, network: Transformer = network) -> None:
             network.train()
             network.checkpoint_blocks = True
             _step(network, [frames], bench)()
 
-        def sampled(frames: int, network: Network = network) -> None:
+        def sampled(frames: int, network: Transformer = network) -> None:
             network.eval()
-            _clip(bench, network, frames, ProcessConfig(kind="full-sequence"))
+            _clip(bench, network, SampleConfig(frames=frames, steps=2))
 
         for card in CARDS:
             if total is not None and card * 1e9 > total:
@@ -361,24 +369,22 @@ def _most(bench: Bench, work: Callable[[int], None]) -> int:
 def clip(bench: Bench) -> dict[str, Any]:
     """One clip by the network of each preset, eager and with compiled blocks; without the codec."""
     found: dict[str, Any] = {}
+    config = SampleConfig(frames=bench.scale.frames)
     for preset, changes in PRESETS.items():
-        settings = TrainConfig(**changes)
-        cells = max(bench.scale.side // settings.compression, settings.patch)
-        latent = (settings.codec_channels, cells, cells)
-        config = train._network_config(settings, latent, 256, train._text_config(settings))
-        network = _network(bench, config).eval()
-        works: dict[str, Work] = {
-            "eager": lambda n=network: _clip(bench, n, bench.scale.frames, ProcessConfig())
-        }
+        settings = TrainConfig.from_flat(changes)
+        codec, patch = settings.codec, settings.network.patch
+        cells = max(bench.scale.side // codec.compression, patch)
+        latent, text = (codec.codec_channels, cells, cells), text_config(settings.text)
+        shape = network_config(settings, latent, 256, text.width, "transformer")
+        network = _network(bench, shape).eval()
+        works: dict[str, Work] = {"eager": lambda n=network: _clip(bench, n, config)}
         if bench.cuda:
-            compiled = _network(bench, config).eval()
+            compiled = _network(bench, shape).eval()
             compiled.compile_blocks()
-            works["compiled"] = lambda n=compiled: _clip(
-                bench, n, bench.scale.frames, ProcessConfig()
-            )
+            works["compiled"] = lambda n=compiled: _clip(bench, n, config)
         found[preset] = {
             "weights": sum(p.numel() for p in network.parameters()),
-            "pixels": cells * settings.compression,
+            "pixels": cells * codec.compression,
             "frames": bench.scale.frames,
             "times": bench.taken_in_turn(works, "eager"),
         }

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowcept import model_file as checkpoint
+from flowcept import model_file
 from flowcept.data import theatre
-from flowcept.model_file import load_tree, save_tree
+from flowcept.model_file import Card, load_tree, save_tree
 
 SIDE = 64
 TAKEN = 9  # frames of a clip that are looked at, evenly spread
@@ -92,7 +92,7 @@ def _images(frames: NDArray[np.uint8]) -> Tensor:
 EVERYONE = theatre.ACTORS + theatre.SHAPES
 
 
-def cast_of(card: checkpoint.Card) -> tuple[str, ...]:
+def cast_of(card: Card) -> tuple[str, ...]:
     """The actors that a model's training prompts named."""
     return tuple(name for name in EVERYONE if all(word in card.words for word in name.split()))
 
@@ -186,7 +186,7 @@ def main() -> None:
     if options.actors:
         actors = tuple(name for name in EVERYONE if name in options.actors.split(","))
     else:
-        actors = cast_of(checkpoint.read_card(checkpoint.find(options.model)))
+        actors = cast_of(model_file.read_card(model_file.find(options.model)))
     judge = train(actors, clips=options.clips, steps=options.steps, seed=options.seed)
     save(judge, options.output)
     frames, actor_B, action_B = draw(actors, 500, options.seed + 1)

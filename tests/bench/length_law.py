@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import pvariance
 
+import baselines
 import machine
 import numpy as np
 import torch
@@ -31,16 +32,25 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from oracle import LengthOracle, blank, empty, generators, total_variation, variation_floor
+from oracle import (
+    LengthOracle,
+    blank,
+    empty,
+    generators,
+    sizes_of,
+    total_variation,
+    variation_floor,
+)
 
-from flowcept.process.forward import ProcessConfig, appeared_logits
-from flowcept.process.sampler import Given, Model, sample, sample_steps
-from flowcept.process.state import FrameState, Prediction
+from flowcept.process.forward import Flowception, Process
+from flowcept.process.posterior import appeared_logits
+from flowcept.process.sampler import Model, sample, sample_steps
+from flowcept.process.schedule import Linear
+from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import SampleConfig
 
 LAW = {8: 0.2, 12: 0.5, 24: 0.3}
 STEPS = (4, 8, 16, 32, 64, 128)
-RULES = ("posterior", "systematic", "bernoulli", "poisson")
 CONTROLS: tuple[dict[str, float], ...] = (
     {"rate_temperature": 0.0}, {"rate_temperature": 0.5}, {"rate_temperature": 4.0},
     {"length_scale": 0.6}, {"length_scale": 1.6},
@@ -70,9 +80,9 @@ class GapOracle:
     """Knows the law of each of the gaps between given frames, and so of their sum, exactly."""
 
     def __call__(
-        self, state: FrameState, clips: Sequence[int], resting_F: Tensor | None = None
+        self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
     ) -> Prediction:
-        del clips, resting_F
+        del clips, finished_F, may_rest
         missing, totals = [], []
         for given, tau in zip(state.given_F.split(state.lengths), state.tau_B, strict=True):
             at = given.nonzero().flatten().tolist()
@@ -86,7 +96,8 @@ class GapOracle:
             totals.append(torch.from_numpy(total_K))
         log_F = torch.tensor(missing, dtype=torch.float64).log()
         nothing_B = torch.full((len(state.lengths),), -math.inf, dtype=torch.float64)
-        return blank(state, log_F, nothing_B, torch.stack(totals).log())
+        sizes_BK = sizes_of(torch.stack(totals).log(), state, Linear())
+        return blank(state, log_F, nothing_B, sizes_BK)
 
     def left(self, appeared: int, tau: Tensor) -> Tensor:
         """Law of the frames still to come in a gap in which so many have appeared."""
@@ -96,10 +107,12 @@ class GapOracle:
         return (law_K.log() + seen_K).softmax(0)
 
 
-def lengths(config: SampleConfig, clips: int, seed: int) -> list[int]:
+def lengths(
+    config: SampleConfig, clips: int, seed: int, process: Process | None = None
+) -> list[int]:
     latents = sample(
         LengthOracle(LAW), [empty()] * clips, generators(clips, seed + 1000 * config.steps),
-        config, ProcessConfig(), max_length=LONGEST,
+        config, process or Flowception(), max_length=LONGEST,
     )  # fmt: skip
     return [len(latent) for latent in latents]
 
@@ -108,7 +121,7 @@ def places(model: Model, given: Given, steps: int, clips: int, seed: int) -> Ite
     """Of each clip, the final places of the frames by name, given and start frames first."""
     made = sample_steps(
         model, [given] * clips, generators(clips, seed + 1000 * steps), SampleConfig(steps=steps),
-        ProcessConfig(), max_length=LONGEST,
+        Flowception(), max_length=LONGEST,
     )  # fmt: skip
     for step in made:
         for clip in step.done:
@@ -117,8 +130,9 @@ def places(model: Model, given: Given, steps: int, clips: int, seed: int) -> Ite
 
 
 def rules(steps: int, options: argparse.Namespace) -> Iterator[str]:
-    for rule in RULES:
-        found = lengths(SampleConfig(steps=steps, insertion=rule), options.clips, options.seed)
+    for rule in baselines.RULES:
+        config, process = SampleConfig(steps=steps), baselines.Ruled(rule=rule)
+        found = lengths(config, options.clips, options.seed, process)
         yield f"{total_variation(found, LAW):.4f}"
 
 
@@ -144,7 +158,7 @@ def gaps(steps: int, options: argparse.Namespace) -> Iterator[str]:
 
 
 TABLES = {
-    "rules": (rules, RULES),
+    "rules": (rules, baselines.RULES),
     "controls": (
         controls,
         [f"{name.replace('_', ' ')} {value:g}" for one in CONTROLS for name, value in one.items()],

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import model_file as checkpoint
+from flowcept import model_file
 from flowcept.codecs import to_images
 from flowcept.data import theatre
 from flowcept.device import autocast, pick_dtype
 from flowcept.evaluation.evaluate import STATES, log_score
-from flowcept.process import forward as process
+from flowcept.process.forward import concat, draw
+from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator
 
 ACTORS = ("dog", "cat", "penguin", "frog", "panda", "fox", "ghost", "pumpkin")  # of the shipped
@@ -30,7 +31,7 @@ ACTORS = ("dog", "cat", "penguin", "frog", "panda", "fox", "ghost", "pumpkin")  
 
 def law_of(weights: dict[int, float], size: int) -> Tensor:
     """Logits of a law of lengths, ``[1, K]``."""
-    logits_1K = torch.full((1, size), process.BEYOND)
+    logits_1K = torch.full((1, size), BEYOND)
     for length, weight in weights.items():
         logits_1K[0, length] = math.log(weight)
     return logits_1K
@@ -44,9 +45,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--seed", type=int, default=77)
     options = parser.parse_args()
-    weights = checkpoint.load(checkpoint.find(options.model))
+    weights = model_file.load(model_file.find(options.model))
     card, generator = weights.card, clip_generator(options.seed)
-    rng, size = np.random.default_rng(options.seed), card.network.max_count + 1
+    rng, size = np.random.default_rng(options.seed), weights.network.largest_size + 1
     cpu = torch.device("cpu")
     everything = law_of(dict(card.lengths), size)
     found: dict[str, list[float]] = {}
@@ -58,24 +59,22 @@ def main() -> None:
         with autocast(cpu, pick_dtype("auto", cpu)), torch.inference_mode():
             latent_FCHW = weights.codec.encode(images).float()
         context = [False] * len(latent_FCHW)
-        drawn = (process.draw(latent_FCHW, context, card.process, generator) for _ in range(STATES))
+        drawn = (draw(latent_FCHW, context, card.process, generator) for _ in range(STATES))
         pairs = [pair for pair in drawn if pair is not None and float(pair[0].tau_B) < 1]
         if not pairs:
             continue
-        state, target = process.concat(pairs)
+        state, target = concat(pairs)
         states += len(pairs)
-        said = {
-            name: process.missing_logits(law_1K.expand(len(pairs), -1), state, card.process)
-            for name, law_1K in (
-                ("all lengths", everything),
-                ("the caption's lengths", law_of(theatre.length_law(scene), size)),
-            )
+        of_sizes = {
+            "all lengths": everything.expand(len(pairs), -1),
+            "the caption's lengths": law_of(theatre.length_law(scene), size).expand(len(pairs), -1),
         }
         for name, prompt in (("network, no caption", ""), ("network", words)):
             with autocast(cpu, pick_dtype("auto", cpu)), torch.inference_mode():
                 tokens = weights.text([prompt] * len(pairs))
-                said[name] = weights.network(state, tokens).count_logits_BK
-        for name, logits_BK in said.items():
+                of_sizes[name] = weights.network(state, tokens).size_logits_BK.float()
+        for name, size_logits_BK in of_sizes.items():
+            logits_BK = card.process.missing_logits(size_logits_BK, state)
             score = log_score(logits_BK.double().softmax(-1), target.total_B)
             found.setdefault(name, []).append(score)
     print(machine.described())

@@ -30,31 +30,30 @@ from typing import Any
 import machine
 import numpy as np
 import torch
+from blank import blank
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcept import memory
-from flowcept import model_file as checkpoint
+from flowcept import model_file
 from flowcept.codecs import CodecConfig, build_codec
 from flowcept.data import batches, theatre, video
 from flowcept.device import autocast
 from flowcept.model_file import Card, Weights
-from flowcept.networks import transformer as model
-from flowcept.networks.attention import Plan
-from flowcept.networks.resting import Rest
+from flowcept.networks.attention import Plan, attend
 from flowcept.networks.text import ByteEncoder, TextConfig, build_encoder
-from flowcept.networks.transformer import ModelConfig, Network
+from flowcept.networks.transformer import Transformer, TransformerConfig
 from flowcept.process import forward as process
 from flowcept.process import state as frames
-from flowcept.process.forward import ProcessConfig, Target
+from flowcept.process.forward import Flowception, Target
+from flowcept.process.guidance import guided
 from flowcept.process.loss import Counts, LossConfig, count_terms
-from flowcept.process.sampler import Given, clip_generator, guided, sample
-from flowcept.process.state import FrameState, Prediction, PromptTokens
-from flowcept.settings import ContextMixture, SampleConfig
-from flowcept.training.run import Learner
+from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.state import FrameState, Given, Prediction, PromptTokens, Rest
+from flowcept.settings import ContextMixture, ObjectiveSettings, SampleConfig
+from flowcept.training.trainer import Learner
 
 CPU = torch.device("cpu")
 BFLOAT16 = torch.bfloat16
@@ -100,21 +99,19 @@ class Subject:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.config = ModelConfig()
-        self.network = Network(self.config, ProcessConfig())
+        self.config, self.process = TransformerConfig(), Flowception(shift=2.0)
+        self.network = Transformer(self.config, self.process.shift)
         with torch.no_grad():  # fresh gates are closed: open them, as training does
             for parameter in self.network.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
         self.text = build_encoder(TextConfig(width=self.config.text_width))
         assert isinstance(self.text, ByteEncoder)
-        self.text.know(dict.fromkeys(PROMPT.split(), 1))
-        self.learner = Learner(self.network, self.text, LossConfig())
-        self.process = ProcessConfig(shift=2.0)
-        self.row = self.config.patches + 1
+        self.text.know(PROMPT.split())
+        self.learner = Learner(self.network, self.text, LossConfig(), self.process)
+        self.row = self.network.tokens_per_frame
 
     def latent(self, length: int, seed: int) -> Tensor:
-        config = self.config
-        shape = (length, config.channels, config.height, config.width)
+        shape = (length, *self.network.latent_shape)
         return torch.randn(shape, generator=clip_generator(seed))
 
     def batch(self, tokens: int) -> tuple[FrameState, Target, Counts]:
@@ -131,7 +128,7 @@ class Subject:
                     break
                 pairs.append(pair)
         state, target = process.concat(pairs)
-        return state, target, count_terms(state)
+        return state, target, count_terms(state, [PROMPT] * len(pairs))
 
     def step(self, state: FrameState, target: Target, counts: Counts) -> None:
         """Forward and backward."""
@@ -163,15 +160,14 @@ def pad(state: FrameState, longest: int) -> tuple[FrameState, list[int]]:
 
 
 @contextmanager
-def masked(lengths: Sequence[int], longest: int) -> Iterator[None]:
+def masked(network: Transformer, lengths: Sequence[int], longest: int) -> Iterator[None]:
     """Attention among rows of padded clips leaves out what is padding."""
-    plain = model.attend
     real_BS = torch.arange(longest + 1)[None] <= torch.tensor(lengths)[:, None]
 
-    def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
+    def masked_attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
         rows = len(lengths) * (longest + 1)
         if len(q_RPNE) != rows or len(k_SPNE) != rows:
-            return plain(q_RPNE, k_SPNE, v_SPNE, plan)
+            return attend(q_RPNE, k_SPNE, v_SPNE, plan)
         mask_BS = real_BS.repeat_interleave(q_RPNE.shape[1], 1)[:, None, None]
         q, k, v = (
             x.unflatten(0, (len(lengths), -1)).flatten(1, 2).transpose(1, 2)
@@ -185,11 +181,11 @@ def masked(lengths: Sequence[int], longest: int) -> Iterator[None]:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BS)
         return out.transpose(1, 2).reshape(q_RPNE.shape)
 
-    model.attend = attend
+    network.attend = masked_attend
     try:
         yield
     finally:
-        model.attend = plain
+        network.attend = attend
 
 
 class Traffic(TorchDispatchMode):
@@ -226,7 +222,7 @@ def floors(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         2 * 4 * 2**26 / statistics.median(seconds(lambda: other.copy_(large)) for _ in range(20))
     )
     state, target, counts = subject.batch(4096)
-    seen, words = memory.blank(subject.config, [16, 16], "cpu")
+    seen, words = blank(subject.network, [16, 16], "cpu")
     codec = build_codec(CodecConfig("autoencoder", 4, subject.config.channels, 64)).eval()
     image_FCHW, latent_FCHW = torch.rand(16, 3, 64, 64), subject.latent(16, 1)
 
@@ -312,7 +308,7 @@ def training(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     far.missing_F[rows] = target.missing_F
 
     def padded() -> None:
-        with masked(state.lengths, longest):
+        with masked(subject.network, state.lengths, longest):
             subject.step(wide, far, counts)
 
     found = paired(lambda: subject.step(state, target, counts), padded, options.pairs)
@@ -327,9 +323,7 @@ def _sampled(subject: Subject, network: Any, clips: int, config: SampleConfig) -
     with autocast(CPU, BFLOAT16), torch.inference_mode():
         words = [prompts(subject.text, 1)] * clips
         return sample(
-            guided(
-                network, words, words, config.guidance, config.rate_guidance, cached=config.cache
-            ),
+            guided(network, words, words, config.guidance, cached=config.cache),
             given,
             [clip_generator(clip) for clip in range(clips)],
             config,
@@ -345,7 +339,7 @@ def sampling(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
     def buffered(state: FrameState, prompt: PromptTokens, _: Rest | None) -> Prediction:
         wide, rows = pad(state, longest)
-        with masked(state.lengths, longest):
+        with masked(subject.network, state.lengths, longest):
             said = subject.network(wide, prompt)
         return replace(
             said, velocity_FCHW=said.velocity_FCHW[rows], log_missing_F=said.log_missing_F[rows]
@@ -391,8 +385,8 @@ def guidance(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
             chosen = range(number * half, (number + 1) * half)
             lengths = prompt.lengths[number * half : (number + 1) * half]
             said = subject.network(frames.select(state, chosen), PromptTokens(words, lengths))
-            parts.append(replace(said, seen_BV=None))
-        names = ("velocity_FCHW", "log_missing_F", "log_missing_first_B", "count_logits_BK")
+            parts.append(said)
+        names = ("velocity_FCHW", "log_missing_F", "log_missing_first_B", "size_logits_BK")
         return Prediction(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
     found: dict[str, Any] = {}
@@ -435,9 +429,9 @@ def peak():
 """
 LONG = """
 import sys, time
-from flowcept import generation as tasks
+from flowcept import generation
 path, frames, output = sys.argv[1:]
-studio = tasks.load(path)
+studio = generation.load(path)
 started = time.perf_counter()
 clip = studio.generate(
     "a dog", frames=int(frames), steps=2, guidance=1.0, scale=1, seed=1
@@ -450,8 +444,8 @@ import time
 started = time.perf_counter()
 import torch
 imported = time.perf_counter()
-from flowcept import model_file as checkpoint
-checkpoint.load(checkpoint.find("theatre"))
+from flowcept import model_file
+model_file.load(model_file.find("theatre"))
 print(imported - started, time.perf_counter() - imported)
 """
 GEN = """
@@ -468,18 +462,18 @@ def length(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
     A process for each; loading is not timed, but its memory counts.
     """
-    config = ModelConfig(height=32, width=32, max_count=64, window=4)
+    config = TransformerConfig(height=32, width=32, largest_size=64, window=4)
     torch.manual_seed(0)
     card = Card(
-        network=config, process=ProcessConfig(), text=TextConfig(width=config.text_width),
+        network=config, process=Flowception(), text=TextConfig(width=config.text_width),
         codec=CodecConfig("autoencoder", 4, config.channels, 64), size=(128, 128), fps=12.0,
         lengths={64: 1}, dataset="none", prompts={}, words={}, steps=0,
     )  # fmt: skip
-    weights: Weights = checkpoint.build(card)
+    weights: Weights = model_file.build(card)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.safetensors"
-        checkpoint.save(weights, path)
+        model_file.save(weights, path)
         for count in options.lengths:
             words = [str(path), str(count), f"{folder}/{count}.mp4"]
             done = subprocess.run(
@@ -509,12 +503,11 @@ def loader(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         return batches.draw_batch(
             Clips(), range(400), seed=0, step=0, cursor=0, tokens=4096,
             tokens_per_frame=subject.row, least=1, process=subject.process,
-            mixture=ContextMixture(), prompt_dropout=0.1, given_prompt_dropout=0.5,
-            context_dropout=0.1,
+            mixture=ContextMixture(), objective=ObjectiveSettings(),
         )  # fmt: skip
 
     state, target = process.concat(draw().pairs)
-    counts = count_terms(state)
+    counts = count_terms(state, [PROMPT] * len(state.lengths))
     return paired(lambda: subject.step(state, target, counts), draw, options.pairs)
 
 
@@ -524,7 +517,7 @@ def startup(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
     def run(*words: str) -> Work:
         return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
 
-    help_s = [seconds(run("-m", "flowcept.cli", "--help")) for _ in range(options.pairs + 1)][1:]
+    help_s = [seconds(run("-m", "flowcept", "--help")) for _ in range(options.pairs + 1)][1:]
 
     def load() -> list[float]:
         command = [sys.executable, "-c", LOAD]
@@ -533,7 +526,7 @@ def startup(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
     torch_s, load_s = zip(*[load() for _ in range(options.pairs + 1)][1:], strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        words = ("-m", "flowcept.cli", "gen", "a dog surfing", "-q", "--seed", "1")
+        words = ("-m", "flowcept", "gen", "a dog surfing", "-q", "--seed", "1")
         gen_s = [seconds(run(*words, "-o", f"{folder}/{i}.mp4")) for i in range(options.pairs)]
         measured = [sys.executable, "-c", PEAK + GEN, *words[2:], "-o", f"{folder}/last.mp4"]
         done = subprocess.run(measured, check=True, capture_output=True, text=True)

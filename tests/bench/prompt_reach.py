@@ -11,7 +11,7 @@ import argparse
 import machine
 import torch
 
-from flowcept import model_file as checkpoint
+from flowcept import model_file
 from flowcept.process.state import FrameState
 
 PROMPTS = (
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--noises", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    weights = checkpoint.load(checkpoint.find(options.model))
+    weights = model_file.load(model_file.find(options.model))
     network, count = weights.card.network, options.noises
     generator = torch.Generator().manual_seed(options.seed)
     shape = (count, network.channels, network.height, network.width)
@@ -52,8 +52,8 @@ def main() -> None:
             prediction = weights.network(state, weights.text([prompt] * count))
         velocity = prediction.velocity_FCHW
         first = velocity if first is None else first
-        law_K = prediction.count_logits_BK.softmax(-1).mean(0)
-        length = 1 + float((law_K * torch.arange(len(law_K))).sum())
+        law_K = prediction.size_logits_BK.softmax(-1).mean(0)
+        length = float((law_K * torch.arange(len(law_K))).sum())
         change = float((velocity - first).square().mean())
         print(f"  {prompt or '(none)':<30} velocity {change:.4f}  expected length {length:.1f}")
 

@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import baselines
 import machine
 import numpy as np
 import torch
@@ -46,13 +47,15 @@ from flowcept import model_file as checkpoint
 from flowcept.codecs import to_frames
 from flowcept.data import video
 from flowcept.evaluation import evaluate, metrics, report
+from flowcept.generation import from_nothing
 from flowcept.model_file import Weights
-from flowcept.process.forward import ProcessConfig, shifted
-from flowcept.process.sampler import Given, clip_generator, concat_prompts, guided, sample
-from flowcept.process.state import FrameState, Prediction
-from flowcept.request import from_nothing
+from flowcept.process.forward import shifted
+from flowcept.process.guidance import concat_prompts, guided
+from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
 from flowcept.training import run as train
+from flowcept.training.state import Files
 
 LENGTHS = (15, 20, 25, 30)
 TURNS = (1, 2, 3)
@@ -61,7 +64,7 @@ FPS = 12
 BATCH = 64  # clips sampled together
 SPREAD = 60.0  # of a ring's pixels, about: their standard deviation
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # share of the clip in what is seen
-CHOSEN = ("schedule", "place", "rotary_values", "late", "hidden", "cells")  # in all parts
+CHOSEN = ("schedule", "place", "late", "hidden", "stem_channels")  # in all parts
 
 
 def turned(first_HW3: NDArray[np.float64], turn: int, frames: int) -> NDArray[np.float64]:
@@ -125,9 +128,9 @@ def ideal_error(clips: int, steps: int, shift: float, seed: int) -> float:
 
     It takes the network's place in the sampler; nothing is inserted.
     """
-    process = ProcessConfig(kind="full-sequence", shift=shift)
+    process = baselines.FullSequence(shift=shift)
 
-    def guess(state: FrameState, _: Sequence[int], __: Tensor | None) -> Prediction:
+    def guess(state: FrameState, _: Sequence[int], __: Tensor, ___: bool) -> Prediction:
         progress = shifted(state.time_F[0].double(), shift).item()
         x_FHW3 = state.latent_FCHW.permute(0, 2, 3, 1).double()
         best = [posterior_mean(clip.numpy(), progress) for clip in x_FHW3.split(state.lengths)]
@@ -136,7 +139,7 @@ def ideal_error(clips: int, steps: int, shift: float, seed: int) -> float:
             velocity_FCHW=(left_FHW3 / (1 - progress)).permute(0, 3, 1, 2).float(),
             log_missing_F=torch.zeros(len(x_FHW3)),
             log_missing_first_B=torch.zeros(len(state.lengths)),
-            count_logits_BK=torch.zeros(len(state.lengths), 1),
+            size_logits_BK=torch.zeros(len(state.lengths), 1),
         )
 
     latents = sample(
@@ -204,28 +207,30 @@ def write_data(folder: Path, clips: int, seed: int) -> None:
 
 def config(steps: int, seed: int, init: Path | None, **chosen: Any) -> TrainConfig:
     """By default about as many weights as published (7.4 million); about 32 clips a step."""
-    return TrainConfig(
-        **chosen,
-        init=str(init or ""),
-        size="3",
-        codec="pixels",
-        patch=3,
-        depth=6,
-        cell_depth=1 if chosen["cells"] < 64 else 2,
-        text_width=96,
-        text_depth=1,
-        context=ContextMixture(1, 0, 0, 0, 0, 0, 0, 0),
-        prompt_dropout=0.0,
-        given_prompt_dropout=0.0,
-        held_out=0.01,
-        steps=steps,
-        tokens=1160,
-        warmup=100,
-        ema=0.998 if steps > 1000 else 0.98,
-        seed=seed,
-        eval_every=500,
-        save_every=500,
-        sample_every=10**6,
+    return TrainConfig.from_flat(
+        chosen
+        | {
+            "init": str(init or ""),
+            "size": "3",
+            "codec": "pixels",
+            "patch": 3,
+            "depth": 6,
+            "stem_depth": 1 if chosen["stem_channels"] < 64 else 2,
+            "text_width": 96,
+            "text_depth": 1,
+            "context": ContextMixture(1, 0, 0, 0, 0, 0, 0, 0),
+            "prompt_dropout": 0.0,
+            "given_prompt_dropout": 0.0,
+            "held_out": 0.01,
+            "steps": steps,
+            "tokens": 1160,
+            "warmup": 100,
+            "ema": 0.998 if steps > 1000 else 0.98,
+            "seed": seed,
+            "eval_every": 500,
+            "save_every": 500,
+            "sample_every": 10**6,
+        }
     )
 
 
@@ -237,9 +242,11 @@ def trained(folder: Path, options: argparse.Namespace) -> tuple[Path, float]:
     for number, (steps, shift, decay) in enumerate(parts, start=1):
         run = options.run / f"part-{number}"
         settings = config(steps, options.seed, model, shift=shift, decay=decay, **chosen)
-        model = train.train(folder, run, settings, resume=(run / "config.toml").exists())
-        log = train._records(run / "log.jsonl")
-        seen += sum(r["clips"] for r in log if "clips" in r) * settings.log_every
+        resume = (run / "config.toml").exists()
+        family = "rotary-values" if options.rotary_values else "transformer"
+        model = train.train(folder, run, settings, family=family, resume=resume)
+        log = Files(run).records()
+        seen += sum(r["clips"] for r in log if "clips" in r) * settings.report.log_every
     assert model is not None
     return model, seen
 
@@ -252,7 +259,7 @@ def made(weights: Weights, clips: int, steps: int) -> list[NDArray[np.uint8]]:
             part = range(start, min(start + BATCH, clips))
             prompts = [prompt] * len(part)
             latents = sample(
-                guided(weights.network, prompts, prompts, 1.0, 1.0),
+                guided(weights.network, prompts, prompts, 1.0),
                 [from_nothing(weights.card)] * len(part),
                 [clip_generator(i) for i in part],
                 SampleConfig(steps=steps),
@@ -281,7 +288,7 @@ def main() -> None:
     parser.add_argument("--rotary-values", action="store_true", help="of attention among frames")
     parser.add_argument("--late", type=float, default=0.5, help="share of draws past tau = 1")
     parser.add_argument("--hidden", type=int, default=256, help="width of the network")
-    parser.add_argument("--cells", type=int, default=64, help="channels of its convolutions")
+    parser.add_argument("--stem-channels", type=int, default=64, help="of its convolutions")
     options = parser.parse_args()
     parts = {"--steps": options.steps, "--shift": options.shift, "--decay": options.decay}
     if len({len(values) for values in parts.values()}) > 1:

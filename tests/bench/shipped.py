@@ -5,8 +5,8 @@ python tests/bench/shipped.py --judge judge.safetensors --output figures.json
 
 Every section can be run alone (`--only gen lengths`), and a run that is cut goes on where it
 stopped: `--output` keeps what is done. Real clips come fresh from the theatre, with seeds that no
-training used. Default settings of the command: ``--steps``, ``--solver`` and ``--guidance`` change
-those of all sections but ``interp`` and ``double``.
+training used. Default settings of the command: ``--steps`` and ``--guidance`` change those of all
+sections but ``interp`` and ``double``.
 
 Shape suffixes: F frames, B clips, C H W, 3 colours.
 """
@@ -37,17 +37,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from flowcept import generation as tasks
-from flowcept import model_file as checkpoint
+from flowcept import generation, model_file
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import theatre
 from flowcept.data.theatre import Scene
 from flowcept.device import autocast
 from flowcept.evaluation import metrics
 from flowcept.evaluation.evaluate import QUARTERS, quarter
+from flowcept.generation import from_nothing, sample_clips
 from flowcept.process.sampler import clip_generator, latents_of
-from flowcept.request import request
-from flowcept.settings import SOLVERS, SampleConfig, defaults
+from flowcept.process.state import Given
+from flowcept.settings import SampleConfig, defaults
 
 Frames = NDArray[np.uint8]
 BATCH = 12  # clips sampled together; each is the same as alone
@@ -68,7 +68,7 @@ class Bench:
     """The model, the judge and fresh real clips."""
 
     def __init__(self, model: str, judge: judging.Judge, seed: int, settings: SampleConfig) -> None:
-        self.model, self.studio = model, tasks.load(model)
+        self.model, self.studio = model, generation.load(model)
         self.judge, self.seed, self.settings = judge, seed, settings
         self.cast = judging.cast_of(self.studio.card)
         self.size = self.studio.card.size[0]
@@ -94,11 +94,8 @@ class Bench:
             for start in range(0, len(jobs), BATCH):
                 part = jobs[start : start + BATCH]
                 with autocast(studio.device, studio.dtype), torch.inference_mode():
-                    given = [
-                        replace(studio._given(job.given_FHW3, job.gaps), missing=job.missing)
-                        for job in part
-                    ]
-                    steps = request(
+                    given = [self.given(job) for job in part]
+                    steps = sample_clips(
                         studio.weights,
                         given,
                         [job.prompt for job in part],
@@ -110,6 +107,14 @@ class Bench:
                     done += [to_frames(codec.decode(latent)) for latent in latents_of(steps)]
                 bar.update(len(part))
         return done
+
+    def given(self, job: Job) -> Given:
+        """What the clip of a job starts from."""
+        if job.given_FHW3 is None:
+            return replace(from_nothing(self.studio.card, self.studio.device), missing=job.missing)
+        image_FCHW = to_images(job.given_FHW3).to(self.studio.device)
+        latent_FCHW = self.studio.codec.encode_keyframes(image_FCHW).float()
+        return Given(latent_FCHW, job.gaps, job.missing)
 
     def both(
         self, jobs: Sequence[Job], label: str, settings: SampleConfig | None = None
@@ -414,7 +419,7 @@ def speed(bench: Bench) -> dict[str, Any]:
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for run in range(5):
-            command = [sys.executable, "-m", "flowcept.cli", "gen", "a dog surfing", "--quiet"]
+            command = [sys.executable, "-m", "flowcept", "gen", "a dog surfing", "--quiet"]
             command += ["-m", bench.model, "-o", f"{folder}/{run}.mp4", "--seed", str(run)]
             started = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -548,7 +553,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Rows]] = {
 def table(done: dict[str, Any], model: str) -> list[str]:
     """Rows of the model card: figure, asked, measured."""
     rows = [row for name, make in ROWS.items() if name in done for row in make(done[name])]
-    size = checkpoint.find(model).stat().st_size
+    size = model_file.find(model).stat().st_size
     rows.append(("file", "30 MB", f"{size / 1e6:.1f} MB"))
     return [f"| {figure} | {asked} | {measured} |" for figure, asked, measured in rows]
 
@@ -561,14 +566,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--guidance", type=float, default=SampleConfig().guidance)
     parser.add_argument("--steps", type=int, default=SampleConfig().steps)
-    parser.add_argument("--solver", choices=SOLVERS, default=SampleConfig().solver)
     parser.add_argument("--seed", type=int, default=4321)
     options = parser.parse_args()
-    settings = SampleConfig(
-        steps=options.steps,
-        solver=options.solver,
-        guidance=options.guidance,
-    )
+    settings = SampleConfig(steps=options.steps, guidance=options.guidance)
     judge = judging.load(options.judge)
     bench = Bench(options.model, judge, options.seed, settings)
     if not set(bench.cast) <= set(judge.actors):
@@ -579,11 +579,10 @@ def main() -> None:
         "machine": machine.described(),
         "seed": options.seed,
         "steps": settings.steps,
-        "solver": settings.solver,
         "guidance": settings.guidance,
         "interp": {"steps": between.steps, "guidance": between.guidance},
         "model_steps": bench.studio.card.steps,
-        "sha256": hashlib.sha256(checkpoint.find(options.model).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(model_file.find(options.model).read_bytes()).hexdigest(),
         "judge": hashlib.sha256(options.judge.read_bytes()).hexdigest(),
     }
     before = done.get("about", about)

@@ -1,4 +1,4 @@
-"""The scripts of tests/bench that take hours or a GPU run from end to end, in small."""
+"""The scripts of tests/bench run; those that take hours or a GPU to the end, in small."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ import torch
 from safetensors.torch import save_file
 from test_mobilenet import mobilenet_weights
 
-from flowcept import model_file as checkpoint
+from flowcept import model_file
 from flowcept.data import theatre
 
 BENCH = Path(__file__).parent
+SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("test_"))
+IMPORT = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
 
 
-def printed(script: str, *words: str | Path) -> str:
-    command = [sys.executable, str(BENCH / script), *map(str, words)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+def printed(*words: str | int | Path) -> str:
+    """What Python prints, called in the folder of the scripts."""
+    command = [sys.executable, *map(str, words)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCH)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
 
+def test_every_script_finds_what_it_imports() -> None:
+    assert printed("-c", IMPORT, *SCRIPTS) == "", "what a script does stands in its main"
+
+
 def test_every_section_of_the_gpu_script_runs_and_routes_agree(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
-    out = printed("gpu.py", "--device", "cpu", "--tiny", "--pairs", "1", "--output", output)
+    out = printed("gpu.py", "--device", "cpu", "--tiny", "--pairs", 1, "--output", output)
     done = json.loads(output.read_text())
     routes = done["attention"]["routes"]
     assert {"SDPA per segment", "padded SDPA"} <= set(routes)
@@ -42,7 +49,7 @@ def test_every_section_of_the_gpu_script_runs_and_routes_agree(tmp_path: Path) -
 
 def test_operations_of_equal_steps() -> None:
     """A finished frame that rests saves about a third, which brings sampling to full-sequence's."""
-    out = printed("flops.py", "--lengths", 12, "--windows", 0, "--draws", 20, "--steps", 8)
+    out = printed("flops.py", "--lengths", 8, "--windows", 0, "--draws", 6, "--steps", 6)
     row = [cell.strip() for cell in out.splitlines()[-1].split("|")[1:-1]]
     uniform, early = (float(cell.split(": ")[1].split(",")[0]) for cell in row[3:5])
     plain, cached = (float(cell.split(": ")[1]) for cell in row[6:])
@@ -56,33 +63,32 @@ def clips(tmp_path: Path) -> list[Path]:
     """Clips to train on and to score against, and a feature network."""
     folders = [tmp_path / name for name in ("scenes", "others")]
     for seed, folder in enumerate(folders):
-        theatre.write_theatre(folder, (16, 7)[seed], size=64, seed=seed, actors="shapes")
+        theatre.write_theatre(folder, (12, 6)[seed], size=64, seed=seed, actors="shapes")
     save_file(mobilenet_weights(torch.Generator().manual_seed(0)), tmp_path / "net.safetensors")
     return [*folders, tmp_path / "net.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) -> None:
     data, real, features = clips
     run = tmp_path / "run"
     words = [data, real, "--run", run, "--features", features, "--codec-steps", 1, "--seeds", 0,
-             "--image-steps", 1, "--draws", 3, "--clips", 7, "--sampling-steps", 1]  # fmt: skip
-    out = printed("comparison.py", *words, "--steps", 4, "--tables", "gap", "interp")
+             "--image-steps", 1, "--draws", 2, "--clips", 6, "--sampling-steps", 1]  # fmt: skip
+    out = printed("comparison.py", *words, "--steps", 4, "--tables", "gap")
     assert "| flowception, told the lengths | 0 | " in out
     assert "| +0 (+0 to +0) | " in out, "the first row's distance over itself"
     kept = sorted(path.name for path in (run / "plain-seed0").glob("model-*.safetensors"))
     assert kept == ["model-1.safetensors", "model-2.safetensors", "model-4.safetensors"]
-    arm = checkpoint.read_card(run / "causal=True,process=autoregressive-seed0/model-4.safetensors")
-    assert arm.network.causal
-    assert (arm.process.kind, arm.steps) == ("autoregressive", 4)
+    assert model_file.read_card(run / "plain-seed0/model-4.safetensors").steps == 4
     before = {path: path.stat().st_mtime_ns for path in run.glob("*/model-*.safetensors")}
-    longer = printed("comparison.py", *words, "--steps", 8, "--tables", "gap")
-    assert "| 8 | " in longer
+    again = printed("comparison.py", *words, "--steps", 4, "--tables", "gap")
+    assert again.splitlines()[-5:] == out.splitlines()[-5:], "nothing is done twice"
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_path: Path) -> None:
-    small = ("--clips", "40", "--samples", "2", "--hidden", "32", "--cells", "8", "--place")
-    parts = ("--steps", "2", "1", "--shift", "1.5", "5", "--decay", "0", "0.7")
+    small = ("--clips", 20, "--samples", 2, "--hidden", 32, "--stem-channels", 8, "--place")
+    parts = ("--steps", 2, 1, "--shift", 1.5, 5, "--decay", 0, 0.7)
     how = (*parts, "--rotary-values", "--schedule", "power:0.1")
     out = printed("ring.py", "--run", tmp_path / "run", *small, *how).splitlines()
     ideal = [line for line in out if line.startswith("by the posterior mean")]

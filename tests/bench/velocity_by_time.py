@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from judge import cast_of
 
-from flowcept import model_file as checkpoint
+from flowcept import model_file
 from flowcept.codecs import to_images
 from flowcept.data import theatre
-from flowcept.process import forward as process
-from flowcept.process.forward import draw, draw_context
+from flowcept.process.forward import concat, draw, draw_context
 from flowcept.settings import ContextMixture
 
 PART = 20  # clips at once
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--context", choices=CONTEXTS, default="none")
     parser.add_argument("--seed", type=int, default=99)
     options = parser.parse_args()
-    weights = checkpoint.load(checkpoint.find(options.model))
+    weights = model_file.load(model_file.find(options.model))
     size, actors = weights.card.size[0], cast_of(weights.card)
     mixture = ContextMixture(**{name: float(name == options.context) for name in CONTEXTS})
     rng = np.random.default_rng(options.seed)
@@ -49,7 +48,7 @@ def main() -> None:
             if drawn is not None:
                 pairs.append(drawn)
                 prompts.append(prompt)
-        state, target = process.concat(pairs)
+        state, target = concat(pairs)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             prediction = weights.network(state, weights.text(prompts))
         flowing_F = state.flowing_F

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from flowcept import cli
 from flowcept import generation as tasks
-from flowcept.data import video
+from flowcept.data import formats, video
 from flowcept.data.video import Sound
 from flowcept.errors import UserError
 from flowcept.settings import mixed
@@ -643,7 +643,7 @@ def test_no_half_written_file_after_a_full_disk(flow, tiny_model, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video, "_write_apng", full)
+    monkeypatch.setitem(formats.ANIMATIONS, ".apng", full)
     words = ["gen", "a dog", "-m", tiny_model, "--steps", 1, "--scale", 1, "-o", "o.apng"]
     refused(flow(*words), "o.apng", "No space left")
     assert files() == []

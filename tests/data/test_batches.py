@@ -11,11 +11,12 @@ from flowcept.data.batches import Batch, draw_batch, split_batch, split_held_out
 from flowcept.errors import UserError
 from flowcept.process.forward import Flowception
 from flowcept.process.state import Role
-from flowcept.settings import ContextMixture
+from flowcept.settings import ContextMixture, ObjectiveSettings
 
 NO_CONTEXT = ContextMixture(1, 0, 0, 0, 0, 0, 0, 0)
 FIRST = ContextMixture(0, 1, 0, 0, 0, 0, 0, 0)
 TOKENS_PER_FRAME = 5
+DROPOUTS = ("prompt_dropout", "given_prompt_dropout", "context_dropout")
 
 
 class Clips:
@@ -41,11 +42,10 @@ def draw(clips: Clips, order: list[int] | None = None, **changes: object) -> Bat
         "least": 1,
         "process": Flowception(),
         "mixture": NO_CONTEXT,
-        "prompt_dropout": 0.0,
-        "given_prompt_dropout": 0.0,
-        "context_dropout": 0.0,
-    }
-    return draw_batch(clips, order or list(range(len(clips.lengths))), **settings | changes)
+    } | changes
+    shares = {key: settings.pop(key, 0.0) for key in DROPOUTS}
+    settings["objective"] = ObjectiveSettings(**shares)
+    return draw_batch(clips, order or list(range(len(clips.lengths))), **settings)
 
 
 def sizes(batch: Batch) -> list[int]:

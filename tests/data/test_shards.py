@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
 
 CONFIG = DataConfig(size=SIZE)
+encoded = partial(LatentStore, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_picture_store_is_used_again_only_for_the_same_input(
     assert len(build()) == 2
     build()
     assert decoded == []
-    (cache / "pictures.npy").write_bytes((cache / "pictures.npy").read_bytes()[:-1])
+    (cache / "pictures.bin").write_bytes((cache / "pictures.bin").read_bytes()[:-1])
     assert indices(build().frames(0)) == [0, 1, 2, 3, 4]
     assert decoded
     (cache / "pictures.json").write_text("[1]")
@@ -122,7 +124,7 @@ def test_interrupted_build_leaves_nothing_usable(
         with pytest.raises(stop):
             PictureStore(scan(folder, other), other, cache)
     # The old cache is whole, the new one does not exist, and no temporary file is left.
-    assert sorted(path.name for path in cache.iterdir()) == ["pictures.json", "pictures.npy"]
+    assert sorted(path.name for path in cache.iterdir()) == ["pictures.bin", "pictures.json"]
     assert indices(PictureStore(scan(folder, CONFIG), CONFIG, cache).frames(0)) == [0, 1, 2, 3, 4]
     assert PictureStore(scan(folder, other), other, cache).frames(1).shape == (9, 8, 8, 3)
 
@@ -180,7 +182,7 @@ def test_full_or_forbidden_disk_is_a_user_error(
 ):
     result = scan(folder, CONFIG)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         PictureStore(result, CONFIG, tmp_path / "file")
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
@@ -214,14 +216,7 @@ def test_latents_equal_the_codec(
     codec = encoder(0)
     frames = PictureStore(scan(folder, CONFIG), CONFIG, tmp_path)
     calls: list[tuple[int, int]] = []
-    store = LatentStore(
-        frames,
-        codec,
-        tmp_path,
-        device="cpu",
-        dtype=torch.float32,
-        progress=lambda *c: calls.append(c),
-    )
+    store = encoded(frames, codec, tmp_path, progress=lambda *c: calls.append(c))
     assert (len(store), store.captions, store.lengths) == (3, frames.captions, frames.lengths)
     for i in range(len(store)):
         latent_FCHW = store.latent(i)
@@ -239,14 +234,7 @@ def test_latents_follow_frames_and_codec(
     def build(codec: Codec, config: DataConfig = CONFIG) -> tuple[LatentStore, int]:
         frames = PictureStore(scan(folder, config), config, tmp_path)
         calls: list[int] = []
-        store = LatentStore(
-            frames,
-            codec,
-            tmp_path,
-            device="cpu",
-            dtype=torch.float32,
-            progress=lambda done, _: calls.append(done),
-        )
+        store = encoded(frames, codec, tmp_path, progress=lambda done, _: calls.append(done))
         return store, len(calls)
 
     first, calls = build(encoder(0))
@@ -270,9 +258,9 @@ def test_latents_that_are_not_finite_are_refused(
     codec.mean_C.fill_(float("nan"))
     frames = PictureStore(scan(folder, CONFIG), CONFIG, tmp_path)
     with pytest.raises(UserError, match="not finite"):
-        LatentStore(frames, codec, tmp_path, device="cpu", dtype=torch.float32)
-    assert not (tmp_path / "latents.npy").exists()
-    assert not list(tmp_path.glob(".latents*"))
+        encoded(frames, codec, tmp_path)
+    assert not (tmp_path / "latents.bin").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_clips_of_a_video_codec_are_encoded_whole(folder: Path, tmp_path: Path):
@@ -280,14 +268,7 @@ def test_clips_of_a_video_codec_are_encoded_whole(folder: Path, tmp_path: Path):
     codec = build_codec(fake_config()).eval()
     pictures = PictureStore(scan(folder, CONFIG), CONFIG, tmp_path)
     calls: list[tuple[int, int]] = []
-    store = LatentStore(
-        pictures,
-        codec,
-        tmp_path,
-        device="cpu",
-        dtype=torch.float32,
-        progress=lambda *c: calls.append(c),
-    )
+    store = encoded(pictures, codec, tmp_path, progress=lambda *c: calls.append(c))
     assert (pictures.lengths, store.lengths) == ([5, 9, 3], [2, 3, 1])
     assert calls == [(5, 17), (14, 17), (17, 17)]
     for i, kept in enumerate([5, 9, 1]):

@@ -212,7 +212,10 @@ def test_an_exception_leaves_the_old_target_and_nothing_else(tmp_path, suffix, e
 def test_a_file_with_the_wrong_number_of_frames_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "clip.apng"
     path.write_bytes(b"old")
-    monkeypatch.setattr(formats, "patches", lambda frames: iter([(0, 0, frames[0])]))
+    write = formats.write_apng
+    monkeypatch.setitem(
+        formats.ANIMATIONS, ".apng", lambda out, frames, *a: write(out, frames[:1], *a)
+    )
     with pytest.raises(UserError, match=r"clip\.apng"):
         write_video(path, moving(), 12)
     assert path.read_bytes() == b"old"

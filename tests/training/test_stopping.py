@@ -103,7 +103,7 @@ def test_kill_loses_only_what_came_after_the_last_state(folder: Path, whole: Pat
 
 
 @pytest.mark.usefixtures("no_sheets")
-@pytest.mark.parametrize("place", ["_autocast", "_disturb", "_descend", "step"])
+@pytest.mark.parametrize("place", ["learning_rate", "_disturb", "_descend", "step"])
 def test_an_interrupted_codec_equals_one_that_was_not(
     folder: Path, whole: Path, tmp_path: Path, place: str
 ):

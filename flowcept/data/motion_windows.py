@@ -1,0 +1,557 @@
+"""Windows of moving pictures to learn motion from: real shots, and layers of photographs.
+
+A *window* is a gap between two given frames of a shot, one of the missing frames within, and the
+given frames before and after the gap where there are any. All given frames of a shot lie evenly,
+``spacing`` frames apart.
+
+Frames are decoded once and kept as plain arrays in a cache folder, flows are estimated once for
+whole frames, when they are first asked for, and kept there too: from then on a crop of a window
+costs nearly nothing. What lies in the cache follows from its arguments alone, so it may be thrown
+away at any time. Shots that are held out are told by a hash of their names, neighbours of one take
+together.
+
+Shape suffixes: F frames, N windows, H W height and width, 2 x and y of a flow in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowcept.data.layers import LayersConfig, layered_clip
+from flowcept.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, read_video
+from flowcept.errors import UserError
+from flowcept.networks.flow import MotionEstimator
+from flowcept.networks.motion import Flows, acceleration, measured_cues
+
+FLOW_STEPS = 64  # a flow is kept in whole 64ths of a pixel, int16: up to 511 pixels
+TAKE = 4  # shots of one source with neighbouring numbers, held out together
+SMALLEST = 96  # pixels of the shorter side of a shot: the smallest crop
+SMALL_FACTOR = 4  # some shots are shown as if they had been enlarged so many times
+LEAST_MOTION = 0.4  # of 255: mean change over a spacing under which a gap counts as still
+
+
+@dataclass(frozen=True)
+class WindowsConfig:
+    """Which windows are made."""
+
+    held_out: float = 0.1  # share of takes that is never learned from
+    salt: int = 11  # another one holds out other takes
+    spacings: tuple[int, ...] = (2, 3, 4, 6, 8)  # frames from one given frame to the next
+    spacing_weights: tuple[float, ...] = (0.4, 0.1, 0.35, 0.1, 0.05)
+    most_gaps: int = 8  # of each shot and spacing
+    small_share: float = 0.3  # of shots that are also shown as enlarged small pictures
+    num_layered: int = 400  # clips of moving layers
+    layered_share: float = 0.3  # of the windows that are drawn
+    sides: tuple[int, ...] = (96, 128, 128, 176)  # pixels along a crop
+    pixels: int = 6 * 128 * 128  # of all crops of a batch
+    alone: float = 0.3  # share of windows whose pictures beyond the gap are not told
+    law_pairs: int = 32  # pictures pairs of each shot from which the law of gaps learns
+    law_longest: int = 41  # frames: the widest of these
+    seed: int = 0  # of the moving layers and of the law's pairs
+
+    def __post_init__(self) -> None:
+        if len(self.spacings) != len(self.spacing_weights) or min(self.spacings) < 2:
+            raise ValueError("each spacing is at least 2 and has one weight")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Frames of one take without cuts, in the cache."""
+
+    name: str
+    num_frames: int
+    height: int
+    width: int
+    held_out: bool
+    layered: bool
+    change: tuple[float, ...]  # mean absolute change over each spacing, of 255
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The frames from one given frame to the next, ``spacing`` later."""
+
+    shot: Shot
+    start: int
+    spacing: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops of windows of one size. Pictures are in [-1, 1]."""
+
+    left_N3HW: Tensor
+    right_N3HW: Tensor
+    truth_N3HW: Tensor  # the missing frame
+    flows: Flows
+    t_N: Tensor  # place of the missing frame in (0, 1)
+
+
+def flow_name(shot: Shot, start: int, spacing: int) -> str:
+    """The file of the flows between a frame and the one ``spacing`` later."""
+    return f"{shot.name}_{start}_{spacing}.npy"
+
+
+def flow_starts(gap: Gap) -> list[int]:
+    """Where the flows start that windows of a gap need: its own and those of its neighbours."""
+    starts = (gap.start - gap.spacing, gap.start, gap.start + gap.spacing)
+    last = gap.shot.num_frames - 1 - gap.spacing
+    return [start for start in starts if 0 <= start <= last]
+
+
+def flow_names(gap: Gap) -> set[str]:
+    """The files of these flows."""
+    return {flow_name(gap.shot, start, gap.spacing) for start in flow_starts(gap)}
+
+
+def take_of(name: str) -> str:
+    """What shots that belong together share: ``city_05`` and ``city_06`` are of ``city/1``."""
+    source, _, number = name.rpartition("_")
+    return f"{source}/{int(number) // TAKE}" if source and number.isdecimal() else name
+
+
+def share_of(text: str, salt: int) -> float:
+    """A number in [0, 1) that follows from the text alone."""
+    return int(hashlib.sha256(f"{salt} {text}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+# ---- the cache -------------------------------------------------------------------------------
+
+
+class MotionData:
+    """Shots and flows in a cache folder, made when first asked for."""
+
+    def __init__(
+        self,
+        clips: Path,
+        photos: Path | None,
+        cache: Path,
+        config: WindowsConfig,
+        estimator: MotionEstimator,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.config = config
+        self.estimator = estimator
+        self.folder = cache / _digest(clips, photos, config)
+        (self.folder / "flows").mkdir(parents=True, exist_ok=True)
+        index = self.folder / "shots.json"
+        if not index.exists():
+            shots = _gathered(clips, photos, self.folder, config, say)
+            listed = json.dumps([vars(shot) for shot in shots]).encode()
+            _write_whole(index, lambda opened: opened.write(listed))
+        self.shots = [
+            Shot(**{**shot, "change": tuple(shot["change"])})
+            for shot in json.loads(index.read_text())
+        ]
+        self._frames: dict[str, NDArray[np.uint8]] = {}
+
+    def frames(self, shot: Shot) -> NDArray[np.uint8]:
+        """uint8 [F, H, W, 3], read from the file as needed."""
+        if shot.name not in self._frames:
+            self._frames[shot.name] = np.load(self.folder / f"{shot.name}.npy", mmap_mode="r")
+        return self._frames[shot.name]
+
+    def flow(self, shot: Shot, start: int, spacing: int) -> NDArray[np.int16]:
+        """Flow from a frame to the one ``spacing`` later, and back: int16 [2, 2, H, W]."""
+        file = self.folder / "flows" / flow_name(shot, start, spacing)
+        if not file.exists():
+            frames = self.frames(shot)
+            first, second = (picture(frames[i]) for i in (start, start + spacing))
+            both = torch.stack([self.estimator(first, second), self.estimator(second, first)])
+            steps = (both * FLOW_STEPS).round().clamp(-32767, 32767).to(torch.int16).numpy()
+            _write_whole(file, lambda opened: np.save(opened, steps))
+        flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
+        return flow
+
+    def ready(self) -> set[str]:
+        """Names of the flows that lie in the cache."""
+        return {entry.name for entry in os.scandir(self.folder / "flows")}
+
+    def gaps(self, shot: Shot, spacing: int) -> list[Gap]:
+        """The gaps that are drawn from, in the middle of the shot."""
+        count = (shot.num_frames - 1) // spacing
+        chosen = min(count, self.config.most_gaps)
+        first = (count - chosen) // 2
+        return [Gap(shot, g * spacing, spacing) for g in range(first, first + chosen)]
+
+    def law_examples(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Tensor]:
+        """Cues of pairs of real frames, the number of frames between, and whether held out."""
+        file = self.folder / "law.npz"
+        if not file.exists():
+            cues, betweens, held = [], [], []
+            real = [shot for shot in self.shots if not shot.layered and "@" not in shot.name]
+            for number, shot in enumerate(real):
+                say(f"law of gaps: {number + 1} of {len(real)} shots")
+                for start, spacing in _pairs(shot, self.config):
+                    left, right = (
+                        picture(self.frames(shot)[i]).float() / 127.5 - 1
+                        for i in (start, start + spacing)
+                    )
+                    cues.append(measured_cues(self.estimator, left, right).numpy())
+                    betweens.append(spacing - 1)
+                    held.append(shot.held_out)
+            _write_whole(
+                file,
+                lambda opened: np.savez(opened, cues=np.stack(cues), between=betweens, held=held),
+            )
+        with np.load(file) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
+
+
+def _pairs(shot: Shot, config: WindowsConfig) -> list[tuple[int, int]]:
+    """First frames and spacings; spacing n is drawn with a weight of 1 / (n + 6)."""
+    rng = np.random.default_rng([config.seed, int(share_of(shot.name, 0) * 2**32)])
+    spacings = np.arange(1, min(config.law_longest, shot.num_frames - 1) + 1)
+    weights = 1 / (spacings + 6)
+    drawn = rng.choice(spacings, config.law_pairs, p=weights / weights.sum())
+    return [(int(rng.integers(shot.num_frames - n)), int(n)) for n in drawn]
+
+
+def picture(frame_HW3: NDArray[np.uint8]) -> Tensor:
+    """A frame as a uint8 tensor [3, H, W]."""
+    return torch.from_numpy(np.array(frame_HW3)).permute(2, 0, 1).contiguous()
+
+
+def _digest(clips: Path, photos: Path | None, config: WindowsConfig) -> str:
+    """Names what a cache was made from: the files' names and sizes, and the settings."""
+    files = [_files(clips, VIDEO_SUFFIXES), _files(photos, IMAGE_SUFFIXES) if photos else []]
+    listed = [[f"{file.name} {file.stat().st_size}" for file in some] for some in files]
+    settings = (config.spacings, config.held_out, config.salt, config.small_share)
+    text = json.dumps([listed, *settings, config.num_layered, config.seed])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    if not files:
+        raise UserError(f"{folder} has no {'clips' if '.mp4' in suffixes else 'pictures'}")
+    return files
+
+
+def _write_whole(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that others see whole or not at all; two may write the same one at once."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
+    with temporary.open("wb") as opened:
+        write(opened)
+    temporary.replace(file)
+
+
+def _gathered(
+    clips: Path,
+    photos: Path | None,
+    folder: Path,
+    config: WindowsConfig,
+    say: Callable[[str], None],
+) -> list[Shot]:
+    """Decode all clips and draw all layers into the folder."""
+    shots = []
+    files = _files(clips, VIDEO_SUFFIXES)
+    for number, file in enumerate(files):
+        say(f"clips: {number + 1} of {len(files)}")
+        frames, _ = read_video(file)
+        if len(frames) <= min(config.spacings) or min(frames.shape[1:3]) < SMALLEST:
+            continue
+        held_out = share_of(take_of(file.stem), config.salt) < config.held_out
+        shots.append(_kept(folder, file.stem, frames, held_out, config))
+        if not held_out and share_of(file.stem, config.salt + 1) < config.small_share:
+            name = f"{file.stem}@small"
+            shots.append(_kept(folder, name, _as_if_small(frames), held_out, config))
+    if not any(not shot.held_out for shot in shots):
+        raise UserError(
+            f"{clips} has no clip to learn from: give clips of {min(config.spacings) + 1} frames "
+            f"and {SMALLEST} px a side at least"
+        )
+    if photos:
+        pictures = [read_image(file) for file in _files(photos, IMAGE_SUFFIXES)]
+        for number in range(config.num_layered):
+            say(f"moving layers: {number + 1} of {config.num_layered}")
+            rng = np.random.default_rng([config.seed, number])
+            frames = layered_clip(pictures, rng, LayersConfig())
+            shots.append(_kept(folder, f"layers@{number}", frames, False, config, layered=True))
+    return shots
+
+
+def _as_if_small(frames_FHW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What the frames look like after they were made small and then enlarged again."""
+    height, width = (n // SMALL_FACTOR * SMALL_FACTOR for n in frames_FHW3.shape[1:3])
+    pictures = torch.from_numpy(frames_FHW3[:, :height, :width].copy()).permute(0, 3, 1, 2)
+    again = []
+    for one in pictures.split(8):
+        small = F.avg_pool2d(one.float(), SMALL_FACTOR).round()
+        large = F.interpolate(small, (height, width), mode="bicubic", align_corners=False)
+        again.append(large.round().clamp(0, 255).to(torch.uint8))
+    enlarged: NDArray[np.uint8] = torch.cat(again).permute(0, 2, 3, 1).contiguous().numpy()
+    return enlarged
+
+
+def _kept(
+    folder: Path,
+    name: str,
+    frames_FHW3: NDArray[np.uint8],
+    held_out: bool,
+    config: WindowsConfig,
+    *,
+    layered: bool = False,
+) -> Shot:
+    np.save(folder / f"{name}.npy", frames_FHW3)
+    small = frames_FHW3[:, ::4, ::4].astype(np.float32)
+    change = [
+        float(np.abs(small[n:] - small[:-n]).mean()) if len(small) > n else 0.0
+        for n in config.spacings
+    ]
+    count, height, width = frames_FHW3.shape[:3]
+    return Shot(name, count, height, width, held_out, layered, tuple(change))
+
+
+# ---- drawing ---------------------------------------------------------------------------------
+
+
+class WindowDrawer:
+    """Draws batches of crops of the windows that are not held out; ``rng`` is all its state.
+
+    With ``ready_only`` it draws only windows whose flows lie in the cache when it last looked, for
+    as long as another process fills the cache; else it waits for each flow when first needed.
+    """
+
+    def __init__(
+        self, data: MotionData, rng: np.random.Generator, *, ready_only: bool = False
+    ) -> None:
+        self.data = data
+        self.rng = rng
+        self.ready_only = ready_only
+        self.look()
+
+    def look(self) -> None:
+        """See which windows there are to draw."""
+        ready = self.data.ready() if self.ready_only else None
+        self._choices = {
+            (spacing, layered): self._weighed(number, spacing, layered, ready)
+            for number, spacing in enumerate(self.data.config.spacings)
+            for layered in (False, True)
+        }
+        if not any(gaps for gaps, _ in self._choices.values()):
+            raise UserError("nothing moves in the clips to learn from, or no flow is ready yet")
+
+    def _weighed(
+        self, number: int, spacing: int, layered: bool, ready: set[str] | None
+    ) -> tuple[list[Gap], NDArray[np.float64]]:
+        """All gaps of a kind, and how often each is drawn: more where more happens."""
+        gaps, weights = [], []
+        for shot in self.data.shots:
+            if shot.held_out or shot.layered != layered or shot.change[number] < LEAST_MOTION:
+                continue
+            some = self.data.gaps(shot, spacing)
+            if ready is not None:
+                some = [gap for gap in some if flow_names(gap) <= ready]
+            gaps += some
+            weights += [min(1.0, shot.change[number] / 8)] * len(some)
+        total = np.array(weights, np.float64)
+        return gaps, total / max(total.sum(), 1e-9)
+
+    def batch(self) -> Batch:
+        """The next batch."""
+        config, rng = self.data.config, self.rng
+        side = int(rng.choice(config.sides))
+        count = max(1, config.pixels // side**2)
+        return joined([self._window(side) for _ in range(count)])
+
+    def _window(self, side: int) -> Batch:
+        config, rng = self.data.config, self.rng
+        weights = np.array(config.spacing_weights)
+        spacing = int(rng.choice(config.spacings, p=weights / weights.sum()))
+        layered = rng.random() < config.layered_share
+        gaps, chances = self._choices[spacing, layered]
+        if not gaps:
+            gaps, chances = max(self._choices.values(), key=lambda pair: len(pair[0]))
+        gap = gaps[int(rng.choice(len(gaps), p=chances))]
+        missing = int(rng.integers(1, gap.spacing))
+        known = self._known(gap)
+        corner = self._corner(gap, side)
+        window = cropped(self.data, gap, missing, corner, side, *known)
+        return varied(window, rng)
+
+    def _known(self, gap: Gap) -> tuple[bool, bool]:
+        """Whether the pictures before and after the gap are told."""
+        alone = self.rng.random(3)
+        if alone[0] < self.data.config.alone:
+            return False, False
+        before = gap.start >= gap.spacing and alone[1] > 0.1
+        after = gap.start + 2 * gap.spacing < gap.shot.num_frames and alone[2] > 0.1
+        return before, after
+
+    def _corner(self, gap: Gap, side: int) -> tuple[int, int]:
+        """Top and left of a crop: mostly that of two in which more changes."""
+        rng, frames = self.rng, self.data.frames(gap.shot)
+        tries = [
+            (
+                int(rng.integers(gap.shot.height - side + 1)),
+                int(rng.integers(gap.shot.width - side + 1)),
+            )
+            for _ in range(2)
+        ]
+        if rng.random() < 0.3:
+            return tries[0]
+
+        def change(corner: tuple[int, int]) -> float:
+            rows, columns = (slice(start, start + side, 4) for start in corner)
+            left, right = (
+                frames[i, rows, columns].astype(np.int16)
+                for i in (gap.start, gap.start + gap.spacing)
+            )
+            return float(np.abs(left - right).mean())
+
+        return max(tries, key=change)
+
+
+def cropped(
+    data: MotionData,
+    gap: Gap,
+    missing: int,
+    corner: tuple[int, int],
+    side: int | tuple[int, int],
+    before: bool,
+    after: bool,
+) -> Batch:
+    """The window whose ``missing``-th frame is asked for, cut out of the shot: a batch of one."""
+    shot, start, spacing = gap.shot, gap.start, gap.spacing
+    height, width = (side, side) if isinstance(side, int) else side
+    rows, columns = slice(corner[0], corner[0] + height), slice(corner[1], corner[1] + width)
+    frames = data.frames(shot)
+    left, right, truth = (
+        picture(frames[i, rows, columns])[None].float() / 127.5 - 1
+        for i in (start, start + spacing, start + missing)
+    )
+
+    def flows(first: int) -> Tensor:
+        steps = np.array(data.flow(shot, first, spacing)[..., rows, columns])
+        return torch.from_numpy(steps).float() / FLOW_STEPS
+
+    there, back = flows(start)[:, None]
+    zero = torch.zeros_like(there)
+    bend_left = acceleration(there, flows(start - spacing)[1][None]) if before else zero
+    bend_right = acceleration(back, flows(start + spacing)[0][None]) if after else zero
+    bent = Flows(there, back, bend_left, bend_right)
+    return Batch(left, right, truth, bent, torch.tensor([missing / spacing]))
+
+
+def joined(windows: Sequence[Batch]) -> Batch:
+    """Windows of one size as one batch."""
+    return Batch(
+        torch.cat([w.left_N3HW for w in windows]),
+        torch.cat([w.right_N3HW for w in windows]),
+        torch.cat([w.truth_N3HW for w in windows]),
+        Flows(
+            torch.cat([w.flows.there_N2HW for w in windows]),
+            torch.cat([w.flows.back_N2HW for w in windows]),
+            torch.cat([w.flows.bend_left_N2HW for w in windows]),
+            torch.cat([w.flows.bend_right_N2HW for w in windows]),
+        ),
+        torch.cat([w.t_N for w in windows]),
+    )
+
+
+def varied(window: Batch, rng: np.random.Generator) -> Batch:
+    """The window mirrored, turned on its diagonal, reversed in time, its colours changed."""
+    if rng.random() < 0.5:
+        window = _reversed(window)
+    if rng.random() < 0.5:
+        window = _turned(window, lambda x: x.flip(-1), torch.tensor([-1.0, 1.0]))
+    if rng.random() < 0.5:
+        window = _turned(window, lambda x: x.flip(-2), torch.tensor([1.0, -1.0]))
+    if rng.random() < 0.5:
+        window = _turned(window, lambda x: x.transpose(-1, -2), torch.ones(2), swap=True)
+    order = torch.from_numpy(rng.permutation(3))
+    gain, shift = rng.uniform(0.7, 1.2), rng.uniform(-0.15, 0.15)
+    sign = rng.choice([-1.0, 1.0], p=[0.2, 0.8])
+
+    def coloured(picture_N3HW: Tensor) -> Tensor:
+        return (picture_N3HW[:, order] * float(gain * sign) + float(shift)).clamp(-1, 1)
+
+    pictures = (window.left_N3HW, window.right_N3HW, window.truth_N3HW)
+    left, right, truth = (coloured(one) for one in pictures)
+    return Batch(left, right, truth, window.flows, window.t_N)
+
+
+def _reversed(window: Batch) -> Batch:
+    flows = window.flows
+    return Batch(
+        window.right_N3HW,
+        window.left_N3HW,
+        window.truth_N3HW,
+        Flows(flows.back_N2HW, flows.there_N2HW, flows.bend_right_N2HW, flows.bend_left_N2HW),
+        1 - window.t_N,
+    )
+
+
+def _turned(
+    window: Batch, turn: Callable[[Tensor], Tensor], sign_2: Tensor, *, swap: bool = False
+) -> Batch:
+    """All pictures turned; flows turned with them, and their x and y."""
+
+    def flow(flow_N2HW: Tensor) -> Tensor:
+        turned = turn(flow_N2HW) * sign_2.view(1, 2, 1, 1)
+        return turned.flip(1) if swap else turned
+
+    flows = window.flows
+    return Batch(
+        turn(window.left_N3HW),
+        turn(window.right_N3HW),
+        turn(window.truth_N3HW),
+        Flows(
+            flow(flows.there_N2HW),
+            flow(flows.back_N2HW),
+            flow(flows.bend_left_N2HW),
+            flow(flows.bend_right_N2HW),
+        ),
+        window.t_N,
+    )
+
+
+def held_windows(data: MotionData, most: int = 32, largest: int = 256) -> list[Batch]:
+    """Windows of held-out shots, always the same: spacings 2 and 4, the middle of the picture."""
+    windows: list[Batch] = []
+    shots = [shot for shot in data.shots if shot.held_out]
+    for spacing, missing in itertools.product((2, 4), (1, 2)):
+        for shot in shots:
+            gaps = [gap for gap in data.gaps(shot, spacing) if spacing in data.config.spacings]
+            if missing >= spacing or not gaps:
+                continue
+            gap = gaps[len(gaps) * missing // 3]
+            height, width = (min(largest, n // 16 * 16) for n in (shot.height, shot.width))
+            corner = (shot.height - height) // 2, (shot.width - width) // 2
+            before = gap.start >= spacing
+            after = gap.start + 2 * spacing < shot.num_frames
+            windows.append(cropped(data, gap, missing, corner, (height, width), before, after))
+    step = max(1, -(-len(windows) // most))
+    return windows[::step]
+
+
+def prepare(data: MotionData, say: Callable[[str], None] = lambda _: None) -> None:
+    """Estimate ahead all flows that windows may ask for, shot by shot in an order that mixes."""
+    chains = [
+        data.gaps(shot, spacing)
+        for shot in data.shots
+        for number, spacing in enumerate(data.config.spacings)
+        if shot.held_out or shot.change[number] >= LEAST_MOTION
+    ]
+    order = np.random.default_rng(0).permutation(len(chains))
+    for done, index in enumerate(order):
+        for gap in chains[index]:
+            for start in flow_starts(gap):
+                data.flow(gap.shot, start, gap.spacing)
+        say(f"flows: {done + 1} of {len(chains)} shots and spacings")
