@@ -34,7 +34,7 @@ from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import words_of
 from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
-from flowcept.process.state import Given, only
+from flowcept.process.state import Given, changed
 from flowcept.settings import SampleConfig, mixed
 
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
@@ -246,13 +246,14 @@ class Start:
         """A step of this one clip, without what stands beside it."""
         if not self.beside:
             return step
-        names, state = step.ids[0], step.state
-        rows = [row for row, name in enumerate(names) if name not in self.beside]
-        rows_F = torch.tensor(rows, dtype=torch.int64, device=state.time_F.device)
-        kept = only(state, rows_F, (len(rows),))
-        ids = (tuple(names[row] for row in rows),)
-        done = {clip: latent_FCHW[rows] for clip, latent_FCHW in step.done.items()}
-        return replace(step, state=kept, age_F=step.age_F[rows], ids=ids, done=done)
+        rows = [row for row, name in enumerate(step.name_F.tolist()) if name not in self.beside]
+        rows_F = torch.tensor(rows, dtype=torch.int64, device=step.state.time_F.device)
+
+        def own(name: str, x: Tensor) -> Tensor:
+            return x if name.endswith("_B") else x[rows_F]
+
+        kept = changed(step.state, own, lengths=(len(rows),))
+        return replace(step, state=kept, age_F=step.age_F[rows], name_F=step.name_F[rows])
 
     def places(self, names: Sequence[int], codec: Codec) -> list[int]:
         """The picture that each given latent is, or ends with, by all names from left to right."""
@@ -435,8 +436,8 @@ class Studio:
                 parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise self._out_of_memory(latents, request) from error
-        places = start.places(step.ids[0], self.codec)
-        return Made(np.concatenate(parts), growth, list(own.ids[0]), places)
+        places = start.places(step.name_F.tolist(), self.codec)
+        return Made(np.concatenate(parts), growth, own.name_F.tolist(), places)
 
     def _widened(self, config: SampleConfig, beside: int) -> SampleConfig:
         """Lengths of all that the sampler sees: of the clip and ``beside`` keyframes.
@@ -636,9 +637,8 @@ class Studio:
 
 
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
-    new = set(step.new[0])
-    times = (step.age_F / num_steps).tolist()  # known on the CPU: asks no device
-    return [(name, time, name in new) for name, time in zip(step.ids[0], times, strict=True)]
+    frames = zip(step.name_F.tolist(), step.age_F.tolist(), strict=True)  # asks no device
+    return [(name, age / num_steps, age == 0) for name, age in frames]
 
 
 def _window_seed(seed: int, number: int) -> int:

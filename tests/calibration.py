@@ -13,8 +13,9 @@ import torch
 from oracle import AR1_LAW, ClipOracle, ar1_clip, ar1_cov, ar1_mean, draw_length
 from torch import Tensor
 
+from flowcept.data.contexts import draw_context
 from flowcept.process import forward
-from flowcept.process.forward import Flowception, Target, draw, draw_context
+from flowcept.process.forward import Flowception, Target, draw
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Prediction, Role
 from flowcept.settings import ContextMixture
@@ -76,7 +77,8 @@ def deviations(
     clip_F, clips = state.clip_F, len(state.lengths)
     x_F, t_F, tau_F = state.latent_FCHW[:, 0, 0, 0], state.time_F, state.tau_B[state.clip_F]
     count_F = torch.tensor(state.lengths)[clip_F].float()
-    first_F = (state.index_F == 0).float()
+    starts = torch.tensor([0, *state.lengths[:-1]]).cumsum(0)
+    first_F = torch.zeros_like(x_F).index_fill(0, starts, 1.0)
     left_F = torch.where(first_F == 1, 0.0, x_F.roll(1))
     of_state = {
         "1": torch.ones_like(x_F), "x": x_F, "x^2": x_F**2, "time": t_F, "x time": x_F * t_F,

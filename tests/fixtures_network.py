@@ -14,7 +14,6 @@ from torch import Tensor
 
 from flowcept.networks.transformer import Transformer, TransformerConfig
 from flowcept.process import state as frames
-from flowcept.process.guidance import concat_prompts
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 
 SMALL = TransformerConfig(
@@ -69,7 +68,7 @@ PROMPTS = [prompt(length, seed + 50) for seed, length in enumerate((3, 2, 3, 5, 
 def run(net: Transformer, chosen: Sequence[int], rest: Rest | None = None) -> Prediction:
     """What is said of some of the clips, packed."""
     state = frames.concat([CLIPS[b] for b in chosen])
-    return net(state, concat_prompts([PROMPTS[b] for b in chosen]), rest)
+    return net(state, frames.concat([PROMPTS[b] for b in chosen]), rest)
 
 
 def outputs(prediction: Prediction) -> list[Tensor]:

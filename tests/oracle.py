@@ -15,11 +15,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowcept.process.schedule import Linear, Schedule
+from flowcept.process.sampler import latents_of, sample_steps
+from flowcept.process.schedule import Schedule
 from flowcept.process.state import FrameState, Given, Prediction, Role
 
 Law = Mapping[int, float]  # probability of each number of frames
@@ -33,6 +35,11 @@ def empty(shape: tuple[int, int, int] = (1, 1, 1)) -> Given:
 def generators(count: int, seed: int) -> list[torch.Generator]:
     """One generator per clip."""
     return [torch.Generator().manual_seed(seed * 1_000_003 + clip) for clip in range(count)]
+
+
+def sample(*args: Any, **settings: Any) -> list[Tensor]:
+    """The latents of each clip when ``sample_steps`` is done."""
+    return latents_of(sample_steps(*args, **settings))
 
 
 def cut(law: Law, low: int = 0, high: int = 10**9) -> dict[int, float]:
@@ -105,7 +112,7 @@ class LengthOracle:
     """
 
     law: Law
-    schedule: Schedule = field(default_factory=Linear)
+    schedule: Schedule = field(default_factory=Schedule)
     num_start: int = 1
     calls: int = 0
 
@@ -196,7 +203,7 @@ class ClipOracle:
     mean: Callable[[int], Tensor]
     cov: Callable[[int], Tensor]
     kind: str = "none"
-    schedule: Schedule = field(default_factory=Linear)
+    schedule: Schedule = field(default_factory=Schedule)
     num_start: int = 1
     shift: float = 1.0
     calls: int = 0

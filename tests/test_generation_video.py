@@ -160,7 +160,7 @@ def test_who_watches_sees_the_clip_without_its_keyframes(studio):
     clip = studio.interp(noise(3), frames=17, watch=seen.append, **SMALL)
     last = seen[-1]
     assert last.state.lengths == (5,)
-    assert list(last.ids[0]) == clip.order
+    assert last.name_F.tolist() == clip.order
     assert len(clip.growth[-1]) == len(clip.order) == 5
     assert {1, 2}.isdisjoint(clip.order)  # the names of the keyframes' own latents
     assert to_frames(studio.codec.decode(last.done[0])).shape == clip.frames_FHW3.shape

@@ -18,7 +18,7 @@ FLOORS = [
     ("data.timing",),
     ("data.ffmpeg",),
     ("data.formats",),
-    ("process.state", "process.schedule", "data.video", "device"),
+    ("process.state", "process.schedule", "data.contexts", "data.video", "device"),
     ("process.posterior", "data.theatre"),
     ("process.growth",),
     ("process.forward",),

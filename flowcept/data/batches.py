@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowcept.data.contexts import draw_context
 from flowcept.errors import UserError
-from flowcept.process.forward import Process, Target, draw, draw_context
+from flowcept.process.forward import Process, Target, draw
 from flowcept.process.state import FrameState
 from flowcept.settings import ContextMixture, ObjectiveSettings
 

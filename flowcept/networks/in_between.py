@@ -14,6 +14,15 @@ from torch.nn import functional as F
 
 from flowcept.networks.layers import chunked, layer_norm, zero_init
 from flowcept.networks.stem import convolve
+from flowcept.process.state import FrameState
+
+
+def between(state: FrameState) -> Tensor:
+    """Flowing frames of which both neighbours in their clip are finished, ``[F]`` bool."""
+    finished_F = F.pad((state.time_F >= 1).long(), (1, 1)).bool()
+    clip_F = F.pad(state.clip_F, (1, 1), value=-1)
+    both_F = finished_F[:-2] & finished_F[2:]
+    return state.flowing_F & both_F & (clip_F[:-2] == clip_F[2:])
 
 
 class Residual(nn.Module):

@@ -11,10 +11,9 @@ Shape suffixes: B clips, V the width of a prompt token.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from flowcept.process.state import Rest
+from flowcept.process.state import Rest, rows_of
 
 
 @dataclass
@@ -49,11 +48,13 @@ class Memory:
     def _keep(self, clips: list[int]) -> None:
         """Forget all clips but these; no numbers have to travel to the device for it."""
         assert self.image_token_BV is not None
-        self.image_token_BV = torch.stack([self.image_token_BV[clip] for clip in clips])
-        frames, rows = self.lengths, [length + 1 for length in self.lengths]
-        for name, x in self.kept.items():
-            parts = x.split(frames if len(x) == sum(frames) else rows)
-            self.kept[name] = torch.cat([parts[clip] for clip in clips])
+        one_each = [1] * len(self.names)
+        self.image_token_BV = rows_of(clips, self.image_token_BV, one_each)
+        num_frames, of_rows = sum(self.lengths), [n + 1 for n in self.lengths]
+        self.kept = {
+            name: rows_of(clips, x, self.lengths if len(x) == num_frames else of_rows)
+            for name, x in self.kept.items()
+        }
 
     def whole(self, name: str, x: Tensor, awake: Tensor | None) -> Tensor:
         """The values of all rows or frames, of which ``x`` are those evaluated now.

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
-from flowcept.networks.in_between import InBetween
+from flowcept.networks.in_between import InBetween, between
 from flowcept.networks.layers import (
     MOST_BLOCKS,
     TIME_WAVES,
@@ -295,7 +295,9 @@ class Transformer(VideoNetwork):
         token_counts = tuple(n + 1 for n in prompt.lengths)  # the image token, too
         order = evaluation_order(state.lengths, token_counts)
         memory, resting = enter(rest, state.lengths, order)
-        finished = None if rest is None else tuple(rest.finished_F.tolist())
+        finished = None  # where nothing of the layout depends on it
+        if rest is not None and (resting or self.in_between is not None):
+            finished = tuple(rest.finished_F.tolist())
 
         device, window = state.latent_FCHW.device, self.config.window
         made_of = (state.lengths, token_counts, finished, resting, device)
@@ -400,7 +402,7 @@ class Transformer(VideoNetwork):
         assert self.in_between is not None
         own = layout.between_F
         if own is None:  # training, where none rests: the device is asked
-            own = state.between_F[layout.place_F].nonzero().flatten()
+            own = between(state)[layout.place_F].nonzero().flatten()
         place = layout.place_F[own]
         pulled_FCHW: Tensor = self.in_between(
             velocity_FCHW[own],

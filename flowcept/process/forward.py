@@ -2,29 +2,27 @@
 
 A clip of data becomes the visible frames at a random extended time, with the velocity of every
 flowing frame and the exact number of frames missing in every open gap. Two habits keep the laws
-exact. ``tau`` never depends on the delays. And a draw that teaches nothing, or a context that does
-not fit a clip, gives None: the caller goes on to the next clip. Drawing again for the same clip
-would weigh short and long clips differently and so bend the law of lengths.
+exact. ``tau`` never depends on the delays. And a draw that teaches nothing gives None: the caller
+goes on to the next clip. Drawing again for the same clip would weigh short and long clips
+differently and so bend the law of lengths.
 
-Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, K sizes.
+Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, G
+gaps of a clip, K sizes.
 """
 
-from __future__ import annotations
-
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from flowcept.process import state as frames
-from flowcept.process.growth import Growth, Insertions
+from flowcept.process.growth import Insertions
 from flowcept.process.posterior import START_FRAMES, missing_logits
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
-from flowcept.settings import ContextMixture, SampleConfig
+from flowcept.settings import SampleConfig
 
 
 class Process(Protocol):
@@ -33,31 +31,20 @@ class Process(Protocol):
     @property
     def shift(self) -> float:
         """Of the denoising progress, see ``shifted``."""
-        ...
 
-    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
+    def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         """``delay_F`` of every frame of a clip, float64; 0 for given frames."""
-        ...
 
-    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:
+    def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:
         """An extended time at which to show a clip of these delays in training."""
-        ...
 
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
         """The log-law of how many frames are missing, from the network's law of sizes."""
-        ...
 
     def grow(
-        self,
-        given: Given,
-        generator: torch.Generator,
-        config: SampleConfig,
-        *,
-        min_length: int,
-        max_length: int,
-    ) -> Growth:
-        """The insertions of one clip that is sampled."""
-        ...
+        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
+    ) -> Insertions:
+        """The insertions of one clip; ``bounds`` of its length hold where ``config`` sets none."""
 
 
 FIRST = 0.1  # of the draws before ``tau = 1``: even in kappa, so that first steps are known
@@ -65,10 +52,7 @@ FIRST = 0.1  # of the draws before ``tau = 1``: even in kappa, so that first ste
 
 @dataclass(frozen=True)
 class Flowception:
-    """Frames appear one by one at random delays (arXiv 2512.11438, section 3).
-
-    Part of every model file.
-    """
+    """Frames appear one by one at random delays (section 3). Part of every model file."""
 
     schedule: str = "linear"  # linear or power:EXPONENT
     shift: float = 1.0  # over 1 spends more of the denoising on noise
@@ -81,7 +65,7 @@ class Flowception:
         if not 0 < self.late < 1:
             raise ValueError(f"late must lie between 0 and 1, not {self.late}")
 
-    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
+    def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         """Delays by the schedule; 0 for given frames and, where one gap is open, the start frame.
 
         With several open gaps a sampler could not know how to share start frames out.
@@ -97,7 +81,7 @@ class Flowception:
             delay_F[generated[order[:START_FRAMES]]] = 0
         return delay_F
 
-    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:  # noqa: ARG002
+    def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:  # noqa: ARG002
         """Extended time over [0, 1], or with probability ``late`` over [1, 2].
 
         It never depends on the delays; else the law is free, since what a network should say of a
@@ -117,20 +101,9 @@ class Flowception:
         return missing_logits(size_logits_BK, state, parse_schedule(self.schedule))
 
     def grow(
-        self,
-        given: Given,
-        generator: torch.Generator,
-        config: SampleConfig,
-        *,
-        min_length: int,
-        max_length: int,
-    ) -> Growth:
-        schedule = parse_schedule(self.schedule)
-        bounds = {"min_length": min_length, "max_length": max_length}
-        return Insertions(given, generator, config, schedule, **bounds)
-
-
-LONGEST_RUN = 8  # most context frames in a row that training shows at either end
+        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
+    ) -> Insertions:
+        return Insertions(given, generator, config, bounds, parse_schedule(self.schedule))
 
 
 @dataclass(frozen=True)
@@ -148,76 +121,6 @@ def shifted(time: Tensor, shift: float) -> Tensor:
     return time / (time + shift * (1 - time))
 
 
-def _randint(low: int, high: int, generator: torch.Generator) -> int:
-    """A whole number in low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def draw_context(
-    num_frames: int, mixture: ContextMixture, generator: torch.Generator
-) -> list[bool] | None:
-    """Which frames of a clip are given; None where the drawn kind does not fit this length.
-
-    Everything but the places of inner frames is drawn without looking at ``num_frames``, so that
-    the law of lengths behind a given context is the data's own, cut to those that can hold it.
-    """
-    kinds = [f.name for f in fields(mixture)]
-    weights = torch.tensor([getattr(mixture, kind) for kind in kinds], dtype=torch.float64)
-    kind = kinds[int(torch.multinomial(weights, 1, generator=generator))]
-    n = num_frames
-    given: set[int] = set()
-    if kind == "first":
-        given = {0}
-    elif kind == "first_last":
-        given = {0, n - 1}
-    elif kind == "keyframes":
-        inner = _randint(1, 3, generator)
-        if n < inner + 3:
-            return None
-        given = {0, n - 1, *(1 + torch.randperm(n - 2, generator=generator)[:inner]).tolist()}
-    elif kind == "alternate":
-        if n % 2 == 0:
-            return None  # the last frame is given too
-        given = set(range(0, n, 2))
-    elif kind == "first_k":
-        given = set(range(_randint(1, LONGEST_RUN, generator)))
-    elif kind == "last_k":
-        given = set(range(n - _randint(1, LONGEST_RUN, generator), n))
-    elif kind == "runs":
-        given = _draw_runs(n, generator)
-        if not given:
-            return None
-    if min(given, default=0) < 0 or max(given, default=0) >= n or len(given) == n:
-        return None
-    return [f in given for f in range(n)]
-
-
-def _draw_runs(num_frames: int, generator: torch.Generator) -> set[int]:
-    """Two or three runs of given frames with room between them; empty where they do not fit.
-
-    Whether the clip begins and ends with a given frame is drawn first, since a model sees it.
-    """
-    runs = [_randint(1, 4, generator) for _ in range(_randint(2, 3, generator))]
-    opens = [
-        _randint(0, 1, generator),
-        _randint(0, 1, generator),
-    ]  # before the first, after the last
-    gaps = [opens[0], *[1] * (len(runs) - 1), opens[1]]  # least number of frames in each
-    spare = num_frames - sum(runs) - sum(gaps)
-    if spare < 0:
-        return set()
-    wide = [gap for gap, least in enumerate(gaps) if least]
-    cuts = torch.randint(0, spare + 1, (len(wide) - 1,), generator=generator).sort().values.tolist()
-    for gap, low, high in zip(wide, [0, *cuts], [*cuts, spare], strict=True):
-        gaps[gap] += high - low
-    given: set[int] = set()
-    start = 0
-    for gap, run in zip(gaps, runs, strict=False):
-        given |= set(range(start + gap, start + gap + run))
-        start += gap + run
-    return given
-
-
 def roles_of(context: Sequence[bool]) -> list[Role]:
     """Roles in a whole clip: context is passive exactly when nothing is missing to its right."""
     following = [*context[1:], True]
@@ -228,7 +131,7 @@ def roles_of(context: Sequence[bool]) -> list[Role]:
 
 
 def draw(
-    latent_FCHW: Tensor, context: Sequence[bool], process: Process, generator: torch.Generator
+    latent_FCHW: Tensor, context: Sequence[bool], process: Process, generator: Generator
 ) -> tuple[FrameState, Target] | None:
     """One clip part of the way through, as a state of one clip and its targets.
 
@@ -247,8 +150,7 @@ def draw(
     noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)
     progress = shifted(time_F, process.shift)[:, None, None, None]
 
-    edges = [-1, *visible, len(context)]
-    missing = [float(right - left - 1) for left, right in itertools.pairwise(edges)]
+    missing_G = (torch.tensor([-1, *visible, len(context)]).diff() - 1).float()
     state = FrameState(
         latent_FCHW=torch.lerp(noise_FCHW, data_FCHW, progress),
         time_F=time_F,
@@ -259,8 +161,8 @@ def draw(
     )
     target = Target(
         velocity_FCHW=data_FCHW - noise_FCHW,
-        missing_F=torch.tensor(missing[1:]),
-        missing_first_B=torch.tensor(missing[:1]),
+        missing_F=missing_G[1:],
+        missing_first_B=missing_G[:1],
         total_B=torch.tensor([len(context) - len(visible)]),
     )
     return state, target
@@ -268,6 +170,5 @@ def draw(
 
 def concat(pairs: Sequence[tuple[FrameState, Target]]) -> tuple[FrameState, Target]:
     """All clips of all pairs, in order."""
-    targets = [target for _, target in pairs]
-    tensors = {f.name: torch.cat([getattr(t, f.name) for t in targets]) for f in fields(Target)}
-    return frames.concat([state for state, _ in pairs]), Target(**tensors)
+    states, targets = zip(*pairs, strict=True)
+    return frames.concat(states), frames.concat(targets)

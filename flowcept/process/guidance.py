@@ -1,12 +1,8 @@
-"""Classifier-free guidance (arXiv 2207.12598): a model that leans towards its prompts.
+"""Classifier-free guidance (arXiv 2207.12598): a model that leans towards its prompts."""
 
-Shape suffixes: S prompt tokens, D their width.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +11,7 @@ from flowcept.process import state as frames
 from flowcept.process.sampler import Model
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 
-
-class PromptedNetwork(Protocol):
-    """A network as it is trained: states and prompt tokens in, predictions out."""
-
-    def __call__(
-        self, state: FrameState, prompt: PromptTokens, rest: Rest | None = None
-    ) -> Prediction: ...
+PromptedNetwork = Callable[[FrameState, PromptTokens, Rest], Prediction]  # as it is trained
 
 
 def guided(
@@ -46,29 +36,12 @@ def guided(
         num_sides = 1 if guidance == 1 else 2
         names = tuple((side, clip) for side in range(num_sides) for clip in clips)
         rest = Rest(names, finished_F.repeat(num_sides), cached and may_rest, memory)
-        prompts = [conditional[clip] for clip in clips]
+        prompts = [(conditional, unconditional)[side][clip] for side, clip in names]
+        said = network(frames.concat([state] * num_sides), frames.concat(prompts), rest)
         if num_sides == 1:
-            return network(state, concat_prompts(prompts), rest)
-        prompts += [unconditional[clip] for clip in clips]
-        both = network(frames.concat([state, state]), concat_prompts(prompts), rest)
-        return _leaned(both, guidance)
+            return said
+        towards, away = said.velocity_FCHW.chunk(2)
+        said = frames.changed(said, lambda _, x: x.chunk(2)[0])
+        return replace(said, velocity_FCHW=torch.lerp(away, towards, guidance))
 
     return model
-
-
-def _leaned(both: Prediction, guidance: float) -> Prediction:
-    """The conditional half of a prediction, its velocity led away from the other half's."""
-    towards_FCHW, away_FCHW = both.velocity_FCHW.chunk(2)
-    return Prediction(
-        velocity_FCHW=torch.lerp(away_FCHW, towards_FCHW, guidance),
-        log_missing_F=both.log_missing_F.chunk(2)[0],
-        log_missing_first_B=both.log_missing_first_B.chunk(2)[0],
-        size_logits_BK=both.size_logits_BK.chunk(2)[0],
-    )
-
-
-def concat_prompts(prompts: Sequence[PromptTokens]) -> PromptTokens:
-    """The prompts of several clips end to end."""
-    return PromptTokens(
-        torch.cat([p.token_SD for p in prompts]), tuple(n for p in prompts for n in p.lengths)
-    )

@@ -7,9 +7,7 @@ Shape suffixes: F frames of all clips, B clips, C H W channels and size of a lat
 a prompt token.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,41 +24,24 @@ LARGEST_LOG = 8.0  # of a mean count, 2,981 frames: beyond it the loss goes on i
 class LossConfig:
     """Weights of the terms."""
 
-    velocity_weight: float = 1.0  # mean squared error of the velocity over flowing frames
-    rate_weight: float = 0.1  # Poisson likelihood of the missing count, mean over open gaps
-    count_weight: float = 0.1  # cross-entropy of the total missing count, mean over clips
-    image_weight: float = 0.1  # relative error of the image token, mean over clips that have one
+    velocity: float = 1.0  # mean squared error of the velocity
+    missing: float = 0.1  # Poisson likelihood of the missing count
+    count: float = 0.1  # cross-entropy of the total missing count
+    image: float = 0.1  # relative error of the image token
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What each term is a mean over."""
-
-    flowing: int = 0  # frames that flow
-    gaps: int = 0  # open gaps of clips with tau < 1
-    clips: int = 0  # clips with tau < 1
-    image: int = 0  # clips with given frames and a prompt
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.flowing + other.flowing,
-            self.gaps + other.gaps,
-            self.clips + other.clips,
-            self.image + other.image,
-        )
-
-
-def count_terms(state: FrameState, prompts: Sequence[str]) -> Counts:
-    """How many frames, gaps and clips of a state, a prompt each ("" for none), are scored."""
+def count_terms(state: FrameState, prompts: Sequence[str]) -> dict[str, int]:
+    """What each term is a mean over, of a state whose clips have these prompts, "" for none."""
     early_B = state.tau_B < 1
     gaps = (state.open_F & early_B[state.clip_F]).sum() + (state.open_first_B & early_B).sum()
+    given_B = state.count_B(state.given_F) > 0
     prompted_B = torch.tensor([bool(prompt) for prompt in prompts])
-    return Counts(
-        flowing=int(state.flowing_F.sum()),
-        gaps=int(gaps),
-        clips=int(early_B.sum()),
-        image=int((state.given_B & prompted_B).sum()),
-    )
+    return {
+        "velocity": int(state.flowing_F.sum()),  # frames that flow
+        "missing": int(gaps),  # open gaps of clips with tau < 1
+        "count": int(early_B.sum()),  # clips with tau < 1
+        "image": int((given_B & prompted_B).sum()),  # clips with given frames and a prompt
+    }
 
 
 def poisson_nll(log_mean: Tensor, count: Tensor) -> Tensor:
@@ -79,7 +60,7 @@ def loss_sums(
     process: Process,
     said_BV: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Sums over what ``count_terms`` counts: ``velocity``, ``missing``, ``count`` and ``image``.
+    """The terms by name, each a sum over what ``count_terms`` counts.
 
     ``said_BV`` is what each prompt says, the sum of its tokens, zero where there is no prompt; it
     teaches networks that have an image token.
@@ -108,15 +89,13 @@ def _image_sum(token_BV: Tensor | None, state: FrameState, said_BV: Tensor | Non
         return state.tau_B.new_zeros(())
     square_B = said_BV.square().sum(1)
     error_B = (token_BV.float() - said_BV).square().sum(1)
-    scored_B = state.given_B & (square_B > 0)
+    scored_B = (state.count_B(state.given_F) > 0) & (square_B > 0)
     return (error_B / square_B.clamp(min=1e-6) * scored_B).sum()
 
 
-def total_loss(sums: dict[str, Tensor], counts: Counts, config: LossConfig) -> Tensor:
+def total_loss(
+    sums: Mapping[str, Tensor], counts: Mapping[str, int], weights: LossConfig
+) -> Tensor:
     """The weighted sum of the means; a term without anything to score is 0."""
-    return (
-        config.velocity_weight * sums["velocity"] / max(counts.flowing, 1)
-        + config.rate_weight * sums["missing"] / max(counts.gaps, 1)
-        + config.count_weight * sums["count"] / max(counts.clips, 1)
-        + config.image_weight * sums["image"] / max(counts.image, 1)
-    )
+    terms = [getattr(weights, name) * x / max(counts[name], 1) for name, x in sums.items()]
+    return sum(terms, torch.zeros(()))

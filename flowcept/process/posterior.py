@@ -7,8 +7,6 @@ many are still missing follows and need not be learned.
 Shape suffixes: B clips, K counts 0..largest, G gaps of a clip.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,19 +4,18 @@ Many clips lie end to end in it, visible frames only: nothing is padded, and no 
 means anything but itself.
 
 Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, N new frames,
-K counts 0..largest, S prompt tokens, D or V their width.
+K sizes 0..largest, S prompt tokens, D or V their width.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+T = TypeVar("T", bound=Any)  # a record of tensors
 
 
 class Role(IntEnum):
@@ -49,31 +48,7 @@ class FrameState:
     def clip_F(self) -> Tensor:
         """Index of the clip that each frame belongs to."""
         lengths = torch.tensor(self.lengths, device=self.time_F.device)
-        return torch.repeat_interleave(
-            torch.arange(len(self.lengths), device=self.time_F.device),
-            lengths,
-            output_size=sum(self.lengths),
-        )
-
-    @property
-    def index_F(self) -> Tensor:
-        """Index of each frame among the visible frames of its clip."""
-        return torch.cat(
-            [torch.arange(n) for n in self.lengths] or [torch.zeros(0, dtype=torch.long)]
-        ).to(self.time_F.device)
-
-    @property
-    def flowing_F(self) -> Tensor:
-        """Generated frames that still move."""
-        return ~self.given_F & (self.time_F < 1)
-
-    @property
-    def between_F(self) -> Tensor:
-        """Flowing frames of which both neighbours are finished."""
-        finished_F = F.pad((self.time_F >= 1).long(), (1, 1)).bool()
-        clip_F = F.pad(self.clip_F, (1, 1), value=-1)
-        both_F = finished_F[:-2] & finished_F[2:]
-        return self.flowing_F & both_F & (clip_F[:-2] == clip_F[2:])
+        return torch.repeat_interleave(lengths, output_size=len(self.time_F))
 
     @property
     def given_F(self) -> Tensor:
@@ -81,23 +56,23 @@ class FrameState:
         return self.role_F != Role.GENERATED
 
     @property
-    def given_B(self) -> Tensor:
-        """Whether each clip has a context frame."""
-        return self.count_B(self.given_F) > 0
+    def open_F(self) -> Tensor:
+        """Whether frames may be inserted to the right of each frame."""
+        return self.role_F != Role.PASSIVE
+
+    @property
+    def flowing_F(self) -> Tensor:
+        """Generated frames that still move."""
+        return ~self.given_F & (self.time_F < 1)
 
     def count_B(self, marked_F: Tensor) -> Tensor:
         """How many frames of each clip are marked, as floats."""
         zero_B = torch.zeros(len(self.lengths), device=marked_F.device)
         return zero_B.index_add(0, self.clip_F, marked_F.float())
 
-    @property
-    def open_F(self) -> Tensor:
-        """Whether frames may be inserted to the right of each frame."""
-        return self.role_F != Role.PASSIVE
-
-    def to(self, device: torch.device | str) -> FrameState:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return changed(self, lambda _, x: x.to(device))
 
 
 @dataclass(frozen=True)
@@ -148,53 +123,36 @@ class Rest:
     memory: dict[str, Any] = field(default_factory=dict)
 
 
-def concat(states: Sequence[FrameState]) -> FrameState:
-    """All clips of all states, in order."""
-    assert states
-    tensors = {
-        f.name: torch.cat([getattr(s, f.name) for s in states])
-        for f in fields(FrameState)
-        if f.name != "lengths"
-    }
-    return FrameState(**tensors, lengths=tuple(n for s in states for n in s.lengths))
+def changed(record: T, change: Callable[[str, Tensor], Tensor], **others: object) -> T:
+    """The record with each of its tensors changed, by its name and value, and other fields set."""
+    tensors = {name: x for name, x in vars(record).items() if isinstance(x, Tensor)}
+    return replace(record, **{name: change(name, x) for name, x in tensors.items()}, **others)
 
 
-def frame_rows(lengths: Sequence[int], clips: Sequence[int]) -> list[int]:
-    """Rows of the frames of the chosen clips, in the order in which the clips are named."""
-    starts = [sum(lengths[:b]) for b in range(len(lengths))]
-    return [starts[b] + f for b in clips for f in range(lengths[b])]
+def concat(records: Sequence[T]) -> T:
+    """Records of one kind as one: their tensors end to end, and their lengths if they have any."""
+    lengths = tuple(n for one in records for n in getattr(one, "lengths", ()))
+
+    def end_to_end(name: str, _: Tensor) -> Tensor:
+        return torch.cat([getattr(one, name) for one in records])
+
+    return changed(records[0], end_to_end, **({"lengths": lengths} if lengths else {}))
 
 
-def rows_of(x: Tensor, lengths: Sequence[int], clips: Sequence[int]) -> Tensor:
-    """What ``x`` holds of the frames of the chosen clips; no numbers travel to its device."""
+def rows_of(clips: Sequence[int], x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The rows of the chosen clips, of which each clip has so many. No number goes to a device."""
     parts = x.split(list(lengths))
-    return torch.cat([parts[b] for b in clips]) if clips else x[:0]
+    return torch.cat([parts[b] for b in clips])
 
 
 def select(state: FrameState, clips: Sequence[int]) -> FrameState:
-    """The chosen clips, in the order in which they are named."""
-    lengths, alone = state.lengths, [1] * len(state.lengths)
-    return FrameState(
-        latent_FCHW=rows_of(state.latent_FCHW, lengths, clips),
-        time_F=rows_of(state.time_F, lengths, clips),
-        role_F=rows_of(state.role_F, lengths, clips),
-        tau_B=rows_of(state.tau_B, alone, clips),
-        open_first_B=rows_of(state.open_first_B, alone, clips),
-        lengths=tuple(lengths[b] for b in clips),
-    )
+    """The chosen clips, in the order in which they are named; at least one."""
+    one_each, lengths = [1] * len(state.lengths), tuple(state.lengths[b] for b in clips)
 
+    def rows(name: str, x: Tensor) -> Tensor:
+        return rows_of(clips, x, one_each if name.endswith("_B") else state.lengths)
 
-def only(state: FrameState, rows_F: Tensor | None, lengths: tuple[int, ...]) -> FrameState:
-    """All clips with these frames alone, so many of each; all frames where ``rows_F`` is None."""
-    if rows_F is None:
-        return state
-    return replace(
-        state,
-        latent_FCHW=state.latent_FCHW[rows_F],
-        time_F=state.time_F[rows_F],
-        role_F=state.role_F[rows_F],
-        lengths=lengths,
-    )
+    return changed(state, rows, lengths=lengths)
 
 
 def insertion_rows(lengths: Sequence[int], counts: Sequence[Sequence[int]]) -> list[int]:
@@ -223,12 +181,12 @@ def insert(
 
     ``rows_F`` are the ``insertion_rows`` of these counts, on the state's device.
     """
-    new = latent_NCHW.shape[0]
-    new_role_N = state.role_F.new_full((new,), Role.GENERATED)
+    new_time_N = state.time_F.new_zeros(len(latent_NCHW))
+    new_role_N = state.role_F.new_full((len(latent_NCHW),), Role.GENERATED)
     return replace(
         state,
         latent_FCHW=torch.cat([state.latent_FCHW, latent_NCHW])[rows_F],
-        time_F=torch.cat([state.time_F, state.time_F.new_zeros(new)])[rows_F],
+        time_F=torch.cat([state.time_F, new_time_N])[rows_F],
         role_F=torch.cat([state.role_F, new_role_N])[rows_F],
         lengths=tuple(n + sum(gaps) for n, gaps in zip(state.lengths, counts, strict=True)),
     )

@@ -10,6 +10,7 @@ Shape suffixes: S tokens of all prompts, D width of a token, B clips.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -30,7 +31,7 @@ from flowcept.model_file import Weights
 from flowcept.networks import VideoNetwork
 from flowcept.networks.text import PromptEncoder
 from flowcept.process.forward import Process, Target, concat
-from flowcept.process.loss import Counts, LossConfig, count_terms, loss_sums, total_loss
+from flowcept.process.loss import LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
 from flowcept.settings import ObjectiveSettings, OptimizerSettings, SampleConfig, TrainConfig
@@ -73,7 +74,7 @@ class Learner(nn.Module):
         state: FrameState,
         target: Target,
         prompts: Sequence[str],
-        counts: Counts,
+        counts: Mapping[str, int],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss with the means over ``counts``, and the sums of its terms."""
         tokens = self.text(prompts)
@@ -130,7 +131,7 @@ class Trainer:
         self.step, self.cursor, self.hours = 0, 0, 0.0
 
         objective = config.objective
-        terms = LossConfig(rate_weight=objective.rate_weight, count_weight=objective.count_weight)
+        terms = LossConfig(missing=objective.rate_weight, count=objective.count_weight)
         weights.text.to(machine.device)
         learner = Learner(weights.network, weights.text, terms, weights.process)
         self.learner = learner.to(machine.device)
@@ -231,7 +232,7 @@ class Trainer:
         return means(sums, counts)
 
     def _forward(
-        self, module: nn.Module, batch: Batch, part: Sequence[int], counts: Counts
+        self, module: nn.Module, batch: Batch, part: Sequence[int], counts: Mapping[str, int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and sums of some clips of a batch."""
         device, dtype = self.machine.device, self.machine.dtype
@@ -314,10 +315,12 @@ class Trainer:
             raise ValueError("other weights") from error
 
 
-def counted(batch: Batch) -> Counts:
+def counted(batch: Batch) -> dict[str, int]:
     """What the loss terms of a whole batch are means over."""
-    scored = zip(batch.pairs, batch.prompts, strict=True)
-    return sum((count_terms(state, [prompt]) for (state, _), prompt in scored), Counts())
+    total: Counter[str] = Counter()
+    for (state, _), prompt in zip(batch.pairs, batch.prompts, strict=True):
+        total.update(count_terms(state, [prompt]))
+    return dict(total)
 
 
 def add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
@@ -326,12 +329,6 @@ def add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
         sums[name] = sums[name] + value.detach() if name in sums else value.detach()
 
 
-def means(sums: Mapping[str, Tensor], counts: Counts) -> dict[str, Tensor]:
+def means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
     """Means of the loss terms; 0 of those without anything to score."""
-    over = {
-        "velocity": counts.flowing,
-        "missing": counts.gaps,
-        "count": counts.clips,
-        "image": counts.image,
-    }
-    return {name: value / max(over[name], 1) for name, value in sums.items()}
+    return {name: value / max(counts[name], 1) for name, value in sums.items()}

@@ -15,10 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from flowcept.model_file import Weights
@@ -28,9 +27,9 @@ from flowcept.networks.layout import Layout, runs_of, to_device
 from flowcept.networks.resting import Memory
 from flowcept.networks.transformer import Block, Context, Transformer, TransformerConfig, rotate
 from flowcept.process.forward import Flowception
-from flowcept.process.growth import Growth, Insertions
+from flowcept.process.growth import Insertions
 from flowcept.process.posterior import systematic
-from flowcept.process.schedule import Schedule, parse_schedule
+from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, PromptTokens, Rest
 from flowcept.settings import SampleConfig
 
@@ -47,21 +46,11 @@ class _KnownLength(Insertions):
     Without ``frames`` a clip gets the greatest length, shared out over its open gaps.
     """
 
-    def __init__(
-        self,
-        given: Given,
-        generator: torch.Generator,
-        config: SampleConfig,
-        schedule: Schedule,
-        *,
-        min_length: int,
-        max_length: int,
-    ) -> None:
-        bounds = {"min_length": min_length, "max_length": max_length}
-        super().__init__(given, generator, config, schedule, **bounds)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.remaining is None:
-            total = max((config.frames or self.high) - self.num_given, 0)
-            open_G = torch.tensor([float(is_open) for is_open in given.open_gaps])
+            total = max((self.config.frames or self.high) - self.num_given, 0)
+            open_G = torch.tensor([float(is_open) for is_open in self.given.open_gaps])
             self.remaining = systematic(total, open_G / open_G.sum(), self._uniform())
 
 
@@ -77,14 +66,18 @@ class Together(_KnownLength):
         return self.remaining
 
 
+@dataclass
 class Blocks(_KnownLength):
     """So many frames at once, the next ones when they are finished."""
 
-    block = 1
+    block: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.total = sum(self.remaining or [])
 
     def complete(self, index: int) -> bool:
-        del index
-        return not any(self.remaining or [])
+        return index >= self.config.steps * ((self.total - 1) // self.block)
 
     def start(self) -> list[int]:
         return self._next()
@@ -111,11 +104,11 @@ class Blocks(_KnownLength):
 class FullSequence(Flowception):
     """All frames flow at the same time; ``schedule`` and ``late`` mean nothing."""
 
-    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
+    def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         del generator
         return torch.zeros(len(context), dtype=torch.float64)
 
-    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:
+    def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:
         del delay_F
         return float(torch.rand((), generator=generator, dtype=torch.float64))
 
@@ -124,9 +117,9 @@ class FullSequence(Flowception):
         return size_logits_BK
 
     def grow(
-        self, given: Given, generator: torch.Generator, config: SampleConfig, **bounds: int
-    ) -> Growth:
-        return Together(given, generator, config, parse_schedule(self.schedule), **bounds)
+        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
+    ) -> Insertions:
+        return Together(given, generator, config, bounds, parse_schedule(self.schedule))
 
 
 @dataclass(frozen=True)
@@ -135,23 +128,22 @@ class Autoregressive(FullSequence):
 
     block: int = 1  # frames that start together
 
-    def draw_delays(self, context: Sequence[bool], generator: torch.Generator) -> Tensor:
+    def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         del generator
         delay_F = torch.zeros(len(context), dtype=torch.float64)
         generated = torch.tensor([f for f, given in enumerate(context) if not given])
         delay_F[generated] = (torch.arange(len(generated)) // self.block).double()
         return delay_F
 
-    def draw_tau(self, delay_F: Tensor, generator: torch.Generator) -> float:
+    def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         return uniform * (float(delay_F.max()) + 1)
 
     def grow(
-        self, given: Given, generator: torch.Generator, config: SampleConfig, **bounds: int
-    ) -> Growth:
-        growth = Blocks(given, generator, config, parse_schedule(self.schedule), **bounds)
-        growth.block = self.block
-        return growth
+        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
+    ) -> Insertions:
+        schedule = parse_schedule(self.schedule)
+        return Blocks(given, generator, config, bounds, schedule, self.block)
 
 
 # --- rules and orders of insertion
@@ -165,28 +157,23 @@ class Ruled(Flowception):
     order: str = "learned"
 
     def grow(
-        self, given: Given, generator: torch.Generator, config: SampleConfig, **bounds: int
-    ) -> Growth:
-        schedule = parse_schedule(self.schedule)
+        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
+    ) -> Insertions:
+        words = (given, generator, config, bounds, parse_schedule(self.schedule))
         if self.rule != "posterior":
-            ruled = ByMean(given, generator, config, schedule, **bounds)
-            ruled.rule = self.rule
-            return ruled
-        if self.order != "learned":
-            ordered = Ordered(given, generator, config, schedule, **bounds)
-            ordered.order = self.order
-            return ordered
-        return Insertions(given, generator, config, schedule, **bounds)
+            return ByMean(*words, self.rule)
+        return Insertions(*words) if self.order == "learned" else Ordered(*words, self.order)
 
 
+@dataclass
 class ByMean(Insertions):
     """The rules that know the mean only: wrong at any finite step."""
 
-    rule = "bernoulli"
+    rule: str = "bernoulli"
 
     def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
         del size_logits_K
-        steps, length = self.config.steps, len(self.ids)
+        steps, length = self.config.steps, self.length
         if index >= steps or log_missing_G.isneginf().all():
             return [0] * (length + 1)
         mean_G = log_missing_G.exp()
@@ -197,7 +184,8 @@ class ByMean(Insertions):
             new = math.floor(expected + self._uniform())
             counts = systematic(new, mean_G / mean_G.sum(), self._uniform())
         else:
-            rate_G = mean_G * self.schedule.derivative(tau) / (1 - kappa) / steps
+            exponent = self.schedule.exponent
+            rate_G = mean_G * exponent * tau ** (exponent - 1) / (1 - kappa) / steps
             rate_G[mean_G == 0] = 0  # closed gaps, even where the rate has no bound
             if self.rule == "bernoulli":
                 drawn_G = torch.bernoulli(rate_G.clamp(max=1), generator=self.generator)
@@ -212,19 +200,20 @@ class ByMean(Insertions):
         return counts
 
 
+@dataclass
 class Ordered(Insertions):
     """Keeps each segment's number of new frames and chooses the gaps within by ``order``."""
 
-    order = "random"
+    order: str = "random"
 
-    def __init__(self, given: Given, *words: Any, **bounds: int) -> None:
-        super().__init__(given, *words, **bounds)
-        self.widths = [1.0] * len(given.open_gaps)  # of each gap, as a share of its segment
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.widths = [1.0] * len(self.segments)  # of each gap, as a share of its segment
 
-    def born(self, counts: Sequence[int]) -> tuple[int, ...]:
+    def born(self, counts: Sequence[int], shape: Sequence[int]) -> list[Tensor]:
         shares = zip(self.widths, counts, strict=True)
         self.widths = [width / (count + 1) for width, count in shares for _ in range(count + 1)]
-        return super().born(counts)
+        return super().born(counts, shape)
 
     def _place(self, new: int, log_missing_G: Tensor) -> list[int]:
         counts = super()._place(new, log_missing_G)

@@ -24,10 +24,11 @@ import torch
 from blank import blank, no_autocast
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcept.data.contexts import draw_context
 from flowcept.model_file import Card
 from flowcept.networks import build_network
 from flowcept.networks.transformer import TransformerConfig
-from flowcept.process.forward import Flowception, Process, draw, draw_context
+from flowcept.process.forward import Flowception, Process, draw
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Rest
 from flowcept.settings import ContextMixture

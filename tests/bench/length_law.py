@@ -37,6 +37,7 @@ from oracle import (
     blank,
     empty,
     generators,
+    sample,
     sizes_of,
     total_variation,
     variation_floor,
@@ -44,8 +45,8 @@ from oracle import (
 
 from flowcept.process.forward import Flowception, Process
 from flowcept.process.posterior import appeared_logits
-from flowcept.process.sampler import Model, sample, sample_steps
-from flowcept.process.schedule import Linear
+from flowcept.process.sampler import Model, sample_steps
+from flowcept.process.schedule import Schedule
 from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import SampleConfig
 
@@ -96,7 +97,7 @@ class GapOracle:
             totals.append(torch.from_numpy(total_K))
         log_F = torch.tensor(missing, dtype=torch.float64).log()
         nothing_B = torch.full((len(state.lengths),), -math.inf, dtype=torch.float64)
-        sizes_BK = sizes_of(torch.stack(totals).log(), state, Linear())
+        sizes_BK = sizes_of(torch.stack(totals).log(), state, Schedule())
         return blank(state, log_F, nothing_B, sizes_BK)
 
     def left(self, appeared: int, tau: Tensor) -> Tensor:
@@ -125,8 +126,8 @@ def places(model: Model, given: Given, steps: int, clips: int, seed: int) -> Ite
     )  # fmt: skip
     for step in made:
         for clip in step.done:
-            ids = step.ids[step.clips.index(clip)]
-            yield [ids.index(name) for name in range(len(ids))]
+            names = step.name_F.split(step.state.lengths)[step.clips.index(clip)].tolist()
+            yield [names.index(name) for name in range(len(names))]
 
 
 def rules(steps: int, options: argparse.Namespace) -> Iterator[str]:

@@ -40,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowcept import model_file
 from flowcept.codecs import CodecConfig, build_codec
 from flowcept.data import batches, theatre, video
+from flowcept.data.contexts import draw_context
 from flowcept.device import autocast
 from flowcept.model_file import Card, Weights
 from flowcept.networks.attention import Plan, attend
@@ -49,8 +50,8 @@ from flowcept.process import forward as process
 from flowcept.process import state as frames
 from flowcept.process.forward import Flowception, Target
 from flowcept.process.guidance import guided
-from flowcept.process.loss import Counts, LossConfig, count_terms
-from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.loss import LossConfig, count_terms
+from flowcept.process.sampler import clip_generator, latents_of, sample_steps
 from flowcept.process.state import FrameState, Given, Prediction, PromptTokens, Rest
 from flowcept.settings import ContextMixture, ObjectiveSettings, SampleConfig
 from flowcept.training.trainer import Learner
@@ -114,11 +115,11 @@ class Subject:
         shape = (length, *self.network.latent_shape)
         return torch.randn(shape, generator=clip_generator(seed))
 
-    def batch(self, tokens: int) -> tuple[FrameState, Target, Counts]:
+    def batch(self, tokens: int) -> tuple[FrameState, Target, dict[str, int]]:
         """Clips of the theatre's lengths part of the way through, up to so many tokens."""
         generator, pairs, size = clip_generator(1), [], 0
         for number, length in enumerate(theatre_lengths(1000, 1)):
-            context = process.draw_context(length, ContextMixture(), generator)
+            context = draw_context(length, ContextMixture(), generator)
             pair = context and process.draw(
                 self.latent(length, number), context, self.process, generator
             )
@@ -130,7 +131,7 @@ class Subject:
         state, target = process.concat(pairs)
         return state, target, count_terms(state, [PROMPT] * len(pairs))
 
-    def step(self, state: FrameState, target: Target, counts: Counts) -> None:
+    def step(self, state: FrameState, target: Target, counts: dict[str, int]) -> None:
         """Forward and backward."""
         with autocast(CPU, BFLOAT16):
             loss, _ = self.learner(state, target, [PROMPT] * len(state.lengths), counts)
@@ -322,7 +323,7 @@ def _sampled(subject: Subject, network: Any, clips: int, config: SampleConfig) -
     given = [Given(subject.latent(0, 0), (True,), (length,)) for length in lengths]
     with autocast(CPU, BFLOAT16), torch.inference_mode():
         words = [prompts(subject.text, 1)] * clips
-        return sample(
+        steps = sample_steps(
             guided(network, words, words, config.guidance, cached=config.cache),
             given,
             [clip_generator(clip) for clip in range(clips)],
@@ -330,6 +331,7 @@ def _sampled(subject: Subject, network: Any, clips: int, config: SampleConfig) -
             subject.process,
             max_length=64,
         )
+        return latents_of(steps)
 
 
 def sampling(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:

@@ -49,9 +49,10 @@ from flowcept.data import video
 from flowcept.evaluation import evaluate, metrics, report
 from flowcept.generation import from_nothing
 from flowcept.model_file import Weights
+from flowcept.process import state as frames
 from flowcept.process.forward import shifted
-from flowcept.process.guidance import concat_prompts, guided
-from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import clip_generator, latents_of, sample_steps
 from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
 from flowcept.training import run as train
@@ -142,7 +143,7 @@ def ideal_error(clips: int, steps: int, shift: float, seed: int) -> float:
             size_logits_BK=torch.zeros(len(state.lengths), 1),
         )
 
-    latents = sample(
+    steps_of = sample_steps(
         guess,
         [Given(torch.zeros(0, 3, 3, 3), (True,), (20,))] * clips,
         [clip_generator(seed + number) for number in range(clips)],
@@ -150,7 +151,7 @@ def ideal_error(clips: int, steps: int, shift: float, seed: int) -> float:
         process,
         max_length=20,
     )
-    pixels = [127.5 + SPREAD * latent.permute(0, 2, 3, 1) for latent in latents]
+    pixels = [127.5 + SPREAD * latent.permute(0, 2, 3, 1) for latent in latents_of(steps_of)]
     whole = [x.clamp(0, 255).round().byte().numpy() for x in pixels]
     return float(np.mean([rule_error(clip) for clip in whole]))
 
@@ -165,7 +166,7 @@ def cleaned(weights: Weights, clips: int, seed: int) -> list[tuple[float, float,
     lengths = tuple(map(len, images))
     rows = []
     with torch.inference_mode():
-        prompt = concat_prompts([weights.text([""])] * clips)
+        prompt = frames.concat([weights.text([""])] * clips)
         clean_F3HW = torch.cat([weights.codec.encode(image) for image in images])
         noise_F3HW = torch.randn(clean_F3HW.shape, generator=clip_generator(seed))
         for progress in LEVELS:
@@ -258,7 +259,7 @@ def made(weights: Weights, clips: int, steps: int) -> list[NDArray[np.uint8]]:
         for start in tqdm(range(0, clips, BATCH), desc=f"{steps} steps", unit="batch"):
             part = range(start, min(start + BATCH, clips))
             prompts = [prompt] * len(part)
-            latents = sample(
+            steps_of = sample_steps(
                 guided(weights.network, prompts, prompts, 1.0),
                 [from_nothing(weights.card)] * len(part),
                 [clip_generator(i) for i in part],
@@ -266,7 +267,7 @@ def made(weights: Weights, clips: int, steps: int) -> list[NDArray[np.uint8]]:
                 weights.card.process,
                 max_length=max(LENGTHS) + 10,
             )
-            done += [to_frames(weights.codec.decode(latent)) for latent in latents]
+            done += [to_frames(weights.codec.decode(latent)) for latent in latents_of(steps_of)]
     return done
 
 

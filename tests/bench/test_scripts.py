@@ -86,6 +86,7 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.slow
 def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_path: Path) -> None:
     small = ("--clips", 20, "--samples", 2, "--hidden", 32, "--stem-channels", 8, "--place")
     parts = ("--steps", 2, 1, "--shift", 1.5, 5, "--decay", 0, 0.7)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from fixtures_network import CLIPS, PROMPTS, SMALL, close, network, outputs
 
+from flowcept.networks.in_between import between
 from flowcept.networks.transformer import Transformer
 from flowcept.process import state as frames
-from flowcept.process.guidance import concat_prompts
-from flowcept.process.state import Rest
+from flowcept.process.state import FrameState, Rest, Role
 
 STATE = frames.concat([CLIPS[0], CLIPS[2]])
-PROMPT = concat_prompts([PROMPTS[0], PROMPTS[2]])
+PROMPT = frames.concat([PROMPTS[0], PROMPTS[2]])
 
 
 def test_what_lies_between_two_finished_frames_sees_those_two() -> None:
@@ -24,8 +24,8 @@ def test_what_lies_between_two_finished_frames_sees_those_two() -> None:
     with torch.no_grad():
         for parameter in (*net.stem.parameters(), *net.in_between.parameters()):
             parameter.copy_(torch.randn_like(parameter) * 0.25)
-    between = STATE.between_F.nonzero().flatten().tolist()
-    assert between == [2, 6]
+    own = between(STATE).nonzero().flatten().tolist()
+    assert own == [2, 6]
     before = net(STATE, PROMPT).velocity_FCHW
     for changed in range(sum(STATE.lengths)):
         changed_FCHW = STATE.latent_FCHW.clone()
@@ -33,7 +33,7 @@ def test_what_lies_between_two_finished_frames_sees_those_two() -> None:
         after = net(replace(STATE, latent_FCHW=changed_FCHW), PROMPT).velocity_FCHW
         differs = (before != after).flatten(1)
         for frame in range(sum(STATE.lengths)):
-            seen = frame == changed or (frame in between and abs(frame - changed) == 1)
+            seen = frame == changed or (frame in own and abs(frame - changed) == 1)
             assert differs[frame].all() if seen else not differs[frame].any()
 
 
@@ -48,7 +48,7 @@ def test_the_clean_frame_is_pulled_towards_the_guess() -> None:
             parameter.copy_(torch.randn_like(parameter) * 0.1)
         net.in_between.when.weight.zero_()
         pulled = net(STATE, PROMPT).velocity_FCHW
-        own = STATE.between_F.nonzero().flatten()
+        own = between(STATE).nonzero().flatten()
         beside = STATE.latent_FCHW[own - 1], STATE.latent_FCHW[own + 1]
         guess, trust = net.in_between.guess(*beside)
         net.in_between.where.weight.zero_()
@@ -59,7 +59,7 @@ def test_the_clean_frame_is_pulled_towards_the_guess() -> None:
     way = guess - (STATE.latent_FCHW[own] + left * alone[own])
     assert (trust * way).abs().mean() > 1e-3, "there is something to see"
     torch.testing.assert_close(pulled[own], alone[own] + trust * way)
-    others = ~STATE.between_F
+    others = ~between(STATE)
     assert torch.equal(pulled[others], alone[others])
 
 
@@ -73,7 +73,7 @@ def test_the_sampler_says_who_lies_between() -> None:
     differs_F = (
         net(STATE, PROMPT, told).velocity_FCHW != net(STATE, PROMPT).velocity_FCHW
     ).flatten(1)
-    assert torch.equal(differs_F.any(1), STATE.between_F)
+    assert torch.equal(differs_F.any(1), between(STATE))
 
 
 def test_without_any_such_frame_nothing_is_pulled() -> None:
@@ -84,3 +84,15 @@ def test_without_any_such_frame_nothing_is_pulled() -> None:
     torch.nn.init.zeros_(silent.in_between.when.weight)
     state = replace(STATE, time_F=torch.full_like(STATE.time_F, 0.5), role_F=STATE.role_F * 0)
     close(net(state, PROMPT).velocity_FCHW, silent(state, PROMPT).velocity_FCHW)
+
+
+def test_between_are_flowing_frames_beside_finished_ones_of_their_clip() -> None:
+    state = FrameState(
+        torch.zeros(9, 1, 1, 1),
+        torch.tensor([1.0, 0.9, 1.0, 0.5, 0.0, 1.0, 1.0, 0.2, 1.0]),
+        torch.tensor([Role.ACTIVE, 0, 0, 0, 0, Role.PASSIVE, Role.PASSIVE, 0, Role.PASSIVE]),
+        torch.zeros(3),
+        torch.ones(3, dtype=torch.bool),
+        (6, 1, 2),  # what flows in the last clip has no frame before it
+    )
+    assert between(state).nonzero().flatten().tolist() == [1]

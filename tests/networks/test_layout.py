@@ -8,6 +8,7 @@ from fake_device import FakeDevice
 from fixtures_network import CLIPS, ORDER, PROMPTS, clip_mask, prompt_mask
 
 from flowcept.networks.attention import Plan
+from flowcept.networks.in_between import between
 from flowcept.networks.layout import (
     attention_plan,
     evaluation_order,
@@ -73,14 +74,15 @@ def test_numbers_are_those_of_the_frames_that_are_evaluated(resting: bool) -> No
     """Against the state itself, put into the order of evaluation."""
     state = frames.concat(CLIPS)
     ordered = frames.select(state, ORDER)
-    place_F = torch.tensor(frames.frame_rows(LENGTHS, ORDER))
+    place_F = frames.rows_of(ORDER, torch.arange(sum(LENGTHS)), LENGTHS)
+    index_F = torch.cat([torch.arange(length) for length in ordered.lengths])
     awake_F = ~torch.tensor(RESTING)[place_F] if resting else torch.ones_like(ordered.given_F)
     own = awake_F.nonzero().flatten()
 
     layout = make_layout(LENGTHS, TOKENS, 0, RESTING, resting=resting)
     assert torch.equal(layout.place_F, place_F[own])
     assert torch.equal(layout.clip_R[layout.frame_rows], ordered.clip_F[own])
-    assert torch.equal(layout.index_R[layout.frame_rows], ordered.index_F[own])
+    assert torch.equal(layout.index_R[layout.frame_rows], index_F[own])
     assert layout.clip_R[layout.clip_rows].tolist() == list(range(5))
     assert layout.index_R[layout.clip_rows].tolist() == [-1] * 5
     assert layout.lengths == tuple(torch.bincount(ordered.clip_F[own], minlength=5).tolist())
@@ -134,7 +136,7 @@ def test_what_flows_between_two_finished_frames(resting: bool) -> None:
     between_F = torch.zeros(len(finished), dtype=torch.bool)
     between_F[layout.place_F[layout.between_F]] = True
     assert between_F.any()
-    assert torch.equal(between_F, state.between_F)
+    assert torch.equal(between_F, between(state))
     assert make_layout(state.lengths, [1] * 3, 0).between_F is None
 
 

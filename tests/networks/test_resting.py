@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures_network import CLIPS, PROMPTS, close, network, outputs
+from oracle import sample
 from torch import Tensor
 
 from flowcept.networks import attention, layers
@@ -16,8 +17,8 @@ from flowcept.networks.resting import Memory
 from flowcept.networks.transformer import Transformer
 from flowcept.process import state as frames
 from flowcept.process.forward import Flowception
-from flowcept.process.guidance import concat_prompts, guided
-from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import clip_generator
 from flowcept.process.state import FrameState, Given, Prediction, Rest
 from flowcept.settings import SampleConfig
 
@@ -37,7 +38,7 @@ def say(
     """
     rest = Rest(tuple(chosen), resting_F, kept is not None, {} if kept is None else kept)
     with torch.no_grad():
-        return net(state, concat_prompts([PROMPTS[b] for b in chosen]), rest)
+        return net(state, frames.concat([PROMPTS[b] for b in chosen]), rest)
 
 
 def some_of(state: FrameState, seed: int) -> Tensor:

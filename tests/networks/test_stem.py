@@ -13,7 +13,6 @@ from flowcept.networks.resting import Memory
 from flowcept.networks.stem import Neighbours, pixel_shuffle, pixel_unshuffle, shrinking
 from flowcept.networks.transformer import Transformer
 from flowcept.process import state as frames
-from flowcept.process.guidance import concat_prompts
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
@@ -53,7 +52,7 @@ def test_convolutions_see_their_frame_and_those_beside_it(stem_depth: int) -> No
         for parameter in net.stem.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.25)
     state = frames.concat([CLIPS[0], CLIPS[1], CLIPS[2]])
-    prompt = concat_prompts([PROMPTS[0], PROMPTS[1], PROMPTS[2]])
+    prompt = frames.concat([PROMPTS[0], PROMPTS[1], PROMPTS[2]])
     before = net(state, prompt).velocity_FCHW
     for changed in range(sum(state.lengths)):
         changed_FCHW = state.latent_FCHW.clone()

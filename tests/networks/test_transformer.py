@@ -25,6 +25,7 @@ from fixtures_network import (
     run,
     score,
 )
+from oracle import sample
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pad_sequence
@@ -34,8 +35,8 @@ from flowcept.networks.attention import Plan
 from flowcept.networks.transformer import Transformer, TransformerConfig
 from flowcept.process import state as frames
 from flowcept.process.forward import Flowception
-from flowcept.process.guidance import concat_prompts, guided
-from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.guidance import guided
+from flowcept.process.sampler import clip_generator
 from flowcept.process.state import FrameState, Given, Prediction, Rest, Role
 from flowcept.settings import SampleConfig
 
@@ -329,7 +330,7 @@ def test_chunks_change_nothing_but_memory(
 ) -> None:
     """Evaluated frame by frame, or by a few frames, of which the last part has fewer."""
     net = network(window=window).eval()
-    state, prompt = frames.concat(CLIPS), concat_prompts(PROMPTS)
+    state, prompt = frames.concat(CLIPS), frames.concat(PROMPTS)
     with torch.no_grad():
         whole = net(state, prompt)
         monkeypatch.setattr(layers, "CHUNK", part)
@@ -349,7 +350,7 @@ def test_given_frames_are_read_clip_by_clip() -> None:
     shown: list[Tensor] = []
     net.image_read.register_forward_hook(lambda _, __, y: shown.append(y))
     said = net(
-        frames.concat([some, none, one]), concat_prompts([PROMPTS[0], PROMPTS[2], PROMPTS[4]])
+        frames.concat([some, none, one]), frames.concat([PROMPTS[0], PROMPTS[2], PROMPTS[4]])
     )
     token_BV = said.image_token_BV
     assert token_BV is not None
@@ -363,7 +364,7 @@ def test_the_image_token_reaches_all_frames_of_its_clip_only() -> None:
     """Another token changes every frame of its clip, also where blocks see neighbours only."""
     net, state = network(window=1), frames.concat([CLIPS[0], CLIPS[2]])
     state = replace(state, role_F=torch.tensor([1, 0, 0, 0, 1, 0, 0, 0, 0, 0]))
-    words = concat_prompts([PROMPTS[0], PROMPTS[2]])
+    words = frames.concat([PROMPTS[0], PROMPTS[2]])
     twice_second = lambda _, __, token_BV: token_BV * torch.tensor([[1.0], [2.0]])  # noqa: E731
     with torch.no_grad():
         before = net(state, words)
@@ -404,7 +405,7 @@ def test_attention_on_cuda_is_of_one_dtype(
     monkeypatch.setattr(attention, "xformers_ops", lambda: ops)
     with FakeCuda() as cuda, torch.no_grad(), cuda.autocast(dtype):
         net = cuda.module(network(between=0))  # in training the device is asked who lies between
-        said = net(cuda.record(frames.concat(CLIPS)), cuda.record(concat_prompts(PROMPTS)))
+        said = net(cuda.record(frames.concat(CLIPS)), cuda.record(frames.concat(PROMPTS)))
     assert seen == [(dtype,) * 3] * (2 * SMALL.depth), "both attentions of each block"
     for out in outputs(said):
         assert out.is_cuda
@@ -420,7 +421,7 @@ def test_evaluations_in_sampling_copy_once_and_read_nothing(
     copies: list[int] = []
     for clips, may_rest in [(range(5), False)] * 2 + [(range(5), True)] * 3 + [([4, 2, 0], True)]:
         state = frames.concat([CLIPS[b] for b in clips])
-        tokens = concat_prompts([PROMPTS[b] for b in clips])
+        tokens = frames.concat([PROMPTS[b] for b in clips])
         rest = Rest(tuple(clips), ~state.flowing_F, may_rest, memory)
         with torch.no_grad(), FakeDevice() as device:
             there = state.to("cuda"), replace(tokens, token_SD=tokens.token_SD.to("cuda"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from dataclasses import replace
 
 import pytest
@@ -20,14 +19,14 @@ from calibration import (
     oracle_of,
     worst,
 )
-from oracle import AR1_LAW, ClipOracle, ar1_cov, ar1_mean, blank, cut, draw_length, empty
+from oracle import AR1_LAW, ClipOracle, ar1_cov, ar1_mean, blank, empty
 
-from flowcept.errors import UserError
-from flowcept.process.forward import Flowception, draw, draw_context, roles_of
+from flowcept.data.contexts import draw_context
+from flowcept.process.forward import Flowception, draw, roles_of
 from flowcept.process.sampler import sample_steps
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
-from flowcept.settings import ContextMixture, SampleConfig
+from flowcept.settings import SampleConfig
 
 
 @pytest.mark.parametrize(("kind", "process"), CASES, ids=IDS)
@@ -146,47 +145,6 @@ def test_training_and_sampling_start_alike(
     assert seen > 10
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_lengths_behind_a_context_are_the_data_cut_to_those_that_fit(
-    kind: str, generator: torch.Generator
-) -> None:
-    """6,000 clips: per number of context frames, chi-square within five deviations of its mean.
-
-    Runs have some eighty keys, so there eight deviations: one in ten thousand for a single key.
-    """
-    law = {n: w / 40 for n, w in {4: 6, 7: 9, 9: 12, 12: 8, 15: 5}.items()}
-    counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-    for _ in range(6000):
-        n = draw_length(law, generator)
-        context = draw_context(n, only(kind), generator)
-        if context is None:
-            continue
-        shown = [f for f in range(n) if context[f]]
-        starts = [f for f in shown if f == 0 or not context[f - 1]]
-        runs = [next(e for e in range(s, n + 1) if e == n or not context[e]) - s for s in starts]
-        # Whether either end is open is seen by a model, so the law must hold given that too.
-        edges = (not context[0], not context[-1]) if kind == "runs" else ()
-        counts[(len(runs) - 1, len(shown), *edges) if kind == "runs" else (len(shown),)][n] += 1
-    assert counts
-    for key, count in counts.items():
-        frames = sum(key)
-        least = {
-            "none": 1, "first": 2, "first_last": 3, "keyframes": frames + 1,
-            "runs": frames, "first_k": frames + 1, "last_k": frames + 1,
-        }.get(kind)  # fmt: skip
-        if kind == "alternate":
-            assert set(count) == {2 * frames - 1}
-            continue
-        expected = cut(law, least)
-        total = sum(count.values())
-        assert set(count) <= set(expected)
-        chi = sum((count[n] - total * p) ** 2 / (total * p) for n, p in expected.items())
-        free = max(len(expected) - 1, 1)
-        if total * min(expected.values()) > 5:
-            deviations = 8 if kind == "runs" else 5
-            assert chi < free + deviations * (2 * free) ** 0.5, (key, dict(count))
-
-
 def test_content_is_never_looked_at() -> None:
     """Zeros, -1, huge values and repeated frames give the same structure and exact context."""
     base = torch.randn(7, 2, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -249,12 +207,6 @@ def test_late_is_the_share_of_draws_after_the_last_insertion(
         edge = 1.63 / len(part) ** 0.5  # Kolmogorov and Smirnov's, at the level of 1 %
         steps = torch.arange(len(part)) / len(part)
         assert float((part.sort().values - steps).abs().max()) < edge
-
-
-@pytest.mark.parametrize("weights", [{"none": -1.0}, dict.fromkeys(KINDS, 0.0)])
-def test_impossible_mixtures_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="weights"):
-        ContextMixture(**weights)
 
 
 def test_oracle_of_nothing_visible_knows_the_law() -> None:

@@ -15,16 +15,16 @@ from oracle import (
     cut,
     empty,
     generators,
+    sample,
     sizes_of,
     total_variation,
 )
 from torch import Tensor
 
-from flowcept.process import growth
 from flowcept.process.forward import Flowception
 from flowcept.process.growth import Insertions
-from flowcept.process.sampler import Model, clip_generator, sample
-from flowcept.process.schedule import Linear, parse_schedule
+from flowcept.process.sampler import Model, clip_generator
+from flowcept.process.schedule import Schedule, parse_schedule
 from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import SampleConfig
 
@@ -110,7 +110,7 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
             if index < self.config.steps - 1 else [0] * len(g),
         )  # fmt: skip
     if mistake == "jump":  # not divided by what is still hidden
-        monkeypatch.setattr(growth, "jump", lambda _, a, b: b - a)
+        monkeypatch.setattr(Schedule, "jump", lambda _, a, b: b - a)
     found = lengths(SampleConfig(steps=5), clips=500, model=oracle)
     assert total_variation(found, LAW) > 1.2 * bound(LAW, 500)
 
@@ -213,14 +213,11 @@ def test_missing_per_gap_is_met(steps: int) -> None:
 def test_a_known_length_is_met_at_every_number_of_steps() -> None:
     for steps in range(1, 201):
         config = SampleConfig(steps=steps, frames=8)
-        clip = Insertions(
-            empty(), clip_generator(steps), config, Linear(), min_length=1, max_length=9
-        )
-        clip.born(clip.start())
+        clip = Insertions(empty(), clip_generator(steps), config, (1, 9), Schedule())
+        clip.born(clip.start(), (1,))
         for index in range(steps):
-            gaps = torch.zeros(len(clip.ids) + 1, dtype=torch.float64)
-            clip.born(clip.count(index, gaps, torch.zeros(10, dtype=torch.float64)))
-        assert len(clip.ids) == 8, f"{steps} steps"
-        assert sorted(clip.ids) == list(range(8))
+            gaps = torch.zeros(clip.length + 1, dtype=torch.float64)
+            clip.born(clip.count(index, gaps, torch.zeros(10, dtype=torch.float64)), (1,))
+        assert clip.length == 8, f"{steps} steps"
         assert clip.complete(steps)
         assert not clip.complete(steps - 1)

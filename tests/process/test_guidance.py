@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowcept.process.guidance import concat_prompts, guided
+from flowcept.process import state as frames
+from flowcept.process.guidance import guided
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 
 
@@ -100,6 +101,6 @@ def test_frames_rest_where_they_may_and_should(cached: bool) -> None:
 
 def test_prompts_end_to_end() -> None:
     _, prompts, _ = pack()
-    both = concat_prompts(prompts)
+    both = frames.concat(prompts)
     assert both.lengths == (2, 3)
     assert both.token_SD.flatten().tolist() == [1, 1, 2, 2, 2]

