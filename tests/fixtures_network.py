@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flowcept.networks.attention import Plan
 from flowcept.networks.transformer import Transformer, TransformerConfig
 from flowcept.process import state as frames
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
@@ -118,3 +119,28 @@ def prompt_mask(lengths: Sequence[int], prompts: Sequence[int]) -> Tensor:
     clip_of_row = [b for b, n in enumerate(lengths) for _ in range(n + 1)]
     clip_of_token = [b for b, n in enumerate(prompts) for _ in range(n)]
     return torch.tensor([[i == j for j in clip_of_token] for i in clip_of_row])
+
+
+def check_against_dense_attention(net: Transformer, own_RR: Tensor) -> None:
+    """Outputs and gradients are those of attention with a mask over all scores of a pack.
+
+    ``own_RR`` tells which row sees which row; a row sees its clip's prompt and the image token.
+    """
+    packed = run(net, ORDER)
+    score(packed).backward()
+    gradient = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    counts = [PROMPTS[b].lengths[0] + 1 for b in ORDER]  # the image token, too
+    other = prompt_mask([CLIPS[b].lengths[0] for b in ORDER], counts)
+
+    def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+        del plan
+        return dense_rows(q, k, v, own_RR if q.shape[1] == k.shape[1] else other)
+
+    net.attend = masked
+    reference = run(net, ORDER)
+    for a, c in zip(outputs(packed), outputs(reference), strict=True):
+        close(a, c)
+    score(reference).backward()
+    for (name, p), g in zip(net.named_parameters(), gradient, strict=True):
+        close(p.grad, g, msg=name)

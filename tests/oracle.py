@@ -103,6 +103,23 @@ def sizes_of(
     return torch.where(count_BK < 0, -math.inf, size_BK.gather(1, count_BK.clamp(min=0)))
 
 
+class Flat:
+    """Velocity 1 everywhere and equal shares; the calls are counted."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
+    ) -> Prediction:
+        del finished_F, may_rest
+        self.calls += 1
+        return Prediction(
+            torch.ones_like(state.latent_FCHW), torch.zeros_like(state.time_F),
+            torch.zeros(len(clips)), torch.zeros(len(clips), 9),
+        )  # fmt: skip
+
+
 @dataclass
 class LengthOracle:
     """Knows the law of lengths, whatever the state; all open gaps have equal shares.

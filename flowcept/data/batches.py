@@ -3,7 +3,6 @@
 A batch is a function of its arguments alone, so that training continues exactly.
 """
 
-import hashlib
 import itertools
 import math
 from collections.abc import Hashable, Iterator, Sequence
@@ -18,7 +17,7 @@ from flowcept.data.contexts import draw_context
 from flowcept.errors import UserError
 from flowcept.process.forward import Process, Target, draw
 from flowcept.process.state import FrameState
-from flowcept.settings import ContextMixture, ObjectiveSettings
+from flowcept.settings import ContextMixture, ObjectiveSettings, mixed
 
 MOST_REFUSALS = 2000  # in a row; where one draw in 100 fits, as many happen once in 5e8
 
@@ -63,7 +62,7 @@ def draw_batch(
     where the words always say who is seen, nothing is learned from the frames. The tokens of a clip
     are those of its visible frames and of its own row. Raises UserError if no clip fits a context.
     """
-    generator = torch.Generator().manual_seed(mixed_seed(seed, 1, step))
+    generator = torch.Generator().manual_seed(mixed(seed, 1, step))
     coming = _shuffled(order, seed, cursor)
     pairs: list[tuple[FrameState, Target]] = []
     prompts: list[str] = []
@@ -99,7 +98,7 @@ def _shuffled(order: Sequence[int], seed: int, cursor: int) -> Iterator[int]:
     """Clips of `order` without end, from place `cursor` on; every pass is shuffled anew."""
     passes, start = divmod(cursor, len(order))
     for epoch in itertools.count(passes):
-        generator = torch.Generator().manual_seed(mixed_seed(seed, 0, epoch))
+        generator = torch.Generator().manual_seed(mixed(seed, 0, epoch))
         shuffle = torch.randperm(len(order), generator=generator)[start:].tolist()
         yield from (order[place] for place in shuffle)
         start = 0
@@ -145,9 +144,3 @@ def split_held_out(
     train_clips = [i for i, label in enumerate(labels) if label not in held]
     held_clips = [i for i, label in enumerate(labels) if label in held]
     return train_clips, held_clips
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One seed from several numbers, so that neighbouring ones have nothing in common."""
-    text = ",".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1

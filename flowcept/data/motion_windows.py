@@ -22,7 +22,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowcept.data.layers import LayersConfig, layered_clip
-from flowcept.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, read_video
+from flowcept.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, read_video, replacing
 from flowcept.errors import UserError
 from flowcept.networks.flow import MotionEstimator
 from flowcept.networks.motion import Flows, acceleration, measured_cues
@@ -151,7 +150,8 @@ class MotionData:
         if not index.exists():
             shots = _gathered(clips, photos, self.folder, config, say)
             listed = json.dumps([vars(shot) for shot in shots]).encode()
-            _write_whole(index, lambda opened: opened.write(listed))
+            with replacing(index) as temporary:
+                temporary.write_bytes(listed)
         self.shots = [
             Shot(**{**shot, "change": tuple(shot["change"])})
             for shot in json.loads(index.read_text())
@@ -172,7 +172,8 @@ class MotionData:
             first, second = (picture(frames[i]) for i in (start, start + spacing))
             both = torch.stack([self.estimator(first, second), self.estimator(second, first)])
             steps = (both * FLOW_STEPS).round().clamp(-32767, 32767).to(torch.int16).numpy()
-            _write_whole(file, lambda opened: np.save(opened, steps))
+            with replacing(file) as temporary:
+                np.save(temporary, steps)
         flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
         return flow
 
@@ -203,10 +204,8 @@ class MotionData:
                     cues.append(measured_cues(self.estimator, left, right).numpy())
                     betweens.append(spacing - 1)
                     held.append(shot.held_out)
-            _write_whole(
-                file,
-                lambda opened: np.savez(opened, cues=np.stack(cues), between=betweens, held=held),
-            )
+            with replacing(file) as temporary:
+                np.savez(temporary, cues=np.stack(cues), between=betweens, held=held)
         with np.load(file) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
 
@@ -241,14 +240,6 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     if not files:
         raise UserError(f"{folder} has no {'clips' if '.mp4' in suffixes else 'pictures'}")
     return files
-
-
-def _write_whole(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that others see whole or not at all; two may write the same one at once."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
-    with temporary.open("wb") as opened:
-        write(opened)
-    temporary.replace(file)
 
 
 def _gathered(

@@ -17,7 +17,7 @@ from flowcept.errors import UserError
 from flowcept.training.distributed import Team
 from flowcept.training.state import Files, Run
 from flowcept.training.stopping import whole
-from flowcept.training.trainer import Trainer
+from flowcept.training.trainer import Trainer, add
 
 FIRST_SHEET = 100  # the step of the first contact sheet
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -67,11 +67,9 @@ class Tally:
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """One more step."""
         self.steps += 1
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                self.tensors[name] = self.tensors.get(name, 0) + value.detach()
-            else:
-                self.numbers[name] += value  # type: ignore[assignment]
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        add(self.tensors, tensors)
+        self.numbers.update({name: values[name] for name in values if name not in tensors})
 
     def means(self, team: Team) -> dict[str, float]:
         """Means over the steps; of tensors the sums over all processes. One read of the device."""

@@ -17,15 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -42,6 +40,7 @@ from flowcept.data.motion_windows import (
     held_windows,
     prepare,
 )
+from flowcept.data.video import replacing
 from flowcept.errors import UserError
 from flowcept.networks.flow import DisEstimator
 from flowcept.networks.motion import (
@@ -52,6 +51,8 @@ from flowcept.networks.motion import (
     painted,
     save_network,
 )
+from flowcept.training.state import Files
+from flowcept.training.stopping import stoppable, whole
 
 LEVELS = 5  # of the Laplacian pyramid
 LEAST_ERROR = 1e-4  # mean squared error, pictures in [-1, 1]: better than 46 dB earns nothing
@@ -59,6 +60,11 @@ LEAST_DIFFERENCE = 0.01  # of a pixel, in the same units, in what the expected e
 SHEET_ROWS = 8
 LONGEST_STEP = 60.0  # seconds: of a step that took longer the process was paused for the rest
 LOOK_EVERY = 200  # steps from one look for new flows to the next
+STRIDES = (1, 2, 3, 4)  # shots are told at their own rate, at a half, a third and a quarter of it
+LAW_RATE = 1e-3
+LAW_DECAY = 0.1
+LAW_BATCH = 64  # pairs of pictures a step
+LAW_NOISE = 0.3  # of the cues' spread: few shots, and each has a pace to learn by heart
 
 
 @dataclass(frozen=True)
@@ -151,15 +157,6 @@ def slower(examples: LawExamples) -> LawExamples:
         cues.append(examples.cue_ND[rows])
         betweens.append(spacing_N[rows] // stride - 1)
     return LawExamples(torch.cat(cues), torch.cat(betweens))
-
-
-STRIDES = (1, 2, 3, 4)  # shots are told at their own rate, at a half, a third and a quarter of it
-LAW_RATE = 1e-3
-LAW_DECAY = 0.1
-LAW_BATCH = 64  # pairs of pictures a step
-LAW_NOISE = (
-    0.3  # of the cues' spread: shots are few, and each has a pace of its own to learn by heart
-)
 
 
 def fit_law(law: GapLaw, examples: LawExamples, steps: int, seed: int) -> None:
@@ -356,22 +353,6 @@ def sheet(network: MotionNetwork, windows: list[Batch]) -> Image.Image:
 # ---- from start to end -----------------------------------------------------------------------
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGTERM or Ctrl-C came; both then wait for the end of a step."""
-    asked: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-
-    before = {one: signal.signal(one, note) for one in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
 def train_motion(
     data: MotionData,
     run: Path,
@@ -383,63 +364,50 @@ def train_motion(
 ) -> MotionTrainer:
     """Train until hours or steps are over, a signal comes, or ``pause_at`` steps are done."""
     run.mkdir(parents=True, exist_ok=True)
-    state_file, log = run / "state.pt", run / "log.jsonl"
+    state_file, files = run / "state.pt", Files(run)
     if state_file.exists() and not resume:
         raise UserError(f"{run} holds a training already: resume it, or take another folder")
     trainer = MotionTrainer(data, config)
     if state_file.exists():
         trainer.load(torch.load(state_file, weights_only=True))
-        _forget_after(log, trainer.step)
+        files.forget_after(trainer.step)
     windows = held_windows(data)
     saved, recent = time.monotonic(), []
-    with _asked_to_stop() as stopped:
-        while trainer.done() < 1 and not stopped() and trainer.step != pause_at:
-            begun = time.monotonic()
-            recent.append(trainer.train_step())
-            trainer.seconds += min(time.monotonic() - begun, LONGEST_STEP)
-            if trainer.step % config.log_every == 0:
-                told = {name: fmean(losses[name] for losses in recent) for name in recent[0]}
-                _note(log, {"step": trainer.step, "hours": trainer.seconds / 3600, **told})
-                recent = []
-                say(f"step {trainer.step}, {trainer.done():.1%}: {told['gain']:+.3f} dB")
-            if config.ready_only and trainer.step % LOOK_EVERY == 0:
-                trainer.drawer.look()
-            if trainer.step % config.check_every == 0:
-                told = scores(trainer.average, windows, trainer.held_law)
-                _note(log, {"step": trainer.step, **told})
-                say(f"step {trainer.step}: {told}")
-                if windows:
-                    sheet(trainer.average, windows).save(run / "sheet.png")
-            if time.monotonic() - saved > 60 * config.save_minutes:
-                _save(trainer, run)
-                saved = time.monotonic()
+
+    def note(told: dict[str, float]) -> None:
+        files.append({"step": trainer.step, **{key: round(told[key], 6) for key in told}})
+
+    with stoppable(), suppress(KeyboardInterrupt):
+        while trainer.done() < 1 and trainer.step != pause_at:
+            with whole():
+                begun = time.monotonic()
+                recent.append(trainer.train_step())
+                trainer.seconds += min(time.monotonic() - begun, LONGEST_STEP)
+                if trainer.step % config.log_every == 0:
+                    told = {name: fmean(losses[name] for losses in recent) for name in recent[0]}
+                    note({"hours": trainer.seconds / 3600, **told})
+                    recent = []
+                    say(f"step {trainer.step}, {trainer.done():.1%}: {told['gain']:+.3f} dB")
+                if config.ready_only and trainer.step % LOOK_EVERY == 0:
+                    trainer.drawer.look()
+                if trainer.step % config.check_every == 0:
+                    told = scores(trainer.average, windows, trainer.held_law)
+                    note(told)
+                    say(f"step {trainer.step}: {told}")
+                    if windows:
+                        sheet(trainer.average, windows).save(run / "sheet.png")
+                if time.monotonic() - saved > 60 * config.save_minutes:
+                    _save(trainer, run)
+                    saved = time.monotonic()
     _save(trainer, run)
     return trainer
 
 
 def _save(trainer: MotionTrainer, run: Path) -> None:
     """The state and the averaged network; each file is the old or the new one, always whole."""
-    temporary = run / "state.pt.part"
-    torch.save(trainer.state(), temporary)
-    temporary.replace(run / "state.pt")
+    with replacing(run / "state.pt") as temporary:
+        torch.save(trainer.state(), temporary)
     save_network(trainer.average, run / "motion.safetensors")
-
-
-def _note(log: Path, told: dict[str, float]) -> None:
-    with log.open("a") as file:
-        file.write(json.dumps({name: round(value, 6) for name, value in told.items()}) + "\n")
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop what the log tells of steps that the saved state does not know; half lines too."""
-    kept = []
-    for line in log.read_text().splitlines() if log.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    log.write_text("".join(kept))
 
 
 def main() -> None:

@@ -16,44 +16,23 @@ from fixtures_network import (
     ORDER,
     PROMPTS,
     SMALL,
+    check_against_dense_attention,
     clip_mask,
     close,
-    dense_rows,
-    outputs,
-    prompt_mask,
-    run,
-    score,
 )
-from oracle import LengthOracle, bound, empty, generators, sample, total_variation
+from oracle import Flat, LengthOracle, bound, empty, generators, sample, total_variation
 from torch import Tensor
 
 from flowcept import networks
-from flowcept.networks.attention import Plan
 from flowcept.networks.layers import rotate
 from flowcept.networks.transformer import Transformer
 from flowcept.process.forward import Process, draw, shifted
 from flowcept.process.sampler import sample_steps
 from flowcept.process.schedule import parse_schedule
-from flowcept.process.state import FrameState, Given, Prediction, Role
+from flowcept.process.state import Given, Role
 from flowcept.settings import SampleConfig
 
 LAW = {8: 0.2, 12: 0.5, 24: 0.3}
-
-
-class Flat:
-    """Velocity 1 everywhere and equal shares; the calls are counted."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(
-        self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
-    ) -> Prediction:
-        del finished_F, may_rest
-        self.calls += 1
-        zero_B = torch.zeros(len(clips))
-        velocity_FCHW = torch.ones_like(state.latent_FCHW)
-        return Prediction(velocity_FCHW, torch.zeros_like(state.time_F), zero_B, zero_B[:, None])
 
 
 def calls_of(process: Process, steps: int, given: Given, frames: int | None) -> int:
@@ -201,26 +180,8 @@ def causal_mask(lengths: Sequence[int], window: int) -> Tensor:
 
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_causal_network_equals_one_with_dense_masked_attention(window: int) -> None:
-    net = network("causal", window=window, between=0)
-    packed = run(net, ORDER)
-    score(packed).backward()
-    gradient = [p.grad.clone() for p in net.parameters()]
-    net.zero_grad()
     own = causal_mask([CLIPS[b].lengths[0] for b in ORDER], window)
-    counts = [PROMPTS[b].lengths[0] + 1 for b in ORDER]  # the image token, too
-    other = prompt_mask([CLIPS[b].lengths[0] for b in ORDER], counts)
-
-    def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-        del plan
-        return dense_rows(q, k, v, own if q.shape[1] == k.shape[1] else other)
-
-    net.attend = masked
-    reference = run(net, ORDER)
-    for a, c in zip(outputs(packed), outputs(reference), strict=True):
-        close(a, c)
-    score(reference).backward()
-    for (name, p), g in zip(net.named_parameters(), gradient, strict=True):
-        close(p.grad, g, msg=name)
+    check_against_dense_attention(network("causal", window=window, between=0), own)
 
 
 @pytest.mark.parametrize("family", ["causal", "transformer"])

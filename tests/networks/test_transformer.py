@@ -15,13 +15,12 @@ from fixtures_network import (
     ORDER,
     PROMPTS,
     SMALL,
+    check_against_dense_attention,
     clip_mask,
     close,
-    dense_rows,
     network,
     outputs,
     prompt,
-    prompt_mask,
     run,
     score,
 )
@@ -76,28 +75,9 @@ def test_order_of_a_pack_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])
-def test_network_equals_one_with_dense_masked_attention(
-    window: int,
-) -> None:
-    net, lengths = network(window), [CLIPS[b].lengths[0] for b in ORDER]
-    packed = run(net, ORDER)
-    score(packed).backward()
-    gradient = [p.grad.clone() for p in net.parameters()]
-    net.zero_grad()
-    own = clip_mask(lengths, window)
-    other = prompt_mask(lengths, [PROMPTS[b].lengths[0] + 1 for b in ORDER])  # the image token, too
-
-    def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-        del plan
-        return dense_rows(q, k, v, own if q.shape[1] == k.shape[1] else other)
-
-    net.attend = masked
-    reference = run(net, ORDER)
-    for a, c in zip(outputs(packed), outputs(reference), strict=True):
-        close(a, c)
-    score(reference).backward()
-    for (name, p), g in zip(net.named_parameters(), gradient, strict=True):
-        close(p.grad, g, msg=name)
+def test_network_equals_one_with_dense_masked_attention(window: int) -> None:
+    own = clip_mask([CLIPS[b].lengths[0] for b in ORDER], window)
+    check_against_dense_attention(network(window), own)
 
 
 def test_packing_equals_padding_with_a_mask() -> None:

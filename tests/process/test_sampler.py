@@ -13,6 +13,7 @@ from fake_device import FakeDevice
 from oracle import (
     AR1_LAW,
     ClipOracle,
+    Flat,
     Law,
     LengthOracle,
     ar1_clip,
@@ -139,23 +140,6 @@ def test_whole_process_returns_lengths_and_covariances(kind: str) -> None:
 
 
 # --- the clock
-
-
-class Flat:
-    """Velocity 1 everywhere and equal shares; the calls are counted."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(
-        self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
-    ) -> Prediction:
-        del finished_F, may_rest
-        self.calls += 1
-        return Prediction(
-            torch.ones_like(state.latent_FCHW), torch.zeros_like(state.time_F),
-            torch.zeros(len(clips)), torch.zeros(len(clips), 9),
-        )  # fmt: skip
 
 
 def run_clock(steps: int, process: Flowception, given: Given, config: SampleConfig) -> Flat:

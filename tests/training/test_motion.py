@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +182,21 @@ def test_resumed_is_uninterrupted(data: MotionData, tmp_path: Path) -> None:
     assert [{**line, "hours": 0} for line in logs[0]] == [{**line, "hours": 0} for line in logs[1]]
     assert (tmp_path / "parts" / "sheet.png").exists()
     load_network(tmp_path / "parts" / "motion.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_a_whole_step(
+    number: signal.Signals, data: MotionData, tmp_path: Path
+) -> None:
+    def say(text: str) -> None:
+        if text.startswith("step 2,"):
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    stopped = train_motion(data, tmp_path, TRAIN, say=say)
+    assert stopped.step == 2
+    assert signal.getsignal(number) == before
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
 
 
 def test_a_run_is_not_overwritten(data: MotionData, tmp_path: Path) -> None:
