@@ -210,6 +210,9 @@ class NetworkSettings(Settings):
     between: int = setting(0, "blocks that guess a frame between finished ones; 0: none", NUMBER)
     place: bool = setting(False, "frames are told their place; longer clips are then new")
     window: int = setting(0, "a frame sees frames within this distance only; 0: all", NUMBER)
+    compositions: int = setting(
+        64, "features of the law that tells how many frames lie in which gap; 0: means", NUMBER
+    )
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,22 @@
 """How one clip grows: how many frames appear in a step, and in which gaps.
 
 The number is drawn from the posterior of how many are missing, which is the exact law of a step of
-any size. Their places are shared out by the gaps' means, so where several gaps are open at first
-what one gap tells of another is lost.
+any size. Their places follow from the joint law of the gaps' counts, where the network has one
+(``compositions.py``); else they are shared out by the gaps' means, and what one gap tells of
+another is lost.
 
 Shape suffixes: G gaps of a clip, K counts.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
 
-from flowcept.process import posterior
+from flowcept.process import compositions, posterior
+from flowcept.process.compositions import Gaps
 from flowcept.process.schedule import Schedule
 from flowcept.process.state import Given
 from flowcept.settings import SampleConfig
@@ -67,23 +69,22 @@ class Insertions:
             self.remaining = [a - b for a, b in zip(self.remaining, counts, strict=True)]
         return counts
 
-    def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
+    def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
         """New frames per gap in the step from ``tau = index / steps`` to the next.
 
-        ``log_missing_G`` is the log of each gap's mean missing count, -inf where it is closed;
-        ``size_logits_K`` the log-law of the clip's size. Both are float64 on the CPU.
+        ``size_logits_K`` is the log-law of the clip's size, float64 on the CPU.
         """
         steps = self.config.steps
-        if index >= steps or log_missing_G.isneginf().all():
-            return [0] * len(log_missing_G)
+        if index >= steps or gaps.log_missing_G.isneginf().all():
+            return [0] * len(gaps.log_missing_G)
         appear = self.schedule.jump(index / steps, (index + 1) / steps)
         if self.remaining is not None:
-            return self._known(appear, log_missing_G)
+            return self._known(appear, gaps)
         if index == 0 and self.config.length_scale != 1:
             self._fix_scaled(size_logits_K)
         low, high = max(self.low - self.length, 0), max(self.high - self.length, 0)
         missing = self._drawn(index, size_logits_K, low, high)
-        return self._place(self._binomial(missing, appear), log_missing_G)
+        return self._appearing(missing, missing, appear, gaps)
 
     def born(self, counts: Sequence[int], shape: Sequence[int]) -> list[Tensor]:
         """Take note of new frames, so many in each gap; their noise, each of this shape."""
@@ -127,21 +128,33 @@ class Insertions:
         law_K = posterior.tempered(size_K, self.config.rate_temperature) + seen_K
         return low + posterior.inverse_cdf(law_K.softmax(-1), self._uniform())
 
-    def _known(self, appear: float, log_missing_G: Tensor) -> list[int]:
+    def _known(self, appear: float, gaps: Gaps) -> list[int]:
         """Every segment's own number of frames to come is known."""
         assert self.remaining is not None
-        counts = [0] * len(log_missing_G)
+        counts, total = [0] * len(self.segments), sum(self.remaining)
         for segment, remaining in enumerate(self.remaining):
-            new = self._binomial(remaining, appear)
-            self.remaining[segment] -= new
-            if new:
+            if remaining:
                 outside_G = torch.tensor([s != segment for s in self.segments])
-                placed = self._place(new, log_missing_G.masked_fill(outside_G, -math.inf))
-                counts = [a + b for a, b in zip(counts, placed, strict=True)]
+                log_missing_G = gaps.log_missing_G.masked_fill(outside_G, -math.inf)
+                inside = replace(gaps, log_missing_G=log_missing_G)
+                new = self._appearing(remaining, total, appear, inside)
+                self.remaining[segment] -= sum(new)
+                counts = [a + b for a, b in zip(counts, new, strict=True)]
         return counts
 
+    def _appearing(self, missing: int, total: int, appear: float, gaps: Gaps) -> list[int]:
+        """New frames per gap, where of ``missing`` ones in them each appears with a probability.
+
+        ``total`` are missing in the whole clip.
+        """
+        if gaps.tables is None:
+            return self._place(self._binomial(missing, appear), gaps.log_missing_G)
+        temperature = self.config.rate_temperature
+        missing_G = compositions.draw(gaps, missing, total, temperature, self._uniform)
+        return [self._binomial(count, appear) for count in missing_G]
+
     def _place(self, new: int, log_missing_G: Tensor) -> list[int]:
-        """Share ``new`` frames out over the gaps."""
+        """Share ``new`` frames out over the gaps by their means."""
         shares_G = posterior.tempered(log_missing_G, self.config.rate_temperature).softmax(-1)
         return posterior.systematic(new, shares_G, self._uniform())
 

@@ -23,13 +23,11 @@ import torch
 from torch import Tensor
 
 from flowcept.process import state as frames
+from flowcept.process.compositions import LEAST_LOG, Gaps, by_clip
 from flowcept.process.forward import Process, shifted
 from flowcept.process.growth import Insertions
-from flowcept.process.state import FrameState, Given, Prediction, Role
+from flowcept.process.state import FrameState, GapTables, Given, Prediction, Role
 from flowcept.settings import SampleConfig
-
-LEAST_LOG = -60.0  # of a gap's missing frames: 1e-26, nothing beside any share that matters
-
 
 # What the sampler asks: a prediction for a state whose clips are these of the request. The CPU
 # knows which frames are finished, a bool per frame, and whether these may rest: from ``tau = 1``
@@ -154,7 +152,7 @@ class Step:
         if all(clip.complete(self.index) for clip in self.growth):
             return [[0] * (length + 1) for length in self.state.lengths]  # no device is asked
         said = zip(self.growth, *_on_host(self.state, prediction), strict=True)
-        return [clip.count(self.index, gap_G, size_K) for clip, gap_G, size_K in said]
+        return [clip.count(self.index, gaps, size_K) for clip, gaps, size_K in said]
 
     def denoised(self, velocity_FCHW: Tensor) -> Self:
         """A step further: every flowing frame by its own change of denoising progress."""
@@ -220,21 +218,30 @@ class Step:
         return replace(self, state=state, age_F=age_F, again=again)
 
 
-def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], list[Tensor]]:
-    """Per clip, on the CPU and in float64: log-missing by gap (closed: -inf), logits of sizes.
+def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], list[Tensor]]:
+    """Per clip, on the CPU and in float64: what is said of its gaps, and logits of sizes.
 
     An open gap keeps a share, however small, since the length may be fixed against the network.
     """
-    log = torch.cat([prediction.log_missing_F, prediction.log_missing_first_B])
-    is_open = torch.cat([state.open_F, state.open_first_B])
-    log = torch.where(is_open, log.clamp(min=LEAST_LOG), -math.inf)
-    size_BK, num_frames = prediction.size_logits_BK, len(state.time_F)
-    said = torch.cat([log, size_BK.flatten()]).cpu().double()  # in one journey
+    log_BG = by_clip(prediction.log_missing_first_B, prediction.log_missing_F, state.lengths)
+    open_BG = by_clip(state.open_first_B, state.open_F, state.lengths)
+    log_BG = torch.where(open_BG, log_BG.clamp(min=LEAST_LOG), -math.inf)
+    said: list[Tensor] = [log_BG, prediction.size_logits_BK]
+    if prediction.gap_BGH is not None and prediction.tables is not None:
+        said += [prediction.gap_BGH, *vars(prediction.tables).values()]
+    packed = torch.cat([x.flatten() for x in said]).cpu().double()  # in one journey
+    parts = zip(packed.split([x.numel() for x in said]), said, strict=True)
+    log_BG, size_BK, *features = (part.view(x.shape) for part, x in parts)
 
-    of_frames, first_B, sizes = said.split([num_frames, len(size_BK), size_BK.numel()])
-    per_clip = zip(first_B, of_frames.split(state.lengths), strict=True)
-    gaps = [torch.cat([first[None], log_G]) for first, log_G in per_clip]
-    return gaps, list(sizes.view(size_BK.shape))
+    counts = [length + 1 for length in state.lengths]
+    gaps = [Gaps(log_G[:count]) for log_G, count in zip(log_BG, counts, strict=True)]
+    if features:
+        gap_BGH, tables = features[0], GapTables(*features[1:])
+        gaps = [
+            replace(one, feature_GH=gap_GH, tables=tables)
+            for one, gap_GH in zip(gaps, gap_BGH, strict=True)
+        ]
+    return gaps, list(size_BK)
 
 
 def _to_device(noise_NCHW: Tensor, rows: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from flowcept.networks.attention import Plan, make_plan
 from flowcept.networks.layout import Layout, runs_of, to_device
 from flowcept.networks.resting import Memory
 from flowcept.networks.transformer import Block, Context, Transformer, TransformerConfig, rotate
+from flowcept.process.compositions import Gaps
 from flowcept.process.forward import Flowception
 from flowcept.process.growth import Insertions
 from flowcept.process.posterior import systematic
@@ -82,10 +83,10 @@ class Blocks(_KnownLength):
     def start(self) -> list[int]:
         return self._next()
 
-    def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
-        del size_logits_K
+    def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
+        del gaps, size_logits_K
         ends = (index + 1) % self.config.steps == 0
-        return self._next() if ends else [0] * len(log_missing_G)
+        return self._next() if ends else [0] * len(self.segments)
 
     def _next(self) -> list[int]:
         """The next frames, at the end of what is there of their segment."""
@@ -171,8 +172,9 @@ class ByMean(Insertions):
 
     rule: str = "bernoulli"
 
-    def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
+    def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
         del size_logits_K
+        log_missing_G = gaps.log_missing_G
         steps, length = self.config.steps, self.length
         if index >= steps or log_missing_G.isneginf().all():
             return [0] * (length + 1)

@@ -123,7 +123,7 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
     if mistake == "last step dropped":
         monkeypatch.setattr(
             Insertions, "count", lambda self, index, g, k: count(self, index, g, k)
-            if index < self.config.steps - 1 else [0] * len(g),
+            if index < self.config.steps - 1 else [0] * len(g.log_missing_G),
         )  # fmt: skip
     if mistake == "jump":  # not divided by what is still hidden
         monkeypatch.setattr(Schedule, "jump", lambda _, a, b: b - a)
