@@ -1,10 +1,13 @@
 """The head that tells how the counts of a clip's gaps go together.
 
-Shape suffixes: B clips, F frames, G gaps of a clip, D width of a token, H features.
+Shape suffixes: B clips, F frames, G gaps of a clip, D width of a token, H features, 2H features of
+a gap and what each frame in it adds to those of the gaps right of it.
 """
 
 from collections.abc import Sequence
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from flowcept.networks.layers import zero_init
@@ -19,6 +22,8 @@ class Compositions(nn.Module):
         super().__init__()
         self.own = nn.Linear(width, features)
         self.right = nn.Linear(width, features, bias=False)
+        self.adds = nn.Linear(width, features, bias=False)
+        nn.init.normal_(self.adds.weight, std=0.1 * width**-0.5)  # counts are large beside features
         self.left = nn.Embedding(largest + 1, features)  # by how many frames are left
         self.total = nn.Embedding(largest + 1, features)  # by how many are missing in all
         self.count = nn.Linear(features, largest + 1, bias=False)
@@ -38,7 +43,7 @@ class Compositions(nn.Module):
         open_first_B: Tensor,
         lengths: Sequence[int],
     ) -> Tensor:
-        """``[B, G, H]``: what each gap's own token says, and those of open gaps right of it.
+        """``[B, G, 2H]``: what each gap's own token says, and those of open gaps right of it.
 
         Frames' tokens are of the gaps after them, clips' of those before the first frame.
         """
@@ -47,12 +52,13 @@ class Compositions(nn.Module):
         shown_BGD = token_BGD * open_BG1
         right_BGD = from_here_on(shown_BGD) - shown_BGD
         count_BG1 = from_here_on(open_BG1) - open_BG1
-        features_BGH: Tensor = self.own(token_BGD) + self.right(right_BGD / count_BG1.clamp(min=1))
-        return features_BGH
+        entry_BGH = self.own(token_BGD) + self.right(right_BGD / count_BG1.clamp(min=1))
+        features_BG2H: Tensor = torch.cat([entry_BGH, self.adds(token_BGD)], dim=-1)
+        return features_BG2H
 
-    def grown(self, largest: int) -> "Compositions":
+    def grown(self, largest: int) -> Self:
         """The same up to another largest count: more are left as the most known ones are."""
-        more = Compositions(self.own.in_features, self.own.out_features, largest)
+        more = type(self)(self.own.in_features, self.own.out_features, largest)
         more.to(self.count.weight.device)
         known = self.state_dict()
         for name, weight in more.state_dict().items():

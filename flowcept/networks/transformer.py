@@ -301,7 +301,7 @@ class Transformer(VideoNetwork):
         if self.compositions is not None and layout.awake_F is None:
             prediction = replace(
                 prediction,
-                gap_BGH=self._gap_features(frame_FPD[:, 0], clip_BD, evaluated),
+                gap_BG2H=self._gap_features(frame_FPD[:, 0], clip_BD, evaluated),
                 tables=self.compositions.tables,
             )
         return _in_state_order(prediction, state, layout)
@@ -414,14 +414,14 @@ class Transformer(VideoNetwork):
         return log_missing_F, first_B, size_BK
 
     def _gap_features(self, frame_FD: Tensor, clip_BD: Tensor, evaluated: FrameState) -> Tensor:
-        """``[B, G, H]`` in float32, as all laws."""
+        """``[B, G, 2H]`` in float32, as all laws."""
         assert self.compositions is not None
         state = evaluated
         with torch.autocast(clip_BD.device.type, enabled=False):
-            gap_BGH: Tensor = self.compositions(
+            gap_BG2H: Tensor = self.compositions(
                 frame_FD.float(), clip_BD.float(), state.open_F, state.open_first_B, state.lengths
             )
-        return gap_BGH
+        return gap_BG2H
 
     def _pulled(
         self, velocity_FCHW: Tensor, state: FrameState, condition_FD: Tensor, layout: Layout
@@ -464,7 +464,7 @@ def _in_state_order(prediction: Prediction, state: FrameState, layout: Layout) -
         return zero_F.index_copy(0, layout.place_F, x_F)
 
     assert prediction.image_token_BV is not None
-    gap_BGH = prediction.gap_BGH
+    gap_BG2H = prediction.gap_BG2H
     return replace(
         prediction,
         velocity_FCHW=of_all(prediction.velocity_FCHW),
@@ -472,7 +472,7 @@ def _in_state_order(prediction: Prediction, state: FrameState, layout: Layout) -
         log_missing_first_B=prediction.log_missing_first_B[layout.back_B],
         size_logits_BK=prediction.size_logits_BK[layout.back_B],
         image_token_BV=prediction.image_token_BV[layout.back_B],
-        gap_BGH=None if gap_BGH is None else gap_BGH[layout.back_B],
+        gap_BG2H=None if gap_BG2H is None else gap_BG2H[layout.back_B],
     )
 
 

@@ -9,7 +9,8 @@ with as much concentration as gaps are open. Where all gaps are alike it makes e
 the missing frames equally likely.
 
 Shape suffixes: B clips, F frames, G gaps of a clip (before its first frame, then right of each),
-N any gaps, H features, K counts 0..largest.
+N any gaps, H features, 2H features of a gap and what each frame in it adds to those of the gaps
+right of it, K counts 0..largest.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,19 +33,20 @@ class Gaps:
     """What a network says of the gaps of one clip, float64 on the CPU."""
 
     log_missing_G: Tensor  # log of the mean missing count, of closed gaps -inf
-    feature_GH: Tensor | None = None
+    feature_G2H: Tensor | None = None
     tables: GapTables | None = None  # None: nothing but the means is known
 
 
 def count_logits(
-    feature_NH: Tensor, tables: GapTables, left_N: Tensor, total_N: Tensor, prior_N2: Tensor
+    entry_NH: Tensor, tables: GapTables, left_N: Tensor, total_N: Tensor, prior_N2: Tensor
 ) -> Tensor:
     """The log-law ``[N, K]``, up to a constant, of how many frames lie in each gap.
 
-    ``left_N`` frames lie in it or right of it, ``total_N`` in the whole clip, none of them over the
-    largest count; ``prior_N2`` are the concentrations of this gap and of those right of it.
+    ``entry_NH`` are its features with what the counts left of it add to them. ``left_N`` frames lie
+    in it or right of it, ``total_N`` in the whole clip, none of them over the largest count;
+    ``prior_N2`` are the concentrations of this gap and of those right of it.
     """
-    entry_NH = feature_NH + tables.left_KH[left_N] + tables.total_KH[total_N]
+    entry_NH = entry_NH + tables.left_KH[left_N] + tables.total_KH[total_N]
     return F.silu(entry_NH) @ tables.count_HK + prior_logits(left_N, prior_N2, tables.largest)
 
 
@@ -69,11 +71,12 @@ def draw(
     ``total`` frames are missing in the whole clip; ``uniform`` draws from [0, 1). A count beyond
     the tables follows the prior. ``temperature`` is of the law of each count.
     """
-    assert gaps.feature_GH is not None
+    assert gaps.feature_G2H is not None
     assert gaps.tables is not None
     prior_G = _concentrations(gaps.log_missing_G)
     *open_gaps, last = (prior_G > 0).nonzero().flatten().tolist()
-    counts, left = [0] * len(prior_G), missing
+    entry_GH, adds_GH = gaps.feature_G2H.chunk(2, dim=1)
+    counts, left, placed_1H = [0] * len(prior_G), missing, torch.zeros_like(entry_GH[:1])
     for gap in open_gaps:
         if not left:
             break
@@ -82,13 +85,14 @@ def draw(
             torch.stack([prior_G[gap], prior_G[gap + 1 :].sum()])[None],
         )
         if total <= gaps.tables.largest:
-            whole_1, feature_1H = torch.tensor([total]), gaps.feature_GH[gap : gap + 1]
-            law_1K = count_logits(feature_1H, gaps.tables, left_1, whole_1, prior_12)
+            entry_1H, total_1 = entry_GH[gap] + placed_1H, torch.tensor([total])
+            law_1K = count_logits(entry_1H, gaps.tables, left_1, total_1, prior_12)
         else:
             law_1K = prior_logits(left_1, prior_12, left)
         law_K = tempered(law_1K[0, : left + 1], temperature).softmax(-1)
         counts[gap] = inverse_cdf(law_K, uniform())
         left -= counts[gap]
+        placed_1H = placed_1H + counts[gap] * adds_GH[gap]
     counts[last] = left
     return counts
 
@@ -113,7 +117,7 @@ def cross_entropy_sum(
     prediction: Prediction, state: FrameState, missing_F: Tensor, missing_first_B: Tensor
 ) -> Tensor:
     """Minus the log-probability of the true counts, where ``tau < 1``; the means learn nothing."""
-    if prediction.tables is None or prediction.gap_BGH is None:
+    if prediction.tables is None or prediction.gap_BG2H is None:
         return state.tau_B.new_zeros(())
     lengths = state.lengths
     open_BG = by_clip(state.open_first_B, state.open_F, lengths)
@@ -124,9 +128,13 @@ def cross_entropy_sum(
     left_BG = from_here_on(count_BG)
     scored_BG = open_BG & (from_here_on(open_BG.long()) > 1) & (state.tau_B < 1)[:, None]
 
+    entry_BGH, adds_BGH = prediction.gap_BG2H.float().chunk(2, dim=2)
+    added_BGH = count_BG[..., None] * adds_BGH
+    placed_BGH = added_BGH.cumsum(1) - added_BGH  # by the gaps left of each
+
     prior_BG2 = torch.stack([prior_BG, from_here_on(prior_BG) - prior_BG], dim=-1)
     logits_NK = count_logits(
-        prediction.gap_BGH.float().flatten(0, 1),
+        (entry_BGH + placed_BGH).flatten(0, 1),
         prediction.tables,
         left_BG.flatten(),
         left_BG[:, :1].expand_as(left_BG).flatten(),

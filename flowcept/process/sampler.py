@@ -227,8 +227,8 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], lis
     open_BG = by_clip(state.open_first_B, state.open_F, state.lengths)
     log_BG = torch.where(open_BG, log_BG.clamp(min=LEAST_LOG), -math.inf)
     said: list[Tensor] = [log_BG, prediction.size_logits_BK]
-    if prediction.gap_BGH is not None and prediction.tables is not None:
-        said += [prediction.gap_BGH, *vars(prediction.tables).values()]
+    if prediction.gap_BG2H is not None and prediction.tables is not None:
+        said += [prediction.gap_BG2H, *vars(prediction.tables).values()]
     packed = torch.cat([x.flatten() for x in said]).cpu().double()  # in one journey
     parts = zip(packed.split([x.numel() for x in said]), said, strict=True)
     log_BG, size_BK, *features = (part.view(x.shape) for part, x in parts)
@@ -236,10 +236,10 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], lis
     counts = [length + 1 for length in state.lengths]
     gaps = [Gaps(log_G[:count]) for log_G, count in zip(log_BG, counts, strict=True)]
     if features:
-        gap_BGH, tables = features[0], GapTables(*features[1:])
+        gap_BG2H, tables = features[0], GapTables(*features[1:])
         gaps = [
-            replace(one, feature_GH=gap_GH, tables=tables)
-            for one, gap_GH in zip(gaps, gap_BGH, strict=True)
+            replace(one, feature_G2H=gap_G2H, tables=tables)
+            for one, gap_G2H in zip(gaps, gap_BG2H, strict=True)
         ]
     return gaps, list(size_BK)
 

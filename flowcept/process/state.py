@@ -101,7 +101,7 @@ class Prediction:
     log_missing_first_B: Tensor  # the same for the gap before the first frame
     size_logits_BK: Tensor  # log-law, up to a constant, of how many frames are generated in all
     image_token_BV: Tensor | None = None  # what given frames show, in the words of prompt tokens
-    gap_BGH: Tensor | None = None  # features of each clip's gaps, to be read with ``tables``
+    gap_BG2H: Tensor | None = None  # features of each clip's gaps, to be read with ``tables``
     tables: GapTables | None = None  # None: gaps share missing frames by their means
 
 

@@ -21,6 +21,7 @@ from oracle import (
 )
 from torch import Tensor
 
+from flowcept.process.compositions import Gaps
 from flowcept.process.forward import Flowception
 from flowcept.process.growth import Insertions
 from flowcept.process.sampler import Model, clip_generator, sample_steps
@@ -232,7 +233,7 @@ def test_a_known_length_is_met_at_every_number_of_steps() -> None:
         clip = Insertions(empty(), clip_generator(steps), config, (1, 9), Schedule())
         clip.born(clip.start(), (1,))
         for index in range(steps):
-            gaps = torch.zeros(clip.length + 1, dtype=torch.float64)
+            gaps = Gaps(torch.zeros(clip.length + 1, dtype=torch.float64))
             clip.born(clip.count(index, gaps, torch.zeros(10, dtype=torch.float64)), (1,))
         assert clip.length == 8, f"{steps} steps"
         assert clip.complete(steps)
