@@ -333,7 +333,7 @@ def process_of(kind: str, plain: Flowception) -> Flowception:
         "full-sequence": FullSequence,
         "autoregressive": Autoregressive,
     }
-    return kinds[kind](plain.schedule, plain.shift, plain.late)
+    return kinds[kind](**vars(plain))
 
 
 def sampled_by(weights: Weights, kind: str) -> tuple[Weights, bool]:
