@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from flowcept.evaluation.evaluate import RESAMPLES
 
 Score = Callable[[Sequence[int], Sequence[int]], float]  # of these clips, each in this drawing
+Scored = dict[str, Any]  # ``whole`` and ``drawn``: by name a score of all clips, and bootstraps
 
 
 def bootstraps(score: Score, clips: int, drawings: int, seed: int) -> list[float]:
@@ -36,3 +38,21 @@ def centred(whole: float, drawn: Sequence[float]) -> tuple[float, float, float]:
     low, high = np.quantile(drawn, [0.05, 0.95])
     bias = fmean(drawn) - whole
     return whole, float(low) - bias, float(high) - bias
+
+
+def averaged(several: Sequence[Scored]) -> Scored:
+    """The mean of some networks' scores, and of each bootstrap of them."""
+    names = several[0]["whole"]
+    return {
+        "whole": {name: fmean(one["whole"][name] for one in several) for name in names},
+        "drawn": {
+            name: [fmean(row) for row in zip(*(one["drawn"][name] for one in several), strict=True)]
+            for name in names
+        },
+    }
+
+
+def difference(first: Scored, other: Scored, name: str) -> tuple[float, float, float]:
+    """By how much the other's score is larger, and the 5 % and 95 % points of that."""
+    drawn = [b - a for a, b in zip(first["drawn"][name], other["drawn"][name], strict=True)]
+    return centred(other["whole"][name] - first["whole"][name], drawn)

@@ -39,3 +39,24 @@ def test_bootstraps_spread_as_clips_and_noise_do(of_clips, of_noise):
     expected = np.hypot(of_clips, of_noise) / 20
     assert np.std(drawn) == pytest.approx(expected, rel=0.2), "200 draws: 5 % of it by chance"
     assert drawn == intervals.bootstraps(mean, 400, 2, 0), "the same for every arm"
+
+
+def test_differences_are_paired():
+    """What is hard for both arms counts for neither."""
+    rng = np.random.default_rng(2)
+    common_N, own_N = rng.normal(size=100), 0.01 * rng.normal(size=100)
+
+    def scored(value_N):
+        drawn = intervals.bootstraps(lambda rows, _: float(value_N[rows].mean()), 100, 1, 0)
+        return {"whole": {"error": float(value_N.mean())}, "drawn": {"error": drawn}}
+
+    first, other = scored(common_N), scored(common_N + own_N + 0.05)
+    whole, low, high = intervals.difference(first, other, "error")
+    assert whole == pytest.approx(own_N.mean() + 0.05)
+    assert low < whole < high
+    assert high - low < 0.01, "of either arm alone it is 0.3"
+    alone = intervals.centred(first["whole"]["error"], first["drawn"]["error"])
+    assert alone[2] - alone[1] > 0.2
+    mean = intervals.averaged([first, other])
+    assert mean["whole"]["error"] == pytest.approx(common_N.mean() + whole / 2)
+    assert intervals.difference(first, mean, "error")[0] == pytest.approx(whole / 2)
