@@ -62,7 +62,6 @@ from flowcept.training.parts import process_of
 from flowcept.training.state import Files
 
 SHEET = 12  # clips of a contact sheet
-COUNTED = 3000  # draws that operations are averaged over
 OF_THE_NETWORK = ("window",)  # settings in which an arm's network differs
 OF_BASELINES = ("process", "family")  # words of an arm's training that the package does not know
 
@@ -419,7 +418,7 @@ class Comparison:
         card, log = checkpoint.read_card(path), Files(path.parent).records()
         log = [r for r in log if "clips" in r and r["step"] <= steps]
         mixture, process = self.config(arm, seed).context, self.process(arm, seed)
-        each, flowing = flops.per_clip(card, process, mixture, COUNTED, seed=0)
+        each, flowing = flops.per_clip(card, process, mixture, self.options.counted, seed=0)
         clips = steps * fmean(r["clips"] for r in log)
         return {
             "clips seen": clips,
@@ -556,6 +555,7 @@ def main() -> None:
     parser.add_argument("--sampling-steps", type=int, default=8)
     parser.add_argument("--clips", type=int, default=512, help="that are scored")
     parser.add_argument("--draws", type=int, default=2, help="of noise, for every clip")
+    parser.add_argument("--counted", type=int, default=3000, help="draws, for mean operations")
     parser.add_argument("--sample-seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
