@@ -33,9 +33,14 @@ class Clock:
         pace = (time.perf_counter() - started) / max(units, 1)
         keep(self.path, known(self.path) | {kind: pace})
 
-    def seconds(self, work: Work) -> float:
-        """How long all of it will take."""
-        return sum(self.pace(kind) * units for kind, units in work.values())
+    def told(self, work: Work, *, short: bool = False) -> str:
+        """When all of it will be done, and before that how many minutes each kind takes."""
+        minutes: dict[str, float] = {}
+        for kind, units in work.values():
+            minutes[kind] = minutes.get(kind, 0) + self.pace(kind) * units / 60
+        ends = time.localtime(time.time() + 60 * sum(minutes.values()))
+        parts = "" if short else "".join(f"{kind}: {m:.0f} min, " for kind, m in minutes.items())
+        return f"{parts}done about {time.strftime('%a %H:%M', ends)}"
 
 
 def known(path: Path) -> dict[str, Any]:

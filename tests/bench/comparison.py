@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -386,8 +385,7 @@ class Comparison:
 
     def score_file(self, arm: Arm, seed: int, steps: int) -> Path:
         names = self.names(arm, seed, steps)
-        of_what = f"{names[0]}-of{len(names)}-{'-'.join(self.networks)}"
-        return self.file("scores", f"{of_what}.json")
+        return self.file("scores", f"{names[0]}-of{len(names)}-{'-'.join(self.networks)}.json")
 
     def _scored(
         self, real: Sequence[framewise.Made], takes: dict[str, list[framewise.Made]]
@@ -451,17 +449,9 @@ class Comparison:
     def plan(self, asked: Sequence[tuple[Arm, int, int]]) -> str:
         """How long the first row takes that is asked for, and all."""
         (arm, seed, steps), every = asked[0], [self.todo(*one) for one in asked]
-        own, whole = every[0], {path: one for work in every for path, one in work.items()}
-        parts: dict[str, float] = {}
-        for kind, units in own.values():
-            parts[kind] = parts.get(kind, 0) + self.clock.seconds({self.run: (kind, units)}) / 60
-        told = ", ".join(f"{kind.strip()} {minutes:.0f}" for kind, minutes in parts.items())
-        ends = [
-            time.strftime("%d %H:%M", time.localtime(time.time() + self.clock.seconds(work)))
-            for work in (own, whole)
-        ]
-        what = f"{arm.name}, seed {seed}, {steps} steps"
-        return f"{what}: minutes {told or 0}; done about {ends[0]}, all that is asked {ends[1]}"
+        whole = {path: one for work in every for path, one in work.items()}
+        own, all_of_it = self.clock.told(every[0]), self.clock.told(whole, short=True)
+        return f"{arm.name}, seed {seed}, {steps} steps: {own}; all that is asked {all_of_it}"
 
 
 def _sampling(arm: Arm) -> str:
@@ -549,7 +539,8 @@ def main() -> None:
     parser.add_argument("--codec-steps", type=int, default=0, help="that it is trained on")
     parser.add_argument("--image-steps", type=int, default=3000, help="on single frames, for all")
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["learning"])
-    parser.add_argument("--arms", nargs="+", default=[], help="these alone, by name")
+    names = [arm.name for arms in TABLES.values() for arm in arms]
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, help="these alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, nargs="+", default=[400], help="scored after each")
     parser.add_argument("--sampling-steps", type=int, default=8)
@@ -567,7 +558,7 @@ def main() -> None:
         f"{options.sampling_steps} steps of sampling"
     )
     for name in options.tables:
-        arms = [arm for arm in TABLES[name] if arm.name in options.arms or not options.arms]
+        arms = [arm for arm in TABLES[name] if arm.name in options.arms]
         for steps in options.steps:
             print(f"\n{name}\n")
             for row in table(work, arms, options.seeds, steps):
