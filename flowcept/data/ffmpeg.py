@@ -1,9 +1,8 @@
 """ffmpeg as a child process: decoding, asking, encoding. There is no ffprobe beside it.
 
-What ffmpeg *says* is told from what it *quotes*: up to the line "Stream mapping:" it describes a
-file in the file's own words, and only errors and warnings are its own. The `showinfo` filter
-reports rate, time stamps and sizes of the frames that really are in a file; its packets have the
-same time stamps, without the work of decoding.
+Up to the line "Stream mapping:" ffmpeg quotes the file, and only errors and warnings are its own.
+Its filter `showinfo` reports rate, time stamps and sizes of the frames that really are in a file;
+the packets have the same time stamps, without the work of decoding.
 
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
@@ -23,7 +22,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flowcept.data.timing import Stamps, Timing
+from flowcept.data.timing import Timing, from_stamps
 from flowcept.errors import UserError
 
 Frames = NDArray[np.uint8]
@@ -85,8 +84,8 @@ class Stream(NamedTuple):
 class Run:
     """One run of ffmpeg, which ends with its block at the latest.
 
-    `streams` describe the input; `height` and `width` are those of the first frame. Both are there
-    once `begun` is set: at the first frame, or at the end of a run that decodes none.
+    The streams of the input and the size of the first frame are known once `begun` is set: at that
+    frame, or at the end of a run that decodes none.
     """
 
     def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
@@ -102,9 +101,9 @@ class Run:
         self.begun = threading.Event()
         self.complaints: deque[str] = deque(maxlen=200)
         self.failed = False  # whether a complaint is an error
+        self.ticks = array.array("q")  # time stamps of decoded frames, some not yet in `output`
+        self.tick = self.declared = 0.0  # seconds; frames per second, 0 if none is said
         self._damaged = self._resized = self._torn = self._described = False
-        self._tick, self._declared = Fraction(0), 0.0
-        self._ticks = array.array("q")
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -150,15 +149,15 @@ class Run:
         # Threads speak at once: a complaint may end up in the middle of another's line.
         self._damaged |= _DAMAGE.search(text) is not None
         if found := _FRAME.search(text):
-            self._ticks.append(int(found[1]))
+            self.ticks.append(int(found[1]))
             size = int(found[3]), int(found[2])
-            if len(self._ticks) == 1:
+            if len(self.ticks) == 1:
                 self.height, self.width = size
                 self.begun.set()
             self._resized |= size != (self.height, self.width)
-        elif not self._tick and (found := _CLOCK.search(text)):
-            self._tick = Fraction(found[1])
-            self._declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
+        elif not self.tick and (found := _CLOCK.search(text)):
+            self.tick = float(Fraction(found[1]))
+            self.declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
 
     def first(self, kind: str) -> Stream | None:
         """The first stream of a kind."""
@@ -170,11 +169,6 @@ class Run:
         if video and video.text[:3] in _ALPHA_DECODERS and video.tags.get("alpha_mode") == "1":
             return ["-c:v", _ALPHA_DECODERS[video.text[:3]]]
         return [] if video and _TRANSPARENT.search(video.text) else None
-
-    def stamps(self, count: int) -> Stamps:
-        """Of the first `count` frames; filters may run ahead of what is written."""
-        ticks_F = np.array(self._ticks[:count], np.int64)
-        return Stamps(ticks_F, float(self._tick), self._declared)
 
     def pictures(self) -> Iterator[Frames]:
         """The frames `[H, W, 3]` that come out of ffmpeg, one at a time."""
@@ -189,7 +183,7 @@ class Run:
     def finish(self, path: Path) -> None:
         """Wait for the end; UserError if `path` was not read whole."""
         status = self.wait()
-        if status or self._damaged or not self._ticks:
+        if status or self._damaged or not self.ticks:
             raise unreadable(path)
         if self._resized:
             raise UserError(f"cannot read {path}: its frame size changes; re-encode it")
@@ -200,34 +194,29 @@ class Run:
 class Film:
     """The first video stream of a file."""
 
-    _stamps: Stamps  # of the frames that `pictures` gave, or that `survey` found
+    has_audio: bool  # known, with `timing`, at the end of `pictures` or after `survey`
+    timing: Timing
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.has_audio = False
 
-    def timing(self) -> Timing:
-        """Of the frames that `pictures` gave, or that `survey` found."""
-        return self._stamps.timing()
-
-    def pictures(self, most: int | None = None) -> Iterator[Frames]:
-        """The stored frames `[H, W, 3]`, at most `most`, upright and on white.
+    def pictures(self) -> Iterator[Frames]:
+        """The stored frames `[H, W, 3]`, upright and on white.
 
         Raises UserError at the end of a file that is not whole.
         """
-        with Run(self._decoding(_UPRIGHT, most)) as run:
+        with Run(self._decoding(_UPRIGHT)) as run:
             run.begun.wait()
             decoder = run.alpha_decoder()
             if decoder is None:
                 yield from self._read(run)
                 return
-        with Run([*decoder, *self._decoding(f"{_UPRIGHT},{_ON_WHITE}", most)]) as run:
+        with Run([*decoder, *self._decoding(f"{_UPRIGHT},{_ON_WHITE}")]) as run:
             yield from self._read(run)
 
-    def _decoding(self, filters: str, most: int | None) -> list[str]:
-        limit = [] if most is None else ["-frames:v", str(most)]
+    def _decoding(self, filters: str) -> list[str]:
         raw = ["-vf", f"{filters},format=rgb24", "-fps_mode", "passthrough", "-f", "rawvideo", "-"]
-        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *limit, *raw]
+        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *raw]
 
     def _read(self, run: Run) -> Iterator[Frames]:
         count = 0
@@ -235,8 +224,11 @@ class Film:
             yield frame_HW3
             count += 1
         run.finish(self.path)
+        self._learn(run, np.array(run.ticks[:count], np.int64))
+
+    def _learn(self, run: Run, ticks_F: NDArray[np.int64]) -> None:
         self.has_audio = run.first("Audio") is not None
-        self._stamps = run.stamps(count)
+        self.timing = from_stamps(ticks_F, run.tick, run.declared)
 
     def survey(self) -> tuple[int, int] | None:
         """Height and width; the first frame is decoded, of the others the packets are read.
@@ -249,29 +241,32 @@ class Film:
         with Run(["-nostdin", *source(self.path), *packets, *one]) as run:
             lines = [line.decode() for line in run.output]
             run.finish(self.path)
-        video, first = run.first("Video"), run.stamps(1)
-        ticks_F = _ticks_of_packets(lines, first.tick)
+        video, ticks_F = run.first("Video"), _ticks_of_packets(lines, run.tick)
         if ticks_F is None or run.failed or video is None or _INTERLACED.search(video.text):
             return None
-        self.has_audio = run.first("Audio") is not None
-        self._stamps = Stamps(ticks_F, first.tick, first.declared)
+        self._learn(run, ticks_F)
         return run.height, run.width
 
 
 def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | None:
     """Time stamps in a list of packets by ffmpeg's framecrc; None unless each is a frame's own."""
     clocks = {float(Fraction(line.split()[2])) for line in lines if line.startswith("#tb 0:")}
-    rows = [line.split(",") for line in lines if not line.startswith("#")]
-    flagged = [re.search(r"F=0x(\w+)", ",".join(row)) for row in rows]
-    flags = [int(found[1], 16) if found else 1 for found in flagged]
-    ticks = sorted(int(row[2]) for row in rows)
+    packets = [line.split(",") for line in lines if not line.startswith("#")]
+    ticks = sorted(int(packet[2]) for packet in packets)
+    flags = [_flags(packet) for packet in packets]
 
-    starts = bool(flags) and flags[0] & 1 == 1  # what comes before a key frame may not be shown
-    whole = set(flags) <= _WHOLE and all(int(row[4]) for row in rows)
+    starts = bool(flags) and flags[0] & 1  # what comes before a key frame may not be shown
+    whole = set(flags) <= _WHOLE and all(int(packet[4]) for packet in packets)
     distinct = len(set(ticks)) == len(ticks) and _NO_STAMP not in ticks
     if not (starts and whole and distinct and clocks == {tick}):
         return None
     return np.array(ticks, np.int64)
+
+
+def _flags(packet: Sequence[str]) -> int:
+    """Flags of a packet; framecrc does not print those of a plain key frame."""
+    found = re.search(r"F=0x(\w+)", ",".join(packet))
+    return int(found[1], 16) if found else 1
 
 
 def has_sound(path: Path) -> bool:

@@ -1,15 +1,16 @@
-"""The formats that a clip can be written in: one function each, which writes one file.
+"""The formats that a clip can be written in.
 
 A clip comes back with the frames it had: encoders that merge equal neighbours are not used. No
-function leaves a name of a tool in a file. Each raises OSError if the file cannot be written.
+function leaves a name of a tool in a file, and each raises OSError if it cannot be written.
 
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
 
+import json
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,6 +39,7 @@ _LOSSLESS = "-pix_fmt bgra -lossless 1 -quality 0 -compression_level 1"
 _WEBP = f"-c:v libwebp {_LOSSLESS} -loop 0 {_NAMELESS}"
 _APNG = f"-f apng -plays 0 -vf setsar=1 -pix_fmt rgb24 {_NAMELESS}"
 _BT709 = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+_FASTEST_GIF = 50  # frames a second; viewers play a frame of under 2/100 s for 10/100 s
 _KNOWN = "No space left on device|Permission denied|File too large|Disk quota exceeded"
 
 
@@ -47,6 +49,34 @@ class Sound:
 
     path: Path
     start: float  # where it begins in the output, seconds >= 0
+
+
+def write(
+    output: Path,
+    frames_FHW3: Frames,
+    fps: float,
+    metadata: Mapping[str, object] | None,
+    sound: Sound | None,
+    name: str,
+) -> list[str]:
+    """Write a clip in the format of a suffix, without one a folder of PNG frames of that name.
+
+    Returns what had to be changed.
+    """
+    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
+    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
+    height, width = frames_FHW3.shape[1:3]
+    if output.suffix in ENCODERS:
+        write_film(output, frames_FHW3, rate, comment, sound)
+        even = f"{width + width % 2}x{height + height % 2}"
+        padded = f"padded from {width}x{height} to {even}: this format needs even sizes"
+        return [padded] if height % 2 or width % 2 else []
+    if output.suffix in ANIMATIONS:
+        ANIMATIONS[output.suffix](output, frames_FHW3, rate, comment)
+        slower = f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that"
+        return [slower] if output.suffix == ".gif" and rate > _FASTEST_GIF else []
+    write_pngs(output, frames_FHW3, name, comment)
+    return []
 
 
 def _encode(frames_FHW3: Frames, rate: Fraction, arguments: Sequence[str], output: Path) -> None:
@@ -87,6 +117,7 @@ def write_film(
 
 def write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
     """One palette for the whole clip, found in a first pass, so that nothing has to be kept."""
+    rate = min(rate, Fraction(_FASTEST_GIF))
     palette = output.with_name(f"{output.name}.palette.png")
     dithered = "[0][1]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
     arguments = ["-f", "image2", "-pattern_type", "none", "-i", f"file:{palette.absolute()}"]

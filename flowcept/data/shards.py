@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
-from flowcept.data.folder import ClipEntry, DataConfig, Finding, Progress, Scan
+from flowcept.data.folder import ClipEntry, Finding, Progress, Scan
 from flowcept.data.video import replacing
 from flowcept.errors import UserError
 
@@ -63,19 +63,17 @@ class PictureStore(_Store):
     none is left, or if the disk is too small. One process at a time may build a cache.
     """
 
-    def __init__(
-        self, scan: Scan, config: DataConfig, cache: Path, progress: Progress | None = None
-    ) -> None:
-        entries = scan.entries
+    def __init__(self, scan: Scan, cache: Path, progress: Progress | None = None) -> None:
+        size, entries = scan.settings.frame_size, scan.entries
         pieces = [(str(e.path.absolute()), e.start, e.num_frames, e.source) for e in entries]
         files = [data.fingerprint(path) for path in dict.fromkeys(entry.path for entry in entries)]
-        key = data.digest_of(CACHE_FORMAT, config, scan.fps, pieces, files)
+        key = data.digest_of(CACHE_FORMAT, size, scan.settings.fit, scan.fps, pieces, files)
 
         def fill(file: BinaryIO) -> dict[str, Any]:
-            _check_space(cache, sum(e.num_frames for e in entries) * 3 * math.prod(config.size))
-            return _decode(file, scan, config, progress)
+            _check_space(cache, sum(e.num_frames for e in entries) * 3 * math.prod(size))
+            return _decode(file, scan, progress)
 
-        array, note = _cached(cache / "pictures.bin", key, np.uint8, (*config.size, 3), fill)
+        array, note = _cached(cache / "pictures.bin", key, np.uint8, (*size, 3), fill)
         kept = [entries[i] for i in note["kept"]]
         super().__init__(array, kept, [entry.num_frames for entry in kept], key)
         found = {str(finding.path): finding for finding in scan.findings}
@@ -87,9 +85,7 @@ class PictureStore(_Store):
         return self.rows(i)
 
 
-def _decode(
-    file: BinaryIO, scan: Scan, config: DataConfig, progress: Progress | None
-) -> dict[str, Any]:
+def _decode(file: BinaryIO, scan: Scan, progress: Progress | None) -> dict[str, Any]:
     """Write the pictures of all clips, file by file; which were kept, and why others were not."""
     kept: list[int] = []
     broken: dict[str, str] = {}
@@ -98,7 +94,7 @@ def _decode(
         numbers, entries = zip(*group, strict=True)
         before = file.tell()
         try:
-            for picture_HW3 in data.read_pieces(entries, config, scan.fps):
+            for picture_HW3 in data.read_pieces(scan, entries):
                 file.write(np.ascontiguousarray(picture_HW3).data)
             kept += numbers
         except UserError as error:  # a file counts whole or not at all
