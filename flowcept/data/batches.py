@@ -70,6 +70,17 @@ class Lessons:
         dropout = objective.given_prompt_dropout if any(context) else objective.prompt_dropout
         return pair, "" if drop_prompt < dropout else self.clips.captions[clip]
 
+    def taught(self, clips: Iterator[int], generator: Generator) -> Iterator[tuple[int, Pair, str]]:
+        """What clips teach, and how many were drawn by then; UserError if no clip does."""
+        last = 0
+        for taken, clip in enumerate(clips, start=1):
+            if drawn := self.draw(clip, generator):
+                last = taken
+                yield taken, *drawn
+            elif taken - last == MOST_REFUSALS:
+                remedy = "give --context-dropout, or the context none, more weight"
+                raise UserError(f"{MOST_REFUSALS} clips in a row fit no context: {remedy}")
+
 
 def draw_batch(
     lessons: Lessons,
@@ -89,20 +100,14 @@ def draw_batch(
     own row. Raises UserError if no clip fits a context.
     """
     generator = Generator().manual_seed(mixed(seed, 1, step))
-    drawn = (lessons.draw(clip, generator) for clip in _shuffled(order, seed, cursor))
-    pairs: list[Pair] = []
-    prompts: list[str] = []
-    taken, size, last = 0, 0, 0  # the last are those clips of which something is learned
+    taught = lessons.taught(_shuffled(order, seed, cursor), generator)
+    pairs, prompts = list[Pair](), list[str]()
+    taken = size = 0
     while size < tokens or len(pairs) < least:
-        if taken - last == MOST_REFUSALS:
-            remedy = "give --context-dropout, or the context none, more weight"
-            raise UserError(f"{MOST_REFUSALS} clips in a row fit no context: {remedy}")
-        taken += 1
-        if found := next(drawn):
-            pairs.append(found[0])
-            prompts.append(found[1])
-            size += _tokens(found[0][0], tokens_per_frame)
-            last = taken
+        taken, pair, prompt = next(taught)
+        pairs.append(pair)
+        prompts.append(prompt)
+        size += _tokens(pair[0], tokens_per_frame)
     return Batch(tuple(pairs), tuple(prompts), taken)
 
 

@@ -71,6 +71,11 @@ class Scan:
     fps: float  # frames per second of every training clip
     settings: DataSettings
 
+    @property
+    def num_frames(self) -> int:
+        """Of all training clips."""
+        return sum(entry.num_frames for entry in self.entries)
+
     def lengths(self) -> dict[int, int]:
         """How many training clips have each number of frames, shortest first."""
         return dict(sorted(Counter(entry.num_frames for entry in self.entries).items()))
@@ -79,14 +84,13 @@ class Scan:
         """Lines for people: counts, reasons with some examples, rates, a histogram of lengths."""
         verdicts = Counter(finding.verdict for finding in self.findings)
         became = ", ".join(f"{verdicts[one]} {one}" for one in ("kept", "cut", "dropped"))
-        total = sum(entry.num_frames for entry in self.entries)
+        clips = f"{len(self.entries)} training clips of {self.num_frames} frames in all"
         uncaptioned = sum(not entry.caption for entry in self.entries)
-        clips = f"{len(self.entries)} training clips of {total} frames in all"
         lines = [f"{len(self.findings)} clips found: {became}"]
         lines += [f"{clips}, {uncaptioned} without a caption"]
         for verdict in ("cut", "dropped"):
-            some = [finding for finding in self.findings if finding.verdict == verdict]
-            lines += [f"  {finding}" for finding in some[:examples]]
+            some = [f"  {finding}" for finding in self.findings if finding.verdict == verdict]
+            lines += some[:examples]
             if len(some) > examples:
                 lines.append(f"  ... and {len(some) - examples} more {verdict}")
         rates = Counter(round(f.fps, 3) for f in self.findings if f.num_frames > 1)
@@ -112,14 +116,17 @@ def scan(
     probe.keep()
 
     fps = settings.fps or _common_rate(folder, seen)
-    cuts = [_cut(one, settings, fps) for one in seen]
-    entries = tuple(itertools.chain.from_iterable(pieces for pieces, _ in cuts))
-    findings = tuple(finding for _, finding in cuts)
+    pieces, findings = zip(*(_cut(one, settings, fps) for one in seen), strict=True)
+    entries = tuple(itertools.chain(*pieces))
     if not entries:
-        reasons = Counter(finding.reason for finding in findings).most_common(3)
-        detail = "; ".join(f"{number} x {reason}" for reason, number in reasons)
-        raise UserError(f"{folder}: none of its {len(findings)} clips can be used: {detail}")
+        raise _unusable(folder, findings)
     return Scan(entries, findings, fps, settings)
+
+
+def _unusable(folder: Path, findings: Sequence[Finding]) -> UserError:
+    reasons = Counter(finding.reason for finding in findings).most_common(3)
+    detail = "; ".join(f"{number} x {reason}" for reason, number in reasons)
+    return UserError(f"{folder}: none of its {len(findings)} clips can be used: {detail}")
 
 
 # ---- probing ---------------------------------------------------------------------------------
@@ -361,30 +368,29 @@ def _cut(seen: _Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntr
     path, caption, info = seen
     if isinstance(info, str):
         return [], Finding(path, "dropped", info, 0, 0.0)
-    total, resampled = info.num_frames, ""
+    total, said = info.num_frames, ""
     if total > 1 and not _same_rate(info.fps, fps):
         total = max(1, math.floor(info.num_frames * fps / info.fps + 0.5))
-        resampled = f" at {fps:g} per second, from {info.num_frames} at {info.fps:g}"
-
-    number = -(-total // settings.max_frames)
-    bounds = [total * piece // number for piece in range(number + 1)]
-    spans = [(a, b - a) for a, b in itertools.pairwise(bounds) if b - a >= settings.min_frames]
-    pieces = [ClipEntry(path, caption, start, length, info) for start, length in spans]
-    verdict = "dropped" if not pieces else "cut" if number > 1 else "kept"
-    reason = _reason(total, resampled, number, len(pieces), settings)
+        said = f" at {fps:g} per second, from {info.num_frames} at {info.fps:g}"
+    spans, reason = _spans(total, settings, said)
+    pieces = [ClipEntry(path, caption, *span, info) for span in spans]
+    verdict = "dropped" if not spans else "cut" if total > settings.max_frames else "kept"
     return pieces, Finding(path, verdict, reason, info.num_frames, info.fps)
 
 
-def _reason(total: int, resampled: str, number: int, kept: int, settings: DataSettings) -> str:
-    """Why `kept` of `number` pieces of a clip of so many frames remain."""
-    reason = f"{total} frame{'s' * (total > 1)}{resampled}"
+def _spans(total: int, settings: DataSettings, said: str) -> tuple[list[tuple[int, int]], str]:
+    """First frame and length of the pieces of so many frames, and how they came about."""
+    number = -(-total // settings.max_frames)
+    bounds = [total * piece // number for piece in range(number + 1)]
+    spans = [(a, b - a) for a, b in itertools.pairwise(bounds) if b - a >= settings.min_frames]
+    reason = f"{total} frame{'s' * (total > 1)}{said}"
     if number > 1:
         each = " or ".join(map(str, sorted({total // number, -(-total // number)})))
         reason += f", over the maximum of {settings.max_frames}: {number} pieces of {each}"
-    if kept < number:
-        lost = f"{number - kept} of them " if number > 1 else ""
+    if len(spans) < number:
+        lost = f"{number - len(spans)} of them " if number > 1 else ""
         reason += f", {lost}under the minimum of {settings.min_frames}"
-    return reason
+    return spans, reason
 
 
 def _histogram(counts: Mapping[int, int], rows: int = 16, width: int = 40) -> list[str]:
