@@ -70,10 +70,13 @@ class Lessons:
         dropout = objective.given_prompt_dropout if any(context) else objective.prompt_dropout
         return pair, "" if drop_prompt < dropout else self.clips.captions[clip]
 
-    def taught(self, clips: Iterator[int], generator: Generator) -> Iterator[tuple[int, Pair, str]]:
+    def taught(
+        self, order: Sequence[int], seed: int, step: int, cursor: int
+    ) -> Iterator[tuple[int, Pair, str]]:
         """What clips teach, and how many were drawn by then; UserError if no clip does."""
+        generator = Generator().manual_seed(mixed(seed, 1, step))
         last = 0
-        for taken, clip in enumerate(clips, start=1):
+        for taken, clip in enumerate(_shuffled(order, seed, cursor), start=1):
             if drawn := self.draw(clip, generator):
                 last = taken
                 yield taken, *drawn
@@ -99,8 +102,7 @@ def draw_batch(
     ``least`` clips are in a batch. The tokens of a clip are those of its visible frames and of its
     own row. Raises UserError if no clip fits a context.
     """
-    generator = Generator().manual_seed(mixed(seed, 1, step))
-    taught = lessons.taught(_shuffled(order, seed, cursor), generator)
+    taught = lessons.taught(order, seed, step, cursor)
     pairs, prompts = list[Pair](), list[str]()
     taken = size = 0
     while size < tokens or len(pairs) < least:

@@ -247,13 +247,24 @@ class Film:
         self._learn(run, ticks_F)
         return run.height, run.width
 
+    def comment(self) -> str:
+        """The comment in the file's metadata, "" if there is none."""
+        with Run(["-nostdin", *source(self.path), "-f", "ffmetadata", "-"]) as run:
+            output = run.output.read().decode(errors="replace")
+            if run.wait() != 0:
+                raise unreadable(self.path)
+        whole = output.split("\n[")[0]  # streams and chapters follow
+        # A backslash stands before = ; # \ and the end of a line inside a value.
+        found = re.search(r"^comment=((?:\\.|[^\\\n])*)", whole, re.MULTILINE | re.I | re.S)
+        return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else ""
+
 
 def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | None:
     """Time stamps in a list of packets by ffmpeg's framecrc; None unless each is a frame's own."""
     clocks = {float(Fraction(line.split()[2])) for line in lines if line.startswith("#tb 0:")}
     packets = [line.split(",") for line in lines if not line.startswith("#")]
     ticks = sorted(int(packet[2]) for packet in packets)
-    flags = [_flags(packet) for packet in packets]
+    flags = [*map(_flags, packets)]
 
     starts = bool(flags) and flags[0] & 1  # what comes before a key frame may not be shown
     whole = set(flags) <= _WHOLE and all(int(packet[4]) for packet in packets)
@@ -274,15 +285,3 @@ def has_sound(path: Path) -> bool:
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
     return run.first("Audio") is not None
-
-
-def comment_of(path: Path) -> str:
-    """The comment in a file's metadata, "" if there is none."""
-    with Run(["-nostdin", *source(path), "-f", "ffmetadata", "-"]) as run:
-        output = run.output.read().decode(errors="replace")
-        if run.wait() != 0:
-            raise unreadable(path)
-    whole = output.split("\n[")[0]  # streams and chapters follow
-    # A backslash stands before = ; # \ and the end of a line inside a value.
-    found = re.search(r"^comment=((?:\\.|[^\\\n])*)", whole, re.MULTILINE | re.I | re.S)
-    return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else ""

@@ -129,9 +129,6 @@ def _unusable(folder: Path, findings: Sequence[Finding]) -> UserError:
     return UserError(f"{folder}: none of its {len(findings)} clips can be used: {detail}")
 
 
-# ---- probing ---------------------------------------------------------------------------------
-
-
 def digest_of(*parts: object) -> str:
     """A key for what is made from `parts`, by their repr."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -204,8 +201,6 @@ def reason_of(path: Path, error: Exception) -> str:
     """An error about a file as one clause after its name."""
     return str(error).replace(f"cannot read {path}", "cannot be read").replace(str(path), "it")
 
-
-# ---- clips and captions ----------------------------------------------------------------------
 
 _Source = tuple[Path, str | None]  # caption None: it stands in name.txt beside the clip, if at all
 
@@ -345,9 +340,6 @@ def _source_of_row(path: Path, line: int, row: object) -> _Source:
     return clip, " ".join((caption or "").split())
 
 
-# ---- rates and pieces ------------------------------------------------------------------------
-
-
 def _same_rate(a: float, b: float) -> bool:
     return abs(a - b) <= SAME_RATE * max(a, b)
 
@@ -370,7 +362,7 @@ def _cut(seen: _Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntr
         return [], Finding(path, "dropped", info, 0, 0.0)
     total, said = info.num_frames, ""
     if total > 1 and not _same_rate(info.fps, fps):
-        total = max(1, math.floor(info.num_frames * fps / info.fps + 0.5))
+        total = math.floor(total * fps / info.fps + 0.5) or 1
         said = f" at {fps:g} per second, from {info.num_frames} at {info.fps:g}"
     spans, reason = _spans(total, settings, said)
     pieces = [ClipEntry(path, caption, *span, info) for span in spans]
@@ -406,9 +398,6 @@ def _histogram(counts: Mapping[int, int], rows: int = 16, width: int = 40) -> li
         bar = "#" * math.ceil(width * count / max(bins.values()))
         lines.append(f"  {label:>9} {bar} {count}")
     return lines
-
-
-# ---- reading ---------------------------------------------------------------------------------
 
 
 def load_clip(scan: Scan, entry: ClipEntry) -> Frames:

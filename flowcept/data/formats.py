@@ -6,11 +6,10 @@ function leaves a name of a tool in a file, and each raises OSError if it cannot
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
 
-import json
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -54,29 +53,28 @@ class Sound:
 def write(
     output: Path,
     frames_FHW3: Frames,
-    fps: float,
-    metadata: Mapping[str, object] | None,
+    rate: Fraction,
+    comment: str,
     sound: Sound | None,
     name: str,
-) -> list[str]:
+) -> str:
     """Write a clip in the format of a suffix, without one a folder of PNG frames of that name.
 
-    Returns what had to be changed.
+    Returns what had to be changed, "" if nothing.
     """
-    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
-    height, width = frames_FHW3.shape[1:3]
     if output.suffix in ENCODERS:
         write_film(output, frames_FHW3, rate, comment, sound)
-        even = f"{width + width % 2}x{height + height % 2}"
-        padded = f"padded from {width}x{height} to {even}: this format needs even sizes"
-        return [padded] if height % 2 or width % 2 else []
-    if output.suffix in ANIMATIONS:
+        height, width = frames_FHW3.shape[1:3]
+        if height % 2 or width % 2:
+            even = f"{width + width % 2}x{height + height % 2}"
+            return f"padded from {width}x{height} to {even}: this format needs even sizes"
+    elif output.suffix in ANIMATIONS:
         ANIMATIONS[output.suffix](output, frames_FHW3, rate, comment)
-        slower = f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that"
-        return [slower] if output.suffix == ".gif" and rate > _FASTEST_GIF else []
-    write_pngs(output, frames_FHW3, name, comment)
-    return []
+        if output.suffix == ".gif" and rate > _FASTEST_GIF:
+            return f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that"
+    else:
+        write_pngs(output, frames_FHW3, name, comment)
+    return ""
 
 
 def _encode(frames_FHW3: Frames, rate: Fraction, arguments: Sequence[str], output: Path) -> None:

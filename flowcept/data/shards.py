@@ -27,6 +27,7 @@ from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
 from flowcept.data.folder import ClipEntry, Finding, Progress, Scan
 from flowcept.data.video import replacing
+from flowcept.device import autocast
 from flowcept.errors import UserError
 
 CACHE_FORMAT = 3  # part of every key: raise it when the same files would be decoded differently
@@ -138,8 +139,8 @@ class LatentStore(_Store):
         lengths = [codec.latents_of(length) for length in pictures.lengths]
         key = data.digest_of(pictures.key, codec.config, _digest_of_weights(codec), dtype)
         shape = (sum(lengths), *codec.latent_shape(pictures.array.shape[1:3]))
-        mixed = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
-        encode = mixed(partial(_encode, pictures=pictures, codec=codec, progress=progress))
+        encode = partial(_encode, pictures=pictures, codec=codec, progress=progress)
+        encode = autocast(torch.device(device), dtype)(encode)
         array, _ = _cached(cache / "latents.bin", key, np.float16, shape, encode)
         super().__init__(array, pictures.entries, lengths, key)
         self.findings = _trimmed(self.entries, codec)

@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from flowcept.data import ffmpeg, formats, timing
 from flowcept.data.ffmpeg import unreadable
 from flowcept.data.timing import Timing
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, FITS, SLOWEST
+from flowcept.settings import FASTEST, SLOWEST
 
 Frames = ffmpeg.Frames
 Sound = formats.Sound
@@ -43,7 +44,7 @@ OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".webm", ".gif", ".webp", ".apng", 
 
 _LARGEST = 32 << 30  # bytes of one clip in memory: above it a file is refused, not the machine lost
 _ORIENTATION = 0x0112  # EXIF: from 5 on, rows and columns change places
-_PATTERN = re.compile(r"[^%]*%(0[0-9]+)?d[^%]*\.(?i:png)")  # frame_%04d.png
+_PATTERN = re.compile(r"([^%]*)%(?:0[0-9]+)?d([^%]*\.(?i:png))")  # frame_%04d.png
 _GAP = 2  # pixels around the frames of a contact sheet
 _LINE = 18  # pixels of a line of text
 
@@ -64,6 +65,7 @@ class VideoInfo:
 #
 # `pictures` gives the stored frames `[H, W, 3]`; `survey` their height and width with less work,
 # None where there is no such way. Either leaves what it has found in `timing` and `has_audio`.
+# `comment` is what a file says of itself.
 
 
 class Animation:
@@ -96,6 +98,13 @@ class Animation:
         else:
             self.timing = timing.even(DEFAULT_FPS, len(durations))
 
+    def comment(self) -> object:
+        with _opened(self.path) as image:
+            text = image.getexif().get_ifd(formats.EXIF).get(formats.USER_COMMENT, b"")
+            if isinstance(text, bytes):
+                text = text.removeprefix(formats.EXIF_ASCII)
+            return image.info.get("comment", text)
+
 
 class PictureFolder:
     """A folder of pictures of one size, at the rate that `write_video` noted in the first one."""
@@ -105,7 +114,7 @@ class PictureFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _pictures(path)
-        fps = (read_metadata(path) or {}).get("fps")
+        fps = (read_metadata(self.files[0]) or {}).get("fps")
         rate = float(fps) if isinstance(fps, int | float) and 0 < fps < 1e6 else DEFAULT_FPS
         self.timing = timing.even(rate, len(self.files))
 
@@ -124,6 +133,9 @@ class PictureFolder:
     def pictures(self) -> Iterator[Frames]:
         self.survey()
         yield from map(read_image, self.files)
+
+    def comment(self) -> object:
+        return Animation(self.files[0]).comment()
 
 
 def _source(path: Path) -> ffmpeg.Film | Animation | PictureFolder:
@@ -279,23 +291,12 @@ def read_metadata(path: Path) -> dict[str, object] | None:
 
     Raises UserError if the file cannot be read at all.
     """
-    _check_readable(path)
-    if path.is_dir():
-        path = _pictures(path)[0]
-    text = _picture_comment(path) if _by_pillow(path) else ffmpeg.comment_of(path)
+    text = _source(path).comment()
     try:
         value = json.loads(text if isinstance(text, str | bytes) else "")
     except (ValueError, RecursionError):  # somebody else's comment
         return None
     return value if isinstance(value, dict) else None
-
-
-def _picture_comment(path: Path) -> object:
-    with _opened(path) as image:
-        text = image.getexif().get_ifd(formats.EXIF).get(formats.USER_COMMENT, b"")
-        if isinstance(text, bytes):
-            text = text.removeprefix(formats.EXIF_ASCII)
-        return image.info.get("comment", text)
 
 
 def digest(frames_FHW3: Frames) -> str:
@@ -315,8 +316,8 @@ def check_output(path: Path) -> None:
         raise UserError(f"the folder {parent} of the output does not exist: create it first")
     if not os.access(parent, os.W_OK):
         raise UserError(f"cannot write into {parent}: choose a folder that is yours")
-    if _PATTERN.fullmatch(name):
-        frame = r"\d+".join(map(re.escape, _around_number(name)))
+    if numbered := _PATTERN.fullmatch(name):
+        frame = r"\d+".join(map(re.escape, numbered.groups()))
         if any(re.fullmatch(frame, file.name) for file in parent.iterdir()):
             raise UserError(f"there are frames named {name} in {parent} already: remove them")
     elif suffix and path.is_dir():
@@ -351,11 +352,6 @@ def _check_name(path: Path) -> None:
         raise UserError(f"PNG frames need one number, as in frame_%04d.png, not {name}")
 
 
-def _around_number(name: str) -> list[str]:
-    """What stands before and after the number in frame_%04d.png."""
-    return re.split(r"%\d*d", name)
-
-
 Claim = tuple[str, ...]
 
 
@@ -377,8 +373,8 @@ def claims(path: Path) -> tuple[set[Claim], set[Claim]]:
     }
     if not path.suffix:
         takes |= {("below", str(path))}
-    elif _PATTERN.fullmatch(name):
-        takes |= {("frames", parent, *_around_number(name))}
+    elif numbered := _PATTERN.fullmatch(name):
+        takes |= {("frames", parent, *numbered.groups())}
     return takes, touches | takes
 
 
@@ -422,18 +418,24 @@ def write_video(
     is lossy; WebP, APNG and PNG are exact. Raises UserError if the clip cannot be written.
     """
     check_output(path)
+    _check_clip(frames_FHW3, fps)
+    suffix = path.suffix.lower()
+    lost = _lost_sound(sound, suffix)
+    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
+    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
+    with replacing(path, numbered=suffix == ".png") as temporary:
+        name = path.name if suffix else "%04d.png"
+        kept = None if lost else sound
+        note = formats.write(temporary, frames_FHW3, rate, comment, kept, name)
+        _check_written(path, temporary, len(frames_FHW3))
+    return "; ".join(filter(None, [lost, note]))
+
+
+def _check_clip(frames_FHW3: Frames, fps: float) -> None:
     if frames_FHW3.dtype != np.uint8 or frames_FHW3.ndim != 4 or frames_FHW3.shape[3] != 3:
         raise ValueError("frames must be uint8 of shape [F, H, W, 3]")
     if frames_FHW3.size == 0 or not SLOWEST <= fps <= FASTEST:
         raise ValueError(f"a clip needs a frame, and {SLOWEST} to {FASTEST} frames a second")
-    suffix = path.suffix.lower()
-    lost = _lost_sound(sound, suffix)
-    with replacing(path, numbered=suffix == ".png") as temporary:
-        name = path.name if suffix else "%04d.png"
-        kept = None if lost else sound
-        notes = formats.write(temporary, frames_FHW3, fps, metadata, kept, name)
-        _check_written(path, temporary, len(frames_FHW3))
-    return "; ".join([lost, *notes] if lost else notes)
 
 
 def _check_written(path: Path, temporary: Path, count: int) -> None:
@@ -480,39 +482,42 @@ def save_image(image: Image.Image, path: Path) -> None:
 # ---- sizes and contact sheets -----------------------------------------------------------------
 
 
+_RESIZERS: Mapping[str, Callable[..., Image.Image]] = {
+    "crop": ImageOps.fit,
+    "pad": ImageOps.pad,
+    "stretch": Image.Image.resize,
+}
+
+
 def fit(frames_FHW3: Frames, size: tuple[int, int], how: str = "crop") -> tuple[Frames, str]:
     """Bring frames to `size` (height, width); returns them and a sentence, "" if nothing was done.
 
     `crop` keeps the middle and fills the size, `pad` keeps everything with black bars, `stretch`
     ignores the aspect. All by Lanczos resampling.
     """
-    if how not in FITS:
+    if how not in _RESIZERS:
         raise ValueError(f"how must be crop, pad or stretch, not {how}")
-    height, width = size
-    old_height, old_width = frames_FHW3.shape[1:3]
-    if (old_height, old_width) == size:
+    if frames_FHW3.shape[1:3] == size:
         return frames_FHW3, ""
-    change = f"{old_width}x{old_height} to {width}x{height}"
-    resize: _Resize = Image.Image.resize
-    said = f"resized from {change}"
-    if old_height * width != old_width * height and how == "pad":
-        resize, said = ImageOps.pad, f"resized from {change} with black bars"
-    elif old_height * width != old_width * height and how == "crop":
-        factor = max(height / old_height, width / old_width)
-        middle = f"{round(width / factor)}x{round(height / factor)}"
-        resize, said = ImageOps.fit, f"cropped from {change}, keeping the middle {middle}"
-    return _resized(frames_FHW3, size, resize), said
-
-
-_Resize = Callable[..., Image.Image]
-
-
-def _resized(frames_FHW3: Frames, size: tuple[int, int], resize: _Resize) -> Frames:
-    resized_FHW3 = np.empty((len(frames_FHW3), *size, 3), np.uint8)
+    fitted_FHW3 = np.empty((len(frames_FHW3), *size, 3), np.uint8)
     for number, frame_HW3 in enumerate(frames_FHW3):
-        picture = resize(Image.fromarray(frame_HW3), size[::-1], Image.Resampling.LANCZOS)
-        resized_FHW3[number] = np.asarray(picture)
-    return resized_FHW3
+        picture = Image.fromarray(frame_HW3)
+        resized = _RESIZERS[how](picture, size[::-1], Image.Resampling.LANCZOS)
+        fitted_FHW3[number] = np.asarray(resized)
+    return fitted_FHW3, _change(frames_FHW3.shape[1:3], size, how)
+
+
+def _change(old: tuple[int, ...], new: tuple[int, int], how: str) -> str:
+    """What `fit` did to another size, in words."""
+    (old_height, old_width), (height, width) = old, new
+    change = f"{old_width}x{old_height} to {width}x{height}"
+    if how == "stretch" or old_height * width == old_width * height:
+        return f"resized from {change}"
+    if how == "pad":
+        return f"resized from {change} with black bars"
+    factor = max(height / old_height, width / old_width)
+    middle = f"{round(width / factor)}x{round(height / factor)}"
+    return f"cropped from {change}, keeping the middle {middle}"
 
 
 def scale(frames_FHW3: Frames, factor: int) -> Frames:
@@ -524,20 +529,15 @@ def scale(frames_FHW3: Frames, factor: int) -> Frames:
 
 
 def contact_sheet(frames_FHW3: Frames, columns: int = 0) -> Image.Image:
-    """All frames on one white picture, row by row.
-
-    `columns` 0 chooses rows of equal length of at most 8.
-    """
+    """All frames on one white picture, row by row, of equal length of at most 8 by default."""
     count, height, width = frames_FHW3.shape[:3]
     columns = columns or math.ceil(count / math.ceil(count / 8))
-    rows = math.ceil(count / columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), "white"
-    )
+    down, right = height + _GAP, width + _GAP
+    size = columns * right + _GAP, math.ceil(count / columns) * down + _GAP
+    sheet = Image.new("RGB", size, "white")
     for number, frame_HW3 in enumerate(frames_FHW3):
         row, column = divmod(number, columns)
-        place = _GAP + column * (width + _GAP), _GAP + row * (height + _GAP)
-        sheet.paste(Image.fromarray(frame_HW3), place)
+        sheet.paste(Image.fromarray(frame_HW3), (_GAP + column * right, _GAP + row * down))
     return sheet
 
 
@@ -547,30 +547,22 @@ def contact_sheets(
     """Clips of any sizes under each other, each in one row or more under its label."""
     sheets = [contact_sheet(clip, min(len(clip), max_columns)) for clip in clips]
     width = max(sheet.width for sheet in sheets)
-    height = sum(_LINE + sheet.height for sheet in sheets)
-    whole = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+    whole = Image.new("RGB", (width, sum(_LINE + sheet.height for sheet in sheets)), "white")
     y = 0
     for sheet, label in zip(sheets, labels, strict=True):
-        draw.text(
-            (0, y),
-            _shortened(label, lambda text: draw.textlength(text, font) <= width),
-            "black",
-            font,
-        )
+        _write_line(whole, y, label)
         whole.paste(sheet, (0, y + _LINE))
         y += _LINE + sheet.height
     return whole
 
 
-def _shortened(label: str, fits: Callable[[str], bool]) -> str:
-    """As much of a label as fits, on one line."""
-    text = legible(label)
-    shown, kept = text, len(text)
-    while kept and not fits(shown):
-        kept -= 1
-        shown = text[:kept] + "…"
-    return shown
+def _write_line(picture: Image.Image, y: int, label: str) -> None:
+    """Write as much of a label as fits on one line."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    text = cut = legible(label)
+    while cut and draw.textlength(cut + "…" * (cut != text), font) > picture.width:
+        cut = cut[:-1]
+    draw.text((0, y), cut + "…" * (cut != text), "black", font)
 
 
 def legible(text: str) -> str:
