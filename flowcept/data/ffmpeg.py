@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,10 @@ _INTERLACED = re.compile(r"\b(top|bottom) (coded )?first\b")
 
 _LEVEL = re.compile(r"(?:\[[^\]]* @ \w+\] )*\[(\w+)\] (.*)", re.DOTALL)
 _COMPLAINTS = {"panic", "fatal", "error", "warning"}
-_STREAM = re.compile(r" {2,4}Stream #0:\d+[^:]*: (\w+): (.*)")
-_TAG = re.compile(r" {6,}(\w+) +: (.*)")
+_AUDIO = re.compile(r"^ {2,4}Stream #0:\d+[^:]*: Audio: ", re.MULTILINE)
+_TAGS = r"\n +Metadata:(?:\n {6,}.*)*"
+_VIDEO = re.compile(rf"^ {{2,4}}Stream #0:\d+[^:]*: Video: (.*)({_TAGS})?", re.MULTILINE)
+_ALPHA = re.compile(r"^ {6,}alpha_mode +: 1$", re.MULTILINE | re.IGNORECASE)
 _CLOCK = re.compile(r"config in time_base: (\d+/\d+), frame_rate: (\d+)/(\d+)")
 _FRAME = re.compile(r"\bn: *\d+ pts: *(-?\d+) .*? s:(\d+)x(\d+) ")
 _BROKEN = ": partial file|File ended prematurely|corrupt input packet"
@@ -73,19 +75,11 @@ def unreadable(path: Path) -> UserError:
     return UserError(f"cannot read {path}: it is damaged, cut off, or not what its name says")
 
 
-class Stream(NamedTuple):
-    """A stream of the input, as ffmpeg describes it."""
-
-    kind: str  # Video, Audio, ...
-    text: str  # codec, pixel format, size and more
-    tags: dict[str, str]
-
-
 class Run:
     """One run of ffmpeg, which ends with its block at the latest.
 
-    The streams of the input and the size of the first frame are known once `begun` is set: at that
-    frame, or at the end of a run that decodes none.
+    What `described` says of the input, and the size of the first frame, are known once `begun` is
+    set: at that frame, or at the end of a run that decodes none.
     """
 
     def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
@@ -96,14 +90,14 @@ class Run:
         )
         assert self.process.stdout is not None
         self.output = self.process.stdout
-        self.streams: list[Stream] = []
+        self.described = ""
         self.height, self.width = 0, 0
         self.begun = threading.Event()
         self.complaints: deque[str] = deque(maxlen=200)
         self.failed = False  # whether a complaint is an error
         self.ticks = array.array("q")  # time stamps of decoded frames, some not yet in `output`
         self.tick = self.declared = 0.0  # seconds; frames per second, 0 if none is said
-        self._damaged = self._resized = self._torn = self._described = False
+        self._damaged = self._resized = self._torn = self._mapped = False
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -131,19 +125,13 @@ class Run:
                 self.complaints.append(text)
                 self.failed |= level != "warning"
                 self._damaged |= _DAMAGE.search(text) is not None
-            elif self._described:
+            elif self._mapped:
                 self._hear(said)
             elif text == "Stream mapping:":
-                self._described = True
+                self._mapped = True
             elif level:
-                self._describe(text)
+                self.described += f"{text}\n"
         self.begun.set()
-
-    def _describe(self, text: str) -> None:
-        if found := _STREAM.match(text):
-            self.streams.append(Stream(found[1], found[2], {}))
-        elif self.streams and (found := _TAG.match(text)):
-            self.streams[-1].tags[found[1].lower()] = found[2]
 
     def _hear(self, text: str) -> None:
         # Threads speak at once: a complaint may end up in the middle of another's line.
@@ -159,16 +147,21 @@ class Run:
             self.tick = float(Fraction(found[1]))
             self.declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
 
-    def first(self, kind: str) -> Stream | None:
-        """The first stream of a kind."""
-        return next((stream for stream in self.streams if stream.kind == kind), None)
+    @property
+    def has_audio(self) -> bool:
+        return _AUDIO.search(self.described) is not None
+
+    def video(self) -> tuple[str, str]:
+        """Codec, pixel format and more of the first video stream, and its tags, one a line."""
+        found = _VIDEO.search(self.described)
+        return (found[1], found[2] or "") if found else ("", "")
 
     def alpha_decoder(self) -> list[str] | None:
         """Arguments for a decoder that sees the alpha channel of the pictures; None if opaque."""
-        video = self.first("Video")
-        if video and video.text[:3] in _ALPHA_DECODERS and video.tags.get("alpha_mode") == "1":
-            return ["-c:v", _ALPHA_DECODERS[video.text[:3]]]
-        return [] if video and _TRANSPARENT.search(video.text) else None
+        about, tags = self.video()
+        if about[:3] in _ALPHA_DECODERS and _ALPHA.search(tags):
+            return ["-c:v", _ALPHA_DECODERS[about[:3]]]
+        return [] if _TRANSPARENT.search(about) else None
 
     def pictures(self) -> Iterator[Frames]:
         """The frames `[H, W, 3]` that come out of ffmpeg, one at a time."""
@@ -227,7 +220,7 @@ class Film:
         self._learn(run, np.array(run.ticks[:count], np.int64))
 
     def _learn(self, run: Run, ticks_F: NDArray[np.int64]) -> None:
-        self.has_audio = run.first("Audio") is not None
+        self.has_audio = run.has_audio
         self.timing = from_stamps(ticks_F, run.tick, run.declared)
 
     def survey(self) -> tuple[int, int] | None:
@@ -241,8 +234,8 @@ class Film:
         with Run(["-nostdin", *source(self.path), *packets, *one]) as run:
             lines = [line.decode() for line in run.output]
             run.finish(self.path)
-        video, ticks_F = run.first("Video"), _ticks_of_packets(lines, run.tick)
-        if ticks_F is None or run.failed or video is None or _INTERLACED.search(video.text):
+        ticks_F = _ticks_of_packets(lines, run.tick)
+        if ticks_F is None or run.failed or _INTERLACED.search(run.video()[0]):
             return None
         self._learn(run, ticks_F)
         return run.height, run.width
@@ -284,4 +277,4 @@ def has_sound(path: Path) -> bool:
     """Whether a file has an audio stream, from its headers."""
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
-    return run.first("Audio") is not None
+    return run.has_audio

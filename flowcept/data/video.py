@@ -140,9 +140,15 @@ class PictureFolder:
 
 def _source(path: Path) -> ffmpeg.Film | Animation | PictureFolder:
     _check_readable(path)
+    suffix = path.suffix.lower()
     if path.is_dir():
         return PictureFolder(path)
-    return Animation(path) if _by_pillow(path) else ffmpeg.Film(path)
+    if suffix in _FFMPEG_SUFFIXES:
+        return ffmpeg.Film(path)
+    if suffix in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
+        return Animation(path)
+    known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
+    raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
 
 
 @contextmanager
@@ -276,14 +282,6 @@ def _check_readable(path: Path) -> None:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if empty:
         raise UserError(f"cannot read {path}: the file is empty")
-
-
-def _by_pillow(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-        known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
-        raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
-    return suffix not in _FFMPEG_SUFFIXES
 
 
 def read_metadata(path: Path) -> dict[str, object] | None:
