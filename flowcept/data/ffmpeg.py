@@ -147,10 +147,6 @@ class Run:
             self.tick = float(Fraction(found[1]))
             self.declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
 
-    @property
-    def has_audio(self) -> bool:
-        return _AUDIO.search(self.described) is not None
-
     def video(self) -> tuple[str, str]:
         """Codec, pixel format and more of the first video stream, and its tags, one a line."""
         found = _VIDEO.search(self.described)
@@ -187,8 +183,7 @@ class Run:
 class Film:
     """The first video stream of a file."""
 
-    has_audio: bool  # known, with `timing`, at the end of `pictures` or after `survey`
-    timing: Timing
+    timing: Timing  # known at the end of `pictures`, or after `survey`
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -217,16 +212,13 @@ class Film:
             yield frame_HW3
             count += 1
         run.finish(self.path)
-        self._learn(run, np.array(run.ticks[:count], np.int64))
-
-    def _learn(self, run: Run, ticks_F: NDArray[np.int64]) -> None:
-        self.has_audio = run.has_audio
+        ticks_F = np.array(run.ticks[:count], np.int64)
         self.timing = from_stamps(ticks_F, run.tick, run.declared)
 
-    def survey(self) -> tuple[int, int] | None:
-        """Height and width; the first frame is decoded, of the others the packets are read.
+    def survey(self) -> bool:
+        """Decode the first frame, and read the packets of the others.
 
-        None where packets may not be frames, one for one: then the frames have to be read. Raises
+        False where packets may not be frames, one for one: then the frames have to be read. Raises
         UserError for a file that is not whole.
         """
         packets = [*_FIRST_VIDEO, "-c", "copy", "-copyinkf", "-f", "framecrc", "-"]
@@ -236,9 +228,9 @@ class Film:
             run.finish(self.path)
         ticks_F = _ticks_of_packets(lines, run.tick)
         if ticks_F is None or run.failed or _INTERLACED.search(run.video()[0]):
-            return None
-        self._learn(run, ticks_F)
-        return run.height, run.width
+            return False
+        self.timing = from_stamps(ticks_F, run.tick, run.declared)
+        return True
 
     def comment(self) -> str:
         """The comment in the file's metadata, "" if there is none."""
@@ -277,4 +269,4 @@ def has_sound(path: Path) -> bool:
     """Whether a file has an audio stream, from its headers."""
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
-    return run.has_audio
+    return _AUDIO.search(run.described) is not None

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowcept.data import video
-from flowcept.data.video import Frames, VideoInfo
+from flowcept.data.timing import DEFAULT_FPS, Timing
+from flowcept.data.video import Frames
 from flowcept.errors import UserError
 from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping
 
@@ -44,7 +45,7 @@ class ClipEntry:
     caption: str
     start: int  # first frame, counted at the training rate
     num_frames: int  # at the training rate
-    source: VideoInfo  # the whole file, at its own rate
+    source: Timing  # the whole file, at its own rate
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,11 @@ class _Probe:
             kept = json.loads(store.read_text(encoding="utf-8")) if store else {}
             self.known = kept if isinstance(kept, dict) else {}
 
-    def __call__(self, path: Path) -> VideoInfo:
+    def __call__(self, path: Path) -> Timing:
         key = digest_of(PROBE_FORMAT, str(path.absolute()), fingerprint(path))
         if key not in self.known:
             self.known[key] = asdict(video.probe(path))
-        return from_mapping(VideoInfo, self.known[key])
+        return from_mapping(Timing, self.known[key])
 
     def keep(self) -> None:
         if self.store is not None:
@@ -165,11 +166,11 @@ class _Probe:
 
 
 class _Seen(NamedTuple):
-    """A file, its caption, and what it holds or why it cannot be used."""
+    """A file, its caption, and how it plays or why it cannot be used."""
 
     path: Path
     caption: str
-    info: VideoInfo | str
+    found: Timing | str
 
 
 def _look_at_all(
@@ -346,9 +347,9 @@ def _same_rate(a: float, b: float) -> bool:
 
 def _common_rate(folder: Path, seen: Sequence[_Seen]) -> float:
     """The most common rate of moving clips; of several the lowest, which repeats no frame."""
-    infos = [one.info for one in seen if isinstance(one.info, VideoInfo)]
-    common = multimode(round(info.fps, 3) for info in infos if info.num_frames > 1)
-    fps = min(common, default=video.DEFAULT_FPS)
+    clips = [one.found for one in seen if isinstance(one.found, Timing)]
+    common = multimode(round(clip.fps, 3) for clip in clips if clip.num_frames > 1)
+    fps = min(common, default=DEFAULT_FPS)
     if not SLOWEST <= fps <= FASTEST:
         found = f"{folder}: most clips have {fps:g} frames a second"
         raise UserError(f"{found}, which no file can say ({SLOWEST} to {FASTEST}): give --fps")
@@ -357,17 +358,17 @@ def _common_rate(folder: Path, seen: Sequence[_Seen]) -> float:
 
 def _cut(seen: _Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntry], Finding]:
     """The training clips of one file: itself, or pieces that differ by at most one frame."""
-    path, caption, info = seen
-    if isinstance(info, str):
-        return [], Finding(path, "dropped", info, 0, 0.0)
-    total, said = info.num_frames, ""
-    if total > 1 and not _same_rate(info.fps, fps):
-        total = math.floor(total * fps / info.fps + 0.5) or 1
-        said = f" at {fps:g} per second, from {info.num_frames} at {info.fps:g}"
+    path, caption, found = seen
+    if isinstance(found, str):
+        return [], Finding(path, "dropped", found, 0, 0.0)
+    total, said = found.num_frames, ""
+    if total > 1 and not _same_rate(found.fps, fps):
+        total = math.floor(total * fps / found.fps + 0.5) or 1
+        said = f" at {fps:g} per second, from {found.num_frames} at {found.fps:g}"
     spans, reason = _spans(total, settings, said)
-    pieces = [ClipEntry(path, caption, *span, info) for span in spans]
+    pieces = [ClipEntry(path, caption, *span, found) for span in spans]
     verdict = "dropped" if not spans else "cut" if total > settings.max_frames else "kept"
-    return pieces, Finding(path, verdict, reason, info.num_frames, info.fps)
+    return pieces, Finding(path, verdict, reason, found.num_frames, found.fps)
 
 
 def _spans(total: int, settings: DataSettings, said: str) -> tuple[list[tuple[int, int]], str]:

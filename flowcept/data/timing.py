@@ -3,7 +3,7 @@
 Shape suffix: F frames as a file stores them. A *beat* is one turn of the constant rate.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +12,13 @@ DEFAULT_FPS = 12.0  # of a still picture or a folder of pictures, which carry no
 _FASTEST_MIXED = 120  # frames a second, the most that unequal durations are brought to
 
 
-class Timing(NamedTuple):
-    """How many beats a second has, and for how many each stored frame is shown, perhaps none."""
+@dataclass(frozen=True)
+class Timing:
+    """How a clip plays at its constant rate."""
 
     fps: float
-    times_F: NDArray[np.intp]
-
-
-def even(fps: float, count: int) -> Timing:
-    """Of frames shown for one beat each."""
-    return Timing(fps, np.ones(count, np.intp))
+    num_frames: int  # counted, not taken from a header
+    times: tuple[int, ...] = ()  # for how many beats each stored frame is shown; empty: one each
 
 
 def from_stamps(ticks_F: NDArray[np.int64], tick: float, declared: float) -> Timing:
@@ -59,12 +56,17 @@ def constant_rate(durations_F: NDArray[np.float64], tick: float, declared: float
             continue
         for rate, slack in _candidates(mean, declared, tick):
             if rate > 0 and np.all(np.abs(beats_F / rate - ends_F) <= slack + spare_F):
-                return Timing(rate, times_F)
+                return _timing(rate, times_F)
 
     rate = min(float(1 / np.median(durations_F)), _FASTEST_MIXED)
     middles = (np.arange(max(1, round(ends_F[-1] * rate))) + 0.5) / rate
     shown = np.minimum(np.searchsorted(ends_F, middles, side="right"), count - 1)
-    return Timing(rate, np.bincount(shown, minlength=count))
+    return _timing(rate, np.bincount(shown, minlength=count))
+
+
+def _timing(fps: float, times_F: NDArray[np.intp]) -> Timing:
+    times = () if (times_F == 1).all() else tuple(times_F.tolist())
+    return Timing(fps, int(times_F.sum()), times)
 
 
 def _candidates(mean: float, declared: float, tick: float) -> list[tuple[float, float]]:

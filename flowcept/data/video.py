@@ -18,23 +18,21 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from flowcept.data import ffmpeg, formats, timing
+from flowcept.data import ffmpeg, formats
 from flowcept.data.ffmpeg import unreadable
-from flowcept.data.timing import Timing
+from flowcept.data.timing import DEFAULT_FPS, Timing, constant_rate
 from flowcept.errors import UserError
 from flowcept.settings import FASTEST, SLOWEST
 
 Frames = ffmpeg.Frames
 Sound = formats.Sound
 
-DEFAULT_FPS = timing.DEFAULT_FPS
 _FFMPEG_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})
 _PILLOW_SUFFIXES = frozenset({".gif", ".webp", ".apng"})
 VIDEO_SUFFIXES = _FFMPEG_SUFFIXES | _PILLOW_SUFFIXES
@@ -49,36 +47,22 @@ _GAP = 2  # pixels around the frames of a contact sheet
 _LINE = 18  # pixels of a line of text
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a clip is when read: at its constant rate, upright, with square pixels."""
-
-    width: int
-    height: int
-    fps: float
-    num_frames: int  # counted, not taken from a header
-    has_audio: bool
-    times: tuple[int, ...] = ()  # how often each stored frame is shown; empty: each once
-
-
 # ---- sources: Animation, PictureFolder and ffmpeg.Film ----------------------------------------
 #
-# `pictures` gives the stored frames `[H, W, 3]`; `survey` their height and width with less work,
-# None where there is no such way. Either leaves what it has found in `timing` and `has_audio`.
-# `comment` is what a file says of itself.
+# `pictures` gives the stored frames `[H, W, 3]`. Their `timing` is known at its end, or after
+# `survey`, which is less work, unless that says False. `comment` is what a file says of itself.
 
 
 class Animation:
     """The frames of a file that Pillow reads; a still picture has one."""
 
-    has_audio = False
     timing: Timing
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def survey(self) -> None:
-        return None
+    def survey(self) -> bool:
+        return False
 
     def pictures(self) -> Iterator[Frames]:
         durations = []  # seconds, 0 where there is none
@@ -94,9 +78,9 @@ class Animation:
                 yield _upright_picture(image)
             tick = {"GIF": 0.01, "WEBP": 0.001}.get(image.format or "", 1e-6)  # s; APNG: fractions
         if any(durations):
-            self.timing = timing.constant_rate(np.array(durations), tick)
+            self.timing = constant_rate(np.array(durations), tick)
         else:
-            self.timing = timing.even(DEFAULT_FPS, len(durations))
+            self.timing = Timing(DEFAULT_FPS, len(durations))
 
     def comment(self) -> object:
         with _opened(self.path) as image:
@@ -109,17 +93,15 @@ class Animation:
 class PictureFolder:
     """A folder of pictures of one size, at the rate that `write_video` noted in the first one."""
 
-    has_audio = False
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _pictures(path)
         fps = (read_metadata(self.files[0]) or {}).get("fps")
         rate = float(fps) if isinstance(fps, int | float) and 0 < fps < 1e6 else DEFAULT_FPS
-        self.timing = timing.even(rate, len(self.files))
+        self.timing = Timing(rate, len(self.files))
 
-    def survey(self) -> tuple[int, int]:
-        """From the headers of all pictures, which may not differ, and the first picture."""
+    def survey(self) -> bool:
+        """Read all headers, which may not differ in size, and the first picture."""
         sizes = []
         for file in self.files:
             with _opened(file) as image:
@@ -128,7 +110,8 @@ class PictureFolder:
             if sizes[-1] != sizes[0]:
                 text = f"{file.name} has another size than the first"
                 raise UserError(f"cannot read {self.path}: {text}")
-        return read_image(self.files[0]).shape[:2]
+        read_image(self.files[0])
+        return True
 
     def pictures(self) -> Iterator[Frames]:
         self.survey()
@@ -197,31 +180,27 @@ def _pictures(folder: Path) -> list[Path]:
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def probe(path: Path, *, decode: bool = False) -> VideoInfo:
-    """What `read_video` would return, without keeping the frames.
+def probe(path: Path, *, decode: bool = False) -> Timing:
+    """How `read_video` would say that a clip plays, without keeping the frames.
 
     A video is decoded only where its packets do not tell how many frames it has, or with `decode`.
     Raises UserError for what is seen not to be a whole clip.
     """
     source = _source(path)
-    size = None if decode else source.survey()
-    if size is None:
-        for frame_HW3 in source.pictures():
-            size = frame_HW3.shape[:2]
-    assert size, "a file without frames is unreadable"
-    fps, times_F = source.timing
-    times = () if (times_F == 1).all() else tuple(times_F.tolist())
-    return VideoInfo(size[1], size[0], fps, int(times_F.sum()), source.has_audio, times)
+    if decode or not source.survey():
+        for _ in source.pictures():
+            pass
+    return source.timing
 
 
-def stream(path: Path, info: VideoInfo | None = None) -> Iterator[Frames]:
+def stream(path: Path, expected: Timing | None = None) -> Iterator[Frames]:
     """The frames `[H, W, 3]` of `read_video`, one at a time: memory holds one, whatever the clip.
 
-    `info` is what `probe` said of the file. Raises UserError, perhaps at the end only, for a file
-    that is not a whole clip or has another number of frames than it had then.
+    `expected` is what `probe` said of the file. Raises UserError, perhaps at the end only, for a
+    file that is not a whole clip or has another number of frames than it had then.
     """
-    info = info or probe(path)
-    times = info.times or (1,) * info.num_frames
+    expected = expected or probe(path)
+    times = expected.times or (1,) * expected.num_frames
     count = 0
     for frame_HW3 in _source(path).pictures():
         if count < len(times):
@@ -234,9 +213,9 @@ def stream(path: Path, info: VideoInfo | None = None) -> Iterator[Frames]:
 def read_video(path: Path) -> tuple[Frames, float]:
     """Read a video, an animation, a picture or a folder of pictures.
 
-    Returns uint8 RGB `[F, H, W, 3]` and frames per second, upright and on white. The clip is held
-    in memory once (twice only while a variable rate is made constant). Raises UserError for
-    anything that is not a whole clip.
+    Returns uint8 RGB `[F, H, W, 3]` and frames per second, upright, with square pixels and on
+    white. The clip is held in memory once (twice only while a variable rate is made constant).
+    Raises UserError for anything that is not a whole clip.
     """
     source = _source(path)
     data = bytearray()  # grows in place, unlike a list of frames that is stacked at the end
@@ -248,14 +227,13 @@ def read_video(path: Path) -> tuple[Frames, float]:
             if len(data) > _LARGEST:
                 raise MemoryError
         frames_FHW3 = np.frombuffer(data, np.uint8).reshape(-1, *shape)
-        fps, times_F = source.timing
-        if (times_F != 1).any():
-            if int(times_F.sum()) * frames_FHW3[0].nbytes > _LARGEST:
-                raise MemoryError
-            frames_FHW3 = np.repeat(frames_FHW3, times_F, axis=0)
+        if source.timing.num_frames * math.prod(shape) > _LARGEST:
+            raise MemoryError
+        if source.timing.times:
+            frames_FHW3 = np.repeat(frames_FHW3, source.timing.times, axis=0)
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory: cut it or make it smaller") from error
-    return frames_FHW3, fps
+    return frames_FHW3, source.timing.fps
 
 
 def read_image(path: Path) -> Frames:

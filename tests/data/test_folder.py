@@ -16,15 +16,12 @@ from flowcept.data import folder as data
 from flowcept.data import video
 from flowcept.data.folder import load_clip, scan
 from flowcept.data.shards import PictureStore
+from flowcept.data.timing import Timing
 from flowcept.errors import UserError
 from flowcept.settings import DataSettings
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 CONFIG = DataSettings(size="16")
-
-
-def clip_info(frames: int, fps: float) -> video.VideoInfo:
-    return video.VideoInfo(*SIZE, fps, frames, has_audio=False)
 
 
 def captions(result: data.Scan) -> dict[str, str]:
@@ -167,7 +164,7 @@ def test_rate_is_the_most_common_and_others_are_resampled(tmp_path: Path):
 
 
 def test_rates_that_differ_by_rounding_are_one():
-    entry = data.ClipEntry(Path("a"), "", 0, 300, clip_info(300, 30000 / 1001))
+    entry = data.ClipEntry(Path("a"), "", 0, 300, Timing(30000 / 1001, 300))
     assert data._source_frames(entry, 30).tolist() == list(range(300))
 
 
@@ -178,7 +175,7 @@ def test_resampled_frames_are_the_nearest_in_time():
         if data._same_rate(source, fps):
             continue
         total = max(1, round(frames * fps / source))
-        entry = data.ClipEntry(Path("a"), "", 0, total, clip_info(frames, source))
+        entry = data.ClipEntry(Path("a"), "", 0, total, Timing(source, frames))
         chosen = data._source_frames(entry, fps)
         distance = np.abs(np.arange(frames) / source - np.arange(total)[:, None] / fps)
         picked = distance[np.arange(total), chosen]
@@ -362,7 +359,7 @@ def test_what_is_found_in_files_is_kept_until_they_change(
     asked: list[str] = []
     original = video.probe
 
-    def look(path: Path, **options: bool) -> video.VideoInfo:
+    def look(path: Path, **options: bool) -> Timing:
         asked.append(path.name)
         return original(path, **options)
 

@@ -16,6 +16,7 @@ from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
 from flowcept.data import shards, video
 from flowcept.data.folder import load_clip, scan
 from flowcept.data.shards import LatentStore, PictureStore
+from flowcept.data.timing import Timing
 from flowcept.errors import UserError
 from flowcept.settings import DataSettings
 
@@ -38,9 +39,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = video.stream
 
-    def stream(path: Path, info: video.VideoInfo | None = None) -> Iterator[np.ndarray]:
+    def stream(path: Path, expected: Timing | None = None) -> Iterator[np.ndarray]:
         names.append(path.name)
-        return original(path, info)
+        return original(path, expected)
 
     monkeypatch.setattr(video, "stream", stream)
     return names
@@ -115,10 +116,10 @@ def test_interrupted_build_leaves_nothing_usable(
     other = DataSettings(size="8")
     original = video.stream
 
-    def stream(path: Path, info: video.VideoInfo | None = None) -> Iterator[np.ndarray]:
+    def stream(path: Path, expected: Timing | None = None) -> Iterator[np.ndarray]:
         if path.name == "b.apng":
             raise stop
-        return original(path, info)
+        return original(path, expected)
 
     with monkeypatch.context() as patch:
         patch.setattr(video, "stream", stream)
