@@ -127,12 +127,16 @@ def write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -
     finally:
         palette.unlink(missing_ok=True)
     if comment:
-        flags = output.read_bytes()[10]
-        header = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)  # up to the palette's end
-        text = comment.encode()
-        blocks = [text[start : start + 255] for start in range(0, len(text), 255)]
-        extension = b"!\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
-        _insert(output, header, extension)
+        _add_gif_comment(output, comment.encode())
+
+
+def _add_gif_comment(file: Path, text: bytes) -> None:
+    """Put a comment after the palette (GIF89a, section 24)."""
+    flags = file.read_bytes()[10]
+    header = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)  # up to the palette's end
+    blocks = [text[start : start + 255] for start in range(0, len(text), 255)]
+    extension = b"!\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
+    _insert(file, header, extension)
 
 
 def write_webp(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
@@ -144,8 +148,7 @@ def write_webp(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) 
 
     data = bytearray(output.read_bytes())
     if alone:
-        second = 52 + int.from_bytes(data[48:52], "little")  # after the head, 44, and one chunk
-        del data[second:]
+        del data[52 + int.from_bytes(data[48:52], "little") :]  # after the head, 44, and a chunk
     if comment:
         exif = Image.Exif()
         exif.get_ifd(EXIF)[USER_COMMENT] = EXIF_ASCII + comment.encode()

@@ -91,20 +91,21 @@ def _key_of_pictures(scan: Scan) -> str:
 
 def _decode(file: BinaryIO, scan: Scan, progress: Progress | None) -> dict[str, Any]:
     """Write the pictures of all clips, file by file; which were kept, and why others were not."""
-    kept, broken, done = list[int](), dict[str, str](), 0
+    note: dict[str, Any] = {"kept": [], "broken": {}}
+    done = 0
     for path, group in itertools.groupby(enumerate(scan.entries), lambda pair: pair[1].path):
         numbers, entries = zip(*group, strict=True)
         if why := _decode_file(file, scan, entries):
-            broken[str(path)] = why
+            note["broken"][str(path)] = why
         else:
-            kept += numbers
+            note["kept"] += numbers
         done += sum(entry.num_frames for entry in entries)
         if progress:
             progress(done, scan.num_frames)
-    if not kept:
-        first = "{}: {}".format(*next(iter(broken.items())))
-        raise UserError(f"no clip could be decoded; the first was {first}")
-    return {"kept": kept, "broken": broken}
+    if not note["kept"]:
+        name, why = next(iter(note["broken"].items()))
+        raise UserError(f"no clip could be decoded; the first was {name}: {why}")
+    return note
 
 
 def _decode_file(file: BinaryIO, scan: Scan, entries: Sequence[ClipEntry]) -> str:
