@@ -211,16 +211,10 @@ def _sources(folder: Path, probe: _Probe) -> list[_Source]:
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "there is no such folder"
         raise UserError(f"{folder}: {problem}; name a folder of clips")
-    lists = [path for name in _READERS if (path := folder / name).is_file()]
-    if len(lists) > 1:
-        raise UserError(f"{folder}: {lists[0].name} and {lists[1].name} both name clips; keep one")
-    if not lists and (folder / "prompts.txt").is_file():
-        raise UserError(f"{folder}: prompts.txt needs videos.txt beside it, one clip per line")
     sources: list[_Source]
     try:
-        if lists:
-            rows = _READERS[lists[0].name](lists[0])
-            sources = [_source_of_row(lists[0], *row) for row in rows]
+        if listed := _list_in(folder):
+            sources = [_source_of_row(listed, *row) for row in _READERS[listed.name](listed)]
         else:
             sources = [(path, None) for path in _walk(folder, probe)]
     except OSError as error:
@@ -228,6 +222,16 @@ def _sources(folder: Path, probe: _Probe) -> list[_Source]:
     if not sources:
         raise UserError(f"{folder}: no clips here; put videos, images or folders of images into it")
     return sources
+
+
+def _list_in(folder: Path) -> Path | None:
+    """The file that names the clips of a folder, if there is one."""
+    lists = [path for name in _READERS if (path := folder / name).is_file()]
+    if len(lists) > 1:
+        raise UserError(f"{folder}: {lists[0].name} and {lists[1].name} both name clips; keep one")
+    if not lists and (folder / "prompts.txt").is_file():
+        raise UserError(f"{folder}: prompts.txt needs videos.txt beside it, one clip per line")
+    return lists[0] if lists else None
 
 
 def _walk(folder: Path, probe: _Probe) -> Iterator[Path]:

@@ -186,10 +186,13 @@ def test_full_or_forbidden_disk_is_a_user_error(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         PictureStore(result, tmp_path / "file")
+    pictures = PictureStore(result, tmp_path / "whole")
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="smaller size"):
+    with pytest.raises(UserError, match=r"the pictures need .* smaller size"):
         PictureStore(result, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"the latents need .* smaller size"):
+        encoded(pictures, build_codec(CodecConfig("pixels", 1, 3)), tmp_path / "whole")
 
 
 def test_images_of_frames():
