@@ -72,9 +72,8 @@ class PictureStore(_Store):
         array, note = _cached(cache / "pictures.bin", key, np.uint8, shape, decode)
         kept = [scan.entries[i] for i in note["kept"]]
         super().__init__(array, kept, [entry.num_frames for entry in kept], key)
-        found = {str(finding.path): finding for finding in scan.findings}
-        broken = note["broken"].items()
-        self.findings = [replace(found[n], verdict="dropped", reason=why) for n, why in broken]
+        found = [(one, note["broken"].get(str(one.path))) for one in scan.findings]
+        self.findings = [replace(one, verdict="dropped", reason=why) for one, why in found if why]
 
     def frames(self, i: int) -> NDArray[np.uint8]:
         """`frames_FHW3` of clip i."""
