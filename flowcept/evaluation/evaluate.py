@@ -35,7 +35,7 @@ from flowcept.process.forward import Target, concat, draw
 from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState, Given
-from flowcept.settings import SampleConfig, defaults, mixed
+from flowcept.settings import DataSettings, SampleConfig, defaults, mixed
 
 BATCH = 16  # clips, or states, at once
 RESAMPLES = 200  # of the bootstrap
@@ -235,7 +235,8 @@ def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
     """Clips of a folder in an order drawn by the seed, cut to what the codec can encode."""
     card, codec = maker.card, maker.codec
     most = codec.pictures_of(card.max_length)
-    wanted = data.DataConfig(card.size, card.fps, max_frames=most, fit=card.fit)
+    size = f"{card.size[1]}x{card.size[0]}"
+    wanted = DataSettings(size, card.fps, max_frames=most, fit=card.fit)
     scan = data.scan(folder, wanted)
     order = np.random.default_rng(maker.seed).permutation(len(scan.entries))[:count]
     if len(order) < 2:
@@ -243,7 +244,7 @@ def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
     clips = []
     for number in order:
         entry = scan.entries[number]
-        image_FCHW = to_images(data.load_clip(entry, wanted, scan.fps))
+        image_FCHW = to_images(data.load_clip(scan, entry))
         on_grid = codec.pictures_of(codec.latents_of(len(image_FCHW)))
         clips.append(Clip(image_FCHW[:on_grid], entry.caption))
         maker.progress("reading", len(clips), len(order))
