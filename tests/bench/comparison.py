@@ -47,14 +47,14 @@ from flowcept.evaluation.evaluate import (
     Clip,
     Maker,
     between_ends,
+    clips_like,
     draw_clips,
     drift_scores,
     feature_scores,
     interp_scores,
     length_scores,
     load_maker,
-    of_captions,
-    of_first_frames,
+    mean_motion,
 )
 from flowcept.networks import FAMILIES, build_network
 from flowcept.process.forward import Process
@@ -350,9 +350,8 @@ class Comparison:
         if arm.task == "interp":
             found = interp_scores(between_ends(maker, real, config), options.sample_seed)
             return {way: found[way]["psnr"] for way in ("model", "linear", "repeat")}
-        make = of_captions if arm.task == "gen" else of_first_frames
         chooses = arm.process == "flowception"
-        made = make(maker, real, config, told=arm.told or not chooses)
+        made = clips_like(maker, real, config, arm.task, told=arm.told or not chooses)
         seconds = time.perf_counter() - started
         sheet = video.contact_sheets(
             [to_frames(clip.image_FCHW) for clip in made[:SHEET]],
@@ -401,8 +400,7 @@ class Comparison:
             "length": fmean(len(clip.image_FCHW) for clip in made),
             "drift": mobilenet.by_quarter(*frames),
             "sharpness": [m / r for m, r in zip(sharp["made"], sharp["real"], strict=True)],
-            "motion": fmean(metrics.motion(clip.image_FCHW) for clip in made)
-            / fmean(metrics.motion(clip.image_FCHW) for clip in real),
+            "motion": mean_motion(made) / mean_motion(real),
         }
 
     def _budget(self, arm: Arm, path: Path, config: SampleConfig, seed: int) -> Scored:
