@@ -7,18 +7,20 @@ They have 72 dots per inch, where a point is a pixel, so that all sizes here are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from flowcept.data import video
 from flowcept.evaluation.evaluate import Scores
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Colors = NDArray[np.float64]  # [N, 4]: red, green, blue, opacity
@@ -94,9 +96,10 @@ def _interval(values: Sequence[float]) -> str:
 
 def picture(scores: Scores) -> Image.Image:
     """Lengths, sharpness and calibration, one below the other."""
-    total = scores.about["clips"]
-    laws = {side: scores.lengths[side] for side in ("real", "made")}
-    shares = {side: {n: count / total for n, count in law.items()} for side, law in laws.items()}
+    total, lengths = scores.about["clips"], scores.lengths
+    shares = {
+        side: {n: count / total for n, count in lengths[side].items()} for side in ("real", "made")
+    }
     sharpness = scores.drift["sharpness"]
     by_quarter = {side: list(enumerate(values, start=1)) for side, values in sharpness.items()}
     parts = [
@@ -197,8 +200,6 @@ def _axes(x_label: str, y_label: str) -> Axes:
 
 def _log_axis(axes: Axes, *, few_decades: bool) -> None:
     """Marks at powers of ten; over few decades at 2 and 5 times them, too."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -218,14 +219,10 @@ def _finished(axes: Axes, title: str) -> Image.Image:
 
 
 def _figure(width: int, height: int) -> Figure:
-    from matplotlib.figure import Figure
-
     return Figure((width / DOTS, height / DOTS), DOTS, facecolor="white")
 
 
 def _rendered(axes: Axes) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas: Any = FigureCanvasAgg(axes.get_figure(root=True))
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -286,8 +283,6 @@ def growth_chart(
 
 def flow_shades(times_N: ArrayLike) -> Colors:
     """Colours [N, 4] of generated frames: dark noise at flow time 0, bright and finished at 1."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     shades = LinearSegmentedColormap.from_list("flow", RAMP)(np.asarray(times_N, dtype=float))
     return np.reshape(shades, (-1, 4))
 
@@ -338,8 +333,6 @@ def _draw_cells(
     given: set[int],
 ) -> None:
     """Hidden columns, over them the cells of visible frames, and carets where one was inserted."""
-    from matplotlib.colors import to_rgba
-
     visible = [(row, *frame) for row, frames in enumerate(steps) for frame in frames]
     places = [grid.place(columns[name], row) for row, name, _, _ in visible]
     shades = flow_shades([time for _, _, time, _ in visible])
@@ -362,8 +355,6 @@ def _draw_boxes(
     corner: int = 0,
 ) -> None:
     """Filled rectangles of one size at the places of their top left corners, all rounded."""
-    from matplotlib.collections import PolyCollection
-
     unit_42 = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
     inside_42 = corner + unit_42 * (np.array(size) - 2 * corner)
     shapes = PolyCollection(list(np.reshape(places, (-1, 1, 2)) + inside_42), joinstyle="round")
