@@ -45,15 +45,15 @@ def evaluate(
     SEED.check("seed", seed)
     check_file("--output", output, (".json",))
     check_file("--sheet", sheet, (".png",))
-    from flowcept import model_file
+    from flowcept import load, model_file
     from flowcept.data import video
-    from flowcept.device import pick_device
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
     from flowcept.evaluation.features import FeatureNetwork
 
-    network = FeatureNetwork(features, pick_device(device)) if features else None
-    maker = scorer.load_maker(model_file.find(model), seed, device, dtype, _progress(quiet))
+    studio = load(model, device=device, dtype=dtype)
+    network = FeatureNetwork(features, studio.device) if features else None
+    maker = scorer.Maker(model_file.find(model).name, studio, seed, _progress(quiet))
     scores = scorer.evaluate(
         maker, folder, config, between, task=task, clips=clips, network=network
     )

@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, model_file
+from flowcept import __version__
 from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
-from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.evaluation import metrics
 from flowcept.evaluation.features import FeatureNetwork
-from flowcept.generation import from_nothing, sample_clips
-from flowcept.model_file import Weights
+from flowcept.generation import Studio, from_nothing, sample_clips
 from flowcept.process.forward import Target, draw
 from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator, latents_of
@@ -105,10 +104,10 @@ def _circumstances(maker: Maker, config: SampleConfig, between: SampleConfig) ->
     return {
         "settings": settings,
         "settings between frames": settings_between,
-        "model_steps": maker.weights.card.steps,
+        "model_steps": maker.studio.card.steps,
         "seed": maker.seed,
-        "device": maker.device.type,
-        "dtype": str(maker.dtype).removeprefix("torch."),
+        "device": maker.studio.device.type,
+        "dtype": str(maker.studio.dtype).removeprefix("torch."),
         "flowcept": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -166,18 +165,16 @@ def images_of(clips: Iterable[Clip]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Maker:
-    """A model on its device, and the seed of the clips that it makes."""
+    """A model, and the seed of the clips that it makes."""
 
-    name: str
-    weights: Weights
-    device: torch.device
-    dtype: torch.dtype
-    seed: int
-    progress: Progress
+    name: str  # of its file
+    studio: Studio
+    seed: int = 0
+    progress: Progress = lambda *_: None
 
     @property
     def codec(self) -> Codec:
-        return self.weights.codec
+        return self.studio.codec
 
     def latents(self, clip: Clip) -> int:
         """Number of latents of a clip."""
@@ -185,7 +182,7 @@ class Maker:
 
     def autocast(self) -> torch.autocast:
         """What all work of the model runs under."""
-        return autocast(self.device, self.dtype)
+        return autocast(self.studio.device, self.studio.dtype)
 
     def encode(self, image_FCHW: Tensor) -> Tensor:
         """Latents of a whole clip."""
@@ -214,28 +211,16 @@ class Maker:
             generators = [clip_generator(mixed(self.seed, "clips", i)) for i in part]
             asked = given[first : part.stop], captions, nothing, generators
             with self.autocast():
-                latents += latents_of(sample_clips(self.weights, *asked, config))
+                latents += latents_of(sample_clips(self.studio.weights, *asked, config))
             self.progress(what, len(latents), len(given))
         return latents
-
-
-def load_maker(
-    model: Path, seed: int, device: str, dtype: str, progress: Progress = lambda *_: None
-) -> Maker:
-    """A model file on a device; words of device and precision are those of the command."""
-    place = pick_device(device)
-    precision = pick_dtype(dtype, place)
-    weights = model_file.load(model)
-    for module in (weights.network, weights.text, weights.codec):
-        module.to(place)
-    return Maker(model.name, weights, place, precision, seed, progress)
 
 
 def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
     """Clips of a folder in an order drawn by the seed, cut to what the codec can encode."""
     if count < 2:
         raise UserError(f"--clips must be at least 2, not {count}")
-    card, codec = maker.weights.card, maker.codec
+    card, codec = maker.studio.card, maker.codec
     most = codec.pictures_of(card.max_length)
     wanted = data.DataConfig(card.size, card.fps, max_frames=most, fit=card.fit)
     scan = data.scan(folder, wanted)
@@ -258,7 +243,7 @@ def clips_like(
     """A clip for every caption, or caption and first frame; ``told``: as long as the real one."""
     given = []
     for clip in real:
-        start = from_nothing(maker.weights.card, maker.device)
+        start = from_nothing(maker.studio.card, maker.studio.device)
         if task == "i2v":
             start = Given(maker.encode_keyframes(clip.image_FCHW[:1]), (False, True))
         given.append(_told(start, maker.latents(clip)) if told else start)
@@ -449,7 +434,7 @@ def _states(maker: Maker, real: Sequence[Clip]) -> Iterator[tuple[FrameState, Ta
         latent_FCHW = maker.encode(clip.image_FCHW).cpu()
         nothing = [False] * len(latent_FCHW)
         for _ in range(STATES):
-            pair = draw(latent_FCHW, nothing, maker.weights.card.process, generator)
+            pair = draw(latent_FCHW, nothing, maker.studio.card.process, generator)
             if pair is not None and float(pair[0].tau_B) < 1:
                 yield *pair, clip.caption
 
@@ -458,11 +443,11 @@ def _laws(
     maker: Maker, drawn: Sequence[tuple[FrameState, Target, str]]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Laws ``[N, K]`` of missing counts, the model's and that of lengths alone; and what came."""
-    weights, card = maker.weights, maker.weights.card
+    weights, card = maker.studio.weights, maker.studio.card
     states, targets, captions = zip(*drawn, strict=True)
     state = concat(states)
     with maker.autocast(), torch.inference_mode():
-        prediction = weights.network(state.to(maker.device), weights.text(captions))
+        prediction = weights.network(state.to(maker.studio.device), weights.text(captions))
     size_logits_NK = prediction.size_logits_BK.float().cpu()
     blind_1K = length_logits(card.lengths, size_logits_NK.shape[1])
     said, blind = (

@@ -38,6 +38,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import flowcept
 from flowcept import model_file as checkpoint
 from flowcept.codecs import to_frames
 from flowcept.data import video
@@ -53,9 +54,9 @@ from flowcept.evaluation.evaluate import (
     feature_scores,
     interp_scores,
     length_scores,
-    load_maker,
     mean_motion,
 )
+from flowcept.generation import Studio
 from flowcept.networks import FAMILIES, build_network
 from flowcept.process.forward import Process
 from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig, defaults
@@ -367,17 +368,19 @@ class Comparison:
     ) -> tuple[Maker, list[Clip], SampleConfig]:
         """A model sampled as its arm says, the real clips, and the controls."""
         maker, real = self._maker(path)
-        weights, rests = baselines.sampled_by(maker.weights, arm.process)
+        studio = maker.studio
+        weights, rests = baselines.sampled_by(studio.weights, arm.process)
         if arm.ruled:
             plain = weights.card.process
             process = baselines.Ruled(plain.schedule, plain.shift, plain.late, **arm.ruled)
             weights = replace(weights, process=process)
-        return replace(maker, weights=weights), real, replace(config, cache=rests)
+        studio = Studio(weights, studio.name, studio.device, studio.dtype)
+        return replace(maker, studio=studio), real, replace(config, cache=rests)
 
     def _maker(self, path: Path) -> tuple[Maker, list[Clip]]:
         """A model, and the real clips."""
         options = self.options
-        maker = load_maker(path, options.sample_seed, "cpu", "auto")
+        maker = Maker(path.name, flowcept.load(str(path), device="cpu"), options.sample_seed)
         return maker, draw_clips(maker, options.real, options.clips)
 
     def _of_made(self, real: Sequence[Clip], made: Sequence[Clip], seen: Path | None) -> Scored:

@@ -16,6 +16,7 @@ from fixtures_model import write_model
 from PIL import Image
 from torch import nn
 
+import flowcept
 from flowcept import model_file as checkpoint
 from flowcept.data import theatre, video
 from flowcept.errors import UserError
@@ -46,7 +47,8 @@ def features(tmp_path):
 
 
 def maker(model, seed=0, progress=lambda *_: None):
-    return evaluate.load_maker(Path(model), seed, "cpu", "float32", progress)
+    studio = flowcept.load(str(model), device="cpu", dtype="float32")
+    return evaluate.Maker(Path(model).name, studio, seed, progress)
 
 
 def clips(generator, lengths, size=32, captions=("a",)):
