@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowcept import __version__
@@ -80,7 +81,7 @@ def evaluate(
         raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
     real = draw_clips(maker, folder, clips)
     if network:  # one that cannot read them is told of before clips are made
-        network(images_of(real[:1]))
+        network([real[0].image_FCHW])
 
     few = [f"the folder has {len(real)} usable clips, not {clips}"] if len(real) < clips else []
     about = {"model": maker.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
@@ -127,8 +128,8 @@ def _scores(
     """All scores of the made clips; ``notes`` that are there come first."""
     features = interp = None
     if network:
-        real_ND, made_ND = network(images_of(real)), network(images_of(made))
-        features = feature_scores(network.name, real_ND, made_ND, maker.seed)
+        seen = network(images_of(real)), network(images_of(made))
+        features = feature_scores(network.name, *seen, maker.seed)
     else:
         notes = [*notes, "no distances of features: give --features FILE"]
     if pairs:
@@ -206,12 +207,14 @@ class Maker:
         """Latents of a clip for each given start and the caption of its real clip."""
         latents: list[Tensor] = []
         for first in range(0, len(given), BATCH):
-            part = range(first, min(first + BATCH, len(given)))
-            captions, nothing = [real[i].caption for i in part], [""] * len(part)
-            generators = [clip_generator(mixed(self.seed, "clips", i)) for i in part]
-            asked = given[first : part.stop], captions, nothing, generators
+            part = range(len(given))[first : first + BATCH]
+            asked = [
+                (given[i], real[i].caption, "", clip_generator(mixed(self.seed, "clips", i)))
+                for i in part
+            ]
             with self.autocast():
-                latents += latents_of(sample_clips(self.studio.weights, *asked, config))
+                steps = sample_clips(self.studio.weights, *zip(*asked, strict=True), config)
+                latents += latents_of(steps)
             self.progress(what, len(latents), len(given))
         return latents
 
@@ -320,19 +323,24 @@ def length_scores(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, Any]:
     """Law of lengths of equally many clips, and mean and spread per caption, commonest first."""
     lengths_2N = np.array([[*map(len, images_of(clips))] for clips in (real, made)])
     real_law, made_law = (Counter(length_N.tolist()) for length_N in lengths_2N)
-    captions = np.array([clip.caption for clip in real])
-    by_caption: dict[str, Any] = {}
-    for caption, count in Counter(sorted(captions.tolist())).most_common():
-        own_2K = lengths_2N[:, captions == caption]
-        real_spread, made_spread = np.stack([own_2K.mean(1), own_2K.std(1)], 1).tolist()
-        by_caption[caption] = {"clips": count, "real": real_spread, "made": made_spread}
     return {
         "total_variation": metrics.total_variation(real_law, made_law),
         "by chance": chance_variation(real_law),
         "real": dict(sorted(real_law.items())),
         "made": dict(sorted(made_law.items())),
-        "captions": by_caption,
+        "captions": _by_caption(real, lengths_2N),
     }
+
+
+def _by_caption(real: Sequence[Clip], lengths_2N: NDArray[np.int64]) -> dict[str, Any]:
+    """Mean and spread of real and of made lengths for every caption."""
+    captions = np.array([clip.caption for clip in real])
+    scores = {}
+    for caption, count in Counter(sorted(captions.tolist())).most_common():
+        own_2N = lengths_2N[:, captions == caption]
+        spread = [[float(length_N.mean()), float(length_N.std())] for length_N in own_2N]
+        scores[caption] = {"clips": count, "real": spread[0], "made": spread[1]}
+    return scores
 
 
 def chance_variation(law: Mapping[int, int]) -> float:
@@ -409,7 +417,7 @@ def quarter(num_frames: int, number: int) -> slice:
 # --- the law of missing counts ------------------------------------------------------------------
 
 
-def count_scores(maker: Maker, real: Sequence[Clip]) -> dict[str, Any]:
+def count_scores(maker: Maker, real: list[Clip]) -> dict[str, Any]:
     """How far the law of the number of missing frames can be trusted, on real clips.
 
     Its mean log score, in nats, beside those of two laws that look at no picture: what the lengths
@@ -419,12 +427,10 @@ def count_scores(maker: Maker, real: Sequence[Clip]) -> dict[str, Any]:
     drawn = list(_states(maker, real))
     found = []
     for first in range(0, len(drawn), BATCH):
-        batch = drawn[first : first + BATCH]
-        found.append(_laws(maker, batch))
-        maker.progress("missing counts", first + len(batch), len(drawn))
+        found.append(_laws(maker, drawn[first : first + BATCH]))
+        maker.progress("missing counts", min(first + BATCH, len(drawn)), len(drawn))
     law_NK, blind_NK, came_N = map(torch.cat, zip(*found, strict=True))
-    scores = posterior_scores(law_NK, came_N)
-    return scores | {"lengths_log_score": log_score(blind_NK, came_N)}
+    return posterior_scores(law_NK, came_N) | {"lengths_log_score": log_score(blind_NK, came_N)}
 
 
 def _states(maker: Maker, real: Sequence[Clip]) -> Iterator[tuple[FrameState, Target, str]]:

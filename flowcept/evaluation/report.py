@@ -129,9 +129,10 @@ def line_chart(
     axes = _axes(x_label, y_label)
     drawn = [_drawable(points, log_y) for points in series.values()]
     for name, point_N2 in zip(series, drawn, strict=True):
-        marker = "o" if len(point_N2) <= 30 else ""
-        axes.plot(*point_N2.T, label=_legible(name), marker=marker, **LINE)
-    _fit_axes(axes, np.concatenate([np.zeros((0, 2)), *drawn]), log_y)
+        axes.plot(
+            *point_N2.T, label=_legible(name), marker="o" if len(point_N2) <= 30 else "", **LINE
+        )
+    _fit_axes(axes, drawn, log_y)
     return _finished(axes, title)
 
 
@@ -141,8 +142,9 @@ def _drawable(points: Sequence[tuple[float, float]], log_y: bool) -> NDArray[np.
     return np.reshape([(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE], (-1, 2))
 
 
-def _fit_axes(axes: Axes, point_N2: NDArray[np.float64], log_y: bool) -> None:
+def _fit_axes(axes: Axes, drawn: Sequence[NDArray[np.float64]], log_y: bool) -> None:
     """Bounds and marks for lines through these points."""
+    point_N2 = np.concatenate([np.zeros((0, 2)), *drawn])
     place_N, height_N = point_N2.T if len(point_N2) else np.eye(2)
     axes.margins(x=0)
     axes.locator_params(axis="x", integer=bool((place_N == place_N.round()).all()))
@@ -328,9 +330,7 @@ class _Strip:
         self.parts: list[tuple[int, float, Image.Image]] = []  # column, left edge, picture
         for place in np.linspace(0, 1, shown):
             column = round(place * (count - 1))
-            picture = Image.fromarray(thumbnails[column])
-            height = max(1, round(size * picture.height / picture.width))
-            picture = picture.resize((size, height), Image.Resampling.LANCZOS)
+            picture = _scaled(thumbnails[column], size)
             self.parts.append((column, LEFT + place * (room - size), picture))
         self.top = round(grid.bottom + (26 if self.linked else 12))
         self.bottom = self.top + self.parts[0][2].height if shown else round(grid.bottom)
@@ -344,6 +344,12 @@ class _Strip:
     def paste(self, image: Image.Image) -> None:
         for _, left, picture in self.parts:
             image.paste(picture, (round(left), self.top))
+
+
+def _scaled(thumbnail: Picture, width: int) -> Image.Image:
+    image = Image.fromarray(thumbnail)
+    height = max(1, round(width * image.height / image.width))
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _page(grid: _Grid, bottom: int) -> Axes:
