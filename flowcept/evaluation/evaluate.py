@@ -128,8 +128,9 @@ def _scores(
     """All scores of the made clips; ``notes`` that are there come first."""
     features = interp = None
     if network:
-        seen = network(images_of(real)), network(images_of(made))
-        features = feature_scores(network.name, *seen, maker.seed)
+        features = feature_scores(
+            network.name, network(images_of(real)), network(images_of(made)), maker.seed
+        )
     else:
         notes = [*notes, "no distances of features: give --features FILE"]
     if pairs:
@@ -208,12 +209,15 @@ class Maker:
         latents: list[Tensor] = []
         for first in range(0, len(given), BATCH):
             part = range(len(given))[first : first + BATCH]
-            asked = [
-                (given[i], real[i].caption, "", clip_generator(mixed(self.seed, "clips", i)))
-                for i in part
-            ]
             with self.autocast():
-                steps = sample_clips(self.studio.weights, *zip(*asked, strict=True), config)
+                steps = sample_clips(
+                    self.studio.weights,
+                    [given[i] for i in part],
+                    [real[i].caption for i in part],
+                    [""] * len(part),
+                    [clip_generator(mixed(self.seed, "clips", i)) for i in part],
+                    config,
+                )
                 latents += latents_of(steps)
             self.progress(what, len(latents), len(given))
         return latents

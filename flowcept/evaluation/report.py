@@ -25,6 +25,7 @@ from flowcept.evaluation.evaluate import Scores
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Colors = NDArray[np.float64]  # [N, 4]: red, green, blue, opacity
 Visible = tuple[int, float, bool]  # a frame of a growing clip: name, flow time, just inserted
+Placed = tuple[int, float, Image.Image]  # a thumbnail: column, left edge, picture
 
 INK, GREY, AXIS, GRID = "#262a33", "#636975", "#969ca8", "#e5e8ed"  # titles, labels, lines
 HIDDEN = "#f4f6f9"  # the place of a frame that does not exist yet
@@ -327,7 +328,7 @@ class _Strip:
         shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
         size = grid.cell if shown == count else THUMBNAIL
         self.linked = shown < count
-        self.parts: list[tuple[int, float, Image.Image]] = []  # column, left edge, picture
+        self.parts: list[Placed] = []
         for place in np.linspace(0, 1, shown):
             column = round(place * (count - 1))
             picture = _scaled(thumbnails[column], size)
