@@ -220,10 +220,8 @@ class CodecTrainer:
             judge = patch_discriminator(seed)
             judge.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._discriminator, self._judge_optimizer = judge, _adamw(judge)
-            self._parts |= {
-                "discriminator": judge,
-                "discriminator_optimizer": self._judge_optimizer,
-            }
+            self._parts["discriminator"] = judge
+            self._parts["discriminator_optimizer"] = self._judge_optimizer
 
     @property
     def averaged(self) -> Autoencoder:

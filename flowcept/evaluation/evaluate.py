@@ -189,12 +189,12 @@ class Maker:
     def encode(self, image_FCHW: Tensor) -> Tensor:
         """Latents of a whole clip."""
         with self.autocast():
-            return self.codec.encode_clip(image_FCHW)
+            return self.codec.encode_clip(image_FCHW.to(self.studio.device))
 
     def encode_keyframes(self, image_FCHW: Tensor) -> Tensor:
         """Latents of single pictures, one of each."""
         with self.autocast():
-            return self.codec.encode_keyframes(image_FCHW)
+            return self.codec.encode_keyframes(image_FCHW.to(self.studio.device))
 
     def decode(self, latent_FCHW: Tensor) -> Tensor:
         """Pictures of a clip, on the CPU."""
@@ -287,7 +287,7 @@ def between_ends(maker: Maker, real: list[Clip], config: SampleConfig) -> Pairs:
 
 
 def interval(
-    score: Callable[[Sequence[int]], float], count: int, seed: int
+    score: Callable[[list[int]], float], count: int, seed: int
 ) -> tuple[float, float, float]:
     """A score of all clips, and the 5 % and 95 % points of it over bootstraps of the clips.
 
@@ -296,7 +296,7 @@ def interval(
     rng = np.random.default_rng(seed)
     drawn = [score(rng.integers(count, size=count).tolist()) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.05, 0.95])
-    return score(range(count)), float(low), float(high)
+    return score([*range(count)]), float(low), float(high)
 
 
 def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float, float]:
@@ -310,13 +310,11 @@ def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> di
     A bootstrap of a Fréchet distance has fewer distinct clips than the sample, and the distance
     grows as samples get fewer; so its interval tells the spread and lies above the score.
     """
-
-    def distance(chosen: Sequence[int]) -> float:
-        rows = list(chosen)
-        return metrics.frechet_of_samples(real_ND[rows], made_ND[rows])
-
     count = len(real_ND)
-    scores = {"name": name, "clips": count, "distance": interval(distance, count, seed)}
+    distance = interval(
+        lambda rows: metrics.frechet_of_samples(real_ND[rows], made_ND[rows]), count, seed
+    )
+    scores: dict[str, Any] = {"name": name, "clips": count, "distance": distance}
     if count > NEIGHBOURS:
         density, coverage = metrics.density_and_coverage(real_ND, made_ND, NEIGHBOURS)
         scores |= {"density": density, "coverage": coverage, "neighbours": NEIGHBOURS}
