@@ -52,7 +52,7 @@ def make_clips(
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
         try:
             for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
-                with _bar(command, options, studio, job.config.steps) as watch:
+                with _bar(command, options, studio, job.config.most_steps) as watch:
                     rest: GenerateOptions = {
                         "config": job.config, "negative_prompt": job.negative_prompt,
                         "seed": job.seed, "fps": options.fps, "scale": options.scale,
@@ -148,7 +148,7 @@ def _bar(
     from flowcept.codecs import to_frames
     from flowcept.data import video
 
-    bar = tqdm(total=2 * steps, desc=command, unit="step", disable=options.quiet, delay=1)
+    bar = tqdm(total=steps, desc=command, unit="step", disable=options.quiet, delay=1)
 
     def watch(step: Step) -> None:
         if step.index:
