@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import Field, fields, replace
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -45,16 +45,19 @@ def evaluate(
     SEED.check("seed", seed)
     check_file("--output", output, (".json",))
     check_file("--sheet", sheet, (".png",))
-    from flowcept import model_file
+    from flowcept import load, model_file
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
+    from flowcept.evaluation.features import FeatureNetwork
 
+    studio = load(model, device=device, dtype=dtype)
+    network = FeatureNetwork(features, studio.device) if features else None
+    maker = scorer.Maker(model_file.find(model).name, studio, seed, _progress(quiet))
     scores = scorer.evaluate(
-        model_file.find(model), folder, config, between=between, task=task, clips=clips,
-        features=features, seed=seed, device=device, dtype=dtype, progress=_progress(quiet)
-    )  # fmt: skip
-    text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
+        maker, folder, config, between, task=task, clips=clips, network=network
+    )
+    text = json.dumps(asdict(scores), ensure_ascii=False, indent=1)
     if output is not None:
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import flowcept
 from flowcept import model_file as checkpoint
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
@@ -48,11 +49,9 @@ from flowcept.evaluation.evaluate import (
     Maker,
     draw_clips,
     length_scores,
-    load_maker,
-    of_captions,
-    of_first_frames,
 )
-from flowcept.evaluation.features import FeatureNetwork, load_features
+from flowcept.evaluation.features import FeatureNetwork
+from flowcept.generation import Studio
 from flowcept.networks import FAMILIES, build_network
 from flowcept.process.forward import Process
 from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
@@ -168,11 +167,11 @@ def _words(settings: dict[str, Any]) -> str:
     return ",".join(f"{k}={v}" for k, v in sorted(settings.items())).replace(":", "-")
 
 
-def _network(path: Path) -> FeatureNetwork:
+def _network(path: Path) -> FeatureNetwork | mobilenet.MobileNet:
     device = torch.device("cpu")
     if path.suffix == ".safetensors":
         return mobilenet.MobileNet(path, device)
-    return load_features(path, device)
+    return FeatureNetwork(path, device)
 
 
 class Comparison:
@@ -332,20 +331,22 @@ class Comparison:
         if arm.task == "codec":
             return [Clip(maker.decode(maker.encode(c.image_FCHW)), c.caption) for c in real]
 
-        weights, rests = baselines.sampled_by(maker.weights, arm.process)
+        studio = maker.studio
+        weights, rests = baselines.sampled_by(studio.weights, arm.process)
         controls = {"steps": self.options.sampling_steps, "cache": rests} | arm.sampling
         order = controls.pop("order", None)
         if order:
             process = baselines.Ruled(**vars(weights.process), order=order)
             weights = replace(weights, process=process)
-        make = of_captions if arm.task == "gen" else of_first_frames
+        studio = Studio(weights, studio.name, studio.device, studio.dtype)
         told = arm.process != "flowception"  # which chooses its lengths
         with self.clock.timed(_sampling(arm), len(real)):
-            return make(replace(maker, weights=weights), real, SampleConfig(**controls), told=told)
+            recorder = replace(maker, studio=studio)
+            return recorder.clips(real, SampleConfig(**controls), arm.task, told=told)
 
     def _maker(self, arm: Arm, seed: int, steps: int, drawing: int = 0) -> framewise.Recorder:
         path, noise = self.model(arm, seed, steps), self.options.sample_seed + drawing
-        return framewise.Recorder(**vars(load_maker(path, noise, "cpu", "auto")))
+        return framewise.Recorder(path.name, flowcept.load(str(path), device="cpu"), noise)
 
     def _drawn(self, maker: Maker) -> list[Clip]:
         """Real clips, and as many others."""

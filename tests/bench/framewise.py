@@ -7,15 +7,14 @@ Shape suffixes: M made and R real frames of one clip, P values of a picture, F f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowcept.device import autocast
-from flowcept.evaluation.evaluate import BATCH, Clip, Maker
+from flowcept.evaluation.evaluate import BATCH, Clip, Maker, clips_like
 from flowcept.generation import sample_clips
 from flowcept.process.sampler import Step, clip_generator
 from flowcept.process.state import Given
@@ -38,27 +37,37 @@ class Made(Clip):
 
 
 class Recorder(Maker):
-    """A maker that keeps in which order frames appeared."""
+    """A maker that tells in which order frames appeared."""
 
-    def make(
-        self,
-        what: str,
-        given: Sequence[Given],
-        real: Sequence[Clip],
-        config: SampleConfig,
-        beside: int = 0,
-    ) -> list[Clip]:
-        assert not beside
-        made: list[Clip] = []
+    def clips(self, real: list[Clip], config: SampleConfig, task: str, *, told: bool) -> list[Made]:
+        """As ``evaluate.clips_like`` makes them."""
+        orders: list[Tensor] = []
+        recording = _Recording(**vars(self), orders=orders)
+        made = clips_like(recording, real, config, task, told=told)
+        return [
+            Made(clip.image_FCHW, clip.caption, born_F)
+            for clip, born_F in zip(made, orders, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Recording(Maker):
+    orders: list[Tensor] = field(default_factory=list)
+
+    @torch.no_grad()
+    def sample(
+        self, what: str, given: list[Given], real: list[Clip], config: SampleConfig
+    ) -> list[Tensor]:
+        latents: list[Tensor] = []
         for rows in parts(len(given), what):
             captions = [real[i].caption for i in rows]
             generators = [clip_generator(mixed(self.seed, "clips", i)) for i in rows]
             asked = [given[i] for i in rows], captions, [""] * len(rows), generators
-            with autocast(self.device, self.dtype), torch.no_grad():
-                done = _finished(sample_clips(self.weights, *asked, config))
-            for (latent_FCHW, born_F), caption in zip(done, captions, strict=True):
-                made.append(Made(self.decode(latent_FCHW), caption, born_F))
-        return made
+            with self.autocast():
+                done = _finished(sample_clips(self.studio.weights, *asked, config))
+            latents += [latent_FCHW for latent_FCHW, _ in done]
+            self.orders.extend(born_F for _, born_F in done)
+        return latents
 
 
 def _finished(steps: Iterator[Step]) -> list[tuple[Tensor, Tensor]]:
