@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, model_file, settings
+from flowcept import __version__, settings
 from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
 from flowcept.data.video import Frames, Sound
-from flowcept.device import PROGRAM, autocast, free_memory, pick_device, pick_dtype, sampling_bytes
+from flowcept.device import PROGRAM, autocast, free_memory, sampling_bytes
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import words_of
@@ -73,25 +73,6 @@ class Clip:
         return video.write_video(path, frames_FHW3, self.fps, metadata=stored, sound=self.sound)
 
 
-class GenerateOptions(TypedDict, total=False):
-    """The keywords that all tasks share; the controls are the fields of ``SampleConfig``."""
-
-    negative_prompt: str
-    seed: int | None  # None: a random one, told in the result
-    fps: float | None
-    scale: int | None
-    watch: Watch | None
-    config: SampleConfig  # all controls at once; each one below takes the place of its own there
-    steps: int
-    guidance: float
-    rate_temperature: float
-    length_scale: float
-    frames: int | None
-    min_length: int | None
-    max_length: int | None
-    cache: bool
-
-
 @dataclass(frozen=True)
 class Request:
     """What is asked for, whatever the task."""
@@ -103,7 +84,7 @@ class Request:
     negative_prompt: str = ""
     fps: float | None = None  # of playback; None: the model's
     scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
-    watch: Watch | None = None  # called after every step of the sampler
+    watch: Watch | None = None  # called after every step of the sampler, with the clip's latents
 
     def __post_init__(self) -> None:
         settings.SEED.check("seed", self.seed)
@@ -112,12 +93,12 @@ class Request:
                 raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
 
     @staticmethod
-    def of(command: str, prompt: str, options: GenerateOptions) -> Request:
+    def of(command: str, prompt: str, options: Mapping[str, Any]) -> Request:
         """The request of a call; controls that it does not name are the command's own.
 
         Raises ``TypeError`` for an unknown keyword and ``UserError`` for a wrong value.
         """
-        rest: dict[str, Any] = dict(options)
+        rest = dict(options)
         start = rest.pop("config", settings.defaults(command))
         names = [one.name for one in fields(SampleConfig) if one.name in rest]
         controls = {name: rest.pop(name) for name in names}
@@ -135,23 +116,6 @@ class Made:
     growth: Growth
     order: list[int]  # names of the clip's latents, left to right
     places: list[int]  # of the picture that each given latent is, or ends with
-
-
-def load(
-    model: str | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    compile: bool = False,  # noqa: A002 - the word of the flag
-) -> Studio:
-    """Open a model file, or a shipped model by name, on a device; ``compile`` its blocks."""
-    where = pick_device(device)
-    precision = pick_dtype(dtype, where)
-    path = model_file.find(model)
-    weights = model_file.load(path)
-    if compile:
-        weights.network.compile_blocks()
-    return Studio(weights, path.stem, where, precision)
 
 
 def from_nothing(card: Card, device: torch.device | None = None) -> Given:
@@ -263,11 +227,10 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Edge:
-    """An end of a clip at which it grows, and how many of its pictures the model sees there."""
+class Edge(Grid):
+    """An end of a clip at which it grows, with the pictures that the model knows there."""
 
-    backward: bool  # whether it is the first
-    known: int
+    backward: bool = False  # whether it is the first
 
     def seen(self, frames_FHW3: Frames) -> Frames:
         return frames_FHW3[: self.known] if self.backward else frames_FHW3[-self.known :]
@@ -280,8 +243,8 @@ class Edge:
 class Studio:
     """A model ready to make clips. Every method is one command; keywords are its flags.
 
-    The keywords that all share are those of ``GenerateOptions``. ``watch`` is called after every
-    step of the sampler, with the latents of the clip itself.
+    ``options`` of every method are the fields of ``Request`` from ``config`` on, without a seed a
+    random one, and those of ``SampleConfig``, each in place of its own in ``config``.
     """
 
     def __init__(
@@ -294,7 +257,7 @@ class Studio:
         for module in (weights.network, weights.text, weights.codec):
             module.to(device)
 
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Clip:
+    def generate(self, prompt: str, **options: object) -> Clip:
         """A clip of a prompt."""
         request = Request.of("gen", prompt, options)
         config, rounded = self.grid.in_latents(request.config)
@@ -308,7 +271,7 @@ class Studio:
         *,
         fit: str = "crop",
         exact: bool | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: object,
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
         request = Request.of("i2v", prompt, options)
@@ -329,7 +292,7 @@ class Studio:
         fit: str = "crop",
         exact: bool | None = None,
         sound: Path | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: object,
     ) -> Clip:
         """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap.
 
@@ -371,7 +334,7 @@ class Studio:
         direction: str = "forward",
         context: int = CONTEXT,
         sound: Path | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: object,
     ) -> Clip:
         """More frames after, before or around a clip, whose own frames stay as they are.
 
@@ -391,19 +354,13 @@ class Studio:
 
         rate, seen = request.fps or clip_fps, edges[-1].known
         request = replace(request, fps=rate, scale=1)
-        _, notes = Grid(self.codec, edges[0].known).in_latents(request.config)
+        _, notes = edges[0].in_latents(request.config)
         if abs(clip_fps / self.card.fps - 1) > 0.25:
             rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
             notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
         clip = self._finish(made, request, None, notes, direction=direction, context=seen)
         start = sum(map(len, before)) / rate if rate == clip_fps else None
         return _sounding(clip, sound, start)
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that no training prompt had, or none of the ``WORDS`` most frequent."""
-        known = self.card.words
-        words = dict.fromkeys(words_of(prompt))
-        return [w for w in words if w not in known and w not in COMMON_WORDS] if known else []
 
     def estimate(self, config: SampleConfig, scale: int | None = None, least: int = 1) -> float:
         """Bytes that the program takes at most while it makes a clip with these controls.
@@ -420,8 +377,7 @@ class Studio:
         """One clip; the lengths of ``config`` are in latents of the clip's own."""
         known = len(start.given.latent_FCHW) + sum(start.given.missing or ())
         latents = max(self._longest(config) + len(start.beside), known)
-        free = free_memory(self.device)
-        if free is not None and self._work(latents, config, request.scale) > free:
+        if self._work(latents, config, request.scale) > free_memory(self.device):
             raise self._out_of_memory(latents, request)
         growth: Growth = []
         asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
@@ -487,13 +443,13 @@ class Studio:
         longest = max(self.card.max_length - 1, 1)
         latents = min(self.grid.enough(context), self.codec.latents_of(available), longest)
         pictures = self.codec.pictures_of(latents)
-        first = Edge(True, 1 if self.beside else pictures)
-        last = Edge(False, pictures)
+        first = Edge(self.codec, 1 if self.beside else pictures, backward=True)
+        last = Edge(self.codec, pictures)
         return {"forward": [last], "backward": [first], "both": [first, last]}[direction]
 
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
-        config, _ = Grid(self.codec, edge.known).in_latents(request.config)
+        config, _ = edge.in_latents(request.config)
         first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
         encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
         beside = frozenset({0} if edge.backward and self.beside else ())
@@ -514,7 +470,7 @@ class Studio:
         """Latents of each window of an extended clip; None: one, whose length the model chooses."""
         if latents is None:
             return [None]
-        held = self.codec.latents_of(edge.known)
+        held = edge.least - 1
         room = max(self.card.max_length - held, 1)
         return [held + min(room, left) for left in range(latents - held, 0, -room)]
 
@@ -545,26 +501,26 @@ class Studio:
         with autocast(self.device, self.dtype):
             return encode(to_images(frames_FHW3).to(self.device)).float()
 
-    def _notes(self, request: Request, known: int | None) -> list[str]:
+    def _notes(self, request: Request, known: int | None) -> Iterator[str]:
         """What the user should know of what is asked for; ``known`` latents are sampled at once.
 
         None where the model chooses how many.
         """
-        notes, config, card = [], request.config, self.card
-        unknown = self.unknown_words(request.prompt)
-        if unknown:
+        config, card = request.config, self.card
+        familiar = COMMON_WORDS.union(card.words)
+        unknown = [word for word in dict.fromkeys(words_of(request.prompt)) if word not in familiar]
+        if unknown and card.words:
             words = [word for word in card.words if word not in COMMON_WORDS]
             never = "never saw" if len(card.words) < WORDS else "hardly saw, if ever,"
             told, examples = ", ".join(map(repr, unknown)), ", ".join(words[:40])
-            notes.append(f"the model {never} {told}; it knows for example: {examples}")
+            yield f"the model {never} {told}; it knows for example: {examples}"
         if request.negative_prompt and config.guidance == 1:
-            notes.append("the negative prompt has no effect without guidance: add --guidance 2")
+            yield "the negative prompt has no effect without guidance: add --guidance 2"
         if known and known > 2 * card.max_length:
             pictures, longest = map(self.codec.pictures_of, (known, card.max_length))
-            notes.append(f"{pictures} frames are far more than the longest trained clip, {longest}")
+            yield f"{pictures} frames are far more than the longest trained clip, {longest}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
-            notes.append("--length-scale has no effect: the length is given")
-        return notes
+            yield "--length-scale has no effect: the length is given"
 
     def _room(self, count: int, config: SampleConfig) -> list[str]:
         """Notes on what a length that the model chooses leaves between so many keyframes."""
@@ -594,7 +550,7 @@ class Studio:
         self, made: Made, request: Request, known: int | None, notes: list[str], **more: object
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
-        notes = self._notes(request, known) + notes
+        notes = [*self._notes(request, known), *notes]
         factor, rate = self._factor(request.scale), request.fps or self.card.fps
         config = request.config
         controls = {name: value for name, value in asdict(config).items() if value is not None}
@@ -623,17 +579,16 @@ class Studio:
         self, clip: Clip, given_FHW3: Frames, fit: str, exact: bool | None, places: Sequence[int]
     ) -> Clip:
         """The user's own pixels in the places of the given frames, if asked for or if they fit."""
-        size = (clip.frames_FHW3.shape[1], clip.frames_FHW3.shape[2])
-        matches = given_FHW3.shape[1:3] in (size, self.card.size)
-        own, said = video.fit(given_FHW3, given_FHW3.shape[1:3] if matches else size, fit)
-        notes = [*clip.notes, *([said] if said else [])]
+        _, height, width, _ = clip.frames_FHW3.shape
+        matches = given_FHW3.shape[1:3] in ((height, width), self.card.size)
+        own_FHW3, said = given_FHW3, ""
+        if not matches:
+            own_FHW3, said = video.fit(given_FHW3, (height, width), fit)
+        notes = [*clip.notes, said] if said else clip.notes
+        frames_FHW3 = clip.frames_FHW3.copy()
         if exact or (exact is None and matches):
-            pixels = clip.frames_FHW3.copy()
-            if own.shape[1:3] != size:
-                own = video.scale(own, size[0] // own.shape[1])
-            pixels[list(places)] = own
-            clip = replace(clip, frames_FHW3=pixels)
-        return replace(clip, notes=notes)
+            frames_FHW3[list(places)] = video.scale(own_FHW3, height // own_FHW3.shape[1])
+        return replace(clip, frames_FHW3=frames_FHW3, notes=notes)
 
 
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:

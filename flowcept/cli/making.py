@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+import flowcept
 from flowcept.cli.options import RATE, Job, MakeOptions, check_output
 from flowcept.errors import UserError
 from flowcept.settings import mixed, random_seed
 
 if TYPE_CHECKING:
-    from flowcept.generation import Clip, GenerateOptions, Studio
+    from flowcept.generation import Clip, Studio
     from flowcept.process.sampler import Step
 
 SUFFIX = ".mp4"  # of an output that nobody named
@@ -29,7 +30,7 @@ def make_clips(
     command: str,
     options: MakeOptions,
     jobs: Sequence[Job],
-    call: Callable[[Studio, str, GenerateOptions], Clip],
+    call: Callable[[Studio, str, dict[str, Any]], Clip],
     *,
     inputs: Sequence[Path] = (),
     least: int = 1,
@@ -53,7 +54,7 @@ def make_clips(
         try:
             for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
                 with _bar(command, options, studio, job.config.steps) as watch:
-                    rest: GenerateOptions = {
+                    rest = {
                         "config": job.config, "negative_prompt": job.negative_prompt,
                         "seed": job.seed, "fps": options.fps, "scale": options.scale,
                         "watch": watch,
@@ -130,12 +131,10 @@ def _open(options: MakeOptions) -> Studio:
     """The model, on its device; this imports torch."""
     import torch
 
-    from flowcept import generation
-
     if options.threads:
         torch.set_num_threads(options.threads)
     device, dtype = options.device, options.dtype
-    return generation.load(options.model, device=device, dtype=dtype, compile=options.compile)
+    return flowcept.load(options.model, device=device, dtype=dtype, compile=options.compile)
 
 
 @contextmanager
