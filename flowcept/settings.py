@@ -51,12 +51,16 @@ class Rule:
             raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
 
 
+def within(low: float, high: float) -> Rule:
+    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
 POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
 NUMBER = Rule("a number and at least 0", lambda value: 0 <= value < math.inf)
 SHARE = Rule("at least 0 and under 1", lambda value: 0 <= value < 1)
 INSIDE = Rule("between 0 and 1", lambda value: 0 < value < 1)
-COUNT = Rule(f"from 1 to {LARGEST}", lambda value: 1 <= value <= LARGEST)
-STRENGTH = Rule(f"from 0 to {LARGEST}", lambda value: 0 <= value <= LARGEST)
+COUNT = within(1, LARGEST)
+STRENGTH = within(0, LARGEST)
 SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST)
 SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
 RATE = Rule(f"0 or from {SLOWEST} to {FASTEST}", lambda fps: not fps or SLOWEST <= fps <= FASTEST)
@@ -66,9 +70,9 @@ FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
 EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
 
 
-def setting(default: Any, meaning: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
-    """A field whose meaning is the flag's help text, and what its value must be."""
-    return field(default=default, metadata={"help": meaning, "rule": rule})
+def setting(default: Any, meaning: str, rule: Rule | None = None, names: str = "") -> Any:  # noqa: ANN401
+    """A field: the flag's help text, what its value must be, the flag's names if not its own."""
+    return field(default=default, metadata={"help": meaning, "rule": rule, "names": names})
 
 
 class Settings:

@@ -1,8 +1,9 @@
 """``flowcept evaluate``: scores of a model against a folder of clips."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import Field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -49,10 +50,14 @@ def evaluate(
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
+    from flowcept.training.console import Console
+
+    bar = cache(lambda what: Console(quiet=quiet).progress(what, "clip"))
 
     scores = scorer.evaluate(
         model_file.find(model), folder, config, between=between, task=task, clips=clips,
-        features=features, seed=seed, device=device, dtype=dtype, progress=_progress(quiet)
+        features=features, seed=seed, device=device, dtype=dtype,
+        progress=lambda what, done, total: bar(what)(done, total)
     )  # fmt: skip
     text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
     if output is not None:
@@ -61,19 +66,3 @@ def evaluate(
     if sheet is not None:
         video.save_image(report.picture(scores), sheet)
     typer.echo(text if as_json else "\n".join(report.table(scores)))
-
-
-def _progress(quiet: bool) -> Callable[[str, int, int], None]:
-    """A function that shows a bar for each kind of work."""
-    from tqdm import tqdm
-
-    bars: dict[str, Any] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            bars[what] = tqdm(total=total, desc=what, unit="clip", disable=quiet, delay=1)
-        bars[what].update(done - bars[what].n)
-        if done >= total:
-            bars[what].close()
-
-    return progress

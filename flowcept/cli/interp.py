@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, making, takes
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, making
 from flowcept.errors import UserError
 from flowcept.settings import FIT, SampleConfig, check_keyframes
 
 
-@takes(**making("interp"))
+@making("interp")
 def interp(
     options: MakeOptions,
     config: SampleConfig,
@@ -43,7 +43,6 @@ def interp(
         keys_FHW3 = np.concatenate(fitted)
     check_keyframes(config, len(keys_FHW3), multi)
     make_clips(
-        "interp",
         options,
         [options.job(prompt, config)],
         lambda studio, text, rest: studio.interp(

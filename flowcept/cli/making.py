@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -26,8 +26,15 @@ SUFFIX = ".mp4"  # of an output that nobody named
 PREVIEW_EVERY = 4  # steps
 
 
+class Outputs(NamedTuple):
+    """Where one clip and its pictures go."""
+
+    clip: Path | None  # None: to a new name, once it is made
+    sheet: Path | None
+    trace: Path | None
+
+
 def make_clips(
-    command: str,
     options: MakeOptions,
     jobs: Sequence[Job],
     call: Callable[[Studio, str, dict[str, Any]], Clip],
@@ -42,25 +49,27 @@ def make_clips(
     cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
-    names = output_names(command, options, clips, inputs)
+    outputs = _outputs(options, clips)
+    paths, sheets, traces = zip(*outputs, strict=True)
+    _check_apart([*paths, options.preview, *sheets, *traces], inputs)
     results: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         if options.quiet:
             warnings.simplefilter("ignore")
         studio = _open(options)
-        if not options.quiet and not options.as_json:
+        if options.talks:
             most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
         try:
-            for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
-                with _bar(command, options, studio, job.config.steps) as watch:
+            for job, output in zip(clips, outputs, strict=True):
+                with _bar(options, studio, job.config.steps) as watch:
                     rest = {
                         "config": job.config, "negative_prompt": job.negative_prompt,
                         "seed": job.seed, "fps": options.fps, "scale": options.scale,
                         "watch": watch,
                     }  # fmt: skip
                     clip = call(studio, job.prompt, rest)
-                results.append(_write(command, options, clip, name, number, len(clips)))
+                results.append(_write(options, clip, output))
         finally:
             if options.as_json:
                 typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
@@ -81,38 +90,31 @@ def _repeated(job: Job, count: int) -> list[Job]:
     return [replace(job, seed=seed) for seed in [first, *later]]
 
 
-def output_names(
-    command: str, options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path] = ()
-) -> list[Path | None]:
-    """Where each clip goes; None: to a new name, once it is made.
-
-    Raises ``UserError`` where any two of all files to be written are one, or one is an input.
-    """
+def _outputs(options: MakeOptions, jobs: Sequence[Job]) -> list[Outputs]:
+    """Where each clip goes: of several, those without a name of their own get numbers."""
     several = len(jobs) > 1
-    clips: list[Path | None] = []
+    outputs: list[Outputs] = []
     for number, job in enumerate(jobs, start=1):
         name = job.own or options.output
-        if name and ((job.own is None and several) or name in clips):
+        taken = name in [output.clip for output in outputs]
+        if name and ((job.own is None and several) or taken):
             name = numbered(name, number)
-        check_output(name or Path(f"flowcept-{command}{SUFFIX}"))
-        clips.append(name)
-
-    files = [path for path in (*clips, options.preview) if path is not None]
-    for picture in (options.sheet, options.trace):
-        if picture is not None:
-            numbers = range(1, len(jobs) + 1)
-            files += [numbered(picture, n) for n in numbers] if several else [picture]
-    _check_apart(files, inputs)
-    return clips
+        check_output(name or Path(f"flowcept-{options.command}{SUFFIX}"))
+        pictures = (
+            numbered(path, number) if path and several else path
+            for path in (options.sheet, options.trace)
+        )
+        outputs.append(Outputs(name, *pictures))
+    return outputs
 
 
-def _check_apart(files: Sequence[Path], inputs: Sequence[Path]) -> None:
+def _check_apart(files: Iterable[Path | None], inputs: Sequence[Path]) -> None:
     """Raise ``UserError`` where a file to be written is an input, or holds two things."""
     from flowcept.data import video
 
     read = {path.resolve() for path in inputs}
     taken, touched = set[video.Claim](), set[video.Claim]()
-    for path in files:
+    for path in filter(None, files):
         if path.resolve() in read:
             raise UserError(f"{path} is what is read: give what is written another name")
         takes, touches = video.claims(path)
@@ -138,16 +140,14 @@ def _open(options: MakeOptions) -> Studio:
 
 
 @contextmanager
-def _bar(
-    command: str, options: MakeOptions, studio: Studio, steps: int
-) -> Iterator[Callable[[Step], None]]:
+def _bar(options: MakeOptions, studio: Studio, steps: int) -> Iterator[Callable[[Step], None]]:
     """A function that shows every step of the sampler."""
     from tqdm import tqdm
 
     from flowcept.codecs import to_frames
     from flowcept.data import video
 
-    bar = tqdm(total=2 * steps, desc=command, unit="step", disable=options.quiet, delay=1)
+    bar = tqdm(total=2 * steps, desc=options.command, unit="step", disable=options.quiet, delay=1)
 
     def watch(step: Step) -> None:
         if step.index:
@@ -164,17 +164,15 @@ def _bar(
         yield watch
 
 
-def _write(
-    command: str, options: MakeOptions, clip: Clip, name: Path | None, number: int, total: int
-) -> dict[str, Any]:
+def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
     """Write the clip and its pictures and say so; the record of it for JSON."""
-    path = name or _new_name(command, clip.seed)
+    path = output.clip or _new_name(options.command, clip.seed)
     changed = clip.save(path, metadata=not options.no_metadata)
-    _draw(options, clip, number if total > 1 else 0)
+    _draw(clip, output)
 
     height, width = clip.frames_FHW3.shape[1:3]
     notes = [*clip.notes, *([changed] if changed else [])]
-    if not options.quiet and not options.as_json:
+    if options.talks:
         for line in notes:
             typer.echo(f"note: {line}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
@@ -190,19 +188,15 @@ def _new_name(command: str, seed: int) -> Path:
     return next(path for path in itertools.chain([first], later) if not path.exists())
 
 
-def _draw(options: MakeOptions, clip: Clip, number: int) -> None:
-    """Contact sheet and picture of the growth, with this number in their names unless it is 0."""
+def _draw(clip: Clip, output: Outputs) -> None:
+    """Contact sheet and picture of the growth, where asked for."""
     from flowcept.data import video
     from flowcept.evaluation import report
 
-    sheet, trace = (
-        numbered(path, number) if path and number else path
-        for path in (options.sheet, options.trace)
-    )
-    if sheet:
-        video.save_image(video.contact_sheet(clip.frames_FHW3), sheet)
-    if trace:
+    if output.sheet:
+        video.save_image(video.contact_sheet(clip.frames_FHW3), output.sheet)
+    if output.trace:
         thumbnails = [clip.frames_FHW3[end] for end in clip.ends] or None
-        growth, order, steps = clip.growth, clip.order, clip.settings["steps"]
-        chart = report.growth_chart(growth, order, thumbnails=thumbnails, num_steps=steps)
-        video.save_image(chart, trace)
+        steps = clip.settings["steps"]
+        chart = report.growth_chart(clip.growth, clip.order, thumbnails=thumbnails, num_steps=steps)
+        video.save_image(chart, output.trace)
