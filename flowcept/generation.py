@@ -67,10 +67,9 @@ class Clip:
 
     def save(self, path: str | Path, *, metadata: bool = True) -> str:
         """Write the clip; the suffix decides the format. What had to be changed, or ""."""
-        path, frames_FHW3 = Path(path), self.frames_FHW3
-        video.check_output(path)
-        stored = self.settings if metadata else None
-        return video.write_video(path, frames_FHW3, self.fps, metadata=stored, sound=self.sound)
+        told = self.settings if metadata else None
+        frames_FHW3, sound = self.frames_FHW3, self.sound
+        return video.write_video(Path(path), frames_FHW3, self.fps, metadata=told, sound=sound)
 
 
 @dataclass(frozen=True)
@@ -369,8 +368,7 @@ class Studio:
         """
         controls, _ = self.grid.in_latents(config)
         frames = max(self._longest(controls), self.codec.latents_of(least))
-        modules = self.weights.modules().values()
-        weights = sum(p.nbytes for module in modules for p in module.parameters())
+        weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
         return PROGRAM + weights + self._work(frames, config, scale)
 
     def _sample(self, start: Start, config: SampleConfig, request: Request) -> Made:

@@ -70,20 +70,12 @@ class Weights:
     card: Card
     process: Process
 
-    def modules(self) -> dict[str, nn.Module]:
-        """By the first part of their tensors' names; a frozen encoder stays outside the file."""
+    def modules(self) -> nn.ModuleDict:
+        """What the file holds, named as there; a frozen encoder stays outside."""
         modules: dict[str, nn.Module] = {"network": self.network, "codec": self.codec}
         if self.card.text.kind == "bytes":
             modules["text"] = self.text
-        return modules
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that the file holds, by name."""
-        return {
-            f"{part}.{name}": tensor
-            for part, module in self.modules().items()
-            for name, tensor in module.state_dict().items()
-        }
+        return nn.ModuleDict(modules)
 
 
 def build(card: Card, frozen: PromptEncoder | None = None) -> Weights:
@@ -99,7 +91,7 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
     Raises ``UserError`` where the file cannot be written or a weight is not finite.
     """
     tensors = {}
-    for name, tensor in weights.tensors().items():
+    for name, tensor in weights.modules().state_dict().items():
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", kind).contiguous()
         if not bool(tensors[name].isfinite().all()):
@@ -160,7 +152,8 @@ def load(path: Path) -> Weights:
 
 def _fill(weights: Weights, path: Path, version: int) -> None:
     """Give modules without contents those of the file, every tensor of it and no other."""
-    expected = weights.tensors()
+    modules = weights.modules()
+    expected: dict[str, Tensor] = modules.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
             names: list[str] = list(file.keys())
@@ -168,12 +161,10 @@ def _fill(weights: Weights, path: Path, version: int) -> None:
             if len(stored) < len(names):
                 raise UserError(f"{path} has a tensor twice; get the file again")
             _compare_names(path, set(stored), set(expected))
-            for part, module in weights.modules().items():
-                found = {
-                    name: _checked(file, stored[f"{part}.{name}"], like, path)
-                    for name, like in module.state_dict().items()
-                }
-                module.load_state_dict(found, assign=True)
+            found = {
+                name: _checked(file, stored[name], like, path) for name, like in expected.items()
+            }
+            modules.load_state_dict(found, assign=True)
     except UserError:
         raise
     except Exception as error:
