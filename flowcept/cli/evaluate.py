@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import Field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -15,14 +15,13 @@ from flowcept.settings import SEED, SampleConfig, defaults
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
 
 
-def _controls() -> Iterator[tuple[Field[Any], Any, str]]:
-    """The sampler's controls, their types, and their defaults in words."""
-    hints, plain, between = get_type_hints(SampleConfig), defaults("gen"), defaults("interp")
+def _controls() -> Iterator[tuple[Field[Any], str]]:
+    """The sampler's controls and their defaults in words."""
+    plain, between = defaults("gen"), defaults("interp")
     for one in fields(SampleConfig):
         if one.name not in LENGTHS:
             start, there = getattr(plain, one.name), getattr(between, one.name)
-            shown = f"{start}" if start == there else f"{start}; {there} between frames"
-            yield one, hints[one.name], shown
+            yield one, f"{start}" if start == there else f"{start}; {there} between frames"
 
 
 @takes(controls=changes(_controls()))

@@ -95,9 +95,10 @@ def _outputs(options: MakeOptions, jobs: Sequence[Job]) -> list[Outputs]:
     several = len(jobs) > 1
     outputs: list[Outputs] = []
     for number, job in enumerate(jobs, start=1):
-        name = job.own or options.output
+        own = None if job.output is None else Path(job.output)
+        name = own or options.output
         taken = name in [output.clip for output in outputs]
-        if name and ((job.own is None and several) or taken):
+        if name and ((several and not own) or taken):
             name = numbered(name, number)
         check_output(name or Path(f"flowcept-{options.command}{SUFFIX}"))
         pictures = (

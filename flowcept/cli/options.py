@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -59,11 +59,8 @@ class Job:
 
     def __post_init__(self) -> None:
         SEED.check("seed", self.seed)
-        check_output(self.own)
-
-    @property
-    def own(self) -> Path | None:
-        return None if self.output is None else Path(self.output)
+        if self.output is not None:
+            check_output(Path(self.output))
 
 
 @dataclass(frozen=True)
@@ -185,9 +182,8 @@ def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None
 
 def record(start: Any) -> Flags:  # noqa: ANN401 - a record of settings
     """Flags of all settings of a record, whose values they begin with; the command gets another."""
-    hints = get_type_hints(type(start))
     settings = [one for one in fields(start) if "help" in one.metadata]
-    own = [_parameter(one, hints[one.name], getattr(start, one.name)) for one in settings]
+    own = [_parameter(one, getattr(start, one.name)) for one in settings]
     return Flags(own, partial(replace, start))
 
 
@@ -196,12 +192,12 @@ def making(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return takes(options=record(MakeOptions(command)), config=record(defaults(command)))
 
 
-def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
-    """Flags of settings, each with its type and the default that is shown.
+def changes(settings: Iterable[tuple[Field[Any], str]]) -> Flags:
+    """Flags of settings, each with the default that is shown.
 
     The command gets a mapping of those that were given.
     """
-    parameters = [_parameter(one, kind | None, None, shown) for one, kind, shown in settings]
+    parameters = [_parameter(one, None, shown) for one, shown in settings]
 
     def gather(**given: object) -> dict[str, object]:
         return {name: value for name, value in given.items() if value is not None}
@@ -209,10 +205,9 @@ def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
     return Flags(parameters, gather)
 
 
-def _parameter(
-    one: Field[Any], kind: type, default: object, shown: str | bool = True
-) -> inspect.Parameter:
+def _parameter(one: Field[Any], default: object, shown: str | bool = True) -> inspect.Parameter:
     """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
+    kind: Any = one.type if default is not None else one.type | None  # type: ignore[operator]
     plain = flag(one.name)
     if kind in (bool, bool | None):
         plain += f"/--no-{plain[2:]}"
