@@ -106,6 +106,10 @@ class Request:
         config = settings.from_mapping(SampleConfig, controls, start=start)
         return Request(command, prompt, config, **rest)
 
+    def window(self, number: int) -> Request:
+        """The same for a window of the clip: the first has the clip's seed, others their own."""
+        return replace(self, seed=mixed(self.seed, "window", number)) if number else self
+
 
 @dataclass(frozen=True)
 class Made:
@@ -203,7 +207,18 @@ class Start:
     """What a clip starts from. Given latents are named by their number, which the sampler keeps."""
 
     given: Given
-    beside: frozenset[int] = frozenset()  # those that stand beside the clip
+    beside: frozenset[int]  # those that stand beside the clip
+
+    @staticmethod
+    def of(given: Given, codec: Codec) -> Start:
+        """With a video codec, keyframes stand beside the clip if frames may come before them."""
+        opened = {number for number, gap in enumerate(given.open_gaps[:-1]) if gap}
+        return Start(given, frozenset(opened if codec.pictures_per_latent > 1 else ()))
+
+    @property
+    def known(self) -> int:
+        """Latents that are given or known to come."""
+        return len(self.given.latent_FCHW) + sum(self.given.missing or ())
 
     def own(self, step: Step) -> Step:
         """A step of this one clip, without what stands beside it."""
@@ -260,8 +275,8 @@ class Studio:
         """A clip of a prompt."""
         request = Request.of("gen", prompt, options)
         config, rounded = self.grid.in_latents(request.config)
-        made = self._sample(Start(from_nothing(self.card, self.device)), config, request)
-        return self._finish(made, request, config.frames, rounded)
+        made = self._sample(from_nothing(self.card, self.device), config, request)
+        return self._finish(made, request, rounded)
 
     def i2v(
         self,
@@ -277,8 +292,8 @@ class Studio:
         config, rounded = self.grid.in_latents(request.config)
         picture_1HW3 = image_HW3[None]
         latent_1CHW = self._encoded(self.codec.encode_keyframes, picture_1HW3, fit)
-        made = self._sample(Start(Given(latent_1CHW, (False, True))), config, request)
-        clip = self._finish(made, request, config.frames, rounded)
+        made = self._sample(Given(latent_1CHW, (False, True)), config, request)
+        clip = self._finish(made, request, rounded)
         return self._keyed(clip, picture_1HW3, fit, exact, made.places)
 
     def interp(
@@ -304,13 +319,12 @@ class Studio:
         settings.check_keyframes(request.config, count, multi)
         config, notes = self.grid.in_latents(request.config)
         fitted_FHW3, _ = video.fit(keyframes_FHW3, self.card.size, fit)
-        known = config.frames
         if multi:
             between = Grid(self.codec, known=2)
             span = between.latents(multi) - 1  # latents from a keyframe to the next
             notes += between.told("--multi", multi, span + 1)
             multi = between.pictures(span + 1)
-            made, known = self._multiplied(fitted_FHW3, span, request)
+            made = self._multiplied(fitted_FHW3, span, request)
         else:
             notes += self._room(count, config)
             made = self._between(fitted_FHW3, config, request)
@@ -320,7 +334,7 @@ class Studio:
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         keeps = multi and request.fps in (None, rate)
         request = replace(request, fps=request.fps or rate)
-        clip = self._finish(made, request, known, notes, keyframes=count, multi=multi)
+        clip = self._finish(made, request, notes, keyframes=count, multi=multi)
         clip = _sounding(clip, sound, 0.0 if keeps else None)
         return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
@@ -345,8 +359,7 @@ class Studio:
         edges = self._edges(direction, context, len(clip_FHW3))
         grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
 
-        height, width = clip_FHW3.shape[1:3]
-        new = [video.fit(made.frames_FHW3, (height, width), "stretch")[0] for made in grown]
+        new = [made.frames_FHW3 for made in grown]
         before = new[:1] if edges[0].backward else []
         parts = [*before, clip_FHW3, *new[len(before) :]]
         made = replace(grown[0], frames_FHW3=np.concatenate(parts))
@@ -357,7 +370,7 @@ class Studio:
         if abs(clip_fps / self.card.fps - 1) > 0.25:
             rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
             notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
-        clip = self._finish(made, request, None, notes, direction=direction, context=seen)
+        clip = self._finish(made, request, notes, direction=direction, context=seen)
         start = sum(map(len, before)) / rate if rate == clip_fps else None
         return _sounding(clip, sound, start)
 
@@ -371,25 +384,28 @@ class Studio:
         weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
         return PROGRAM + weights + self._work(frames, config, scale)
 
-    def _sample(self, start: Start, config: SampleConfig, request: Request) -> Made:
+    def _sample(self, given: Given, config: SampleConfig, request: Request) -> Made:
         """One clip; the lengths of ``config`` are in latents of the clip's own."""
-        known = len(start.given.latent_FCHW) + sum(start.given.missing or ())
-        latents = max(self._longest(config) + len(start.beside), known)
+        start = Start.of(given, self.codec)
+        controls = self._widened(config, len(start.beside))
+        latents = max(self._longest(controls), start.known)
         if self._work(latents, config, request.scale) > free_memory(self.device):
             raise self._out_of_memory(latents, request)
-        growth: Growth = []
-        asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
-        controls = self._widened(config, len(start.beside))
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
-                for step in sample_clips(self.weights, [start.given], *asked, controls):
-                    own = start.own(step)
-                    growth.append(_visible(own, config.steps))
-                    if request.watch:
-                        request.watch(own)
-                parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
+                return self._made(start, controls, request)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise self._out_of_memory(latents, request) from error
+
+    def _made(self, start: Start, controls: SampleConfig, request: Request) -> Made:
+        growth: Growth = []
+        asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
+        for step in sample_clips(self.weights, [start.given], *asked, controls):
+            own = start.own(step)
+            growth.append(_visible(own, controls.steps))
+            if request.watch:
+                request.watch(own)
+        parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
         places = start.places(step.name_F.tolist(), self.codec)
         return Made(np.concatenate(parts), growth, own.name_F.tolist(), places)
 
@@ -412,29 +428,23 @@ class Studio:
         """Keyframes and what is between them; ``span``, if set, latents from each to the next."""
         count = len(fitted_FHW3)
         open_gaps = (False, *[True] * (count - 1), False)
-        beside = frozenset(range(1, count)) if self.beside else frozenset[int]()
         new = span if self.beside else span - 1
         missing = tuple(new * gap for gap in open_gaps) if span else None
         latent_FCHW = self._encoded(self.codec.encode_keyframes, fitted_FHW3)
-        return self._sample(Start(Given(latent_FCHW, open_gaps, missing), beside), config, request)
+        return self._sample(Given(latent_FCHW, open_gaps, missing), config, request)
 
-    def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> tuple[Made, int]:
-        """A clip in windows as long as the model's, ``span`` latents from a keyframe to the next.
-
-        Also the number of latents of a window.
-        """
+    def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> Made:
+        """A clip in windows as long as the model's, so many latents from a keyframe to the next."""
         last = len(fitted_FHW3) - 1
         gaps = min(max((self.card.max_length - 1) // span, 1), last)  # in one window
         pieces = []
         for number, start in enumerate(range(0, last, gaps)):
             part_FHW3 = fitted_FHW3[start : start + gaps + 1]
-            window = replace(request, seed=_window_seed(request.seed, number))
-            pieces.append(self._between(part_FHW3, request.config, window, span))
+            pieces.append(self._between(part_FHW3, request.config, request.window(number), span))
         frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
         step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
         places = list(range(0, step * last + 1, step))
-        made = replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
-        return made, 1 + gaps * span
+        return replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
 
     def _edges(self, direction: str, context: int, available: int) -> list[Edge]:
         """Where a clip of so many pictures grows; they see ``context``, on the codec's grid."""
@@ -448,21 +458,25 @@ class Studio:
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
         config, _ = edge.in_latents(request.config)
-        first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
-        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
-        beside = frozenset({0} if edge.backward and self.beside else ())
+        if edge.backward:
+            request = replace(request, seed=mixed(request.seed, "backward"))
         seen_FHW3, parts = edge.seen(clip_FHW3), []
         for number, frames in enumerate(self._windows(config.frames, edge)):
-            window = replace(request, seed=_window_seed(first_seed, number))
-            latent_FCHW = self._encoded(encode, seen_FHW3)
-            closed = [False] * len(latent_FCHW)
-            open_gaps = (True, *closed) if edge.backward else (*closed, True)
-            start = Start(Given(latent_FCHW, open_gaps), beside)
-            made = self._sample(start, replace(config, frames=frames), window)
+            given, lengths = self._seen(seen_FHW3, edge), replace(config, frames=frames)
+            made = self._sample(given, lengths, request.window(number))
             parts.append(edge.new(made.frames_FHW3))
             seen_FHW3 = edge.seen(made.frames_FHW3)
         in_order = parts[::-1] if edge.backward else parts
-        return replace(made, frames_FHW3=np.concatenate(in_order))
+        height, width = clip_FHW3.shape[1:3]
+        new_FHW3, _ = video.fit(np.concatenate(in_order), (height, width), "stretch")
+        return replace(made, frames_FHW3=new_FHW3)
+
+    def _seen(self, seen_FHW3: Frames, edge: Edge) -> Given:
+        """Pictures at the edge of a clip, with the gap beyond them open."""
+        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
+        latent_FCHW = self._encoded(encode, seen_FHW3)
+        closed = [False] * len(latent_FCHW)
+        return Given(latent_FCHW, (True, *closed) if edge.backward else (*closed, True))
 
     def _windows(self, latents: int | None, edge: Edge) -> list[int | None]:
         """Latents of each window of an extended clip; None: one, whose length the model chooses."""
@@ -545,14 +559,22 @@ class Studio:
         )
 
     def _finish(
-        self, made: Made, request: Request, known: int | None, notes: list[str], **more: object
+        self, made: Made, request: Request, notes: Sequence[str], **more: str | int
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
-        notes = [*self._notes(request, known), *notes]
-        factor, rate = self._factor(request.scale), request.fps or self.card.fps
-        config = request.config
-        controls = {name: value for name, value in asdict(config).items() if value is not None}
-        record = {
+        frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
+        known = len(made.order) if request.config.frames or more.get("multi") else None
+        told = [*self._notes(request, known), *notes]
+        record = self._record(made, request) | more
+        ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
+        shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
+        rate, seed = record["fps"], request.seed
+        return Clip(frames_FHW3, rate, seed, record, told, made.growth, made.order, shown)
+
+    def _record(self, made: Made, request: Request) -> dict[str, Any]:
+        """The settings that made a clip."""
+        controls = asdict(request.config)
+        return {
             "flowcept": __version__,
             "command": request.command,
             "model": self.name,
@@ -560,18 +582,13 @@ class Studio:
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
-            "length": "exact" if config.frames else "auto",
-            **controls,
+            "length": "exact" if request.config.frames else "auto",
+            **{name: value for name, value in controls.items() if value is not None},
             "frames": len(made.frames_FHW3),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "fps": rate,
-            "scale": factor,
-            **more,
+            "fps": request.fps or self.card.fps,
+            "scale": self._factor(request.scale),
         }
-        ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
-        shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
-        frames_FHW3 = video.scale(made.frames_FHW3, factor)
-        return Clip(frames_FHW3, rate, request.seed, record, notes, made.growth, made.order, shown)
 
     def _keyed(
         self, clip: Clip, given_FHW3: Frames, fit: str, exact: bool | None, places: Sequence[int]
@@ -592,11 +609,6 @@ class Studio:
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     frames = zip(step.name_F.tolist(), step.age_F.tolist(), strict=True)  # asks no device
     return [(name, age / num_steps, age == 0) for name, age in frames]
-
-
-def _window_seed(seed: int, number: int) -> int:
-    """The seed of a window of a clip; the first has the clip's own."""
-    return mixed(seed, "window", number) if number else seed
 
 
 def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:

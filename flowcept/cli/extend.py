@@ -32,14 +32,8 @@ def extend(
     make_clips(
         options,
         [options.job(prompt, config)],
-        lambda studio, text, rest: studio.extend(
-            clip_FHW3,
-            text,
-            clip_fps=rate,
-            direction=direction,
-            context=context,
-            sound=sound,
-            **rest,
+        lambda studio, asked: studio.extend(
+            clip_FHW3, clip_fps=rate, direction=direction, context=context, sound=sound, **asked
         ),
         inputs=[clip],
     )

@@ -27,7 +27,7 @@ def gen(
         jobs += read_jobs(prompts_file, options, config)
     if not jobs:
         raise UserError('no prompt: try flowcept gen "a dog surfing"')
-    make_clips(options, jobs, lambda studio, text, rest: studio.generate(text, **rest))
+    make_clips(options, jobs, lambda studio, asked: studio.generate(**asked))
 
 
 def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Job]:

@@ -27,6 +27,6 @@ def i2v(
     make_clips(
         options,
         [options.job(prompt, config)],
-        lambda studio, text, rest: studio.i2v(picture_HW3, text, fit=fit, exact=exact, **rest),
+        lambda studio, asked: studio.i2v(picture_HW3, fit=fit, exact=exact, **asked),
         inputs=[image],
     )

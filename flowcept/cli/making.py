@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
 def make_clips(
     options: MakeOptions,
     jobs: Sequence[Job],
-    call: Callable[[Studio, str, dict[str, Any]], Clip],
+    call: Callable[[Studio, dict[str, Any]], Clip],
     *,
     inputs: Sequence[Path] = (),
     least: int = 1,
@@ -49,9 +49,7 @@ def make_clips(
     cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
-    outputs = _outputs(options, clips)
-    paths, sheets, traces = zip(*outputs, strict=True)
-    _check_apart([*paths, options.preview, *sheets, *traces], inputs)
+    outputs = _outputs(options, clips, inputs)
     results: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         if options.quiet:
@@ -63,12 +61,7 @@ def make_clips(
         try:
             for job, output in zip(clips, outputs, strict=True):
                 with _bar(options, studio, job.config.steps) as watch:
-                    rest = {
-                        "config": job.config, "negative_prompt": job.negative_prompt,
-                        "seed": job.seed, "fps": options.fps, "scale": options.scale,
-                        "watch": watch,
-                    }  # fmt: skip
-                    clip = call(studio, job.prompt, rest)
+                    clip = call(studio, job.keywords() | {"watch": watch})
                 results.append(_write(options, clip, output))
         finally:
             if options.as_json:
@@ -90,8 +83,11 @@ def _repeated(job: Job, count: int) -> list[Job]:
     return [replace(job, seed=seed) for seed in [first, *later]]
 
 
-def _outputs(options: MakeOptions, jobs: Sequence[Job]) -> list[Outputs]:
-    """Where each clip goes: of several, those without a name of their own get numbers."""
+def _outputs(options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Outputs]:
+    """Where each clip goes: of several, those without a name of their own get numbers.
+
+    Raises ``UserError`` where a file cannot be written, is an input, or would hold two things.
+    """
     several = len(jobs) > 1
     outputs: list[Outputs] = []
     for number, job in enumerate(jobs, start=1):
@@ -106,6 +102,9 @@ def _outputs(options: MakeOptions, jobs: Sequence[Job]) -> list[Outputs]:
             for path in (options.sheet, options.trace)
         )
         outputs.append(Outputs(name, *pictures))
+
+    paths, sheets, traces = zip(*outputs, strict=True)
+    _check_apart([*paths, options.preview, *sheets, *traces], inputs)
     return outputs
 
 

@@ -55,12 +55,18 @@ class Job:
     config: SampleConfig
     negative_prompt: str = ""
     seed: int | None = None  # None: a random one
+    fps: float | None = None
+    scale: int | None = None
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
         SEED.check("seed", self.seed)
         if self.output is not None:
             check_output(Path(self.output))
+
+    def keywords(self) -> dict[str, Any]:
+        """What a studio is asked."""
+        return {name: value for name, value in vars(self).items() if name != "output"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class MakeOptions(Settings):
 
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
-        return Job(prompt, config, self.negative_prompt, self.seed)
+        return Job(prompt, config, self.negative_prompt, self.seed, self.fps, self.scale)
 
 
 def check_output(path: Path | None) -> None:
