@@ -357,12 +357,7 @@ class Studio:
         settings.check_extension(direction, context)
         request = Request.of("extend", prompt, options)
         edges = self._edges(direction, context, len(clip_FHW3))
-        grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
-
-        new = [made.frames_FHW3 for made in grown]
-        before = new[:1] if edges[0].backward else []
-        parts = [*before, clip_FHW3, *new[len(before) :]]
-        made = replace(grown[0], frames_FHW3=np.concatenate(parts))
+        made, before = self._extended(clip_FHW3, edges, request)
 
         rate, seen = request.fps or clip_fps, edges[-1].known
         request = replace(request, fps=rate, scale=1)
@@ -371,8 +366,7 @@ class Studio:
             rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
             notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
         clip = self._finish(made, request, notes, direction=direction, context=seen)
-        start = sum(map(len, before)) / rate if rate == clip_fps else None
-        return _sounding(clip, sound, start)
+        return _sounding(clip, sound, before / rate if rate == clip_fps else None)
 
     def estimate(self, config: SampleConfig, scale: int | None = None, least: int = 1) -> float:
         """Bytes that the program takes at most while it makes a clip with these controls.
@@ -441,7 +435,7 @@ class Studio:
         for number, start in enumerate(range(0, last, gaps)):
             part_FHW3 = fitted_FHW3[start : start + gaps + 1]
             pieces.append(self._between(part_FHW3, request.config, request.window(number), span))
-        frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
+        frames = [pieces[0].frames_FHW3[:1], *(piece.frames_FHW3[1:] for piece in pieces)]
         step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
         places = list(range(0, step * last + 1, step))
         return replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
@@ -455,6 +449,16 @@ class Studio:
         last = Edge(self.codec, pictures)
         return {"forward": [last], "backward": [first], "both": [first, last]}[direction]
 
+    def _extended(
+        self, clip_FHW3: Frames, edges: Sequence[Edge], request: Request
+    ) -> tuple[Made, int]:
+        """The clip among its new pictures, and how many of these come before it."""
+        grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
+        new = [made.frames_FHW3 for made in grown]
+        first = 1 if edges[0].backward else 0  # of the new parts after the clip
+        parts = [*new[:first], clip_FHW3, *new[first:]]
+        return replace(grown[0], frames_FHW3=np.concatenate(parts)), sum(map(len, new[:first]))
+
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
         config, _ = edge.in_latents(request.config)
@@ -466,9 +470,9 @@ class Studio:
             made = self._sample(given, lengths, request.window(number))
             parts.append(edge.new(made.frames_FHW3))
             seen_FHW3 = edge.seen(made.frames_FHW3)
-        in_order = parts[::-1] if edge.backward else parts
+        new_FHW3 = np.concatenate(parts[::-1] if edge.backward else parts)
         height, width = clip_FHW3.shape[1:3]
-        new_FHW3, _ = video.fit(np.concatenate(in_order), (height, width), "stretch")
+        new_FHW3, _ = video.fit(new_FHW3, (height, width), "stretch")
         return replace(made, frames_FHW3=new_FHW3)
 
     def _seen(self, seen_FHW3: Frames, edge: Edge) -> Given:
@@ -522,10 +526,10 @@ class Studio:
         familiar = COMMON_WORDS.union(card.words)
         unknown = [word for word in dict.fromkeys(words_of(request.prompt)) if word not in familiar]
         if unknown and card.words:
-            words = [word for word in card.words if word not in COMMON_WORDS]
             never = "never saw" if len(card.words) < WORDS else "hardly saw, if ever,"
-            told, examples = ", ".join(map(repr, unknown)), ", ".join(words[:40])
-            yield f"the model {never} {told}; it knows for example: {examples}"
+            examples = [word for word in card.words if word not in COMMON_WORDS][:40]
+            told = f"the model {never} {', '.join(map(repr, unknown))}"
+            yield f"{told}; it knows for example: {', '.join(examples)}"
         if request.negative_prompt and config.guidance == 1:
             yield "the negative prompt has no effect without guidance: add --guidance 2"
         if known and known > 2 * card.max_length:

@@ -7,7 +7,7 @@ with a file is said in one line before anything of its claimed size is allocated
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,11 +156,7 @@ def _fill(weights: Weights, path: Path, version: int) -> None:
     expected: dict[str, Tensor] = modules.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
-            names: list[str] = list(file.keys())
-            stored = {_name_today(name, version): name for name in names}
-            if len(stored) < len(names):
-                raise UserError(f"{path} has a tensor twice; get the file again")
-            _compare_names(path, set(stored), set(expected))
+            stored = _stored(list(file.keys()), expected.keys(), path, version)
             found = {
                 name: _checked(file, stored[name], like, path) for name, like in expected.items()
             }
@@ -210,11 +206,17 @@ def _settings_of_2(info: Mapping[str, Any]) -> dict[str, Any]:
     return {**info, **parts, "network": {"family": "transformer", **parts["network"]}}
 
 
-def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
-    for names, what in ((expected - found, "lacks"), (found - expected, "has an unknown")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{path} {what} tensor {min(names)!r}{more}; get the file again")
+def _stored(names: list[str], expected: Set[str], path: Path, version: int) -> dict[str, str]:
+    """A file's own names of its tensors by those of today, which must be all that are expected."""
+    stored = {_name_today(name, version): name for name in names}
+    if len(stored) < len(names):
+        raise UserError(f"{path} has a tensor twice; get the file again")
+    lacking, unknown = expected - stored.keys(), stored.keys() - expected
+    for wrong, what in ((lacking, "lacks"), (unknown, "has an unknown")):
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise UserError(f"{path} {what} tensor {min(wrong)!r}{more}; get the file again")
+    return stored
 
 
 def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa: ANN401

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from flowcept.generation import Clip, Studio
     from flowcept.process.sampler import Step
 
+    Call = Callable[[Studio, dict[str, Any]], Clip]  # asks a studio for a clip
+
 SUFFIX = ".mp4"  # of an output that nobody named
 PREVIEW_EVERY = 4  # steps
 
@@ -37,20 +39,18 @@ class Outputs(NamedTuple):
 def make_clips(
     options: MakeOptions,
     jobs: Sequence[Job],
-    call: Callable[[Studio, dict[str, Any]], Clip],
+    call: Call,
     *,
     inputs: Sequence[Path] = (),
     least: int = 1,
 ) -> None:
-    """Make and write ``options.count`` clips of each job; tell of each, or all as JSON at the end.
+    """Make and write ``options.count`` clips of each job.
 
-    ``call`` asks a studio for a clip. ``least`` frames are sampled at once, whatever the controls
-    say. What is finished when an error comes is kept and told. Raises ``UserError`` where an output
-    cannot be written or is an input.
+    ``least`` frames are sampled at once, whatever the controls say. Raises ``UserError`` where an
+    output cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
     outputs = _outputs(options, clips, inputs)
-    results: list[dict[str, Any]] = []
     with warnings.catch_warnings():
         if options.quiet:
             warnings.simplefilter("ignore")
@@ -58,14 +58,22 @@ def make_clips(
         if options.talks:
             most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-        try:
-            for job, output in zip(clips, outputs, strict=True):
-                with _bar(options, studio, job.config.steps) as watch:
-                    clip = call(studio, job.keywords() | {"watch": watch})
-                results.append(_write(options, clip, output))
-        finally:
-            if options.as_json:
-                typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
+        _make(studio, options, call, zip(clips, outputs, strict=True))
+
+
+def _make(
+    studio: Studio, options: MakeOptions, call: Call, wanted: Iterable[tuple[Job, Outputs]]
+) -> None:
+    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too."""
+    results = []
+    try:
+        for job, output in wanted:
+            with _bar(options, studio, job.config.steps) as watch:
+                clip = call(studio, job.keywords() | {"watch": watch})
+            results.append(_write(options, clip, output))
+    finally:
+        if options.as_json:
+            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
 
 
 def check_rate(fps: float) -> None:
