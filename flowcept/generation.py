@@ -604,8 +604,9 @@ class Studio:
         if not matches:
             own_FHW3, said = video.fit(given_FHW3, (height, width), fit)
         notes = [*clip.notes, said] if said else clip.notes
-        frames_FHW3 = clip.frames_FHW3.copy()
+        frames_FHW3 = clip.frames_FHW3
         if exact or (exact is None and matches):
+            frames_FHW3 = frames_FHW3.copy()
             frames_FHW3[list(places)] = video.scale(own_FHW3, height // own_FHW3.shape[1])
         return replace(clip, frames_FHW3=frames_FHW3, notes=notes)
 
