@@ -102,6 +102,9 @@ class SampleConfig(Settings):
     rate_temperature: float = setting(
         1.0, "of the laws of length and places: 0 the most probable, over 1 more varied", STRENGTH
     )
+    refine: float = setting(
+        0.0, "clean all frames once more together, from this flow time on; 0: off", SHARE
+    )
     length_scale: float = setting(1.0, "multiplies the number of frames to come", SCALE)
     frames: int | None = setting(None, "number of frames, or auto: the model chooses", COUNT)
     min_length: int | None = setting(None, "least number of frames; default as trained", COUNT)
@@ -109,6 +112,16 @@ class SampleConfig(Settings):
     cache: bool = setting(
         True, "evaluate finished frames no more after the last insertion: a third less work"
     )
+
+    @property
+    def refine_age(self) -> int:
+        """Steps after birth to which ``refine`` sends frames back; ``steps``: to none."""
+        return math.ceil(self.refine * self.steps) or self.steps
+
+    @property
+    def most_steps(self) -> int:
+        """Steps that a clip takes at most."""
+        return 3 * self.steps - self.refine_age
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,9 +231,14 @@ class ProcessSettings(Settings):
 
     schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
+    first: bool = setting(False, "without given frames a clip starts with its first frame")
     late: float = setting(
         0.5, "share of training after the last frame came; less is less work", INSIDE
     )
+    fill: float = setting(
+        0.0, "share of clips after the last frame came whose finished frames flow again", SHARE
+    )
+    context_noise: float = setting(0.0, "largest share of noise on finished frames", SHARE)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,12 @@ def per_clip(state: FrameState, marked_F: Tensor) -> Tensor:
 
 
 def sizes_of(
-    missing_BK: Tensor, state: FrameState, schedule: Schedule, num_start: int = 1
+    missing_BK: Tensor,
+    state: FrameState,
+    schedule: Schedule,
+    num_start: int = 1,
+    *,
+    first: bool = False,
 ) -> Tensor:
     """The law of sizes from which Bayes' rule infers this law of missing frames; logarithms.
 
@@ -91,7 +96,8 @@ def sizes_of(
     """
     generated_B1 = per_clip(state, state.role_F == Role.GENERATED)[:, None]
     gaps_B = per_clip(state, state.role_F == Role.ACTIVE) + state.open_first_B.long()
-    starts_B1 = num_start * (gaps_B == 1).long()[:, None]
+    given_B = per_clip(state, state.role_F != Role.GENERATED)
+    starts_B1 = num_start * (given_B == 0 if first else gaps_B == 1).long()[:, None]
     kappa_B1 = schedule.kappa(state.tau_B.double().clamp(max=1))[:, None]
     count_K = torch.arange(missing_BK.shape[1]).double()
 
@@ -223,6 +229,7 @@ class ClipOracle:
     schedule: Schedule = field(default_factory=Schedule)
     num_start: int = 1
     shift: float = 1.0
+    first: bool = False  # clips without given frames start with their first one, others with none
     calls: int = 0
 
     def __call__(
@@ -256,7 +263,7 @@ class ClipOracle:
             velocity_F[rows], missing_F[rows] = velocity_GM, gaps_GM[:, 1:]
             missing_B[members], law_BK[members] = gaps_GM[:, 0], law_GK
         velocity_FCHW = velocity_F.to(state.latent_FCHW).view(-1, 1, 1, 1)
-        size_BK = sizes_of(law_BK.log(), state, self.schedule, self.num_start)
+        size_BK = sizes_of(law_BK.log(), state, self.schedule, self.num_start, first=self.first)
         return Prediction(velocity_FCHW, missing_F.log(), missing_B.log(), size_BK)
 
     def _group(
@@ -305,8 +312,12 @@ class ClipOracle:
             else Role.ACTIVE
             for p in places
         ]
-        if list(role_M) != roles or first == context[0]:
+        anchored = self.first and not given
+        if list(role_M) != roles or first != (not context[0] and not anchored):
             return 0.0
+        if self.first:
+            shown = not anchored or places[:1] == (0,)
+            return shown * self.law[n] * given_prior(self.kind, n, context)
         gaps = sum(not now and (f == 0 or context[f - 1]) for f, now in enumerate(context))
         hidden_or_not = n - len(given)
         num_start = self.num_start if gaps == 1 else 0

@@ -68,7 +68,7 @@ def _make(
     results = []
     try:
         for job, output in wanted:
-            with _bar(options, studio, job.config.steps) as watch:
+            with _bar(options, studio, job.config.most_steps) as watch:
                 clip = call(studio, job.keywords() | {"watch": watch})
             results.append(_write(options, clip, output))
     finally:
@@ -155,7 +155,7 @@ def _bar(options: MakeOptions, studio: Studio, steps: int) -> Iterator[Callable[
     from flowcept.codecs import to_frames
     from flowcept.data import video
 
-    bar = tqdm(total=2 * steps, desc=options.command, unit="step", disable=options.quiet, delay=1)
+    bar = tqdm(total=steps, desc=options.command, unit="step", disable=options.quiet, delay=1)
 
     def watch(step: Step) -> None:
         if step.index:

@@ -9,7 +9,7 @@ Shape suffixes: G gaps of a clip, K counts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -33,6 +33,7 @@ class Insertions:
     config: SampleConfig
     bounds: tuple[int, int]  # least and largest length, where ``config`` sets none
     schedule: Schedule
+    first: bool = field(default=False, kw_only=True)  # start with the first frame, if none is given
 
     def __post_init__(self) -> None:
         self.num_given = len(self.given.latent_FCHW)
@@ -40,7 +41,9 @@ class Insertions:
         self.segments = list(range(self.num_given + 1))  # of each gap
         missing = self.given.missing
         self.remaining = list(missing) if missing is not None else None  # by segment
-        self.starts = posterior.START_FRAMES if sum(self.given.open_gaps) == 1 else 0
+        starts = not self.num_given if self.first else sum(self.given.open_gaps) == 1
+        self.starts = posterior.START_FRAMES * starts
+        self.open_first = self.given.open_gaps[0] and not (self.first and self.starts)
 
         min_length, max_length = self.bounds
         wanted = self.config.frames or self.config.min_length
@@ -87,7 +90,11 @@ class Insertions:
         self.length += sum(counts)
         segments = zip(self.segments, counts, strict=True)
         self.segments = [segment for segment, count in segments for _ in range(count + 1)]
-        return [torch.randn(shape, generator=self.generator) for _ in range(sum(counts))]
+        return self.noise(sum(counts), shape)
+
+    def noise(self, count: int, shape: Sequence[int]) -> list[Tensor]:
+        """For so many frames, each of this shape."""
+        return [torch.randn(shape, generator=self.generator) for _ in range(count)]
 
     def _fix_scaled(self, size_logits_K: Tensor) -> None:
         """Draw the size, scale what is still to come, and let the bounds leave no other.

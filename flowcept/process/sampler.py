@@ -8,7 +8,7 @@ the law of lengths does not depend on the number of steps.
 Flow times are whole ages over the number of steps. Each clip has its own generator on the CPU and
 makes the same draws alone, in any batch and on any device. A step moves at most one tensor to the
 device, the noise of new frames with their places, and one from it, what is said of missing frames;
-after ``tau = 1`` none.
+after ``tau = 1`` none, but for the noise of clips that are refined.
 
 Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, G gaps of a
 clip, N new frames, K sizes, A ages.
@@ -68,6 +68,8 @@ def sample_steps(
         prediction = model(step.state, step.clips, finished_F, may_rest)
         counts = step.counts(prediction)
         step = step.denoised(prediction.velocity_FCHW).grown(counts)
+        if config.refine_age < config.steps:
+            step = step.noised_again(config.refine_age)
 
 
 def latents_of(steps: Iterable["Step"]) -> list[Tensor]:
@@ -93,6 +95,7 @@ class Step:
     growth: tuple[Insertions, ...]
     num_steps: int  # the age at which a frame is finished
     change_A: Tensor  # of denoising progress, in the step from each age to the next; at last 0
+    again: frozenset[int] = frozenset()  # clips whose frames went back already
 
     @classmethod
     def start(
@@ -108,7 +111,7 @@ class Step:
             time_F=torch.ones(len(roles), device=device),
             role_F=torch.tensor(roles, dtype=torch.long, device=device),
             tau_B=torch.zeros(len(given), device=device),
-            open_first_B=torch.tensor([one.open_gaps[0] for one in given], device=device),
+            open_first_B=torch.tensor([clip.open_first for clip in growth], device=device),
             lengths=lengths,
         )
         age_F = torch.full((len(roles),), num_steps)
@@ -184,6 +187,37 @@ class Step:
             age_F=torch.cat([self.age_F, torch.zeros(len(names)).long()])[rows],
             name_F=torch.cat([self.name_F, torch.tensor(names)])[rows],
         )
+
+    def noised_again(self, age: int) -> Self:
+        """With the generated frames of clips that have just finished back at this age, once.
+
+        All of a clip's frames are there then, so the last steps clean them together and mend what
+        frames had to guess before their neighbours came (restart sampling, arXiv 2306.14878).
+        """
+        running = {self.clips[b] for b in self.running}
+        finished = [b for b, clip in enumerate(self.clips) if clip not in running | self.again]
+        starts = torch.tensor([0, *self.state.lengths]).cumsum(0)
+        rows, noise = [], []
+        for b in finished:
+            name_F = self.name_F[starts[b] : starts[b + 1]]
+            own = (name_F >= self.growth[b].num_given).nonzero().flatten() + starts[b]
+            rows += own.tolist()
+            noise += self.growth[b].noise(len(own), self.state.latent_FCHW.shape[1:])
+        if not rows:
+            return self
+
+        latent_FCHW = self.state.latent_FCHW
+        noise_NCHW, row_N = _to_device(torch.stack(noise), rows, latent_FCHW)
+        progress = self.change_A[:age].sum()
+        latent_NCHW = torch.lerp(noise_NCHW, latent_FCHW[row_N], progress)
+        state = replace(
+            self.state,
+            latent_FCHW=latent_FCHW.index_copy(0, row_N, latent_NCHW),
+            time_F=self.state.time_F.index_fill(0, row_N, age / self.num_steps),
+        )
+        age_F = self.age_F.index_fill(0, torch.tensor(rows), age)
+        again = self.again | {self.clips[b] for b in finished}
+        return replace(self, state=state, age_F=age_F, again=again)
 
 
 def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], list[Tensor]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flowcept.process.forward import Flowception
 from flowcept.process.growth import Insertions
-from flowcept.process.sampler import Model, clip_generator
+from flowcept.process.sampler import Model, clip_generator, sample_steps
 from flowcept.process.schedule import Schedule, parse_schedule
 from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import SampleConfig
@@ -59,6 +59,22 @@ def test_lengths_follow_the_law_at_every_number_of_steps(steps: int) -> None:
 def test_lengths_follow_the_law_for_every_schedule(schedule: str) -> None:
     found = lengths(SampleConfig(steps=4), Flowception(schedule=schedule))
     assert total_variation(found, LAW) < bound(LAW, CLIPS)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("open_gaps", [(True,), (False, True), (True, False), (True, False, True)])
+def test_lengths_follow_the_law_where_clips_start_with_their_first_frame(
+    open_gaps: tuple[bool, ...], steps: int
+) -> None:
+    given = Given(torch.zeros(len(open_gaps) - 1, 1, 1, 1), open_gaps)
+    config, process = SampleConfig(steps=steps), Flowception(first=True, schedule="power:0.5")
+    assert total_variation(lengths(config, process, given=given), LAW) < bound(LAW, CLIPS)
+    steps_of = sample_steps(
+        LengthOracle(LAW), [given], generators(1, 3), config, process, max_length=64
+    )
+    start = next(iter(steps_of))
+    assert start.state.lengths == (max(len(open_gaps) - 1, 1),), "only where nothing is given"
+    assert start.state.open_first_B.item() == (len(open_gaps) > 1 and open_gaps[0])
 
 
 @pytest.mark.parametrize("open_gaps", [(False, True), (True, False), (False, True, False)])
