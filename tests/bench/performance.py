@@ -431,9 +431,9 @@ def peak():
 """
 LONG = """
 import sys, time
-from flowcept import generation
+import flowcept
 path, frames, output = sys.argv[1:]
-studio = generation.load(path)
+studio = flowcept.load(path)
 started = time.perf_counter()
 clip = studio.generate(
     "a dog", frames=int(frames), steps=2, guidance=1.0, scale=1, seed=1

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from test_mobilenet import mobilenet_weights
 
+import flowcept
 from flowcept import model_file
 from flowcept.data import theatre
-from flowcept.evaluation.evaluate import draw_clips, load_maker, of_captions
+from flowcept.evaluation.evaluate import clips_like, draw_clips
 from flowcept.settings import PRESETS, SampleConfig, TrainConfig
 from flowcept.training import run as train
 
@@ -131,10 +132,10 @@ def test_what_is_recorded_of_made_clips(clips: list[Path], tmp_path: Path) -> No
     settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
     config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 1, "seed": 1})
     model = train.train(clips[0], tmp_path / "run", config, quiet=True)
-    maker = load_maker(model, 3, "cpu", "float32")
+    maker = framewise.Recorder(model.name, flowcept.load(str(model), "cpu", "float32"), 3)
     real, controls = draw_clips(maker, clips[1], 4), SampleConfig(4, frames=9)
-    plain = of_captions(maker, real, controls)
-    made = of_captions(framewise.Recorder(**vars(maker)), real, controls)
+    plain = clips_like(maker, real, controls, "gen")
+    made = maker.clips(real, controls, "gen", told=False)
     for one, other in zip(plain, made, strict=True):
         assert one.caption == other.caption
         assert torch.equal(one.image_FCHW, other.image_FCHW)

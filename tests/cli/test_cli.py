@@ -21,6 +21,7 @@ from fixtures_model import SIZE
 from PIL import Image
 from typer.testing import CliRunner
 
+import flowcept
 from flowcept import cli
 from flowcept import generation as tasks
 from flowcept.data import formats, video
@@ -706,6 +707,7 @@ def test_interrupt_keeps_what_is_finished_and_leaves_no_halves(tiny_model):
 def test_help_imports_nothing_heavy():
     code = """
 import sys
+import flowcept
 from flowcept import cli
 heavy = {"torch", "numpy", "PIL", "imageio_ffmpeg", "safetensors"}
 for words in (["--help"], ["gen", "-h"], ["train", "--help"], ["gen", "a", "--steps", "0"]):
@@ -744,7 +746,7 @@ def test_the_memory_error_of_a_device_is_one_line(flow, tiny_model, monkeypatch)
     def failing(*_args, **_settings):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks, "load", failing)
+    monkeypatch.setattr(flowcept, "load", failing)
     refused(flow("gen", "a", "-m", tiny_model), "not enough memory")
 
 
