@@ -434,8 +434,10 @@ def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # n
         return None if value is None else _converted(name, inside[0], value)
     if isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
         return from_mapping(kind, value, start=start, inside=name)
-    if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(inside):
-        return tuple(_converted(name, *pair) for pair in zip(inside, value, strict=True))
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        kinds = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
+        if len(kinds) == len(value):
+            return tuple(_converted(name, *pair) for pair in zip(kinds, value, strict=True))
     if get_origin(kind) is dict and isinstance(value, Mapping):
         return dict(_item(name, inside, pair) for pair in value.items())
     return _plain(name, kind, value)
