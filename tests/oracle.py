@@ -247,19 +247,22 @@ class ClipOracle:
         s_F = t_F / (t_F + self.shift * (1 - t_F))
         starts = [sum(state.lengths[:b]) for b in range(len(state.lengths) + 1)]
         roles, first = state.role_F.tolist(), state.open_first_B.tolist()
-        groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+        indices = [-1] * len(x_F) if state.index_F is None else state.index_F.tolist()
+        totals = [-1] * len(first) if state.total_B is None else state.total_B.tolist()
+        groups: dict[tuple[tuple[int, ...], bool, tuple[int, ...], int], list[int]] = {}
         for b in range(len(state.lengths)):
-            key = (tuple(roles[starts[b] : starts[b + 1]]), first[b])
+            own = slice(starts[b], starts[b + 1])
+            key = (tuple(roles[own]), first[b], tuple(indices[own]), totals[b])
             groups.setdefault(key, []).append(b)
         velocity_F, missing_F = torch.zeros_like(x_F), torch.zeros_like(x_F)
         missing_B = torch.zeros(len(state.lengths), dtype=torch.float64)
         law_BK = torch.zeros(len(state.lengths), max(self.law) + 1, dtype=torch.float64)
-        for (role_M, open_first), members in groups.items():
+        for (role_M, open_first, *plan), members in groups.items():
             rows = torch.tensor([range(starts[b], starts[b] + len(role_M)) for b in members])
             rows = rows.reshape(len(members), len(role_M)).long()
             kappa_G = self.schedule.kappa(state.tau_B[members].double().clamp(max=1))
             velocity_GM, gaps_GM, law_GK = self._group(
-                x_F[rows], s_F[rows], kappa_G, role_M, open_first
+                x_F[rows], s_F[rows], kappa_G, role_M, open_first, *plan
             )
             velocity_F[rows], missing_F[rows] = velocity_GM, gaps_GM[:, 1:]
             missing_B[members], law_BK[members] = gaps_GM[:, 0], law_GK
@@ -268,14 +271,25 @@ class ClipOracle:
         return Prediction(velocity_FCHW, missing_F.log(), missing_B.log(), size_BK)
 
     def _group(
-        self, x_GM: Tensor, s_GM: Tensor, kappa_G: Tensor, role_M: tuple[int, ...], first: bool
+        self,
+        x_GM: Tensor,
+        s_GM: Tensor,
+        kappa_G: Tensor,
+        role_M: tuple[int, ...],
+        first: bool,
+        index_M: tuple[int, ...],
+        total: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocity ``[G, M]``, missing by gap ``[G, M+1]`` and law of the total ``[G, K]``."""
+        """Velocity ``[G, M]``, missing by gap ``[G, M+1]`` and law of the total ``[G, K]``.
+
+        Where there is a plan, ``total`` is no -1, one way is left.
+        """
         m = len(role_M)
         ways = [
             (n, places, weight)
             for n in self.law
             for places in combinations(range(n), m)
+            if total < 0 or (n, places) == (total, index_M)
             if (weight := self._weight(n, places, role_M, first)) > 0
         ]
         assert ways, f"no clip looks like {role_M}, first gap open: {first}"
