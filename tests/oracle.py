@@ -483,7 +483,7 @@ class Arrangements:
         return max(map(sum, self.law))
 
     def _features(self, gaps: Sequence[int], row: int) -> Tensor:
-        """Of each place: row of ``shown``, its gap, how many places of that gap are left; counts by gap."""
+        """Of each place: row of ``shown``, gap, how many places of it are left; counts by gap."""
         width = 3 + self.num_gaps
         feature_G2H = torch.zeros(len(gaps), 2 * width, dtype=torch.float64)
         for place, gap in enumerate(gaps):
