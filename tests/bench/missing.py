@@ -112,6 +112,8 @@ def main() -> None:
     states = 0
     for _ in range(options.clips):
         scene = theatre.sample_scene(rng, actors=options.actors)
+        if max(theatre.length_law(scene)) > weights.network.largest_size:
+            continue  # longer than the model knows
         words = theatre.caption(scene, rng)
         images = to_images(theatre.draw_clip(scene, weights.card.size[0], rng))
         pair = states_of(images, weights, generator)
