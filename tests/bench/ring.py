@@ -13,11 +13,11 @@ Training has as many parts as ``--steps`` has numbers; each goes on from the mod
 with a rate of its own. ``--schedule power:0.03``: nearly all frames appear at once, so that a
 frame's index, of which ``--place`` tells, is its place long before what it shows is settled;
 ``--shift 5`` leaves them noise for longer. ``--rotary-values`` turns what frames take from each
-other with their distance. ``--first``, ``--planned``, ``--fill`` and ``--context-noise`` are those of
-``flowcept train``; for each number after ``--refine`` clips are sampled. ``--late 0.1`` leaves out most draws
-past the last insertion, in which few frames still flow, and ``--hidden 128 --stem-channels 32``
-makes a network of 1.9 million weights, of which an hour sees twice as many clips. Beside the
-printed figures, ``ring.png`` has the lengths and ``rings.png`` twelve clips.
+other with their distance. ``--first``, ``--planned``, ``--fill`` and ``--context-noise`` are those
+of ``flowcept train``; for each number after ``--refine`` clips are sampled. ``--late 0.1`` leaves
+out most draws past the last insertion, in which few frames still flow, and ``--hidden 128
+--stem-channels 32`` makes a network of 1.9 million weights, of which an hour sees twice as many
+clips. Beside the printed figures, ``ring.png`` has the lengths and ``rings.png`` twelve clips.
 
 A run that is cut goes on where it stopped. Printed: total variation of 512 lengths, the share on
 valid lengths, and the rule error (root mean square over pixels in 0..1, against the best of the
