@@ -41,8 +41,8 @@ from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest, R
 
 LEAST_MISSING = 0.05  # frames that a gap still lacks at least, where more came than expected
 # Numbers of 4 bytes: of a frame in the sampler, a pixel; of one evaluation, a pixel of the picture
-# and a pixel of the size at which motion is estimated. Counted on the processor.
-SAMPLED, PAINTED, WORKED = 18, 150, 700
+# and a pixel of the size at which motion is estimated (measured on a CPU, a fifth above it).
+SAMPLED, PAINTED, WORKED = 24, 60, 350
 
 
 class MotionVideo(VideoNetwork):
