@@ -206,14 +206,14 @@ def test_laws_of_a_batch_have_one_width(weights: Weights) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize(("count", "steps"), [(2, 1), (3, 1), (3, 4)])
+@pytest.mark.parametrize(("count", "steps"), [(2, 1), (3, 1), (3, 2)])
 def test_numbers_of_frames_follow_the_law(weights: Weights, count: int, steps: int) -> None:
-    """Total variation of 600 draws to the law: by chance .026 to .04, a law shifted by one .5."""
-    given = [between(moved(*range(count), height=8, width=8))] * 600
-    made = sampled(weights, given, [*range(600)], steps=steps, max_length=99)
+    """Total variation of 400 draws to the law: by chance .03 to .05, of a law shifted by one .5."""
+    given = [between(moved(*range(count), height=8, width=8))] * 400
+    made = sampled(weights, given, [*range(400)], steps=steps, max_length=99)
     law = total_law(torch.stack([LAW] * (count - 1))).exp()
-    found = torch.bincount(torch.tensor([len(x) - count for x in made]), minlength=len(law)) / 600
-    assert 0.5 * float((found - law).abs().sum()) < 0.07
+    found = torch.bincount(torch.tensor([len(x) - count for x in made]), minlength=len(law)) / 400
+    assert 0.5 * float((found - law).abs().sum()) < 0.09
 
 
 @pytest.mark.usefixtures("cheap")
