@@ -235,6 +235,7 @@ class ProcessSettings(Settings):
     schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
     first: bool = setting(False, "without given frames a clip starts with its first frame")
+    planned: bool = setting(False, "length and places are drawn at first, and frames told them")
     late: float = setting(
         0.5, "share of training after the last frame came; less is less work", INSIDE
     )
