@@ -560,7 +560,9 @@ class Studio:
     ) -> float:
         """Bytes beside the program and its weights, of a clip of so many latents."""
         evaluated = frames if config.guidance == 1 else 2 * frames
-        height, width = size = size or self.card.size
+        if size is None or not self.card.any_size:
+            size = self.card.size
+        height, width = size
         shape = self.codec.latent_shape(size)
         activations = self.weights.network.sampling_bytes(evaluated, shape, self.dtype)
         copies = 2 + 2 * self._factor(scale) ** 2
