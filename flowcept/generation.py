@@ -338,6 +338,8 @@ class Studio:
             made = self._between(fitted_FHW3, self._reaching(config, count), request)
             if len(set(made.places)) < count:
                 notes.append("two keyframes fell on one frame; --multi K puts K between them")
+            if self.weights.network.gapwise and len(made.order) == count != config.frames:
+                notes.append("no frame was drawn between the keyframes; --multi K puts K there")
 
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         keeps = multi and request.fps in (None, rate)

@@ -83,6 +83,14 @@ def test_a_length_that_the_model_chooses_reaches_over_all_gaps(studio):
     assert studio.interp(keys, seed=0).notes == []
 
 
+def test_nothing_between_is_told(studio):
+    """Where the law drew 0, not where that was asked for."""
+    keys = panned(0, 6)
+    assert "no frame was drawn" in studio.interp(keys, max_length=2).notes[0]
+    assert studio.interp(keys, frames=2).notes == []
+    assert studio.interp(keys, min_length=3).notes == []
+
+
 def test_steps_of_its_own_unless_asked(studio):
     keys = panned(0, 6)
     first, asked = (

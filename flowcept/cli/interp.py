@@ -40,7 +40,7 @@ def interp(
         check_rate(options.fps or rate * (multi + 1))
         sound = keyframes[0] if video.has_sound(keyframes[0]) else None
     check_keyframes(config, len(keys_FHW3), multi)
-    if not (options.model or prompt):
+    if not (options.model or prompt or options.negative_prompt):
         options = replace(options, model=_preferred())
     make_clips(
         options,

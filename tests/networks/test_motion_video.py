@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_device import FakeDevice
 from fixtures_model import SMALL_MOTION
 from test_flow import texture
 from test_motion import decibels, shifted
@@ -277,6 +278,19 @@ def test_compiled_blocks_say_the_same(weights: Weights) -> None:
     plain = weights.network(state, NO_WORDS).velocity_FCHW
     weights.network.compile_blocks(backend="eager")
     torch.testing.assert_close(weights.network(state, NO_WORDS).velocity_FCHW, plain)
+
+
+def test_what_is_on_a_device_stays_there(weights: Weights) -> None:
+    """Flows come from the processor and go where the pictures are; nothing mixes the two."""
+    start = between(moved(0, 6, 9))
+    (plain,) = sampled(weights, [start], [3], steps=2)
+    with FakeDevice() as device:
+        law = device.module(weights.network).motion.law
+        law.mean_D, law.spread_D = law.mean_D.to("cuda"), law.spread_D.to("cuda")
+        start = replace(start, latent_FCHW=start.latent_FCHW.to("cuda"))
+        (made,) = sampled(weights, [start], [3], steps=2)
+        assert made.is_cuda
+        assert torch.equal(made.cpu(), plain)
 
 
 def test_no_view_of_the_whole_clip_is_kept(weights: Weights) -> None:
