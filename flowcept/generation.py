@@ -28,9 +28,9 @@ from flowcept import __version__, settings
 from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
 from flowcept.data.video import Frames, Sound
-from flowcept.device import PROGRAM, autocast, free_memory, sampling_bytes
+from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
-from flowcept.model_file import WORDS, Card, Weights
+from flowcept.model_file import DEFAULT, WORDS, Card, Weights
 from flowcept.networks.text import words_of
 from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
@@ -139,7 +139,8 @@ def sample_clips(
     Lengths are in latents, by default bounded by those trained. Where no prompt differs from its
     negative one there is nothing to lean to: the network is asked once, not twice, a step.
     """
-    guidance = config.guidance if list(prompts) != list(negative_prompts) else 1.0
+    leans = list(prompts) != list(negative_prompts) and weights.card.text.kind != "none"
+    guidance = config.guidance if leans else 1.0
     toward = [weights.text([prompt]) for prompt in prompts]
     away = [weights.text([prompt]) for prompt in negative_prompts]
     model = guided(weights.network, toward, away, guidance, cached=config.cache)
@@ -271,9 +272,16 @@ class Studio:
         for module in (weights.network, weights.text, weights.codec):
             module.to(device)
 
+    def check_task(self, command: str) -> None:
+        """Raise ``UserError`` where the model is not for what a command makes."""
+        tasks = self.weights.network.tasks
+        if command not in tasks:
+            does = f"{self.name} is a model for {', '.join(sorted(tasks))} only"
+            raise UserError(f"{does}, not for {command}: take another one, such as {DEFAULT}")
+
     def generate(self, prompt: str, **options: object) -> Clip:
         """A clip of a prompt."""
-        request = Request.of("gen", prompt, options)
+        request = self._request("gen", prompt, options)
         config, rounded = self.grid.in_latents(request.config)
         made = self._sample(from_nothing(self.card, self.device), config, request)
         return self._finish(made, request, rounded)
@@ -288,7 +296,7 @@ class Studio:
         **options: object,
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
-        request = Request.of("i2v", prompt, options)
+        request = self._request("i2v", prompt, options)
         config, rounded = self.grid.in_latents(request.config)
         picture_1HW3 = image_HW3[None]
         latent_1CHW = self._encoded(self.codec.encode_keyframes, picture_1HW3, fit)
@@ -313,12 +321,12 @@ class Studio:
         ``clip_fps`` is the rate of the clip whose frames the keyframes are, and ``sound`` a file
         whose sound is kept where playing takes as long as before.
         """
-        request, count = Request.of("interp", prompt, options), len(keyframes_FHW3)
+        request, count = self._request("interp", prompt, options), len(keyframes_FHW3)
         if count < 2:
             raise UserError("interp needs two keyframes at least")
         settings.check_keyframes(request.config, count, multi)
         config, notes = self.grid.in_latents(request.config)
-        fitted_FHW3, _ = video.fit(keyframes_FHW3, self.card.size, fit)
+        fitted_FHW3, _ = video.fit(keyframes_FHW3, self._size(keyframes_FHW3), fit)
         if multi:
             between = Grid(self.codec, known=2)
             span = between.latents(multi) - 1  # latents from a keyframe to the next
@@ -327,9 +335,11 @@ class Studio:
             made = self._multiplied(fitted_FHW3, span, request)
         else:
             notes += self._room(count, config)
-            made = self._between(fitted_FHW3, config, request)
+            made = self._between(fitted_FHW3, self._reaching(config, count), request)
             if len(set(made.places)) < count:
                 notes.append("two keyframes fell on one frame; --multi K puts K between them")
+            if self.weights.network.gapwise and len(made.order) == count != config.frames:
+                notes.append("no frame was drawn between the keyframes; --multi K puts K there")
 
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         keeps = multi and request.fps in (None, rate)
@@ -355,7 +365,7 @@ class Studio:
         The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
         """
         settings.check_extension(direction, context)
-        request = Request.of("extend", prompt, options)
+        request = self._request("extend", prompt, options)
         edges = self._edges(direction, context, len(clip_FHW3))
         made, before = self._extended(clip_FHW3, edges, request)
 
@@ -368,34 +378,83 @@ class Studio:
         clip = self._finish(made, request, notes, direction=direction, context=seen)
         return _sounding(clip, sound, before / rate if rate == clip_fps else None)
 
-    def estimate(self, config: SampleConfig, scale: int | None = None, least: int = 1) -> float:
+    def estimate(
+        self,
+        config: SampleConfig,
+        scale: int | None = None,
+        least: int = 1,
+        *,
+        keyframes: int = 2,
+        size: tuple[int, int] | None = None,
+    ) -> float:
         """Bytes that the program takes at most while it makes a clip with these controls.
 
-        ``least`` pictures are sampled together whatever the controls say: given ones, say.
+        ``least`` pictures are sampled together whatever the controls say: given ones, say. Frames
+        may lie between so many ``keyframes`` of this ``size``.
         """
-        controls, _ = self.grid.in_latents(config)
+        controls, _ = self.grid.in_latents(self._reaching(config, keyframes))
         frames = max(self._longest(controls), self.codec.latents_of(least))
         weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
-        return PROGRAM + weights + self._work(frames, config, scale)
+        return PROGRAM + weights + self._work(frames, config, scale, size)
+
+    def _request(self, command: str, prompt: str, options: Mapping[str, Any]) -> Request:
+        """What is asked for, in the model's own number of steps where none is named."""
+        self.check_task(command)
+        if not {"steps", "config"} & options.keys():
+            options = {**options, "config": self.usual(settings.defaults(command))}
+        return Request.of(command, prompt, options)
+
+    def usual(self, config: SampleConfig) -> SampleConfig:
+        """The controls in the number of steps that the model has by itself."""
+        return replace(config, steps=self.weights.network.steps or config.steps)
+
+    def _size(self, frames_FHW3: Frames) -> tuple[int, int]:
+        """Height and width of what is made of pictures."""
+        height, width = frames_FHW3.shape[1:3]
+        return (height, width) if self.card.any_size else self.card.size
+
+    def _most(self, keyframes: int) -> int:
+        """Latents of the longest clip that the model learned, between so many keyframes."""
+        if not self.weights.network.gapwise:
+            return self.card.max_length
+        return (self.card.max_length - 1) * (keyframes - 1) + 1
+
+    def _reaching(self, config: SampleConfig, keyframes: int) -> SampleConfig:
+        """Without a bound of its own a clip is as long as all of its gaps can be."""
+        if config.frames or config.max_length or not self.weights.network.gapwise:
+            return config
+        return replace(config, max_length=max(self._most(keyframes), config.min_length or 0))
 
     def _sample(self, given: Given, config: SampleConfig, request: Request) -> Made:
         """One clip; the lengths of ``config`` are in latents of the clip's own."""
         start = Start.of(given, self.codec)
         controls = self._widened(config, len(start.beside))
         latents = max(self._longest(controls), start.known)
-        if self._work(latents, config, request.scale) > free_memory(self.device):
-            raise self._out_of_memory(latents, request)
+        rows, columns = given.latent_FCHW.shape[2:]
+        size = rows * self.codec.config.compression, columns * self.codec.config.compression
+        if not self.weights.network.gapwise:  # else what is drawn is looked at: it is seldom most
+            self._check_memory(latents, request, size)
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
-                return self._made(start, controls, request)
+                return self._made(start, controls, request, size)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise self._out_of_memory(latents, request) from error
+            raise self._out_of_memory(latents, request, size) from error
 
-    def _made(self, start: Start, controls: SampleConfig, request: Request) -> Made:
+    def _check_memory(self, latents: int, request: Request, size: tuple[int, int]) -> None:
+        """Raise ``UserError`` where so many latents do not fit into the memory."""
+        need = self._work(latents, request.config, request.scale, size)
+        if need > free_memory(self.device):
+            raise self._out_of_memory(latents, request, size)
+
+    def _made(
+        self, start: Start, controls: SampleConfig, request: Request, size: tuple[int, int]
+    ) -> Made:
         growth: Growth = []
         asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
         for step in sample_clips(self.weights, [start.given], *asked, controls):
             own = start.own(step)
+            if self.weights.network.gapwise and (not growth or len(own.name_F) > len(growth[-1])):
+                self._check_memory(len(own.name_F), request, size)
             growth.append(_visible(own, controls.steps))
             if request.watch:
                 request.watch(own)
@@ -494,33 +553,41 @@ class Studio:
         longest = config.frames or config.max_length or self.card.max_length
         return max(longest, config.min_length or 0)
 
-    def _work(self, frames: int, config: SampleConfig, scale: int | None) -> float:
+    def _work(
+        self,
+        frames: int,
+        config: SampleConfig,
+        scale: int | None,
+        size: tuple[int, int] | None = None,
+    ) -> float:
         """Bytes beside the program and its weights, of a clip of so many latents."""
         evaluated = frames if config.guidance == 1 else 2 * frames
-        tokens, net = self.weights.network.tokens_per_frame, self.card.network
-        stem = net.height * net.width * net.stem_channels
-        activations = sampling_bytes(evaluated, tokens, net.hidden, net.depth, stem, self.dtype)
-        height, width = self.card.size
+        if size is None or not self.card.any_size:
+            size = self.card.size
+        height, width = size
+        shape = self.codec.latent_shape(size)
+        activations = self.weights.network.sampling_bytes(evaluated, shape, self.dtype)
         copies = 2 + 2 * self._factor(scale) ** 2
         pixels = 3 * self.codec.pictures_of(frames) * height * width * copies
         return max(activations, pixels)  # one after the other
 
     def _factor(self, scale: int | None) -> int:
         """Whole-number enlargement of the made frames."""
-        return scale or -(-SHORT_SIDE // min(self.card.size))
+        usual = 1 if self.card.any_size else -(-SHORT_SIDE // min(self.card.size))
+        return scale or usual
 
     def _encoded(
         self, encode: Callable[[Tensor], Tensor], frames_FHW3: Frames, fit: str = "stretch"
     ) -> Tensor:
         """Latents of pictures, brought to the model's size."""
-        frames_FHW3, _ = video.fit(frames_FHW3, self.card.size, fit)
+        frames_FHW3, _ = video.fit(frames_FHW3, self._size(frames_FHW3), fit)
         with autocast(self.device, self.dtype):
             return encode(to_images(frames_FHW3).to(self.device)).float()
 
-    def _notes(self, request: Request, known: int | None) -> Iterator[str]:
+    def _notes(self, request: Request, known: int | None, longest: int) -> Iterator[str]:
         """What the user should know of what is asked for; ``known`` latents are sampled at once.
 
-        None where the model chooses how many.
+        None where the model chooses how many; ``longest`` are those of the longest trained clip.
         """
         config, card = request.config, self.card
         familiar = COMMON_WORDS.union(card.words)
@@ -530,18 +597,21 @@ class Studio:
             examples = [word for word in card.words if word not in COMMON_WORDS][:40]
             told = f"the model {never} {', '.join(map(repr, unknown))}"
             yield f"{told}; it knows for example: {', '.join(examples)}"
-        if request.negative_prompt and config.guidance == 1:
+        if card.text.kind == "none":
+            if request.prompt or request.negative_prompt:
+                yield "words mean nothing to this model: prompts have no effect"
+        elif request.negative_prompt and config.guidance == 1:
             yield "the negative prompt has no effect without guidance: add --guidance 2"
-        if known and known > 2 * card.max_length:
-            pictures, longest = map(self.codec.pictures_of, (known, card.max_length))
-            yield f"{pictures} frames are far more than the longest trained clip, {longest}"
+        if known and known > 2 * longest:
+            pictures, most = map(self.codec.pictures_of, (known, longest))
+            yield f"{pictures} frames are far more than the longest trained clip, {most}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
             yield "--length-scale has no effect: the length is given"
 
     def _room(self, count: int, config: SampleConfig) -> list[str]:
         """Notes on what a length that the model chooses leaves between so many keyframes."""
         asked = config.frames or config.min_length or config.max_length
-        longest = self.card.max_length
+        longest = self._most(count)
         roomy = count if self.beside else 2 * count - 1  # latents with one in every gap
         if count > (config.frames or config.max_length or count):
             least = self.codec.pictures_of(count)
@@ -554,12 +624,15 @@ class Studio:
             raise UserError(f"{told}: say --multi K for K in every gap, --frames or --max-length")
         return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
 
-    def _out_of_memory(self, frames: int, request: Request) -> UserError:
-        need = f"{self._work(frames, request.config, request.scale) / 2**30:.1f} GiB"
-        (height, width), pictures = self.card.size, self.codec.pictures_of(frames)
+    def _out_of_memory(self, frames: int, request: Request, size: tuple[int, int]) -> UserError:
+        need = f"{self._work(frames, request.config, request.scale, size) / 2**30:.1f} GiB"
+        (height, width), pictures = size, self.codec.pictures_of(frames)
+        remedy = "take --guidance 1, or use a model of smaller frames"
+        if self.card.any_size:
+            remedy = "or give smaller pictures"
         return UserError(
             f"not enough memory: {pictures} frames of {width}x{height} take about {need}; lower "
-            "--frames or --max-length, take --guidance 1, or use a model of smaller frames"
+            f"--frames or --max-length, {remedy}"
         )
 
     def _finish(
@@ -568,7 +641,8 @@ class Studio:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
         frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
         known = len(made.order) if request.config.frames or more.get("multi") else None
-        told = [*self._notes(request, known), *notes]
+        longest = self._most(int(more.get("keyframes", 2)))
+        told = [*self._notes(request, known, longest), *notes]
         record = self._record(made, request) | more
         ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
         shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
@@ -599,7 +673,7 @@ class Studio:
     ) -> Clip:
         """The user's own pixels in the places of the given frames, if asked for or if they fit."""
         _, height, width, _ = clip.frames_FHW3.shape
-        matches = given_FHW3.shape[1:3] in ((height, width), self.card.size)
+        matches = given_FHW3.shape[1:3] in ((height, width), self._size(given_FHW3))
         own_FHW3, said = given_FHW3, ""
         if not matches:
             own_FHW3, said = video.fit(given_FHW3, (height, width), fit)

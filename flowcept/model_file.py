@@ -25,6 +25,7 @@ from flowcept.networks.text import PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
 from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
+DEFAULT = "theatre"  # the model that is taken where none is named
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
@@ -39,7 +40,7 @@ class Card:
     process: Flowception
     text: TextConfig
     codec: CodecConfig
-    size: tuple[int, int]  # height and width of a picture, in pixels
+    size: tuple[int, int]  # height and width of a picture, in pixels; (0, 0): any
     fps: float  # pictures per second of the training clips
     lengths: dict[int, int]  # trained clips by number of latents
     fit: str = "crop"  # how training clips got the size: crop, pad or stretch
@@ -48,6 +49,11 @@ class Card:
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
+
+    @property
+    def any_size(self) -> bool:
+        """Whether clips have the size of the pictures that are given."""
+        return self.size == (0, 0)
 
     @property
     def min_length(self) -> int:
@@ -298,12 +304,15 @@ def _contradictions(card: Card) -> Iterable[str]:
     network = card.network
     if not card.lengths or min(*card.lengths, *card.lengths.values()) < 1:
         yield "lengths"
-    if not SLOWEST <= card.fps <= FASTEST or min(card.size) < 1 or card.fit not in FITS:
+    sized = card.any_size or min(card.size) >= 1
+    if not SLOWEST <= card.fps <= FASTEST or not sized or card.fit not in FITS:
         yield "fps, size or fit"
     if card.text.width != network.text_width:
         yield "prompt encoder and network disagree"
-    if card.codec.latent_shape(card.size) != (network.channels, network.height, network.width):
+    if card.codec.latent_shape(card.size) != network.latent_shape:
         yield "picture size, codec and network disagree"
+    if card.any_size and card.codec.kind != "pixels":
+        yield "a model of pictures of any size takes them as pixels"
 
 
 def _line(error: BaseException) -> str:
@@ -313,9 +322,14 @@ def _line(error: BaseException) -> str:
     return "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
 
 
-def find(name: str | None) -> Path:
-    """The file of a model: a path, or the name of a shipped model; None is the default one."""
-    wanted = name or os.environ.get("FLOWCEPT_MODEL") or "theatre"
+def find(name: str | None, prefer: str = DEFAULT) -> Path:
+    """The file of a model: a path, or the name of a shipped model.
+
+    None is the one that the environment names, else the one to ``prefer`` where it came with the
+    package, else the default one.
+    """
+    usual = prefer if prefer in shipped_models() else DEFAULT
+    wanted = name or os.environ.get("FLOWCEPT_MODEL") or usual
     if Path(wanted).suffix or "/" in wanted or os.sep in wanted:
         try:
             return Path(wanted).expanduser()
@@ -384,15 +398,20 @@ def describe(path: Path) -> dict[str, Any]:
     total = sum(card.lengths.values())
     shortest, longest = pictures_of(card.min_length), pictures_of(card.max_length)
     mean = sum(pictures_of(n) * count for n, count in card.lengths.items()) / total
+    size = "any size" if card.any_size else f"{card.size[1]}x{card.size[0]} pixels"
+    lengths, dataset = f"{mean:.1f} on average", f"{card.dataset}: {total} clips"
+    if weights.network.gapwise:
+        lengths, dataset = "from a given picture to the next", card.dataset
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
         "flowcept": card.version,
         "process": asdict(card.process),
         "parameters": {**counts, "total": sum(counts.values())},
-        "frames": f"{card.size[1]}x{card.size[0]} pixels at {card.fps:g} per second",
-        "lengths": f"{shortest} to {longest} frames, {mean:.1f} on average",
-        "dataset": f"{card.dataset}: {total} clips",
+        "tasks": ", ".join(sorted(weights.network.tasks)),
+        "frames": f"{size} at {card.fps:g} per second",
+        "lengths": f"{shortest} to {longest} frames, {lengths}",
+        "dataset": dataset,
         "steps": card.steps,
         "network": asdict(card.network),
         "text": asdict(card.text),

@@ -46,6 +46,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
+@pytest.fixture(scope="session")
+def tiny_motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of motion that has learned nothing: 0 to 6 frames in a gap, any size."""
+    from fixtures_model import write_motion
+
+    return write_motion(tmp_path_factory.mktemp("model") / "small-motion.safetensors")
+
+
 @dataclass
 class Result:
     """What a command did."""

@@ -10,13 +10,28 @@ from fake_codec import fake_config
 from flowcept import model_file as checkpoint
 from flowcept.codecs import CodecConfig
 from flowcept.model_file import Card
+from flowcept.networks.motion import MotionConfig, MotionNetwork
 from flowcept.networks.text import TextConfig
 from flowcept.networks.transformer import TransformerConfig
 from flowcept.process.forward import Flowception
+from flowcept.training.motion import motion_weights
 
 SIZE = 32  # pixels of a frame's side
 LENGTHS = {4: 1, 6: 2, 8: 3, 10: 2, 12: 1}  # trained clips by number of frames
 WORDS = {"a": 3, "dog": 2, "surfing": 2, "cat": 1}
+
+SMALL_MOTION = MotionConfig(
+    features=8, compared=4, coarse=(8, 8, 8), fine=(8, 8, 8), law_hidden=8, most_missing=6
+)
+
+
+def write_motion(path: Path) -> Path:
+    """A model of motion that has not learned: the blend by hand, and a broad law of gaps."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = MotionNetwork(SMALL_MOTION)
+    checkpoint.save(motion_weights(network, 5), path)
+    return path
 
 
 def write_model(path: Path, codec: str = "autoencoder") -> Path:

@@ -32,7 +32,7 @@ FLOORS = [
     ("networks.layout",),
     ("networks.stem", "networks.text", "networks.compositions"),
     ("networks.in_between",),
-    ("networks.transformer",),
+    ("networks.transformer", "networks.motion_video"),
     ("networks",),
     ("codecs.base",),
     ("codecs.autoencoder", "codecs.pretrained"),

@@ -1,5 +1,6 @@
 """``flowcept interp``: the frames between keyframes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +14,14 @@ from flowcept.settings import FIT, SampleConfig, check_keyframes
 if TYPE_CHECKING:
     from flowcept.data.video import Frames
 
+PREFERRED = "motion"  # the model that is taken where neither it nor a prompt is named
+
 
 @making("interp")
 def interp(
     options: MakeOptions,
     config: SampleConfig,
+    flags: typer.Context,
     keyframes: Annotated[list[Path], typer.Argument(help="two pictures or more, or one clip")],
     prompt: Prompt = "",
     multi: Annotated[int, helped("exactly so many frames in every gap; for a clip 1")] = 0,
@@ -36,6 +40,8 @@ def interp(
         check_rate(options.fps or rate * (multi + 1))
         sound = keyframes[0] if video.has_sound(keyframes[0]) else None
     check_keyframes(config, len(keys_FHW3), multi)
+    if not (options.model or prompt or options.negative_prompt):
+        options = replace(options, model=_preferred())
     make_clips(
         options,
         [options.job(prompt, config)],
@@ -43,8 +49,24 @@ def interp(
             keys_FHW3, multi=multi, clip_fps=rate, fit=fit, exact=exact, sound=sound, **asked
         ),
         inputs=keyframes,
+        own_steps=not _named(flags, "steps"),
         least=multi + 2 if multi else len(keys_FHW3),
+        keyframes=2 if multi else len(keys_FHW3),
+        size=keys_FHW3.shape[1:3],
     )
+
+
+def _named(flags: typer.Context, name: str) -> bool:
+    """Whether a flag was given, be it with its default."""
+    source = flags.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _preferred() -> str:
+    """The model for frames between pictures without words."""
+    from flowcept import model_file
+
+    return str(model_file.find(None, prefer=PREFERRED))
 
 
 def _read(keyframes: list[Path], fit: str) -> "tuple[Frames, float | None]":

@@ -42,12 +42,14 @@ def make_clips(
     call: Call,
     *,
     inputs: Sequence[Path] = (),
-    least: int = 1,
+    own_steps: bool = False,
+    **room: Any,  # noqa: ANN401
 ) -> None:
     """Make and write ``options.count`` clips of each job.
 
-    ``least`` frames are sampled at once, whatever the controls say. Raises ``UserError`` where an
-    output cannot be written or is an input.
+    ``own_steps``: in the number of steps that the model has by itself. ``room`` is what the
+    controls do not say of the memory that is needed, as ``Studio.estimate`` has it. Raises
+    ``UserError`` where an output cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
     outputs = _outputs(options, clips, inputs)
@@ -55,8 +57,11 @@ def make_clips(
         if options.quiet:
             warnings.simplefilter("ignore")
         studio = _open(options)
+        studio.check_task(options.command)
+        if own_steps:
+            clips = [replace(job, config=studio.usual(job.config)) for job in clips]
         if options.talks:
-            most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
+            most = max(studio.estimate(job.config, options.scale, **room) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
         _make(studio, options, call, zip(clips, outputs, strict=True))
 

@@ -75,7 +75,10 @@ class MakeOptions(Settings):
 
     command: str
     model: str | None = setting(
-        None, "a file or a shipped name; default $FLOWCEPT_MODEL or theatre", names="--model -m"
+        None,
+        "a file or a shipped name; default $FLOWCEPT_MODEL, else motion between pictures without "
+        "a prompt if it is shipped, else theatre",
+        names="--model -m",
     )
     output: Path | None = setting(
         None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames",

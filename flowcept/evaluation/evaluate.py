@@ -79,6 +79,7 @@ def evaluate(
     """
     if task not in TASKS:
         raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
+    maker.studio.check_task(task)
     real = draw_clips(maker, folder, clips)
     if network:  # one that cannot read them is told of before clips are made
         network([real[0].image_FCHW])

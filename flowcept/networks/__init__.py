@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowcept.networks.base import VideoNetwork
+from flowcept.networks.motion import MotionConfig
+from flowcept.networks.motion_video import MotionVideo
 from flowcept.networks.transformer import Transformer, TransformerConfig
 
 __all__ = ["FAMILIES", "Family", "VideoNetwork", "build_network", "family_of"]
@@ -24,7 +26,10 @@ class Family:
     network: Callable[[Any, float], VideoNetwork]
 
 
-FAMILIES: dict[str, Family] = {"transformer": Family(TransformerConfig, Transformer)}
+FAMILIES: dict[str, Family] = {
+    "transformer": Family(TransformerConfig, Transformer),
+    "motion": Family(MotionConfig, MotionVideo),
+}
 
 
 def family_of(config: object) -> str:

@@ -6,9 +6,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
+
+TASKS = frozenset(["gen", "i2v", "interp", "extend"])
 
 
 class VideoNetwork(nn.Module):
@@ -19,11 +22,14 @@ class VideoNetwork(nn.Module):
 
     shift: float  # the process's, of the denoising progress
     checkpoint_blocks: bool = False  # recompute blocks in the backward pass
+    tasks: frozenset[str] = TASKS  # commands that it is for
+    steps: int | None = None  # of the sampler where nothing else is asked; None: the command's
+    gapwise: bool = False  # takes each gap for itself: a card's lengths are those of one gap
 
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents that it reads."""
+        """Channels, height and width of the latents that it reads; sides of 0: any."""
 
     @property
     @abstractmethod
@@ -40,6 +46,12 @@ class VideoNetwork(nn.Module):
         self, state: FrameState, prompt: PromptTokens, rest: Rest | None = None
     ) -> Prediction:
         """Velocity, missing frames and law of sizes for every clip of the state, float32."""
+
+    @abstractmethod
+    def sampling_bytes(
+        self, frames: int, latent_shape: tuple[int, int, int], dtype: torch.dtype
+    ) -> float:
+        """Peak of sampling beside the weights, both sides of guidance counted as ``frames``."""
 
     @abstractmethod
     def blocks(self) -> Iterator[nn.Module]:

@@ -20,18 +20,13 @@ pixels; M = 4 candidates: left and right picture along field 0, then along field
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcept.errors import UserError
 from flowcept.networks.flow import (
     TRUST,
     MotionEstimator,
@@ -39,7 +34,6 @@ from flowcept.networks.flow import (
     photometric_error,
     splat,
 )
-from flowcept.settings import from_mapping
 
 CURVATURE = 0.7  # share of the measured acceleration that is believed
 LEAST_TRUST = 1e-3  # of a candidate, so that no place is without any
@@ -52,6 +46,7 @@ FINE_MOVE = 0.5  # pixels
 ADDED_COLOUR = 0.1  # of 2, the range of colours
 STILL_REACH = 4  # pixels: a place is still if nothing this near changes
 STILL_FLOW = 0.05  # pixels of motion that still counts as none
+LARGEST_GAP = 1000  # frames of which a law may know
 LAW_SIDE = 128  # pixels of the shorter side of the pictures from which a gap's size is told
 
 
@@ -231,6 +226,18 @@ class MotionConfig:
             raise ValueError("no more channels can be compared than there are features")
         if min(sizes) < 1 or self.most_missing < 1:
             raise ValueError("every size of a MotionConfig must be at least 1")
+        if self.most_missing > LARGEST_GAP:
+            raise ValueError(f"most_missing must be at most {LARGEST_GAP}")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels of a picture; its sides, 0: any."""
+        return 3, 0, 0
+
+    @property
+    def text_width(self) -> int:
+        """Of a prompt token, of which there is none."""
+        return 1
 
 
 def _convolution(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
@@ -542,12 +549,19 @@ def measured_gap(
     back = estimator(right[0], left[0])[None]
     bends = []
     for start, flow, beyond in ((left, there, before), (right, back, after)):
-        if beyond is None:
-            bends.append(torch.zeros_like(flow))
-            continue
-        outward = estimator(start[0], working_size(beyond.picture_CHW[None])[0])[None]
-        bends.append(acceleration(flow, outward, beyond.distance))
+        outward = None
+        if beyond is not None:
+            outward = estimator(start[0], working_size(beyond.picture_CHW[None])[0])[None]
+        bends.append(bend_of(flow, outward, beyond.distance if beyond else 1.0))
     return Gap(left_CHW, right_CHW, left, right, Flows(there, back, *bends))
+
+
+def bend_of(flow_N2HW: Tensor, outward_N2HW: Tensor | None, distance: float) -> Tensor:
+    """The acceleration at a gap's end, from which ``outward`` leads to a picture ``distance`` gaps
+    beyond; 0 where there is none."""
+    if outward_N2HW is None:
+        return torch.zeros_like(flow_N2HW)
+    return acceleration(flow_N2HW, outward_N2HW, distance)
 
 
 def working_size(picture_NCHW: Tensor) -> Tensor:
@@ -639,34 +653,3 @@ def measured_cues(estimator: MotionEstimator, left_CHW: Tensor, right_CHW: Tenso
     )
     there, back = estimator(left[0], right[0])[None], estimator(right[0], left[0])[None]
     return gap_cues(left, right, there, back)[0]
-
-
-# ---- its file --------------------------------------------------------------------------------
-
-CONFIG_KEY = "motion"  # of the file's header: the network's MotionConfig, as JSON
-
-
-def save_network(network: MotionNetwork, path: Path) -> None:
-    """Write a network to a safetensors file that explains itself; whole or not at all."""
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, {CONFIG_KEY: json.dumps(asdict(network.config))})
-    temporary.replace(path)
-
-
-def load_network(path: Path) -> MotionNetwork:
-    """Read what ``save_network`` wrote. Raises ``UserError`` where that is not so."""
-    try:
-        with safe_open(path, "pt") as file:
-            told = (file.metadata() or {}).get(CONFIG_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: it is not a safetensors file") from error
-    if told is None:
-        raise UserError(f"{path} is not a model of motion")
-    network = MotionNetwork(from_mapping(MotionConfig, json.loads(told)))
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    return network.eval()

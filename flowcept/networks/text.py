@@ -5,7 +5,7 @@ Every word is a token: its embedding, found by a hash of the word, goes to the n
 What a small transformer reads in the UTF-8 bytes (spelling, order) is added. Nothing normalises the
 sum: the transformer alone, normalised, lost all difference between prompts in the direction that
 they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
-folder.
+folder. ``NoEncoder`` is that of models to which words mean nothing.
 
 Shape suffixes: B prompts, L bytes, R tokens of a prompt, S of all, T = R + L, D width.
 """
@@ -32,7 +32,7 @@ from flowcept.process.state import PromptTokens
 class TextConfig:
     """The prompt encoder. Part of every model file."""
 
-    kind: str = "bytes"  # bytes, or pretrained: a frozen encoder from `source`
+    kind: str = "bytes"  # bytes; pretrained: a frozen encoder from `source`; none: no words
     width: int = 192  # width of the byte transformer, or of the pretrained encoder's output
     depth: int = 3  # its blocks
     heads: int = 3
@@ -42,11 +42,11 @@ class TextConfig:
     source: str = ""  # folder of the pretrained encoder
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bytes", "pretrained"):
-            raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes or pretrained")
+        if self.kind not in ("bytes", "pretrained", "none"):
+            raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes, pretrained or none")
         if min(self.width, self.depth, self.heads, self.tokens, self.buckets, self.max_bytes) < 1:
             raise ValueError("the prompt encoder's sizes must be positive")
-        if self.width % (2 * self.heads):
+        if self.kind != "none" and self.width % (2 * self.heads):
             raise ValueError("text width must be a multiple of twice the heads")
         if self.depth > MOST_BLOCKS:
             raise ValueError(f"there must be at most {MOST_BLOCKS} blocks")
@@ -159,11 +159,24 @@ class PretrainedEncoder(nn.Module):
         return PromptTokens(token_SD, tuple(kept_BL.sum(1).tolist()))
 
 
-PromptEncoder = ByteEncoder | PretrainedEncoder
+class NoEncoder(nn.Module):
+    """No token for any prompt."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        return PromptTokens(torch.zeros(0, self.config.width), (0,) * len(prompts))
+
+
+PromptEncoder = ByteEncoder | PretrainedEncoder | NoEncoder
 
 
 def build_encoder(config: TextConfig) -> PromptEncoder:
     """A prompt encoder with fresh weights, or the frozen one that the configuration names."""
+    if config.kind == "none":
+        return NoEncoder(config)
     return ByteEncoder(config) if config.kind == "bytes" else PretrainedEncoder(config)
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from flowcept.device import sampling_bytes
 from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
 from flowcept.networks.compositions import Compositions
@@ -91,6 +92,11 @@ class TransformerConfig:
             )
         if max(self.depth, self.stem_depth, self.between) > MOST_BLOCKS:
             raise ValueError(f"there must be at most {MOST_BLOCKS} blocks of each kind")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        return self.channels, self.height, self.width
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -225,7 +231,7 @@ class Transformer(VideoNetwork):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        return self.config.channels, self.config.height, self.config.width
+        return self.config.latent_shape
 
     @property
     def tokens_per_frame(self) -> int:
@@ -235,6 +241,14 @@ class Transformer(VideoNetwork):
     @property
     def largest_size(self) -> int:
         return self.config.largest_size
+
+    def sampling_bytes(
+        self, frames: int, latent_shape: tuple[int, int, int], dtype: torch.dtype
+    ) -> float:
+        config, (_, height, width) = self.config, latent_shape
+        stem = height * width * config.stem_channels
+        tokens = self.tokens_per_frame
+        return sampling_bytes(frames, tokens, config.hidden, config.depth, stem, dtype)
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.layers

@@ -2,12 +2,13 @@
 
 python -m flowcept.training.motion --clips DIR --photos DIR -o RUN --hours H
 python -m flowcept.training.motion --clips DIR --photos DIR -o RUN --hours H --resume
+python -m flowcept.training.motion --export RUN/state.pt -o motion.safetensors
 
 RUN holds ``log.jsonl`` (losses; scores of held-out windows), ``state.pt`` (all that goes on),
-``motion.safetensors`` (the averaged weights) and ``sheet.png`` (held-out frames: left, guess,
-truth, right, error four times). SIGTERM and Ctrl-C save the state first. A resumed run computes
-bit for bit what an uninterrupted one does if its length is told in steps; if in hours, the rate
-follows the clock.
+``motion.safetensors`` (the averaged weights as a model file, as ``--export`` makes it of a state)
+and ``sheet.png`` (held-out frames: left, guess, truth, right, error four times). SIGTERM and Ctrl-C
+save the state first. A resumed run computes bit for bit what an uninterrupted one does if its
+length is told in steps; if in hours, the rate follows the clock.
 
 Shape suffixes: N windows, C channels, H W height and width, D cues, G counts.
 """
@@ -32,6 +33,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowcept import model_file
+from flowcept.codecs import CodecConfig, Pixels
 from flowcept.data.motion_windows import (
     Batch,
     MotionData,
@@ -42,6 +45,7 @@ from flowcept.data.motion_windows import (
 )
 from flowcept.data.video import replacing
 from flowcept.errors import UserError
+from flowcept.model_file import Card, Weights
 from flowcept.networks.flow import DisEstimator
 from flowcept.networks.motion import (
     GapLaw,
@@ -49,8 +53,10 @@ from flowcept.networks.motion import (
     MotionNetwork,
     hand_made,
     painted,
-    save_network,
 )
+from flowcept.networks.motion_video import MotionVideo
+from flowcept.networks.text import TextConfig, build_encoder
+from flowcept.process.forward import Flowception
 from flowcept.training.state import Files
 from flowcept.training.stopping import stoppable, whole
 
@@ -407,7 +413,44 @@ def _save(trainer: MotionTrainer, run: Path) -> None:
     """The state and the averaged network; each file is the old or the new one, always whole."""
     with replacing(run / "state.pt") as temporary:
         torch.save(trainer.state(), temporary)
-    save_network(trainer.average, run / "motion.safetensors")
+    model_file.save(motion_weights(trainer.average, trainer.step), run / "motion.safetensors")
+
+
+# ---- the model file --------------------------------------------------------------------------
+
+FPS = 24.0  # at which frames between pictures are played
+
+
+def motion_weights(network: MotionNetwork, steps: int = 0) -> Weights:
+    """A network of so many training steps as a model that all commands know."""
+    config, process = network.config, Flowception(first=True)
+    video = MotionVideo(config, process.shift)
+    video.motion = network
+    text, codec = TextConfig(kind="none", width=1), CodecConfig("pixels", 1, 3)
+    lengths = dict.fromkeys(range(2, config.most_missing + 3), 1)  # with the pictures around a gap
+    card = Card(
+        config, process, text, codec, (0, 0), FPS, lengths,
+        steps=steps, dataset="shots of moving cameras and things, and moving layers of photographs",
+    )  # fmt: skip
+    return Weights(video, build_encoder(text), Pixels(codec), card, process)
+
+
+def export(state: Path, output: Path) -> None:
+    """Write the averaged weights of a run's state to a model file.
+
+    Raises ``UserError`` where it is no such state, or of a network of another size.
+    """
+    network = MotionNetwork()
+    try:
+        saved = torch.load(state, weights_only=True)
+        network.load_state_dict(saved["average"])
+        steps = int(saved["step"])
+    except Exception as error:  # pickles raise what they like
+        raise UserError(f"{state} is no state of a training of motion") from error
+    model_file.save(motion_weights(network.eval(), steps), output)
+
+
+# ---- the command -----------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -415,9 +458,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     defaults = MotionTrainConfig()
-    parser.add_argument("--clips", type=Path, required=True, help="folder of clips without cuts")
+    parser.add_argument("--clips", type=Path, help="folder of clips without cuts")
     parser.add_argument("--photos", type=Path, help="folder of photographs, for moving layers")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of the run, or the model file"
+    )
+    parser.add_argument("--export", type=Path, help="only make a model file of this state.pt")
     parser.add_argument("--cache", type=Path, help="of frames and flows; else within the run")
     parser.add_argument("--hours", type=float, default=defaults.hours)
     parser.add_argument("--steps", type=int, default=defaults.steps, help="instead of hours")
@@ -444,6 +490,11 @@ def main() -> None:
         print(text, flush=True)  # noqa: T201 - the run's console
 
     try:
+        if options.export:
+            export(options.export, options.output)
+            return
+        if not options.clips:
+            raise UserError("give a folder of --clips")
         data = MotionData(options.clips, options.photos, cache, config.windows, DisEstimator(), say)
         if options.prepare:
             data.law_examples(say)

@@ -105,6 +105,8 @@ def _origin(config: TrainConfig) -> Weights | None:
     if not path:
         return None
     origin = model_file.load(Path(path))
+    if origin.card.any_size:
+        raise UserError(f"{path} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:
         size = "x".join(map(str, reversed(origin.card.size)))
         raise UserError(f"{path} makes frames of {size}: train with --size {size}")

