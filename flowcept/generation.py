@@ -420,10 +420,11 @@ class Studio:
         return (self.card.max_length - 1) * (keyframes - 1) + 1
 
     def _reaching(self, config: SampleConfig, keyframes: int) -> SampleConfig:
-        """Without a bound of its own a clip is as long as all of its gaps can be."""
+        """Without bounds of its own a clip has a new frame, and as many as its gaps can hold."""
         if config.frames or config.max_length or not self.weights.network.gapwise:
             return config
-        return replace(config, max_length=max(self._most(keyframes), config.min_length or 0))
+        least = config.min_length or keyframes + 1
+        return replace(config, min_length=least, max_length=max(self._most(keyframes), least))
 
     def _sample(self, given: Given, config: SampleConfig, request: Request) -> Made:
         """One clip; the lengths of ``config`` are in latents of the clip's own."""
