@@ -83,6 +83,10 @@ def test_a_length_that_the_model_chooses_reaches_over_all_gaps(studio):
     assert studio.interp(keys, seed=0).notes == []
 
 
+def test_a_model_that_chooses_makes_a_frame_at_least(studio):
+    assert {len(studio.interp(panned(0, 1), seed=seed)) > 2 for seed in range(12)} == {True}
+
+
 def test_nothing_between_is_told(studio):
     """Where the law drew 0, not where that was asked for."""
     keys = panned(0, 6)
