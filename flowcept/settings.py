@@ -197,6 +197,7 @@ class NetworkSettings(Settings):
     between: int = setting(0, "blocks that guess a frame between finished ones; 0: none", NUMBER)
     place: bool = setting(False, "frames are told their place; longer clips are then new")
     window: int = setting(0, "a frame sees frames within this distance only; 0: all", NUMBER)
+    pooled: bool = setting(False, "lengths are read from pooled patches: fewer tokens")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ SMALL = TransformerConfig(
     channels=3, height=4, width=4, largest_size=9, text_width=12, hidden=32, depth=2, heads=2,
     patch=2, stem_channels=8, between=1, place=True,
 )  # fmt: skip
+
+
+FORMS = pytest.mark.parametrize("pooled", [False, True], ids=["tokens", "pooled"])
 
 
 def network(window: int = 0, seed: int = 0, **settings: int) -> Transformer:
@@ -103,9 +107,10 @@ def dense_rows(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, seen_RS: Tensor) 
     return dense(*flat, seen_TU).view(q_RPNE.shape)
 
 
-def clip_mask(lengths: Sequence[int], window: int) -> Tensor:
+def clip_mask(lengths: Sequence[int], window: int, *, clip_rows: bool = True) -> Tensor:
     """Which row sees which, from the definition; a clip's own row lies before its frames."""
-    rows = [(b, f) for b, n in enumerate(lengths) for f in (None, *range(n))]
+    own = (None,) if clip_rows else ()
+    rows = [(b, f) for b, n in enumerate(lengths) for f in (*own, *range(n))]
 
     def sees(a: tuple[int, int | None], b: tuple[int, int | None]) -> bool:
         near = not window or a[1] is None or b[1] is None or abs(a[1] - b[1]) <= window
@@ -114,9 +119,11 @@ def clip_mask(lengths: Sequence[int], window: int) -> Tensor:
     return torch.tensor([[sees(a, b) for b in rows] for a in rows])
 
 
-def prompt_mask(lengths: Sequence[int], prompts: Sequence[int]) -> Tensor:
+def prompt_mask(
+    lengths: Sequence[int], prompts: Sequence[int], *, clip_rows: bool = True
+) -> Tensor:
     """Which row sees which token of all prompts."""
-    clip_of_row = [b for b, n in enumerate(lengths) for _ in range(n + 1)]
+    clip_of_row = [b for b, n in enumerate(lengths) for _ in range(n + clip_rows)]
     clip_of_token = [b for b, n in enumerate(prompts) for _ in range(n)]
     return torch.tensor([[i == j for j in clip_of_token] for i in clip_of_row])
 
@@ -131,7 +138,8 @@ def check_against_dense_attention(net: Transformer, own_RR: Tensor) -> None:
     gradient = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     counts = [PROMPTS[b].lengths[0] + 1 for b in ORDER]  # the image token, too
-    other = prompt_mask([CLIPS[b].lengths[0] for b in ORDER], counts)
+    lengths = [CLIPS[b].lengths[0] for b in ORDER]
+    other = prompt_mask(lengths, counts, clip_rows=not net.config.pooled)
 
     def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         del plan

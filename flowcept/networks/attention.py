@@ -44,18 +44,20 @@ class Plan:
 def make_plan(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> Plan:
     """Group the runs: run i has the query rows ``queries[i]`` and sees the rows ``keys[i]``.
 
-    The plan's tensors are on the CPU.
+    Runs without a query are left out. The plan's tensors are on the CPU.
     """
     members: dict[tuple[int, int], list[int]] = {}
     for run, (query, key) in enumerate(zip(queries, keys, strict=True)):
-        members.setdefault((len(query), len(key)), []).append(run)
+        if query:
+            members.setdefault((len(query), len(key)), []).append(run)
     groups = tuple(Group(len(runs), *shape) for shape, runs in members.items())
 
     order = [run for runs in members.values() for run in runs]
     query_rows = [row for run in order for row in queries[run]]
     key_rows = [row for run in order for row in keys[run]]
+    num_keys = 1 + max((row for run in keys for row in run), default=-1)
     query_order = integers(query_rows) if query_rows != list(range(len(query_rows))) else None
-    key_order = integers(key_rows) if key_rows != list(range(len(key_rows))) else None
+    key_order = integers(key_rows) if key_rows != list(range(num_keys)) else None
     back_order = inverse(query_rows) if query_order is not None else None
     return Plan(groups, query_order, key_order, back_order)
 
@@ -72,6 +74,8 @@ def inverse(order: Sequence[int]) -> Tensor:
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
     """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
+    if not plan.groups:
+        return q_RPNE  # which has no row
     ops = xformers_ops() if q_RPNE.is_cuda else None
     if ops is None:
         out_RPNE = _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)
