@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 SHORT = 64  # tokens of a run: fewer take less time than the calls that they are worked on by
 MANY = 4  # shapes of runs
 

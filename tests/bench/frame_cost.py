@@ -228,7 +228,9 @@ class Operand:
     dtype: torch.dtype
 
     def made(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype).normal_()
+        steps = zip(self.shape, self.stride, strict=True)
+        reach = sum((size - 1) * stride for size, stride in steps)
+        return torch.randn(1 + reach, dtype=self.dtype).as_strided(self.shape, self.stride)
 
 
 class Recorder(TorchDispatchMode):
