@@ -1,11 +1,10 @@
 """Who is where in a pack of clips: all that follows from lengths alone, made once an evaluation.
 
-A *row* is a frame. Where clips have rows of their own, each stands before the frames of its clip.
-Clips of equal shape are evaluated next to each other, so that they attend in one call without being
-copied; the layout puts them there and back.
+A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more
+row, the clip's own. Clips of equal shape are evaluated next to each other, so that they attend in
+one call without being copied; the layout puts them there and back.
 
-Shape suffixes: B clips, F frames that are evaluated, R rows of those and of the clips; G all
-frames, those that rest too; N clips that have any.
+Shape suffixes: B clips, F frames that are evaluated, R rows of those and of the clips.
 """
 
 import itertools
@@ -35,12 +34,9 @@ class Layout:
     after_F: Tensor  # the same of the one after it
     clip_R: Tensor  # number of each row's clip
     index_R: Tensor  # index among the visible frames of the clip; -1 of the clip's own row
-    first_N: Tensor  # number, among all frames, of the first one of each clip that has any
-    first_clip_N: Tensor  # number of that clip
-    clip_G: Tensor  # number of each frame's clip, of all frames
-    clip_rows: Tensor | None  # None: clips have no rows of their own, rows are frames
-    frame_rows: Tensor | None
-    row_order: Tensor | None  # brings clips' rows, then frames', into the order of rows
+    clip_rows: Tensor
+    frame_rows: Tensor
+    row_order: Tensor  # brings clips' rows, then frames', into the order of rows
     awake_F: Tensor | None  # numbers, among all, of the frames that are evaluated; None: all are
     awake_R: Tensor | None  # the same of rows
     between_F: Tensor | None  # flowing frames between two finished ones; None: not known here
@@ -48,14 +44,8 @@ class Layout:
     to_prompt: Plan
 
     def rows(self, of_clips: Tensor, of_frames: Tensor) -> Tensor:
-        """Values of rows, from those of clips, where these have any, and of frames."""
-        if self.row_order is None:
-            return of_frames
+        """Values of rows, from those of clips and of frames."""
         return torch.cat([of_clips, of_frames])[self.row_order]
-
-    def frames(self, of_rows: Tensor) -> Tensor:
-        """Values of frames, from those of rows."""
-        return of_rows if self.frame_rows is None else of_rows[self.frame_rows]
 
 
 def to_device(layout: Layout, device: torch.device) -> Layout:
@@ -101,13 +91,11 @@ def make_layout(
     finished: Sequence[bool] | None = None,
     *,
     resting: bool = False,
-    clip_rows: bool = True,
 ) -> Layout:
     """The layout, on the CPU, of clips of so many visible frames and prompt tokens.
 
     ``window``: a frame sees those within this distance, 0 for all. ``finished`` tells of every
     frame of the state whether it does not flow; where they are ``resting`` those are not evaluated.
-    ``clip_rows``: whether each clip has a row of its own.
     """
     order = evaluation_order(lengths, prompt_lengths)
     starts = [0, *itertools.accumulate(lengths)]  # of clips among the frames of the state
@@ -120,16 +108,14 @@ def make_layout(
     # A row is clip b of the order and frame f of that clip, or -1 for the clip's own row.
     awake = [[f for f, one in enumerate(clip) if not (resting and one)] for clip in done]
     counts = tuple(map(len, awake))
-    own = (-1,) if clip_rows else ()
-    rows = [(b, f) for b, frames in enumerate(awake) for f in (*own, *frames)]
-    of_clips = [row for row, (_, f) in enumerate(rows) if f < 0]
-    of_frames = [row for row, (_, f) in enumerate(rows) if f >= 0]
-    awake_rows = [first[b] + f + len(own) * (b + 1) for b, f in rows]
+    rows = [(b, f) for b, frames in enumerate(awake) for f in (-1, *frames)]
+    clip_rows = [row for row, (_, f) in enumerate(rows) if f < 0]
+    frame_rows = [row for row, (_, f) in enumerate(rows) if f >= 0]
+    awake_rows = [first[b] + b + 1 + f for b, f in rows]
 
     frames = [(b, f) for b, f in rows if f >= 0]
     before = [first[b] + f - 1 if f > 0 else -1 for b, f in frames]
     after = [first[b] + f + 1 if f + 1 < ordered[b] else -1 for b, f in frames]
-    filled = [b for b, length in enumerate(ordered) if length]
     between = [number for number, (b, f) in enumerate(frames) if _is_between(done[b], f)]
     return Layout(
         order=order,
@@ -141,19 +127,14 @@ def make_layout(
         after_F=integers(after),
         clip_R=integers([b for b, _ in rows]),
         index_R=integers([f for _, f in rows]),
-        first_N=integers([first[b] for b in filled]),
-        first_clip_N=integers(filled),
-        clip_G=integers([b for b, length in enumerate(ordered) for _ in range(length)]),
-        clip_rows=integers(of_clips) if clip_rows else None,
-        frame_rows=integers(of_frames) if clip_rows else None,
-        row_order=inverse([*of_clips, *of_frames]) if clip_rows else None,
+        clip_rows=integers(clip_rows),
+        frame_rows=integers(frame_rows),
+        row_order=inverse([*clip_rows, *frame_rows]),
         awake_F=integers([first[b] + f for b, f in frames]) if resting else None,
         awake_R=integers(awake_rows) if resting else None,
         between_F=None if finished is None else integers(between),
-        within=attention_plan(
-            ordered, window, awake_rows if resting else None, clip_rows=clip_rows
-        ),
-        to_prompt=prompt_plan(counts, [prompt_lengths[b] for b in order], clip_rows=clip_rows),
+        within=attention_plan(ordered, window, awake_rows if resting else None),
+        to_prompt=prompt_plan(counts, [prompt_lengths[b] for b in order]),
     )
 
 
@@ -163,42 +144,36 @@ def _is_between(finished: Sequence[bool], frame: int) -> bool:
     return inside and not finished[frame] and finished[frame - 1] and finished[frame + 1]
 
 
-def attention_plan(
-    lengths: Sequence[int],
-    window: int,
-    awake: Sequence[int] | None = None,
-    *,
-    clip_rows: bool = True,
-) -> Plan:
+def attention_plan(lengths: Sequence[int], window: int, awake: Sequence[int] | None = None) -> Plan:
     """Who sees whom among rows: within a clip all, or frames within ``window`` and the clip row.
 
-    The clip row, where there is one, sees its whole clip. Queries are of all rows, or of the
-    ``awake`` ones, ascending; keys are of all.
+    The clip row sees its whole clip. Queries are of all rows, or of the ``awake`` ones, ascending;
+    keys are of all.
     """
     queries: list[Sequence[int]] = []
     keys: list[Sequence[int]] = []
-    for rows in runs_of([length + clip_rows for length in lengths]):
-        own, frame_rows = rows[:clip_rows], rows[clip_rows:]
+    for rows in runs_of([length + 1 for length in lengths]):
+        clip_row, *frame_rows = rows
         if not window or len(frame_rows) <= window + 1:
             queries.append(rows)
             keys.append(rows)
             continue
         queries += [[row] for row in rows]
-        keys += [rows] * len(own)
+        keys.append(rows)
         for frame in range(len(frame_rows)):
             near = frame_rows[max(frame - window, 0) : frame + window + 1]
-            keys.append([*own, *near])
+            keys.append([clip_row, *near])
     if awake is not None:
         number = {row: i for i, row in enumerate(awake)}
-        queries = [[number[row] for row in run if row in number] for run in queries]
+        asking = [[number[row] for row in run if row in number] for run in queries]
+        queries = [run for run in asking if run]
+        keys = [seen for seen, run in zip(keys, asking, strict=True) if run]
     return make_plan(queries, keys)
 
 
-def prompt_plan(
-    lengths: Sequence[int], prompt_lengths: Sequence[int], *, clip_rows: bool = True
-) -> Plan:
-    """The rows of each clip, its frames and its own, see the tokens of its prompt."""
-    return make_plan(runs_of([n + clip_rows for n in lengths]), runs_of(prompt_lengths))
+def prompt_plan(lengths: Sequence[int], prompt_lengths: Sequence[int]) -> Plan:
+    """The rows of each clip, so many and one, see the tokens of its prompt."""
+    return make_plan(runs_of([n + 1 for n in lengths]), runs_of(prompt_lengths))
 
 
 def runs_of(lengths: Sequence[int]) -> list[range]:

@@ -1,17 +1,15 @@
 """The network: a transformer over the tokens of the visible frames of many clips, packed.
 
-A *row* is a frame: its patches. So the sequence is an array of rows of one shape, adaptive
-normalisation broadcasts, and nothing is padded. Patches say the velocity, by way of the stem's
-convolutions (``stem.py``). Laws (the log-missing of every gap, and logits of how many generated
-frames the whole clip will have) are read from features, of which there are two forms:
+A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more
+row, the clip's own: the clip token, then as many learned tokens as a frame has patches, on which
+the clip may note what concerns it as a whole. So the sequence is an array of rows of one shape,
+adaptive normalisation broadcasts, and nothing is padded. What a token outputs depends on what it
+is:
 
-* pooled: what the patches of a frame, of a clip's first frame and of a whole clip say
-  (``pooling.py``); every frame is told the extended time of its clip and whether its first gap is
-  open;
-* else rows begin with a frame token, which says the log-missing of the gap to its right. Before
-  the frames of a clip goes one more row, the clip's own, which alone is told of the clip: the clip
-  token, which says the rest, then as many learned tokens as a frame has patches, on which the clip
-  may note what concerns it as a whole.
+* clip token: log-missing of the gap before the first frame, logits of how many generated frames the
+  whole clip will have;
+* frame token: log-missing of the gap to its right;
+* patch: velocity, by way of the stem's convolutions (``stem.py``).
 
 Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
 learned offset in each. The prompt enters by cross-attention, and the sum of its tokens with the
@@ -19,7 +17,7 @@ time. What the given frames of a clip show is one more token of its prompt, the 
 training teaches to say what the words would: so a picture without words still tells all frames
 alike who is seen.
 
-Shape suffixes: F frames, B clips, R rows (clip row if any, then frames, clip by clip), P tokens per
+Shape suffixes: F frames, B clips, R rows (clip row, then its frames, clip by clip), P tokens per
 row, D width, N heads, E head width, C H W a latent, S prompt tokens, V their width, K sizes, A the
 axes index, row and column. Patches have their channels last.
 """
@@ -49,10 +47,8 @@ from flowcept.networks.layers import (
     zero_init,
 )
 from flowcept.networks.layout import Layout, evaluation_order, make_layout, to_device
-from flowcept.networks.pooling import Pools
 from flowcept.networks.resting import Memory, enter
 from flowcept.networks.stem import Neighbours, Stem
-from flowcept.process import state as frames
 from flowcept.process.forward import shifted
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 
@@ -76,7 +72,6 @@ class TransformerConfig:
     mlp_ratio: int = 4
     place: bool = False  # a frame is told its index among the visible ones
     window: int = 0  # a frame sees frames within this distance; 0: all frames
-    pooled: bool = False  # laws are read from pooled patches; else clips and frames have tokens
 
     def __post_init__(self) -> None:
         positive = (self.hidden, self.depth, self.heads, self.patch, self.channels)
@@ -186,13 +181,8 @@ class Transformer(VideoNetwork):
         )
         self.row_place = nn.Parameter(torch.randn(rows, 1, width) * 0.02)
         self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
-        self.clip_row = self.frame_token = self.pools = self.clock = None
-        if config.pooled:
-            self.pools = Pools(width)
-            self.clock = nn.Linear(2 * TIME_WAVES, width)
-        else:
-            self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
-            self.frame_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
+        self.frame_token = nn.Parameter(torch.randn(width) * 0.02)
         self.time = nn.Sequential(
             nn.Linear(2 * TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -218,9 +208,8 @@ class Transformer(VideoNetwork):
         """First weights: roles and places small, gates closed, laws flat."""
         nn.init.normal_(self.frame_role.weight, std=0.02)
         nn.init.normal_(self.clip_role.weight, std=0.02)
-        for layer in (self.place, self.clock):
-            if layer is not None:
-                nn.init.normal_(layer.weight, std=0.02)
+        if self.place is not None:
+            nn.init.normal_(self.place.weight, std=0.02)
         zero_init(self.modulation, self.final, self.size)
         zero_init(self.log_missing, self.log_missing_first, self.image_token)
 
@@ -231,7 +220,7 @@ class Transformer(VideoNetwork):
     @property
     def tokens_per_frame(self) -> int:
         rows, columns = self.config.grid
-        return rows * columns + (self.frame_token is not None)
+        return rows * columns + 1
 
     @property
     def largest_size(self) -> int:
@@ -280,7 +269,7 @@ class Transformer(VideoNetwork):
 
         condition_RD = self._condition(told_RD, tokens, layout)
         patch_FHWD, features = self.stem.to_patches(
-            evaluated.latent_FCHW, layout.frames(condition_RD), neighbours
+            evaluated.latent_FCHW, condition_RD[layout.frame_rows], neighbours
         )
         image_token_BV = self._image_token(evaluated, patch_FHWD, layout, memory)
 
@@ -289,14 +278,14 @@ class Transformer(VideoNetwork):
         x_RPD = self._embedded(patch_FHWD, layout)
         x_RPD = self._transformed(x_RPD, condition_RD, tokens, layout, memory)
 
-        patch_FPD, *of_laws = self._features(x_RPD, layout, neighbours)
-        patch_FHWD = patch_FPD.reshape(patch_FHWD.shape)
-        condition_FD = layout.frames(condition_RD)
+        clip_BD, frame_FPD = x_RPD[layout.clip_rows, 0], x_RPD[layout.frame_rows]
+        log_missing_F, first_B, size_BK = self._laws(frame_FPD[:, 0], clip_BD)
+        patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
+        condition_FD = condition_RD[layout.frame_rows]
         velocity_FCHW = self.stem.to_velocity(patch_FHWD, features, condition_FD, neighbours)
         if self.in_between is not None:
             velocity_FCHW = self._pulled(velocity_FCHW, state, condition_FD, layout)
-        laws = self._laws(*of_laws)
-        prediction = Prediction(velocity_FCHW, *laws, image_token_BV, *of_laws[:2])
+        prediction = Prediction(velocity_FCHW, log_missing_F, first_B, size_BK, image_token_BV)
         return _in_state_order(prediction, state, layout)
 
     def _laid_out(
@@ -313,14 +302,7 @@ class Transformer(VideoNetwork):
         device, window = state.latent_FCHW.device, self.config.window
         made_of = (state.lengths, token_counts, finished, resting, device)
         if made_of not in self._layouts:
-            layout = make_layout(
-                state.lengths,
-                token_counts,
-                window,
-                finished,
-                resting=resting,
-                clip_rows=self.clip_row is not None,
-            )
+            layout = make_layout(state.lengths, token_counts, window, finished, resting=resting)
             self._layouts = {made_of: to_device(layout, device)}
         return self._layouts[made_of], memory
 
@@ -330,16 +312,10 @@ class Transformer(VideoNetwork):
         clip_BD = self.clip_role(evaluated.open_first_B.long())
         role_RD = layout.rows(clip_BD, self.frame_role(evaluated.role_F))
         told_RD: Tensor = self.time(timestep_embedding(time_R)) + role_RD
-        if self.clock is not None:
-            clip_BD = clip_BD + self.clock(timestep_embedding(evaluated.tau_B.clamp(0, 1)))
-            told_RD = told_RD + clip_BD[layout.clip_R]
         if self.place is not None:
-            index_F = layout.frames(layout.index_R)
+            index_F = layout.index_R[layout.frame_rows]
             place_FD = self.place(timestep_embedding(index_F / PLACES)).to(told_RD.dtype)
-            if layout.frame_rows is None:
-                told_RD = told_RD + place_FD
-            else:
-                told_RD = told_RD.index_add(0, layout.frame_rows, place_FD)
+            told_RD = told_RD.index_add(0, layout.frame_rows, place_FD)
         return told_RD
 
     def _condition(self, told_RD: Tensor, tokens: Sequence[Tensor], layout: Layout) -> Tensor:
@@ -356,7 +332,7 @@ class Transformer(VideoNetwork):
             return memory.image_token_BV
         shown_FD = F.silu(self.image_read(patch_FHWD)).mean((1, 2)).float()
         given_F1 = evaluated.given_F.float()[:, None]
-        clip_F = layout.frames(layout.clip_R)
+        clip_F = layout.clip_R[layout.frame_rows]
         zero_BD = shown_FD.new_zeros(len(layout.order), shown_FD.shape[1])
         sum_BD = zero_BD.index_add(0, clip_F, given_F1 * shown_FD)
         token_BV: Tensor = self.image_token(layer_norm(sum_BD)).float()
@@ -367,8 +343,6 @@ class Transformer(VideoNetwork):
     def _embedded(self, patch_FHWD: Tensor, layout: Layout) -> Tensor:
         """Tokens of all rows ``[R, P, D]``, in the dtype of the patches."""
         patch_FPD = (patch_FHWD + (self.row_place + self.column_place)).flatten(1, 2)
-        if self.clip_row is None or self.frame_token is None:
-            return patch_FPD.to(patch_FHWD.dtype)
         frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
         clip_BPD = self.clip_row.expand(len(layout.order), -1, -1)
         return layout.rows(clip_BPD, frame_FPD).to(patch_FHWD.dtype)
@@ -397,43 +371,27 @@ class Transformer(VideoNetwork):
     def _rotation(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the places of all tokens.
 
-        A clip's row lies before its frames, and a frame's token in the middle of its patches.
+        A clip's row lies before its frames, and a row's first token in the middle of its patches.
         """
         device = layout.index_R.device
         rows, columns = (torch.arange(count, device=device).float() for count in self.config.grid)
         middle_12 = torch.stack([rows.mean(), columns.mean()])[None]
-        place_P2 = torch.cartesian_prod(rows, columns)
-        if self.frame_token is not None:
-            place_P2 = torch.cat([middle_12, place_P2])
+        place_P2 = torch.cat([middle_12, torch.cartesian_prod(rows, columns)])
 
         index_RP1 = layout.index_R.float()[:, None, None].expand(-1, len(place_P2), 1)
         place_RP2 = place_P2.expand(len(index_RP1), -1, -1)
         position_RPA = torch.cat([index_RP1, place_RP2], dim=-1)
         return rotary(position_RPA, self.config.hidden // self.config.heads)
 
-    def _features(
-        self, x_RPD: Tensor, layout: Layout, neighbours: Neighbours
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Patches of frames; then float32 what laws are read from.
-
-        Of the gap to the right of each frame, of that before each clip's first, and of each clip.
-        """
-        frame_FPD = layout.frames(x_RPD)
-        if self.pools is not None:
-            return frame_FPD, *self.pools(frame_FPD, layout, neighbours)
-        clip_BD = x_RPD[layout.clip_rows, 0].float()
-        return frame_FPD[:, 1:], frame_FPD[:, 0].float(), clip_BD, clip_BD
-
-    def _laws(
-        self, gap_FD: Tensor, gap_first_BD: Tensor, clip_BD: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _laws(self, frame_FD: Tensor, clip_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-missing after frames and before the first, logits of sizes; float32 throughout.
 
         In bfloat16 a logit near 12 would move in steps of .06.
         """
         with torch.autocast(clip_BD.device.type, enabled=False):
-            log_missing_F: Tensor = self.log_missing(gap_FD)[:, 0]
-            first_B: Tensor = self.log_missing_first(gap_first_BD)[:, 0]
+            frame_FD, clip_BD = frame_FD.float(), clip_BD.float()
+            log_missing_F: Tensor = self.log_missing(frame_FD)[:, 0]
+            first_B: Tensor = self.log_missing_first(clip_BD)[:, 0]
             size_BK: Tensor = self.size(clip_BD)
         return log_missing_F, first_B, size_BK
 
@@ -477,10 +435,14 @@ def _in_state_order(prediction: Prediction, state: FrameState, layout: Layout) -
         zero_F = x_F.new_zeros(len(state.time_F), *x_F.shape[1:])
         return zero_F.index_copy(0, layout.place_F, x_F)
 
-    def in_order(name: str, x: Tensor) -> Tensor:
-        return of_all(x) if name.endswith(("_F", "_FD", "_FCHW")) else x[layout.back_B]
-
-    return frames.changed(prediction, in_order)
+    assert prediction.image_token_BV is not None
+    return Prediction(
+        velocity_FCHW=of_all(prediction.velocity_FCHW),
+        log_missing_F=of_all(prediction.log_missing_F),
+        log_missing_first_B=prediction.log_missing_first_B[layout.back_B],
+        size_logits_BK=prediction.size_logits_BK[layout.back_B],
+        image_token_BV=prediction.image_token_BV[layout.back_B],
+    )
 
 
 def _in_order(prompt: PromptTokens, order: Sequence[int]) -> list[Tensor]:

@@ -84,8 +84,6 @@ class Prediction:
     log_missing_first_B: Tensor  # the same for the gap before the first frame
     size_logits_BK: Tensor  # log-law, up to a constant, of how many frames are generated in all
     image_token_BV: Tensor | None = None  # what given frames show, in the words of prompt tokens
-    gap_FD: Tensor | None = None  # what the law of the gap right of each frame is read from
-    gap_first_BD: Tensor | None = None  # the same for the gap before the first frame
 
 
 @dataclass(frozen=True)

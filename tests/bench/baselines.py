@@ -252,8 +252,7 @@ class CausalTransformer(Transformer):
         layout, memory = super()._laid_out(state, prompt, rest)
         lengths = [state.lengths[b] for b in layout.order]
         awake = None if layout.awake_R is None else layout.awake_R.tolist()
-        clip_rows = layout.clip_rows is not None
-        within = causal_plan(lengths, self.config.window, awake, clip_rows=clip_rows)
+        within = causal_plan(lengths, self.config.window, awake)
         device = state.latent_FCHW.device
         causal = replace(
             layout,
@@ -263,19 +262,17 @@ class CausalTransformer(Transformer):
         return causal, memory
 
 
-def causal_plan(
-    lengths: Sequence[int], window: int, awake: Sequence[int] | None, *, clip_rows: bool = True
-) -> Plan:
+def causal_plan(lengths: Sequence[int], window: int, awake: Sequence[int] | None) -> Plan:
     """A frame sees its clip's row, itself and frames before it; the clip's row itself alone."""
     queries: list[list[int]] = []
     keys: list[list[int]] = []
-    for run in runs_of([length + clip_rows for length in lengths]):
-        own, frames = run[:clip_rows], run[clip_rows:]
+    for run in runs_of([length + 1 for length in lengths]):
+        clip_row, *frames = run
         queries += [[row] for row in run]
-        keys += [[row] for row in own]
+        keys.append([clip_row])
         for number in range(len(frames)):
             first = max(number - window, 0) if window else 0
-            keys.append([*own, *frames[first : number + 1]])
+            keys.append([clip_row, *frames[first : number + 1]])
     if awake is not None:
         number_of = {row: number for number, row in enumerate(awake)}
         kept = [i for i, (row,) in enumerate(queries) if row in number_of]

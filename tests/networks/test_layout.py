@@ -23,8 +23,6 @@ LENGTHS = [state.lengths[0] for state in CLIPS]  # 4, 1, 6, 0, 4
 TOKENS = [one.lengths[0] for one in PROMPTS]  # 3, 2, 3, 5, 2
 RESTING = [False, True, True, False, True, *[True, False] * 3, True, True, True, False]
 
-CLIP_ROWS = pytest.mark.parametrize("clip_rows", [True, False])
-
 
 def seen(plan: Plan, num_queries: int, num_keys: int) -> torch.Tensor:
     """Which query row sees which key row, as a mask."""
@@ -46,27 +44,21 @@ def test_numbers_end_to_end() -> None:
     assert runs_of([2, 0, 3]) == [range(2), range(2, 2), range(2, 5)]
 
 
-@CLIP_ROWS
 @pytest.mark.parametrize("window", [0, 1, 2, 9])
-@pytest.mark.parametrize("awake", [[0, 1, 4, 5, 7, 8, 13, 14], [0, 5], [14]])
-def test_a_row_sees_its_clip_or_what_is_near(
-    awake: list[int], window: int, clip_rows: bool
-) -> None:
-    """All rows, or those that are awake, while whole clips may rest."""
-    rows = sum(LENGTHS) + clip_rows * len(LENGTHS)
-    mask = clip_mask(LENGTHS, window, clip_rows=clip_rows)
-    plan = attention_plan(LENGTHS, window, clip_rows=clip_rows)
-    assert torch.equal(seen(plan, rows, rows), mask)
-    awake_plan = attention_plan(LENGTHS, window, awake, clip_rows=clip_rows)
+def test_a_row_sees_its_clip_or_what_is_near(window: int) -> None:
+    rows = sum(LENGTHS) + len(LENGTHS)
+    mask = clip_mask(LENGTHS, window)
+    assert torch.equal(seen(attention_plan(LENGTHS, window), rows, rows), mask)
+    awake = [0, 1, 4, 5, 7, 8, 13, 14, 15]
+    awake_plan = attention_plan(LENGTHS, window, awake)
     assert torch.equal(seen(awake_plan, len(awake), rows), mask[awake])
 
 
-@CLIP_ROWS
-def test_a_row_sees_the_prompt_of_its_clip(clip_rows: bool) -> None:
-    rows = sum(LENGTHS) + clip_rows * len(LENGTHS)
-    plan = prompt_plan(LENGTHS, TOKENS, clip_rows=clip_rows)
-    mask = prompt_mask(LENGTHS, TOKENS, clip_rows=clip_rows)
-    assert torch.equal(seen(plan, rows, sum(TOKENS)), mask)
+def test_a_row_sees_the_prompt_of_its_clip() -> None:
+    rows = sum(LENGTHS) + len(LENGTHS)
+    assert torch.equal(
+        seen(prompt_plan(LENGTHS, TOKENS), rows, sum(TOKENS)), prompt_mask(LENGTHS, TOKENS)
+    )
 
 
 def test_clips_of_equal_shape_lie_next_to_each_other() -> None:
@@ -146,28 +138,6 @@ def test_what_flows_between_two_finished_frames(resting: bool) -> None:
     assert between_F.any()
     assert torch.equal(between_F, between(state))
     assert make_layout(state.lengths, [1] * 3, 0).between_F is None
-
-
-@pytest.mark.parametrize("resting", [False, True])
-def test_without_rows_of_clips_rows_are_frames(resting: bool) -> None:
-    with_rows = make_layout(LENGTHS, TOKENS, 0, RESTING, resting=resting)
-    layout = make_layout(LENGTHS, TOKENS, 0, RESTING, resting=resting, clip_rows=False)
-    of_frames = torch.arange(len(layout.place_F))
-    assert layout.rows(torch.arange(5), of_frames) is layout.frames(of_frames) is of_frames
-    for name in ("clip_R", "index_R"):
-        assert torch.equal(getattr(layout, name), with_rows.frames(getattr(with_rows, name)))
-    for name in ("place_F", "before_F", "after_F", "between_F", "awake_F", "clip_G", "first_N"):
-        a, b = getattr(layout, name), getattr(with_rows, name)
-        assert a is b is None or torch.equal(a, b)
-    assert layout.awake_R is layout.awake_F is None or torch.equal(layout.awake_R, layout.awake_F)
-
-
-def test_first_frames_are_those_of_clips_that_have_any() -> None:
-    layout = make_layout([3, 0, 1, 2], [1] * 4, 0)
-    assert layout.order == (1, 2, 3, 0)  # frames are then [3], [4, 5], [0, 1, 2]
-    assert layout.first_N.tolist() == [0, 1, 3]
-    assert layout.first_clip_N.tolist() == [1, 2, 3]
-    assert layout.clip_G.tolist() == [1, 2, 2, 3, 3, 3]
 
 
 def test_all_numbers_come_to_a_device_in_one_copy() -> None:
