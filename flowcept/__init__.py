@@ -28,6 +28,14 @@ def load(
     ``compile`` runs torch.compile on the network's blocks.
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
-    from flowcept import generation
+    from flowcept import model_file
+    from flowcept.device import pick_device, pick_dtype
+    from flowcept.generation import Studio
 
-    return generation.load(model, device=device, dtype=dtype, compile=compile)
+    where = pick_device(device)
+    precision = pick_dtype(dtype, where)
+    path = model_file.find(model)
+    weights = model_file.load(path)
+    if compile:
+        weights.network.compile_blocks()
+    return Studio(weights, path.stem, where, precision)

@@ -6,6 +6,8 @@ were counted: each storage of one evaluation, and of one training step, from its
 blocks, 17 to 257 tokens a frame. They hold to 25% from 100 frames on.
 """
 
+import math
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -64,21 +66,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def free_memory(device: torch.device) -> float | None:
-    """Bytes that a device can still give, where the system says so; None where it does not.
+def free_memory(device: torch.device) -> float:
+    """Bytes that a device can still give, as far as the system says so.
 
     What CUDA's allocator holds in reserve and does not use is free for the next clip.
     """
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + idle)
-    try:
+    with suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return float(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
+    return math.inf
 
 
 def sampling_bytes(

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, model_file, settings
+from flowcept import __version__, settings
 from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
 from flowcept.data.video import Frames, Sound
-from flowcept.device import PROGRAM, autocast, free_memory, pick_device, pick_dtype, sampling_bytes
+from flowcept.device import PROGRAM, autocast, free_memory, sampling_bytes
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks.text import words_of
@@ -67,29 +67,9 @@ class Clip:
 
     def save(self, path: str | Path, *, metadata: bool = True) -> str:
         """Write the clip; the suffix decides the format. What had to be changed, or ""."""
-        path, frames_FHW3 = Path(path), self.frames_FHW3
-        video.check_output(path)
-        stored = self.settings if metadata else None
-        return video.write_video(path, frames_FHW3, self.fps, metadata=stored, sound=self.sound)
-
-
-class GenerateOptions(TypedDict, total=False):
-    """The keywords that all tasks share; the controls are the fields of ``SampleConfig``."""
-
-    negative_prompt: str
-    seed: int | None  # None: a random one, told in the result
-    fps: float | None
-    scale: int | None
-    watch: Watch | None
-    config: SampleConfig  # all controls at once; each one below takes the place of its own there
-    steps: int
-    guidance: float
-    rate_temperature: float
-    length_scale: float
-    frames: int | None
-    min_length: int | None
-    max_length: int | None
-    cache: bool
+        told = self.settings if metadata else None
+        frames_FHW3, sound = self.frames_FHW3, self.sound
+        return video.write_video(Path(path), frames_FHW3, self.fps, metadata=told, sound=sound)
 
 
 @dataclass(frozen=True)
@@ -103,7 +83,7 @@ class Request:
     negative_prompt: str = ""
     fps: float | None = None  # of playback; None: the model's
     scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
-    watch: Watch | None = None  # called after every step of the sampler
+    watch: Watch | None = None  # called after every step of the sampler, with the clip's latents
 
     def __post_init__(self) -> None:
         settings.SEED.check("seed", self.seed)
@@ -112,12 +92,12 @@ class Request:
                 raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
 
     @staticmethod
-    def of(command: str, prompt: str, options: GenerateOptions) -> Request:
+    def of(command: str, prompt: str, options: Mapping[str, Any]) -> Request:
         """The request of a call; controls that it does not name are the command's own.
 
         Raises ``TypeError`` for an unknown keyword and ``UserError`` for a wrong value.
         """
-        rest: dict[str, Any] = dict(options)
+        rest = dict(options)
         start = rest.pop("config", settings.defaults(command))
         names = [one.name for one in fields(SampleConfig) if one.name in rest]
         controls = {name: rest.pop(name) for name in names}
@@ -125,6 +105,10 @@ class Request:
             rest["seed"] = settings.random_seed()
         config = settings.from_mapping(SampleConfig, controls, start=start)
         return Request(command, prompt, config, **rest)
+
+    def window(self, number: int) -> Request:
+        """The same for a window of the clip: the first has the clip's seed, others their own."""
+        return replace(self, seed=mixed(self.seed, "window", number)) if number else self
 
 
 @dataclass(frozen=True)
@@ -135,23 +119,6 @@ class Made:
     growth: Growth
     order: list[int]  # names of the clip's latents, left to right
     places: list[int]  # of the picture that each given latent is, or ends with
-
-
-def load(
-    model: str | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    compile: bool = False,  # noqa: A002 - the word of the flag
-) -> Studio:
-    """Open a model file, or a shipped model by name, on a device; ``compile`` its blocks."""
-    where = pick_device(device)
-    precision = pick_dtype(dtype, where)
-    path = model_file.find(model)
-    weights = model_file.load(path)
-    if compile:
-        weights.network.compile_blocks()
-    return Studio(weights, path.stem, where, precision)
 
 
 def from_nothing(card: Card, device: torch.device | None = None) -> Given:
@@ -240,7 +207,18 @@ class Start:
     """What a clip starts from. Given latents are named by their number, which the sampler keeps."""
 
     given: Given
-    beside: frozenset[int] = frozenset()  # those that stand beside the clip
+    beside: frozenset[int]  # those that stand beside the clip
+
+    @staticmethod
+    def of(given: Given, codec: Codec) -> Start:
+        """With a video codec, keyframes stand beside the clip if frames may come before them."""
+        opened = {number for number, gap in enumerate(given.open_gaps[:-1]) if gap}
+        return Start(given, frozenset(opened if codec.pictures_per_latent > 1 else ()))
+
+    @property
+    def known(self) -> int:
+        """Latents that are given or known to come."""
+        return len(self.given.latent_FCHW) + sum(self.given.missing or ())
 
     def own(self, step: Step) -> Step:
         """A step of this one clip, without what stands beside it."""
@@ -263,11 +241,10 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Edge:
-    """An end of a clip at which it grows, and how many of its pictures the model sees there."""
+class Edge(Grid):
+    """An end of a clip at which it grows, with the pictures that the model knows there."""
 
-    backward: bool  # whether it is the first
-    known: int
+    backward: bool = False  # whether it is the first
 
     def seen(self, frames_FHW3: Frames) -> Frames:
         return frames_FHW3[: self.known] if self.backward else frames_FHW3[-self.known :]
@@ -280,8 +257,8 @@ class Edge:
 class Studio:
     """A model ready to make clips. Every method is one command; keywords are its flags.
 
-    The keywords that all share are those of ``GenerateOptions``. ``watch`` is called after every
-    step of the sampler, with the latents of the clip itself.
+    ``options`` of every method are the fields of ``Request`` from ``config`` on, without a seed a
+    random one, and those of ``SampleConfig``, each in place of its own in ``config``.
     """
 
     def __init__(
@@ -294,12 +271,12 @@ class Studio:
         for module in (weights.network, weights.text, weights.codec):
             module.to(device)
 
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Clip:
+    def generate(self, prompt: str, **options: object) -> Clip:
         """A clip of a prompt."""
         request = Request.of("gen", prompt, options)
         config, rounded = self.grid.in_latents(request.config)
-        made = self._sample(Start(from_nothing(self.card, self.device)), config, request)
-        return self._finish(made, request, config.frames, rounded)
+        made = self._sample(from_nothing(self.card, self.device), config, request)
+        return self._finish(made, request, rounded)
 
     def i2v(
         self,
@@ -308,15 +285,15 @@ class Studio:
         *,
         fit: str = "crop",
         exact: bool | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: object,
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
         request = Request.of("i2v", prompt, options)
         config, rounded = self.grid.in_latents(request.config)
         picture_1HW3 = image_HW3[None]
         latent_1CHW = self._encoded(self.codec.encode_keyframes, picture_1HW3, fit)
-        made = self._sample(Start(Given(latent_1CHW, (False, True))), config, request)
-        clip = self._finish(made, request, config.frames, rounded)
+        made = self._sample(Given(latent_1CHW, (False, True)), config, request)
+        clip = self._finish(made, request, rounded)
         return self._keyed(clip, picture_1HW3, fit, exact, made.places)
 
     def interp(
@@ -329,7 +306,7 @@ class Studio:
         fit: str = "crop",
         exact: bool | None = None,
         sound: Path | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: object,
     ) -> Clip:
         """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap.
 
@@ -342,13 +319,12 @@ class Studio:
         settings.check_keyframes(request.config, count, multi)
         config, notes = self.grid.in_latents(request.config)
         fitted_FHW3, _ = video.fit(keyframes_FHW3, self.card.size, fit)
-        known = config.frames
         if multi:
             between = Grid(self.codec, known=2)
             span = between.latents(multi) - 1  # latents from a keyframe to the next
             notes += between.told("--multi", multi, span + 1)
             multi = between.pictures(span + 1)
-            made, known = self._multiplied(fitted_FHW3, span, request)
+            made = self._multiplied(fitted_FHW3, span, request)
         else:
             notes += self._room(count, config)
             made = self._between(fitted_FHW3, config, request)
@@ -358,7 +334,7 @@ class Studio:
         rate = None if clip_fps is None else clip_fps * (multi + 1)
         keeps = multi and request.fps in (None, rate)
         request = replace(request, fps=request.fps or rate)
-        clip = self._finish(made, request, known, notes, keyframes=count, multi=multi)
+        clip = self._finish(made, request, notes, keyframes=count, multi=multi)
         clip = _sounding(clip, sound, 0.0 if keeps else None)
         return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
@@ -371,7 +347,7 @@ class Studio:
         direction: str = "forward",
         context: int = CONTEXT,
         sound: Path | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: object,
     ) -> Clip:
         """More frames after, before or around a clip, whose own frames stay as they are.
 
@@ -381,29 +357,16 @@ class Studio:
         settings.check_extension(direction, context)
         request = Request.of("extend", prompt, options)
         edges = self._edges(direction, context, len(clip_FHW3))
-        grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
-
-        height, width = clip_FHW3.shape[1:3]
-        new = [video.fit(made.frames_FHW3, (height, width), "stretch")[0] for made in grown]
-        before = new[:1] if edges[0].backward else []
-        parts = [*before, clip_FHW3, *new[len(before) :]]
-        made = replace(grown[0], frames_FHW3=np.concatenate(parts))
+        made, before = self._extended(clip_FHW3, edges, request)
 
         rate, seen = request.fps or clip_fps, edges[-1].known
         request = replace(request, fps=rate, scale=1)
-        _, notes = Grid(self.codec, edges[0].known).in_latents(request.config)
+        _, notes = edges[0].in_latents(request.config)
         if abs(clip_fps / self.card.fps - 1) > 0.25:
             rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
             notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
-        clip = self._finish(made, request, None, notes, direction=direction, context=seen)
-        start = sum(map(len, before)) / rate if rate == clip_fps else None
-        return _sounding(clip, sound, start)
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that no training prompt had, or none of the ``WORDS`` most frequent."""
-        known = self.card.words
-        words = dict.fromkeys(words_of(prompt))
-        return [w for w in words if w not in known and w not in COMMON_WORDS] if known else []
+        clip = self._finish(made, request, notes, direction=direction, context=seen)
+        return _sounding(clip, sound, before / rate if rate == clip_fps else None)
 
     def estimate(self, config: SampleConfig, scale: int | None = None, least: int = 1) -> float:
         """Bytes that the program takes at most while it makes a clip with these controls.
@@ -412,30 +375,31 @@ class Studio:
         """
         controls, _ = self.grid.in_latents(config)
         frames = max(self._longest(controls), self.codec.latents_of(least))
-        modules = self.weights.modules().values()
-        weights = sum(p.nbytes for module in modules for p in module.parameters())
+        weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
         return PROGRAM + weights + self._work(frames, config, scale)
 
-    def _sample(self, start: Start, config: SampleConfig, request: Request) -> Made:
+    def _sample(self, given: Given, config: SampleConfig, request: Request) -> Made:
         """One clip; the lengths of ``config`` are in latents of the clip's own."""
-        known = len(start.given.latent_FCHW) + sum(start.given.missing or ())
-        latents = max(self._longest(config) + len(start.beside), known)
-        free = free_memory(self.device)
-        if free is not None and self._work(latents, config, request.scale) > free:
-            raise self._out_of_memory(latents, request)
-        growth: Growth = []
-        asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
+        start = Start.of(given, self.codec)
         controls = self._widened(config, len(start.beside))
+        latents = max(self._longest(controls), start.known)
+        if self._work(latents, config, request.scale) > free_memory(self.device):
+            raise self._out_of_memory(latents, request)
         try:
             with autocast(self.device, self.dtype), torch.inference_mode():
-                for step in sample_clips(self.weights, [start.given], *asked, controls):
-                    own = start.own(step)
-                    growth.append(_visible(own, config.steps))
-                    if request.watch:
-                        request.watch(own)
-                parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
+                return self._made(start, controls, request)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise self._out_of_memory(latents, request) from error
+
+    def _made(self, start: Start, controls: SampleConfig, request: Request) -> Made:
+        growth: Growth = []
+        asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
+        for step in sample_clips(self.weights, [start.given], *asked, controls):
+            own = start.own(step)
+            growth.append(_visible(own, controls.steps))
+            if request.watch:
+                request.watch(own)
+        parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
         places = start.places(step.name_F.tolist(), self.codec)
         return Made(np.concatenate(parts), growth, own.name_F.tolist(), places)
 
@@ -458,63 +422,71 @@ class Studio:
         """Keyframes and what is between them; ``span``, if set, latents from each to the next."""
         count = len(fitted_FHW3)
         open_gaps = (False, *[True] * (count - 1), False)
-        beside = frozenset(range(1, count)) if self.beside else frozenset[int]()
         new = span if self.beside else span - 1
         missing = tuple(new * gap for gap in open_gaps) if span else None
         latent_FCHW = self._encoded(self.codec.encode_keyframes, fitted_FHW3)
-        return self._sample(Start(Given(latent_FCHW, open_gaps, missing), beside), config, request)
+        return self._sample(Given(latent_FCHW, open_gaps, missing), config, request)
 
-    def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> tuple[Made, int]:
-        """A clip in windows as long as the model's, ``span`` latents from a keyframe to the next.
-
-        Also the number of latents of a window.
-        """
+    def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> Made:
+        """A clip in windows as long as the model's, so many latents from a keyframe to the next."""
         last = len(fitted_FHW3) - 1
         gaps = min(max((self.card.max_length - 1) // span, 1), last)  # in one window
         pieces = []
         for number, start in enumerate(range(0, last, gaps)):
             part_FHW3 = fitted_FHW3[start : start + gaps + 1]
-            window = replace(request, seed=_window_seed(request.seed, number))
-            pieces.append(self._between(part_FHW3, request.config, window, span))
-        frames = [piece.frames_FHW3[1 if number else 0 :] for number, piece in enumerate(pieces)]
+            pieces.append(self._between(part_FHW3, request.config, request.window(number), span))
+        frames = [pieces[0].frames_FHW3[:1], *(piece.frames_FHW3[1:] for piece in pieces)]
         step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
         places = list(range(0, step * last + 1, step))
-        made = replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
-        return made, 1 + gaps * span
+        return replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
 
     def _edges(self, direction: str, context: int, available: int) -> list[Edge]:
         """Where a clip of so many pictures grows; they see ``context``, on the codec's grid."""
         longest = max(self.card.max_length - 1, 1)
         latents = min(self.grid.enough(context), self.codec.latents_of(available), longest)
         pictures = self.codec.pictures_of(latents)
-        first = Edge(True, 1 if self.beside else pictures)
-        last = Edge(False, pictures)
+        first = Edge(self.codec, 1 if self.beside else pictures, backward=True)
+        last = Edge(self.codec, pictures)
         return {"forward": [last], "backward": [first], "both": [first, last]}[direction]
+
+    def _extended(
+        self, clip_FHW3: Frames, edges: Sequence[Edge], request: Request
+    ) -> tuple[Made, int]:
+        """The clip among its new pictures, and how many of these come before it."""
+        grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
+        new = [made.frames_FHW3 for made in grown]
+        first = 1 if edges[0].backward else 0  # of the new parts after the clip
+        parts = [*new[:first], clip_FHW3, *new[first:]]
+        return replace(grown[0], frames_FHW3=np.concatenate(parts)), sum(map(len, new[:first]))
 
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
-        config, _ = Grid(self.codec, edge.known).in_latents(request.config)
-        first_seed = mixed(request.seed, "backward") if edge.backward else request.seed
-        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
-        beside = frozenset({0} if edge.backward and self.beside else ())
+        config, _ = edge.in_latents(request.config)
+        if edge.backward:
+            request = replace(request, seed=mixed(request.seed, "backward"))
         seen_FHW3, parts = edge.seen(clip_FHW3), []
         for number, frames in enumerate(self._windows(config.frames, edge)):
-            window = replace(request, seed=_window_seed(first_seed, number))
-            latent_FCHW = self._encoded(encode, seen_FHW3)
-            closed = [False] * len(latent_FCHW)
-            open_gaps = (True, *closed) if edge.backward else (*closed, True)
-            start = Start(Given(latent_FCHW, open_gaps), beside)
-            made = self._sample(start, replace(config, frames=frames), window)
+            given, lengths = self._seen(seen_FHW3, edge), replace(config, frames=frames)
+            made = self._sample(given, lengths, request.window(number))
             parts.append(edge.new(made.frames_FHW3))
             seen_FHW3 = edge.seen(made.frames_FHW3)
-        in_order = parts[::-1] if edge.backward else parts
-        return replace(made, frames_FHW3=np.concatenate(in_order))
+        new_FHW3 = np.concatenate(parts[::-1] if edge.backward else parts)
+        height, width = clip_FHW3.shape[1:3]
+        new_FHW3, _ = video.fit(new_FHW3, (height, width), "stretch")
+        return replace(made, frames_FHW3=new_FHW3)
+
+    def _seen(self, seen_FHW3: Frames, edge: Edge) -> Given:
+        """Pictures at the edge of a clip, with the gap beyond them open."""
+        encode = self.codec.encode_keyframes if edge.backward else self.codec.encode_clip
+        latent_FCHW = self._encoded(encode, seen_FHW3)
+        closed = [False] * len(latent_FCHW)
+        return Given(latent_FCHW, (True, *closed) if edge.backward else (*closed, True))
 
     def _windows(self, latents: int | None, edge: Edge) -> list[int | None]:
         """Latents of each window of an extended clip; None: one, whose length the model chooses."""
         if latents is None:
             return [None]
-        held = self.codec.latents_of(edge.known)
+        held = edge.least - 1
         room = max(self.card.max_length - held, 1)
         return [held + min(room, left) for left in range(latents - held, 0, -room)]
 
@@ -545,26 +517,26 @@ class Studio:
         with autocast(self.device, self.dtype):
             return encode(to_images(frames_FHW3).to(self.device)).float()
 
-    def _notes(self, request: Request, known: int | None) -> list[str]:
+    def _notes(self, request: Request, known: int | None) -> Iterator[str]:
         """What the user should know of what is asked for; ``known`` latents are sampled at once.
 
         None where the model chooses how many.
         """
-        notes, config, card = [], request.config, self.card
-        unknown = self.unknown_words(request.prompt)
-        if unknown:
-            words = [word for word in card.words if word not in COMMON_WORDS]
+        config, card = request.config, self.card
+        familiar = COMMON_WORDS.union(card.words)
+        unknown = [word for word in dict.fromkeys(words_of(request.prompt)) if word not in familiar]
+        if unknown and card.words:
             never = "never saw" if len(card.words) < WORDS else "hardly saw, if ever,"
-            told, examples = ", ".join(map(repr, unknown)), ", ".join(words[:40])
-            notes.append(f"the model {never} {told}; it knows for example: {examples}")
+            examples = [word for word in card.words if word not in COMMON_WORDS][:40]
+            told = f"the model {never} {', '.join(map(repr, unknown))}"
+            yield f"{told}; it knows for example: {', '.join(examples)}"
         if request.negative_prompt and config.guidance == 1:
-            notes.append("the negative prompt has no effect without guidance: add --guidance 2")
+            yield "the negative prompt has no effect without guidance: add --guidance 2"
         if known and known > 2 * card.max_length:
             pictures, longest = map(self.codec.pictures_of, (known, card.max_length))
-            notes.append(f"{pictures} frames are far more than the longest trained clip, {longest}")
+            yield f"{pictures} frames are far more than the longest trained clip, {longest}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
-            notes.append("--length-scale has no effect: the length is given")
-        return notes
+            yield "--length-scale has no effect: the length is given"
 
     def _room(self, count: int, config: SampleConfig) -> list[str]:
         """Notes on what a length that the model chooses leaves between so many keyframes."""
@@ -591,14 +563,22 @@ class Studio:
         )
 
     def _finish(
-        self, made: Made, request: Request, known: int | None, notes: list[str], **more: object
+        self, made: Made, request: Request, notes: Sequence[str], **more: str | int
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
-        notes = self._notes(request, known) + notes
-        factor, rate = self._factor(request.scale), request.fps or self.card.fps
-        config = request.config
-        controls = {name: value for name, value in asdict(config).items() if value is not None}
-        record = {
+        frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
+        known = len(made.order) if request.config.frames or more.get("multi") else None
+        told = [*self._notes(request, known), *notes]
+        record = self._record(made, request) | more
+        ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
+        shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
+        rate, seed = record["fps"], request.seed
+        return Clip(frames_FHW3, rate, seed, record, told, made.growth, made.order, shown)
+
+    def _record(self, made: Made, request: Request) -> dict[str, Any]:
+        """The settings that made a clip."""
+        controls = asdict(request.config)
+        return {
             "flowcept": __version__,
             "command": request.command,
             "model": self.name,
@@ -606,44 +586,34 @@ class Studio:
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
-            "length": "exact" if config.frames else "auto",
-            **controls,
+            "length": "exact" if request.config.frames else "auto",
+            **{name: value for name, value in controls.items() if value is not None},
             "frames": len(made.frames_FHW3),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "fps": rate,
-            "scale": factor,
-            **more,
+            "fps": request.fps or self.card.fps,
+            "scale": self._factor(request.scale),
         }
-        ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
-        shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
-        frames_FHW3 = video.scale(made.frames_FHW3, factor)
-        return Clip(frames_FHW3, rate, request.seed, record, notes, made.growth, made.order, shown)
 
     def _keyed(
         self, clip: Clip, given_FHW3: Frames, fit: str, exact: bool | None, places: Sequence[int]
     ) -> Clip:
         """The user's own pixels in the places of the given frames, if asked for or if they fit."""
-        size = (clip.frames_FHW3.shape[1], clip.frames_FHW3.shape[2])
-        matches = given_FHW3.shape[1:3] in (size, self.card.size)
-        own, said = video.fit(given_FHW3, given_FHW3.shape[1:3] if matches else size, fit)
-        notes = [*clip.notes, *([said] if said else [])]
+        _, height, width, _ = clip.frames_FHW3.shape
+        matches = given_FHW3.shape[1:3] in ((height, width), self.card.size)
+        own_FHW3, said = given_FHW3, ""
+        if not matches:
+            own_FHW3, said = video.fit(given_FHW3, (height, width), fit)
+        notes = [*clip.notes, said] if said else clip.notes
+        frames_FHW3 = clip.frames_FHW3
         if exact or (exact is None and matches):
-            pixels = clip.frames_FHW3.copy()
-            if own.shape[1:3] != size:
-                own = video.scale(own, size[0] // own.shape[1])
-            pixels[list(places)] = own
-            clip = replace(clip, frames_FHW3=pixels)
-        return replace(clip, notes=notes)
+            frames_FHW3 = frames_FHW3.copy()
+            frames_FHW3[list(places)] = video.scale(own_FHW3, height // own_FHW3.shape[1])
+        return replace(clip, frames_FHW3=frames_FHW3, notes=notes)
 
 
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     frames = zip(step.name_F.tolist(), step.age_F.tolist(), strict=True)  # asks no device
     return [(name, age / num_steps, age == 0) for name, age in frames]
-
-
-def _window_seed(seed: int, number: int) -> int:
-    """The seed of a window of a clip; the first has the clip's own."""
-    return mixed(seed, "window", number) if number else seed
 
 
 def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:

@@ -7,7 +7,7 @@ with a file is said in one line before anything of its claimed size is allocated
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,20 +70,12 @@ class Weights:
     card: Card
     process: Process
 
-    def modules(self) -> dict[str, nn.Module]:
-        """By the first part of their tensors' names; a frozen encoder stays outside the file."""
+    def modules(self) -> nn.ModuleDict:
+        """What the file holds, named as there; a frozen encoder stays outside."""
         modules: dict[str, nn.Module] = {"network": self.network, "codec": self.codec}
         if self.card.text.kind == "bytes":
             modules["text"] = self.text
-        return modules
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that the file holds, by name."""
-        return {
-            f"{part}.{name}": tensor
-            for part, module in self.modules().items()
-            for name, tensor in module.state_dict().items()
-        }
+        return nn.ModuleDict(modules)
 
 
 def build(card: Card, frozen: PromptEncoder | None = None) -> Weights:
@@ -99,7 +91,7 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
     Raises ``UserError`` where the file cannot be written or a weight is not finite.
     """
     tensors = {}
-    for name, tensor in weights.tensors().items():
+    for name, tensor in weights.modules().state_dict().items():
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", kind).contiguous()
         if not bool(tensors[name].isfinite().all()):
@@ -160,20 +152,15 @@ def load(path: Path) -> Weights:
 
 def _fill(weights: Weights, path: Path, version: int) -> None:
     """Give modules without contents those of the file, every tensor of it and no other."""
-    expected = weights.tensors()
+    modules = weights.modules()
+    expected: dict[str, Tensor] = modules.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
-            names: list[str] = list(file.keys())
-            stored = {_name_today(name, version): name for name in names}
-            if len(stored) < len(names):
-                raise UserError(f"{path} has a tensor twice; get the file again")
-            _compare_names(path, set(stored), set(expected))
-            for part, module in weights.modules().items():
-                found = {
-                    name: _checked(file, stored[f"{part}.{name}"], like, path)
-                    for name, like in module.state_dict().items()
-                }
-                module.load_state_dict(found, assign=True)
+            stored = _stored(list(file.keys()), expected.keys(), path, version)
+            found = {
+                name: _checked(file, stored[name], like, path) for name, like in expected.items()
+            }
+            modules.load_state_dict(found, assign=True)
     except UserError:
         raise
     except Exception as error:
@@ -219,11 +206,17 @@ def _settings_of_2(info: Mapping[str, Any]) -> dict[str, Any]:
     return {**info, **parts, "network": {"family": "transformer", **parts["network"]}}
 
 
-def _compare_names(path: Path, found: set[str], expected: set[str]) -> None:
-    for names, what in ((expected - found, "lacks"), (found - expected, "has an unknown")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{path} {what} tensor {min(names)!r}{more}; get the file again")
+def _stored(names: list[str], expected: Set[str], path: Path, version: int) -> dict[str, str]:
+    """A file's own names of its tensors by those of today, which must be all that are expected."""
+    stored = {_name_today(name, version): name for name in names}
+    if len(stored) < len(names):
+        raise UserError(f"{path} has a tensor twice; get the file again")
+    lacking, unknown = expected - stored.keys(), stored.keys() - expected
+    for wrong, what in ((lacking, "lacks"), (unknown, "has an unknown")):
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise UserError(f"{path} {what} tensor {min(wrong)!r}{more}; get the file again")
+    return stored
 
 
 def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa: ANN401

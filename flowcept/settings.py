@@ -51,12 +51,16 @@ class Rule:
             raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
 
 
+def within(low: float, high: float) -> Rule:
+    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
 POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
 NUMBER = Rule("a number and at least 0", lambda value: 0 <= value < math.inf)
 SHARE = Rule("at least 0 and under 1", lambda value: 0 <= value < 1)
 INSIDE = Rule("between 0 and 1", lambda value: 0 < value < 1)
-COUNT = Rule(f"from 1 to {LARGEST}", lambda value: 1 <= value <= LARGEST)
-STRENGTH = Rule(f"from 0 to {LARGEST}", lambda value: 0 <= value <= LARGEST)
+COUNT = within(1, LARGEST)
+STRENGTH = within(0, LARGEST)
 SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST)
 SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
 RATE = Rule(f"0 or from {SLOWEST} to {FASTEST}", lambda fps: not fps or SLOWEST <= fps <= FASTEST)
@@ -66,9 +70,9 @@ FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
 EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
 
 
-def setting(default: Any, meaning: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
-    """A field whose meaning is the flag's help text, and what its value must be."""
-    return field(default=default, metadata={"help": meaning, "rule": rule})
+def setting(default: Any, meaning: str, rule: Rule | None = None, names: str = "") -> Any:  # noqa: ANN401
+    """A field: the flag's help text, what its value must be, the flag's names if not its own."""
+    return field(default=default, metadata={"help": meaning, "rule": rule, "names": names})
 
 
 class Settings:
@@ -98,6 +102,9 @@ class SampleConfig(Settings):
     rate_temperature: float = setting(
         1.0, "of the laws of length and places: 0 the most probable, over 1 more varied", STRENGTH
     )
+    refine: float = setting(
+        0.0, "clean all frames once more together, from this flow time on; 0: off", SHARE
+    )
     length_scale: float = setting(1.0, "multiplies the number of frames to come", SCALE)
     frames: int | None = setting(None, "number of frames, or auto: the model chooses", COUNT)
     min_length: int | None = setting(None, "least number of frames; default as trained", COUNT)
@@ -105,6 +112,16 @@ class SampleConfig(Settings):
     cache: bool = setting(
         True, "evaluate finished frames no more after the last insertion: a third less work"
     )
+
+    @property
+    def refine_age(self) -> int:
+        """Steps after birth to which ``refine`` sends frames back; ``steps``: to none."""
+        return math.ceil(self.refine * self.steps) or self.steps
+
+    @property
+    def most_steps(self) -> int:
+        """Steps that a clip takes at most."""
+        return 3 * self.steps - self.refine_age
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,6 +214,9 @@ class NetworkSettings(Settings):
     between: int = setting(0, "blocks that guess a frame between finished ones; 0: none", NUMBER)
     place: bool = setting(False, "frames are told their place; longer clips are then new")
     window: int = setting(0, "a frame sees frames within this distance only; 0: all", NUMBER)
+    compositions: int = setting(
+        64, "features of the law that tells how many frames lie in which gap; 0: means", NUMBER
+    )
     pooled: bool = setting(False, "lengths are read from pooled patches: fewer tokens")
 
 
@@ -215,9 +235,14 @@ class ProcessSettings(Settings):
 
     schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
+    first: bool = setting(False, "without given frames a clip starts with its first frame")
     late: float = setting(
         0.5, "share of training after the last frame came; less is less work", INSIDE
     )
+    fill: float = setting(
+        0.0, "share of clips after the last frame came whose finished frames flow again", SHARE
+    )
+    context_noise: float = setting(0.0, "largest share of noise on finished frames", SHARE)
 
 
 @dataclass(frozen=True)
@@ -386,10 +411,8 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{inside or kind.__name__} must be a table of settings, not {values!r}")
-    hints = get_type_hints(kind)
-    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
-    path = inside and inside + "."
-    unknown = [str(name) for name in values if name not in known]
+    hints, path = get_type_hints(kind), inside and inside + "."
+    unknown = [str(name) for name in values if name not in hints]
     if unknown:
         raise UserError(f"unknown setting {path + min(unknown)!r}")
 
@@ -399,38 +422,38 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
     }
     if start is not None:
         return replace(start, **made)  # type: ignore[type-var]
-    for name, one in known.items():
-        if name not in made and one.default is MISSING and one.default_factory is MISSING:
-            raise UserError(f"the setting {path + name!r} is missing")
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.name not in made and one.default is one.default_factory is MISSING:
+            raise UserError(f"the setting {path + one.name!r} is missing")
     return kind(**made)
 
 
 def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # noqa: ANN401
     """A value as the type of its field: records, unions with None, tuples and tables go inside."""
-    inside, origin = get_args(kind), get_origin(kind)
-    if kind is Any or (value is None and NoneType in inside):
-        return value
+    inside = get_args(kind)
     if NoneType in inside:
-        return _converted(name, inside[0], value)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
-        if len(kinds) == len(value):
-            return tuple(_converted(name, *pair) for pair in zip(kinds, value, strict=True))
-    elif origin is dict and isinstance(value, Mapping):
-        key, item = inside
-        return {_key(name, key, k): _converted(name, item, v) for k, v in value.items()}
-    elif isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
+        return None if value is None else _converted(name, inside[0], value)
+    if isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
         return from_mapping(kind, value, start=start, inside=name)
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(inside):
+        return tuple(_converted(name, *pair) for pair in zip(inside, value, strict=True))
+    if get_origin(kind) is dict and isinstance(value, Mapping):
+        return dict(_item(name, inside, pair) for pair in value.items())
+    return _plain(name, kind, value)
+
+
+def _plain(name: str, kind: Any, value: object) -> object:  # noqa: ANN401
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif type(value) is kind:
+    if kind is Any or type(value) is kind:
         return value
     told = kind.__name__ if isinstance(kind, type) else str(kind)
     raise UserError(f"{name} must be of type {told}, not {value!r}")
 
 
-def _key(name: str, kind: type, key: object) -> Any:  # noqa: ANN401
-    """The key of a table; JSON writes whole numbers as text."""
-    if kind is int and isinstance(key, str) and key.isascii() and key.isdigit():
-        return int(key)
-    return _converted(name, kind, key)
+def _item(name: str, kinds: tuple[type, ...], pair: tuple[object, object]) -> tuple[Any, Any]:
+    """A key and a value of a table; JSON writes whole numbers as text."""
+    key, value = pair
+    if kinds[0] is int and isinstance(key, str) and key.isascii() and key.isdigit():
+        key = int(key)
+    return _converted(name, kinds[0], key), _converted(name, kinds[1], value)

@@ -36,8 +36,14 @@ CASES = [
     ("alternate", Flowception()),
     ("first_k", Flowception(schedule="power:0.5")),
     ("last_k", Flowception()),
+    ("none", Flowception(fill=0.75)),
+    ("first_last", Flowception(fill=1.0, shift=2.0)),
+    ("none", Flowception(first=True)),
+    ("none", Flowception(first=True, fill=0.5, schedule="power:2")),
+    ("first", Flowception(first=True)),
+    ("last_k", Flowception(first=True, fill=0.5)),
 ]
-IDS = [f"{kind}-{process.schedule}-{process.late}" for kind, process in CASES]
+IDS = [f"{kind}-{p.schedule}-{p.late}-{p.fill}{'-first' * p.first}" for kind, p in CASES]
 
 
 def only(kind: str) -> ContextMixture:
@@ -67,7 +73,9 @@ draws = functools.cache(fresh_draws)  # several tests look at the same ones
 def oracle_of(kind: str, process: Flowception) -> ClipOracle:
     """Who knows the law of these draws."""
     schedule = parse_schedule(process.schedule)
-    return ClipOracle(AR1_LAW, ar1_mean, ar1_cov, kind, schedule, shift=process.shift)
+    return ClipOracle(
+        AR1_LAW, ar1_mean, ar1_cov, kind, schedule, shift=process.shift, first=process.first
+    )
 
 
 def deviations(

@@ -29,8 +29,6 @@ def fake_config(compression: int = 2) -> CodecConfig:
 class FakeVideo(Codec):
     """Groups of pictures, stacked in the channels of one latent each."""
 
-    causal = True
-
     @classmethod
     def check(cls, config: CodecConfig) -> None:
         channels = GROUP * 3 * config.compression**2
@@ -41,9 +39,6 @@ class FakeVideo(Codec):
         copies_FCHW = image_FCHW[:1].repeat(1, GROUP, 1, 1)
         groups_FCHW = image_FCHW[1:].reshape(-1, *copies_FCHW.shape[1:])
         return self._cells(torch.cat([copies_FCHW, groups_FCHW]))
-
-    def encode_keyframes_raw(self, image_FCHW: Tensor) -> Tensor:
-        return self._cells(image_FCHW.repeat(1, GROUP, 1, 1))
 
     def decode_stream_raw(self, raw_FCHW: Tensor) -> Iterator[Tensor]:
         stack_FCHW = F.pixel_shuffle(raw_FCHW, self.config.compression)

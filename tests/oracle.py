@@ -11,9 +11,10 @@ frames may lie, M visible frames of a clip, K missing frames or sizes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from flowcept.process.sampler import latents_of, sample_steps
 from flowcept.process.schedule import Schedule
-from flowcept.process.state import FrameState, Given, Prediction, Role
+from flowcept.process.state import FrameState, GapTables, Given, Prediction, Role
 
 Law = Mapping[int, float]  # probability of each number of frames
 
@@ -82,7 +83,12 @@ def per_clip(state: FrameState, marked_F: Tensor) -> Tensor:
 
 
 def sizes_of(
-    missing_BK: Tensor, state: FrameState, schedule: Schedule, num_start: int = 1
+    missing_BK: Tensor,
+    state: FrameState,
+    schedule: Schedule,
+    num_start: int = 1,
+    *,
+    first: bool = False,
 ) -> Tensor:
     """The law of sizes from which Bayes' rule infers this law of missing frames; logarithms.
 
@@ -91,7 +97,8 @@ def sizes_of(
     """
     generated_B1 = per_clip(state, state.role_F == Role.GENERATED)[:, None]
     gaps_B = per_clip(state, state.role_F == Role.ACTIVE) + state.open_first_B.long()
-    starts_B1 = num_start * (gaps_B == 1).long()[:, None]
+    given_B = per_clip(state, state.role_F != Role.GENERATED)
+    starts_B1 = num_start * (given_B == 0 if first else gaps_B == 1).long()[:, None]
     kappa_B1 = schedule.kappa(state.tau_B.double().clamp(max=1))[:, None]
     count_K = torch.arange(missing_BK.shape[1]).double()
 
@@ -223,6 +230,7 @@ class ClipOracle:
     schedule: Schedule = field(default_factory=Schedule)
     num_start: int = 1
     shift: float = 1.0
+    first: bool = False  # clips without given frames start with their first one, others with none
     calls: int = 0
 
     def __call__(
@@ -256,7 +264,7 @@ class ClipOracle:
             velocity_F[rows], missing_F[rows] = velocity_GM, gaps_GM[:, 1:]
             missing_B[members], law_BK[members] = gaps_GM[:, 0], law_GK
         velocity_FCHW = velocity_F.to(state.latent_FCHW).view(-1, 1, 1, 1)
-        size_BK = sizes_of(law_BK.log(), state, self.schedule, self.num_start)
+        size_BK = sizes_of(law_BK.log(), state, self.schedule, self.num_start, first=self.first)
         return Prediction(velocity_FCHW, missing_F.log(), missing_B.log(), size_BK)
 
     def _group(
@@ -305,8 +313,12 @@ class ClipOracle:
             else Role.ACTIVE
             for p in places
         ]
-        if list(role_M) != roles or first == context[0]:
+        anchored = self.first and not given
+        if list(role_M) != roles or first != (not context[0] and not anchored):
             return 0.0
+        if self.first:
+            shown = not anchored or places[:1] == (0,)
+            return shown * self.law[n] * given_prior(self.kind, n, context)
         gaps = sum(not now and (f == 0 or context[f - 1]) for f, now in enumerate(context))
         hidden_or_not = n - len(given)
         num_start = self.num_start if gaps == 1 else 0
@@ -340,3 +352,114 @@ def ar1_clip(n: int, generator: torch.Generator) -> Tensor:
 def draw_length(law: Law, generator: torch.Generator) -> int:
     p = torch.tensor(list(law.values()))
     return list(law)[int(torch.multinomial(p, 1, generator=generator))]
+
+
+@dataclass
+class Arrangements:
+    """Clips of given frames in which the counts of the gaps between them have a joint law.
+
+    ``law`` is over their tuples, gaps from left to right; frames show nothing. All that can be
+    known of a state is how many frames are visible in each gap, so the law of what is missing, gap
+    by gap, is a sum over tuples. ``count_logits`` stands for the tables of a network.
+    """
+
+    law: Mapping[tuple[int, ...], float]
+    schedule: Schedule = field(default_factory=Schedule)
+    shown: list[tuple[int, ...]] = field(default_factory=list)  # visible frames of each clip's gaps
+
+    def __call__(
+        self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
+    ) -> Prediction:
+        del clips, finished_F, may_rest
+        self.shown, log_missing, totals, features = [], [], [], []
+        for given_F, tau in zip(state.given_F.split(state.lengths), state.tau_B, strict=True):
+            ends = [*given_F.nonzero().flatten().tolist(), len(given_F)]
+            first = (len(ends) - self.num_gaps) // 2  # 1 where nothing comes before or after
+            shown = tuple(b - a - 1 for a, b in zip([-1, *ends], ends, strict=False))
+            shown = shown[first : first + self.num_gaps]
+            hidden = {
+                tuple(n - v for n, v in zip(counts, shown, strict=True)): p
+                for counts, p in self.law.items()
+                if all(n >= v for n, v in zip(counts, shown, strict=True))
+            }
+            stays = 1 - float(self.schedule.kappa(tau.double().clamp(max=1)))
+            weight = {
+                h: p * math.prod(map(math.comb, map(sum, zip(h, shown, strict=True)), shown))
+                * max(stays, 1e-7) ** sum(h)
+                for h, p in hidden.items()
+            }  # fmt: skip
+            total_K = torch.full((self.largest + 1,), 1e-30, dtype=torch.float64)
+            for h, w in weight.items():
+                total_K[sum(h)] += w
+            mean = [
+                sum(w * h[g] for h, w in weight.items()) / max(sum(weight.values()), 1e-30)
+                for g in range(self.num_gaps)
+            ]
+            gaps = [-1] * first + [g for g, v in enumerate(shown) for _ in range(v + 1)]
+            gaps += [-1] * (len(given_F) + 1 - len(gaps))
+            log_missing.append([
+                math.log(max(mean[g], 1e-30) / (shown[g] + 1)) if g >= 0 else -math.inf
+                for g in gaps
+            ])  # fmt: skip
+            totals.append(total_K)
+            features.append(self._features(gaps, len(self.shown)))
+            self.shown.append(shown)
+        log_first_B = torch.tensor([log[0] for log in log_missing], dtype=torch.float64)
+        log_F = torch.tensor([x for log in log_missing for x in log[1:]], dtype=torch.float64)
+        sizes_BK = sizes_of(torch.stack(totals).log(), state, self.schedule)
+        tables = GapTables(*(torch.zeros(self.largest + 1, self.largest + 1) for _ in range(3)))
+        padded_BG2H = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+        return replace(
+            blank(state, log_F, log_first_B, sizes_BK), gap_BG2H=padded_BG2H, tables=tables
+        )
+
+    @property
+    def num_gaps(self) -> int:
+        return len(next(iter(self.law)))
+
+    @property
+    def largest(self) -> int:
+        return max(map(sum, self.law))
+
+    def _features(self, gaps: Sequence[int], clip: int) -> Tensor:
+        """Of each place: clip, its gap, how many places of that gap are left; counts by gap."""
+        width = 3 + self.num_gaps
+        feature_G2H = torch.zeros(len(gaps), 2 * width, dtype=torch.float64)
+        for place, gap in enumerate(gaps):
+            if gap >= 0:
+                feature_G2H[place, :3] = torch.tensor([clip, gap, gaps[place:].count(gap)])
+                feature_G2H[place, width + 3 + gap] = 1
+        return feature_G2H
+
+    def count_logits(
+        self, entry_NH: Tensor, tables: GapTables, left_N: Tensor, total_N: Tensor, prior_N2: Tensor
+    ) -> Tensor:
+        """The exact law of a place's own count, in the form of ``compositions.count_logits``."""
+        del prior_N2
+        ((clip, gap, places, *used),) = entry_NH.long().tolist()
+        key = (self.shown[clip], gap, places, tuple(used), int(left_N), int(total_N))
+        law_K = self._own_count(*key)
+        assert len(law_K) == tables.largest + 1
+        return (law_K + 1e-30).log()[None]  # a mistaken sampler comes to states that cannot be
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - an oracle lives as long as its test
+    def _own_count(
+        self, shown: tuple[int, ...], gap: int, places: int, used: tuple[int, ...], left: int,
+        total: int,
+    ) -> Tensor:  # fmt: skip
+        law_K = torch.zeros(self.largest + 1, dtype=torch.float64)
+        for counts, p in self.law.items():
+            hidden = [n - v for n, v in zip(counts, shown, strict=True)]
+            fits = min(hidden) >= 0 and sum(hidden) == total and hidden[:gap] == list(used[:gap])
+            for own in range(left + 1):
+                rest = hidden[gap] - used[gap] - own
+                if fits and rest >= 0:
+                    ways = math.comb(rest + places - 2, places - 2) if places > 1 else rest == 0
+                    later = math.prod(
+                        math.comb(hidden[g] + shown[g], shown[g])
+                        for g in range(gap + 1, self.num_gaps)
+                    )
+                    law_K[own] += p * ways * later
+        return law_K
+
+    __hash__ = object.__hash__

@@ -1,10 +1,11 @@
 """``flowcept evaluate``: scores of a model against a folder of clips."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import Field, fields, replace
+from collections.abc import Iterator
+from dataclasses import Field, asdict, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -14,14 +15,13 @@ from flowcept.settings import SEED, SampleConfig, defaults
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
 
 
-def _controls() -> Iterator[tuple[Field[Any], Any, str]]:
-    """The sampler's controls, their types, and their defaults in words."""
-    hints, plain, between = get_type_hints(SampleConfig), defaults("gen"), defaults("interp")
+def _controls() -> Iterator[tuple[Field[Any], str]]:
+    """The sampler's controls and their defaults in words."""
+    plain, between = defaults("gen"), defaults("interp")
     for one in fields(SampleConfig):
         if one.name not in LENGTHS:
             start, there = getattr(plain, one.name), getattr(between, one.name)
-            shown = f"{start}" if start == there else f"{start}; {there} between frames"
-            yield one, hints[one.name], shown
+            yield one, f"{start}" if start == there else f"{start}; {there} between frames"
 
 
 @takes(controls=changes(_controls()))
@@ -45,35 +45,27 @@ def evaluate(
     SEED.check("seed", seed)
     check_file("--output", output, (".json",))
     check_file("--sheet", sheet, (".png",))
-    from flowcept import model_file
+    from flowcept import load, model_file
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
+    from flowcept.evaluation.features import FeatureNetwork
+    from flowcept.training.console import Console
 
+    bar = cache(lambda what: Console(quiet=quiet).progress(what, "clip"))
+
+    studio = load(model, device=device, dtype=dtype)
+    network = FeatureNetwork(features, studio.device) if features else None
+    maker = scorer.Maker(
+        model_file.find(model).name, studio, seed, lambda what, *counts: bar(what)(*counts)
+    )
     scores = scorer.evaluate(
-        model_file.find(model), folder, config, between=between, task=task, clips=clips,
-        features=features, seed=seed, device=device, dtype=dtype, progress=_progress(quiet)
-    )  # fmt: skip
-    text = json.dumps(scores.as_dict(), ensure_ascii=False, indent=1)
+        maker, folder, config, between, task=task, clips=clips, network=network
+    )
+    text = json.dumps(asdict(scores), ensure_ascii=False, indent=1)
     if output is not None:
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
         video.save_image(report.picture(scores), sheet)
     typer.echo(text if as_json else "\n".join(report.table(scores)))
-
-
-def _progress(quiet: bool) -> Callable[[str, int, int], None]:
-    """A function that shows a bar for each kind of work."""
-    from tqdm import tqdm
-
-    bars: dict[str, Any] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            bars[what] = tqdm(total=total, desc=what, unit="clip", disable=quiet, delay=1)
-        bars[what].update(done - bars[what].n)
-        if done >= total:
-            bars[what].close()
-
-    return progress

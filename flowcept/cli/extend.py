@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import MakeOptions, Prompt, helped, making, takes
+from flowcept.cli.options import MakeOptions, Prompt, helped, making
 from flowcept.settings import SampleConfig, check_extension
 
 
-@takes(**making("extend"))
+@making("extend")
 def extend(
     options: MakeOptions,
     config: SampleConfig,
@@ -30,17 +30,10 @@ def extend(
         typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
 
     make_clips(
-        "extend",
         options,
         [options.job(prompt, config)],
-        lambda studio, text, rest: studio.extend(
-            clip_FHW3,
-            text,
-            clip_fps=rate,
-            direction=direction,
-            context=context,
-            sound=sound,
-            **rest,
+        lambda studio, asked: studio.extend(
+            clip_FHW3, clip_fps=rate, direction=direction, context=context, sound=sound, **asked
         ),
         inputs=[clip],
     )

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from flowcept.cli.making import make_clips
-from flowcept.cli.options import Job, MakeOptions, helped, making, takes
+from flowcept.cli.options import Job, MakeOptions, helped, making
 from flowcept.errors import UserError
 from flowcept.settings import SampleConfig, from_mapping
 
 
-@takes(**making("gen"))
+@making("gen")
 def gen(
     options: MakeOptions,
     config: SampleConfig,
@@ -27,7 +27,7 @@ def gen(
         jobs += read_jobs(prompts_file, options, config)
     if not jobs:
         raise UserError('no prompt: try flowcept gen "a dog surfing"')
-    make_clips("gen", options, jobs, lambda studio, text, rest: studio.generate(text, **rest))
+    make_clips(options, jobs, lambda studio, asked: studio.generate(**asked))
 
 
 def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Job]:

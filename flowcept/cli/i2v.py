@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.making import make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making, takes
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making
 from flowcept.settings import FIT, SampleConfig
 
 
-@takes(**making("i2v"))
+@making("i2v")
 def i2v(
     options: MakeOptions,
     config: SampleConfig,
@@ -25,9 +25,8 @@ def i2v(
     FIT.check("fit", fit)
     picture_HW3 = video.read_image(image)
     make_clips(
-        "i2v",
         options,
         [options.job(prompt, config)],
-        lambda studio, text, rest: studio.i2v(picture_HW3, text, fit=fit, exact=exact, **rest),
+        lambda studio, asked: studio.i2v(picture_HW3, fit=fit, exact=exact, **asked),
         inputs=[image],
     )

@@ -1,17 +1,20 @@
 """``flowcept interp``: the frames between keyframes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, making, takes
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, making
 from flowcept.errors import UserError
 from flowcept.settings import FIT, SampleConfig, check_keyframes
 
+if TYPE_CHECKING:
+    from flowcept.data.video import Frames
 
-@takes(**making("interp"))
+
+@making("interp")
 def interp(
     options: MakeOptions,
     config: SampleConfig,
@@ -22,33 +25,40 @@ def interp(
     exact: Exact = None,
 ) -> None:
     """Make the frames between keyframes: flowcept interp a.png b.png --frames auto"""
-    import numpy as np
-
     from flowcept.data import video
 
     FIT.check("fit", fit)
-    rate, sound = None, None
-    if len(keyframes) == 1:
-        keys_FHW3, rate = video.read_video(keyframes[0])
-        if len(keys_FHW3) < 2:
-            raise UserError(f"{keyframes[0]} is one picture: give two pictures, or a clip")
+    keys_FHW3, rate = _read(keyframes, fit)
+    sound = None
+    if rate is not None:
         chosen = config.frames or config.min_length or config.max_length
         multi = multi or (0 if chosen else 1)
         check_rate(options.fps or rate * (multi + 1))
         sound = keyframes[0] if video.has_sound(keyframes[0]) else None
-    else:  # all get the size of the first
-        pictures = [video.read_image(path) for path in keyframes]
-        height, width, _ = pictures[0].shape
-        fitted = [video.fit(one[None], (height, width), fit)[0] for one in pictures]
-        keys_FHW3 = np.concatenate(fitted)
     check_keyframes(config, len(keys_FHW3), multi)
     make_clips(
-        "interp",
         options,
         [options.job(prompt, config)],
-        lambda studio, text, rest: studio.interp(
-            keys_FHW3, text, multi=multi, clip_fps=rate, fit=fit, exact=exact, sound=sound, **rest
+        lambda studio, asked: studio.interp(
+            keys_FHW3, multi=multi, clip_fps=rate, fit=fit, exact=exact, sound=sound, **asked
         ),
         inputs=keyframes,
         least=multi + 2 if multi else len(keys_FHW3),
     )
+
+
+def _read(keyframes: list[Path], fit: str) -> "tuple[Frames, float | None]":
+    """The frames of one clip, with its rate, or pictures, all of the size of the first."""
+    import numpy as np
+
+    from flowcept.data import video
+
+    if len(keyframes) == 1:
+        keys_FHW3, rate = video.read_video(keyframes[0])
+        if len(keys_FHW3) < 2:
+            raise UserError(f"{keyframes[0]} is one picture: give two pictures, or a clip")
+        return keys_FHW3, rate
+    pictures = [video.read_image(path) for path in keyframes]
+    height, width, _ = pictures[0].shape
+    fitted = [video.fit(one[None], (height, width), fit)[0] for one in pictures]
+    return np.concatenate(fitted), None

@@ -5,64 +5,75 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
+import flowcept
 from flowcept.cli.options import RATE, Job, MakeOptions, check_output
 from flowcept.errors import UserError
 from flowcept.settings import mixed, random_seed
 
 if TYPE_CHECKING:
-    from flowcept.generation import Clip, GenerateOptions, Studio
+    from flowcept.generation import Clip, Studio
     from flowcept.process.sampler import Step
+
+    Call = Callable[[Studio, dict[str, Any]], Clip]  # asks a studio for a clip
 
 SUFFIX = ".mp4"  # of an output that nobody named
 PREVIEW_EVERY = 4  # steps
 
 
+class Outputs(NamedTuple):
+    """Where one clip and its pictures go."""
+
+    clip: Path | None  # None: to a new name, once it is made
+    sheet: Path | None
+    trace: Path | None
+
+
 def make_clips(
-    command: str,
     options: MakeOptions,
     jobs: Sequence[Job],
-    call: Callable[[Studio, str, GenerateOptions], Clip],
+    call: Call,
     *,
     inputs: Sequence[Path] = (),
     least: int = 1,
 ) -> None:
-    """Make and write ``options.count`` clips of each job; tell of each, or all as JSON at the end.
+    """Make and write ``options.count`` clips of each job.
 
-    ``call`` asks a studio for a clip. ``least`` frames are sampled at once, whatever the controls
-    say. What is finished when an error comes is kept and told. Raises ``UserError`` where an output
-    cannot be written or is an input.
+    ``least`` frames are sampled at once, whatever the controls say. Raises ``UserError`` where an
+    output cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
-    names = output_names(command, options, clips, inputs)
-    results: list[dict[str, Any]] = []
+    outputs = _outputs(options, clips, inputs)
     with warnings.catch_warnings():
         if options.quiet:
             warnings.simplefilter("ignore")
         studio = _open(options)
-        if not options.quiet and not options.as_json:
+        if options.talks:
             most = max(studio.estimate(job.config, options.scale, least) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-        try:
-            for number, (job, name) in enumerate(zip(clips, names, strict=True), start=1):
-                with _bar(command, options, studio, job.config.steps) as watch:
-                    rest: GenerateOptions = {
-                        "config": job.config, "negative_prompt": job.negative_prompt,
-                        "seed": job.seed, "fps": options.fps, "scale": options.scale,
-                        "watch": watch,
-                    }  # fmt: skip
-                    clip = call(studio, job.prompt, rest)
-                results.append(_write(command, options, clip, name, number, len(clips)))
-        finally:
-            if options.as_json:
-                typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
+        _make(studio, options, call, zip(clips, outputs, strict=True))
+
+
+def _make(
+    studio: Studio, options: MakeOptions, call: Call, wanted: Iterable[tuple[Job, Outputs]]
+) -> None:
+    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too."""
+    results = []
+    try:
+        for job, output in wanted:
+            with _bar(options, studio, job.config.most_steps) as watch:
+                clip = call(studio, job.keywords() | {"watch": watch})
+            results.append(_write(options, clip, output))
+    finally:
+        if options.as_json:
+            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
 
 
 def check_rate(fps: float) -> None:
@@ -80,38 +91,38 @@ def _repeated(job: Job, count: int) -> list[Job]:
     return [replace(job, seed=seed) for seed in [first, *later]]
 
 
-def output_names(
-    command: str, options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path] = ()
-) -> list[Path | None]:
-    """Where each clip goes; None: to a new name, once it is made.
+def _outputs(options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Outputs]:
+    """Where each clip goes: of several, those without a name of their own get numbers.
 
-    Raises ``UserError`` where any two of all files to be written are one, or one is an input.
+    Raises ``UserError`` where a file cannot be written, is an input, or would hold two things.
     """
     several = len(jobs) > 1
-    clips: list[Path | None] = []
+    outputs: list[Outputs] = []
     for number, job in enumerate(jobs, start=1):
-        name = job.own or options.output
-        if name and ((job.own is None and several) or name in clips):
+        own = None if job.output is None else Path(job.output)
+        name = own or options.output
+        taken = name in [output.clip for output in outputs]
+        if name and ((several and not own) or taken):
             name = numbered(name, number)
-        check_output(name or Path(f"flowcept-{command}{SUFFIX}"))
-        clips.append(name)
+        check_output(name or Path(f"flowcept-{options.command}{SUFFIX}"))
+        pictures = (
+            numbered(path, number) if path and several else path
+            for path in (options.sheet, options.trace)
+        )
+        outputs.append(Outputs(name, *pictures))
 
-    files = [path for path in (*clips, options.preview) if path is not None]
-    for picture in (options.sheet, options.trace):
-        if picture is not None:
-            numbers = range(1, len(jobs) + 1)
-            files += [numbered(picture, n) for n in numbers] if several else [picture]
-    _check_apart(files, inputs)
-    return clips
+    paths, sheets, traces = zip(*outputs, strict=True)
+    _check_apart([*paths, options.preview, *sheets, *traces], inputs)
+    return outputs
 
 
-def _check_apart(files: Sequence[Path], inputs: Sequence[Path]) -> None:
+def _check_apart(files: Iterable[Path | None], inputs: Sequence[Path]) -> None:
     """Raise ``UserError`` where a file to be written is an input, or holds two things."""
     from flowcept.data import video
 
     read = {path.resolve() for path in inputs}
     taken, touched = set[video.Claim](), set[video.Claim]()
-    for path in files:
+    for path in filter(None, files):
         if path.resolve() in read:
             raise UserError(f"{path} is what is read: give what is written another name")
         takes, touches = video.claims(path)
@@ -130,25 +141,21 @@ def _open(options: MakeOptions) -> Studio:
     """The model, on its device; this imports torch."""
     import torch
 
-    from flowcept import generation
-
     if options.threads:
         torch.set_num_threads(options.threads)
     device, dtype = options.device, options.dtype
-    return generation.load(options.model, device=device, dtype=dtype, compile=options.compile)
+    return flowcept.load(options.model, device=device, dtype=dtype, compile=options.compile)
 
 
 @contextmanager
-def _bar(
-    command: str, options: MakeOptions, studio: Studio, steps: int
-) -> Iterator[Callable[[Step], None]]:
+def _bar(options: MakeOptions, studio: Studio, steps: int) -> Iterator[Callable[[Step], None]]:
     """A function that shows every step of the sampler."""
     from tqdm import tqdm
 
     from flowcept.codecs import to_frames
     from flowcept.data import video
 
-    bar = tqdm(total=2 * steps, desc=command, unit="step", disable=options.quiet, delay=1)
+    bar = tqdm(total=steps, desc=options.command, unit="step", disable=options.quiet, delay=1)
 
     def watch(step: Step) -> None:
         if step.index:
@@ -165,17 +172,15 @@ def _bar(
         yield watch
 
 
-def _write(
-    command: str, options: MakeOptions, clip: Clip, name: Path | None, number: int, total: int
-) -> dict[str, Any]:
+def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
     """Write the clip and its pictures and say so; the record of it for JSON."""
-    path = name or _new_name(command, clip.seed)
+    path = output.clip or _new_name(options.command, clip.seed)
     changed = clip.save(path, metadata=not options.no_metadata)
-    _draw(options, clip, number if total > 1 else 0)
+    _draw(clip, output)
 
     height, width = clip.frames_FHW3.shape[1:3]
     notes = [*clip.notes, *([changed] if changed else [])]
-    if not options.quiet and not options.as_json:
+    if options.talks:
         for line in notes:
             typer.echo(f"note: {line}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
@@ -191,19 +196,15 @@ def _new_name(command: str, seed: int) -> Path:
     return next(path for path in itertools.chain([first], later) if not path.exists())
 
 
-def _draw(options: MakeOptions, clip: Clip, number: int) -> None:
-    """Contact sheet and picture of the growth, with this number in their names unless it is 0."""
+def _draw(clip: Clip, output: Outputs) -> None:
+    """Contact sheet and picture of the growth, where asked for."""
     from flowcept.data import video
     from flowcept.evaluation import report
 
-    sheet, trace = (
-        numbered(path, number) if path and number else path
-        for path in (options.sheet, options.trace)
-    )
-    if sheet:
-        video.save_image(video.contact_sheet(clip.frames_FHW3), sheet)
-    if trace:
+    if output.sheet:
+        video.save_image(video.contact_sheet(clip.frames_FHW3), output.sheet)
+    if output.trace:
         thumbnails = [clip.frames_FHW3[end] for end in clip.ends] or None
-        growth, order, steps = clip.growth, clip.order, clip.settings["steps"]
-        chart = report.growth_chart(growth, order, thumbnails=thumbnails, num_steps=steps)
-        video.save_image(chart, trace)
+        steps = clip.settings["steps"]
+        chart = report.growth_chart(clip.growth, clip.order, thumbnails=thumbnails, num_steps=steps)
+        video.save_image(chart, output.trace)

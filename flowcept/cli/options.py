@@ -7,14 +7,25 @@ the records are the one table of names, defaults and meanings.
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, SEED, SLOWEST, Rule, SampleConfig, Settings, defaults, flag
+from flowcept.settings import (
+    FASTEST,
+    SEED,
+    SLOWEST,
+    SampleConfig,
+    Settings,
+    defaults,
+    flag,
+    setting,
+    within,
+)
 
 
 def helped(meaning: str, *names: str) -> Any:  # noqa: ANN401 - as Typer has it
@@ -22,6 +33,7 @@ def helped(meaning: str, *names: str) -> Any:  # noqa: ANN401 - as Typer has it
     return typer.Option(*names, help=meaning)
 
 
+RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
 Device = Annotated[str, helped("auto, cpu, cuda or mps")]
@@ -35,18 +47,6 @@ Prompt = Annotated[str, helped("what happens in the clip", "--prompt", "-p")]
 Quiet = Annotated[bool, helped("errors only", "--quiet", "-q")]
 
 
-def between(low: float, high: float) -> Rule:
-    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
-
-
-RATE = between(SLOWEST, FASTEST)
-
-
-def option(default: Any, meaning: str, *names: str, rule: Rule | None = None) -> Any:  # noqa: ANN401
-    """A field like ``settings.setting``, whose flag has these names, by default its own."""
-    return field(default=default, metadata={"help": meaning, "names": names, "rule": rule})
-
-
 @dataclass(frozen=True)
 class Job:
     """One clip to make, by flags or by a line of a file."""
@@ -55,46 +55,53 @@ class Job:
     config: SampleConfig
     negative_prompt: str = ""
     seed: int | None = None  # None: a random one
+    fps: float | None = None
+    scale: int | None = None
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
         SEED.check("seed", self.seed)
-        check_output(self.own)
+        if self.output is not None:
+            check_output(Path(self.output))
 
-    @property
-    def own(self) -> Path | None:
-        return None if self.output is None else Path(self.output)
+    def keywords(self) -> dict[str, Any]:
+        """What a studio is asked."""
+        return {name: value for name, value in vars(self).items() if name != "output"}
 
 
 @dataclass(frozen=True)
 class MakeOptions(Settings):
     """What the four commands that make clips share, beside the controls of the sampler."""
 
-    model: str | None = option(
-        None, "a file or a shipped name; default $FLOWCEPT_MODEL or theatre", "--model", "-m"
+    command: str
+    model: str | None = setting(
+        None, "a file or a shipped name; default $FLOWCEPT_MODEL or theatre", names="--model -m"
     )
-    output: Path | None = option(
-        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames", "--output", "-o"
+    output: Path | None = setting(
+        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames",
+        names="--output -o",
+    )  # fmt: skip
+    negative_prompt: str = setting("", "what to lead away from", names="--negative-prompt -n")
+    seed: int | None = setting(None, "by default random; always told", SEED)
+    count: int = setting(
+        1, "clips per prompt; later ones have seeds made from the first", within(1, 10_000)
     )
-    negative_prompt: str = option("", "what to lead away from", "--negative-prompt", "-n")
-    seed: int | None = option(None, "by default random; always told", rule=SEED)
-    count: int = option(
-        1, "clips per prompt; later ones have seeds made from the first", rule=between(1, 10_000)
+    fps: float | None = setting(None, "playback rate; default the model's", RATE)
+    scale: int | None = setting(
+        None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
     )
-    fps: float | None = option(None, "playback rate; default the model's", rule=RATE)
-    scale: int | None = option(
-        None, "enlarge by a whole number; default to 256 pixels", rule=between(1, 64)
+    device: str = setting("auto", "auto, cpu, cuda or mps")
+    dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
+    compile: bool = setting(
+        False, "torch.compile of the blocks; pays for many clips", names="--compile"
     )
-    device: str = option("auto", "auto, cpu, cuda or mps")
-    dtype: str = option("auto", "auto, float32, bfloat16 or float16")
-    compile: bool = option(False, "torch.compile of the blocks; pays for many clips", "--compile")
-    threads: int = option(0, "of the processor; 0: as many as it has", rule=between(0, 1024))
-    preview: Path | None = option(None, "a file that is rewritten while sampling")
-    sheet: Path | None = option(None, "contact sheet, a .png file")
-    trace: Path | None = option(None, "picture of the growth, a .png file")
-    as_json: bool = option(False, "the result as JSON on stdout", "--json")
-    quiet: bool = option(False, "errors only", "--quiet", "-q")
-    no_metadata: bool = option(False, "write no settings into the file", "--no-metadata")
+    threads: int = setting(0, "of the processor; 0: as many as it has", within(0, 1024))
+    preview: Path | None = setting(None, "a file that is rewritten while sampling")
+    sheet: Path | None = setting(None, "contact sheet, a .png file")
+    trace: Path | None = setting(None, "picture of the growth, a .png file")
+    as_json: bool = setting(False, "the result as JSON on stdout", names="--json")
+    quiet: bool = setting(False, "errors only", names="--quiet -q")
+    no_metadata: bool = setting(False, "write no settings into the file", names="--no-metadata")
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for everything that can be wrong without a model."""
@@ -106,9 +113,14 @@ class MakeOptions(Settings):
         check_file("--sheet", self.sheet, PICTURES)
         check_file("--trace", self.trace, PICTURES)
 
+    @property
+    def talks(self) -> bool:
+        """Whether the terminal gets lines for people."""
+        return not (self.quiet or self.as_json)
+
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
-        return Job(prompt, config, self.negative_prompt, self.seed)
+        return Job(prompt, config, self.negative_prompt, self.seed, self.fps, self.scale)
 
 
 def check_output(path: Path | None) -> None:
@@ -176,38 +188,37 @@ def takes(**groups: Flags) -> Callable[[Callable[..., None]], Callable[..., None
 
 def record(start: Any) -> Flags:  # noqa: ANN401 - a record of settings
     """Flags of all settings of a record, whose values they begin with; the command gets another."""
-    kind, hints = type(start), get_type_hints(type(start))
-    own = [_parameter(one, hints[one.name], getattr(start, one.name)) for one in fields(kind)]
-    return Flags(own, kind)
+    settings = [one for one in fields(start) if "help" in one.metadata]
+    own = [_parameter(one, getattr(start, one.name)) for one in settings]
+    return Flags(own, partial(replace, start))
 
 
-def making(command: str) -> dict[str, Flags]:
-    """What a command that makes clips takes: ``options`` and the sampler's ``config``."""
-    return {"options": record(MakeOptions()), "config": record(defaults(command))}
+def making(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a command that makes clips: it takes ``options`` and the sampler's ``config``."""
+    return takes(options=record(MakeOptions(command)), config=record(defaults(command)))
 
 
-def changes(settings: Iterable[tuple[Field[Any], Any, str]]) -> Flags:
-    """Flags of settings, each with its type and the default that is shown.
+def changes(settings: Iterable[tuple[Field[Any], str]]) -> Flags:
+    """Flags of settings, each with the default that is shown.
 
     The command gets a mapping of those that were given.
     """
-    parameters = [_parameter(one, kind | None, None, shown) for one, kind, shown in settings]
+    parameters = [_parameter(one, None, shown) for one, shown in settings]
 
-    def gather(**given: Any) -> dict[str, Any]:  # noqa: ANN401
+    def gather(**given: object) -> dict[str, object]:
         return {name: value for name, value in given.items() if value is not None}
 
     return Flags(parameters, gather)
 
 
-def _parameter(
-    one: Field[Any], kind: type, default: object, shown: str | bool = True
-) -> inspect.Parameter:
+def _parameter(one: Field[Any], default: object, shown: str | bool = True) -> inspect.Parameter:
     """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
+    kind: Any = one.type if default is not None else one.type | None  # type: ignore[operator]
     plain = flag(one.name)
     if kind in (bool, bool | None):
         plain += f"/--no-{plain[2:]}"
-    names = one.metadata.get("names") or (plain,)
-    option = typer.Option(*names, help=one.metadata["help"], show_default=shown)
+    names = one.metadata["names"] or plain
+    option = typer.Option(*names.split(), help=one.metadata["help"], show_default=shown)
     if one.name == "frames":
         option.parser, option.metavar, option.show_default = parse_frames, "auto|N", "auto"
     keyword, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, option]

@@ -1,7 +1,5 @@
 """``flowcept train``: a model of a folder of clips."""
 
-from collections.abc import Iterator
-from dataclasses import Field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +9,11 @@ from flowcept.cli.options import Quiet, changes, helped, takes
 from flowcept.errors import UserError
 from flowcept.settings import TrainConfig, leaf_fields
 
-
-def _settings() -> Iterator[tuple[Field[Any], Any, str]]:
-    """Every setting that has a flag, its type, and its default in words."""
-    for _, one in leaf_fields(TrainConfig):  # the weights of contexts stand in a TOML file
-        yield one, one.type, "none" if one.default == "" else str(one.default)
+# The flags and their defaults in words; weights of contexts have none, they stand in a TOML file.
+SETTINGS = [(one, str(one.default) or "none") for _, one in leaf_fields(TrainConfig)]
 
 
-@takes(settings=changes(_settings()))
+@takes(settings=changes(SETTINGS))
 def train(
     settings: dict[str, Any],
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],

@@ -12,7 +12,6 @@ Shapes: F pictures in [-1, 1] or latents, C channels (3 of a picture), H height,
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from flowcept.codecs.base import CodecConfig, ImageCodec
 from flowcept.device import autocast
 from flowcept.errors import UserError
-from flowcept.settings import NUMBER, POSITIVE, SEED, Settings, setting
+from flowcept.settings import CodecSettings
 
 
 class ResidualBlock(nn.Module):
@@ -146,23 +145,14 @@ DISCRIMINATOR_WIDTH = 32  # channels of its first level
 DISCRIMINATOR_RATE = 5e-4  # its peak learning rate
 
 
-@dataclass(frozen=True)
-class CodecTraining(Settings):
-    """Settings of the autoencoder's training. A value outside its range is a UserError."""
-
-    steps: int = setting(8000, "of the optimiser; the learning rate ends there", POSITIVE)
-    learning_rate: float = setting(2e-3, "its peak, after the warm-up", POSITIVE)
-    adversarial: float = setting(0.0, "its gradient to reconstruction's, at the end", NUMBER)
-    seed: int = setting(0, "of latent noise and the discriminator's first weights", SEED)
-
-
-def patch_discriminator(seed: int, width: int = DISCRIMINATOR_WIDTH) -> nn.Sequential:
+def patch_discriminator(seed: int) -> nn.Sequential:
     """Real or reconstructed, judged for overlapping patches of 26 x 26 pixels.
 
     `[F, 3, H, W]` -> scores `[F, 1, H/4, W/4]`, larger means real.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        width = DISCRIMINATOR_WIDTH
         return nn.Sequential(
             nn.Conv2d(3, width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
@@ -198,28 +188,27 @@ def adaptive_weight(
 class CodecTrainer:
     """Trains an `Autoencoder` on images that the caller draws: one call of `step` per batch.
 
-    `codec` is trained in place; `averaged` is the moving average of it, which is the one to keep:
-
-        trainer = CodecTrainer(codec, settings, dtype=torch.bfloat16)
-        for _ in range(settings.steps):
-            trainer.step(next(batches))
-        codec = trainer.averaged
-        codec.fit_statistics(some_clips)
-
-    The reconstruction loss is `L1 * |error| + L2 * error**2`. If `adversarial > 0`, a patch
-    discriminator is trained by the hinge loss after `ADVERSARIAL_START` of the steps, and its
-    verdict joins the loss with the weight `adversarial * adaptive_weight(...)`. Forward passes run
-    under autocast to `dtype`. On a CPU, `load_state_dict` continues exactly, bit for bit.
+    `codec` is trained in place; `averaged` is its moving average, which is the one to keep: after
+    `settings.codec_steps` steps the learning rate has ended. The reconstruction loss is
+    `L1 * |error| + L2 * error**2`. If `settings.adversarial > 0`, a patch discriminator is trained
+    by the hinge loss after `ADVERSARIAL_START` of the steps, and its verdict joins the loss with
+    the weight `adversarial * adaptive_weight(...)`. `seed` is that of latent noise and of the
+    discriminator's first weights. Forward passes run under autocast to `dtype`. On a CPU,
+    `load_state_dict` continues exactly, bit for bit.
     """
 
     def __init__(
-        self, codec: Autoencoder, settings: CodecTraining, *, dtype: torch.dtype = torch.float32
+        self,
+        codec: Autoencoder,
+        settings: CodecSettings,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.settings, self.dtype = settings, dtype
         self.device = next(codec.parameters()).device
         self.num_steps = 0  # taken so far
         # On the CPU whatever the device, so that noise is the same everywhere.
-        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._generator = torch.Generator().manual_seed(seed)
         self.codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._averaged = AveragedModel(codec, multi_avg_fn=_average)
         self._optimizer = _adamw(codec)
@@ -228,7 +217,7 @@ class CodecTrainer:
         }  # fmt: skip
         self._discriminator: nn.Sequential | None = None
         if settings.adversarial:
-            judge = patch_discriminator(settings.seed)
+            judge = patch_discriminator(seed)
             judge.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._discriminator, self._judge_optimizer = judge, _adamw(judge)
             self._parts["discriminator"] = judge
@@ -244,7 +233,7 @@ class CodecTrainer:
     def learning_rate(self) -> float:
         """Of the next step, as a fraction of the peak: linear warm-up, then half a cosine."""
         rise = min(1.0, (self.num_steps + 1) / WARMUP)
-        progress = min(1.0, self.num_steps / self.settings.steps)
+        progress = min(1.0, self.num_steps / self.settings.codec_steps)
         fall = (1 + math.cos(math.pi * progress)) / 2
         return rise * (FINAL_RATE + (1 - FINAL_RATE) * fall)
 
@@ -264,12 +253,12 @@ class CodecTrainer:
         reconstruction = L1 * losses["l1"] + L2 * losses["l2"]
         loss = reconstruction + LATENT_WEIGHT * raw_FCHW.square().mean()
 
-        adversarial_on = self.num_steps >= ADVERSARIAL_START * self.settings.steps
+        adversarial_on = self.num_steps >= ADVERSARIAL_START * self.settings.codec_steps
         discriminator = self._discriminator if adversarial_on else None
         if discriminator:
             losses |= self._fool(discriminator, made_FCHW, reconstruction)
             loss = loss + losses["adversarial_weight"] * losses["adversarial"]
-        self._descend(self.codec, self._optimizer, loss, self.settings.learning_rate)
+        self._descend(self.codec, self._optimizer, loss, self.settings.codec_rate)
         if discriminator:
             losses["discriminator"] = self._judge(discriminator, real_FCHW, made_FCHW.detach())
 

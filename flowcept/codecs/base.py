@@ -85,7 +85,6 @@ class Codec(nn.Module):
     of the weights (or of an autocast around them), and return float32 on the codec's device.
     """
 
-    causal: bool = True  # whether a picture depends on no latent after its own
     mean_C: Tensor
     std_C: Tensor
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from flowcept.data.contexts import draw_context
 from flowcept.errors import UserError
@@ -19,6 +19,7 @@ from flowcept.process.forward import Process, Target, draw
 from flowcept.process.state import FrameState
 from flowcept.settings import ContextMixture, ObjectiveSettings, mixed
 
+Pair = tuple[FrameState, Target]
 MOST_REFUSALS = 2000  # in a row; where one draw in 100 fits, as many happen once in 5e8
 
 
@@ -36,13 +37,56 @@ class ClipSource(Protocol):
 class Batch:
     """Clips part of the way through, ready for one training step."""
 
-    pairs: tuple[tuple[FrameState, Target], ...]  # one clip each
+    pairs: tuple[Pair, ...]  # one clip each
     prompts: tuple[str, ...]
     taken: int  # clips drawn from the data, those that taught nothing included
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """Clips, and how much of them a training step sees."""
+
+    clips: ClipSource
+    process: Process
+    mixture: ContextMixture
+    objective: ObjectiveSettings
+
+    def draw(self, clip: int, generator: Generator) -> tuple[Pair, str] | None:
+        """A clip part of the way through, and its prompt; None if it teaches nothing.
+
+        A clip with given frames has its own share without a prompt: where the words always say who
+        is seen, nothing is learned from the frames.
+        """
+        length, objective = self.clips.lengths[clip], self.objective
+        drop_prompt, drop_context = torch.rand(2, generator=generator).tolist()
+        context: list[bool] | None = [False] * length
+        if drop_context >= objective.context_dropout:
+            context = draw_context(length, self.mixture, generator)
+        if context is None:
+            return None
+        pair = draw(self.clips.latent(clip), context, self.process, generator)
+        if pair is None:
+            return None
+        dropout = objective.given_prompt_dropout if any(context) else objective.prompt_dropout
+        return pair, "" if drop_prompt < dropout else self.clips.captions[clip]
+
+    def taught(
+        self, order: Sequence[int], seed: int, step: int, cursor: int
+    ) -> Iterator[tuple[int, Pair, str]]:
+        """What clips teach, and how many were drawn by then; UserError if no clip does."""
+        generator = Generator().manual_seed(mixed(seed, 1, step))
+        last = 0
+        for taken, clip in enumerate(_shuffled(order, seed, cursor), start=1):
+            if drawn := self.draw(clip, generator):
+                last = taken
+                yield taken, *drawn
+            elif taken - last == MOST_REFUSALS:
+                remedy = "give --context-dropout, or the context none, more weight"
+                raise UserError(f"{MOST_REFUSALS} clips in a row fit no context: {remedy}")
+
+
 def draw_batch(
-    clips: ClipSource,
+    lessons: Lessons,
     order: Sequence[int],
     *,
     seed: int,
@@ -51,45 +95,20 @@ def draw_batch(
     tokens: int,
     tokens_per_frame: int,
     least: int,
-    process: Process,
-    mixture: ContextMixture,
-    objective: ObjectiveSettings,
 ) -> Batch:
     """The batch of one step: clips in shuffled order until ``tokens`` are reached.
 
     ``order`` are the clips to draw from, ``cursor`` is how many were drawn before. At least
-    ``least`` clips are in a batch. A clip with given frames has its own share without a prompt:
-    where the words always say who is seen, nothing is learned from the frames. The tokens of a clip
-    are those of its visible frames and of its own row. Raises UserError if no clip fits a context.
+    ``least`` clips are in a batch. The tokens of a clip are those of its visible frames and of its
+    own row. Raises UserError if no clip fits a context.
     """
-    generator = torch.Generator().manual_seed(mixed(seed, 1, step))
-    coming = _shuffled(order, seed, cursor)
-    pairs: list[tuple[FrameState, Target]] = []
-    prompts: list[str] = []
-    taken, refused, size = 0, 0, 0
+    taught = lessons.taught(order, seed, step, cursor)
+    pairs, prompts = list[Pair](), list[str]()
+    taken = size = 0
     while size < tokens or len(pairs) < least:
-        if refused == MOST_REFUSALS:
-            remedy = "give --context-dropout, or the context none, more weight"
-            raise UserError(f"{MOST_REFUSALS} clips in a row fit no context: {remedy}")
-        clip = next(coming)
-        taken += 1
-        refused += 1
-
-        drop_prompt, drop_context = torch.rand(2, generator=generator).tolist()
-        context: list[bool] | None = [False] * clips.lengths[clip]
-        if drop_context >= objective.context_dropout:
-            context = draw_context(clips.lengths[clip], mixture, generator)
-        if context is None:
-            continue
-        pair = draw(clips.latent(clip), context, process, generator)
-        if pair is None:
-            continue
-
-        refused = 0
-        given = any(context)
-        dropout = objective.given_prompt_dropout if given else objective.prompt_dropout
-        prompts.append("" if drop_prompt < dropout else clips.captions[clip])
+        taken, pair, prompt = next(taught)
         pairs.append(pair)
+        prompts.append(prompt)
         size += _tokens(pair[0], tokens_per_frame)
     return Batch(tuple(pairs), tuple(prompts), taken)
 
@@ -98,7 +117,7 @@ def _shuffled(order: Sequence[int], seed: int, cursor: int) -> Iterator[int]:
     """Clips of `order` without end, from place `cursor` on; every pass is shuffled anew."""
     passes, start = divmod(cursor, len(order))
     for epoch in itertools.count(passes):
-        generator = torch.Generator().manual_seed(mixed(seed, 0, epoch))
+        generator = Generator().manual_seed(mixed(seed, 0, epoch))
         shuffle = torch.randperm(len(order), generator=generator)[start:].tolist()
         yield from (order[place] for place in shuffle)
         start = 0
@@ -124,23 +143,16 @@ def split_batch(batch: Batch, tokens: int, tokens_per_frame: int) -> list[list[i
 
 
 def split_held_out(
-    n: int, fraction: float, seed: int, groups: Sequence[Hashable] | None = None
+    groups: Sequence[Hashable], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Split `range(n)` into clips to train on and about `fraction` * n clips to hold out.
+    """Split clips into those to train on and about a fraction (under 1) to hold out, by number.
 
     Clips of one group, say the pieces of one file, stay together. Whatever the fraction above 0,
     at least one group is held out if there are two, and at least one is always trained on.
     """
-    if not 0 <= fraction < 1:
-        raise UserError(f"a held-out share of {fraction} is not possible; give 0 to under 1")
-    labels = list(range(n)) if groups is None else list(groups)
-    assert len(labels) == n, "one group per clip"
-    names = list(dict.fromkeys(labels))
+    names = list(dict.fromkeys(groups))
     wanted = max(math.floor(len(names) * fraction + 0.5), fraction > 0)
-    count = min(wanted, max(len(names) - 1, 0))
-
     order = np.random.default_rng(seed).permutation(len(names))
-    held = {names[i] for i in order[:count]}
-    train_clips = [i for i, label in enumerate(labels) if label not in held]
-    held_clips = [i for i, label in enumerate(labels) if label in held]
-    return train_clips, held_clips
+    held = {names[i] for i in order[: min(wanted, len(names) - 1)]}
+    clips = range(len(groups))
+    return [i for i in clips if groups[i] not in held], [i for i in clips if groups[i] in held]

@@ -1,9 +1,8 @@
 """ffmpeg as a child process: decoding, asking, encoding. There is no ffprobe beside it.
 
-What ffmpeg *says* is told from what it *quotes*: up to the line "Stream mapping:" it describes a
-file in the file's own words, and only errors and warnings are its own. The `showinfo` filter
-reports rate, time stamps and sizes of the frames that really are in a file; its packets have the
-same time stamps, without the work of decoding.
+Up to the line "Stream mapping:" ffmpeg quotes the file, and only errors and warnings are its own.
+Its filter `showinfo` reports rate, time stamps and sizes of the frames that really are in a file;
+the packets have the same time stamps, without the work of decoding.
 
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
@@ -18,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowcept.data.timing import Stamps, Timing
+from flowcept.data.timing import Timing, from_stamps
 from flowcept.errors import UserError
 
 Frames = NDArray[np.uint8]
@@ -42,8 +41,10 @@ _INTERLACED = re.compile(r"\b(top|bottom) (coded )?first\b")
 
 _LEVEL = re.compile(r"(?:\[[^\]]* @ \w+\] )*\[(\w+)\] (.*)", re.DOTALL)
 _COMPLAINTS = {"panic", "fatal", "error", "warning"}
-_STREAM = re.compile(r" {2,4}Stream #0:\d+[^:]*: (\w+): (.*)")
-_TAG = re.compile(r" {6,}(\w+) +: (.*)")
+_AUDIO = re.compile(r"^ {2,4}Stream #0:\d+[^:]*: Audio: ", re.MULTILINE)
+_TAGS = r"\n +Metadata:(?:\n {6,}.*)*"
+_VIDEO = re.compile(rf"^ {{2,4}}Stream #0:\d+[^:]*: Video: (.*)({_TAGS})?", re.MULTILINE)
+_ALPHA = re.compile(r"^ {6,}alpha_mode +: 1$", re.MULTILINE | re.IGNORECASE)
 _CLOCK = re.compile(r"config in time_base: (\d+/\d+), frame_rate: (\d+)/(\d+)")
 _FRAME = re.compile(r"\bn: *\d+ pts: *(-?\d+) .*? s:(\d+)x(\d+) ")
 _BROKEN = ": partial file|File ended prematurely|corrupt input packet"
@@ -74,19 +75,11 @@ def unreadable(path: Path) -> UserError:
     return UserError(f"cannot read {path}: it is damaged, cut off, or not what its name says")
 
 
-class Stream(NamedTuple):
-    """A stream of the input, as ffmpeg describes it."""
-
-    kind: str  # Video, Audio, ...
-    text: str  # codec, pixel format, size and more
-    tags: dict[str, str]
-
-
 class Run:
     """One run of ffmpeg, which ends with its block at the latest.
 
-    `streams` describe the input; `height` and `width` are those of the first frame. Both are there
-    once `begun` is set: at the first frame, or at the end of a run that decodes none.
+    What `described` says of the input, and the size of the first frame, are known once `begun` is
+    set: at that frame, or at the end of a run that decodes none.
     """
 
     def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
@@ -97,14 +90,14 @@ class Run:
         )
         assert self.process.stdout is not None
         self.output = self.process.stdout
-        self.streams: list[Stream] = []
+        self.described = ""
         self.height, self.width = 0, 0
         self.begun = threading.Event()
         self.complaints: deque[str] = deque(maxlen=200)
         self.failed = False  # whether a complaint is an error
-        self._damaged = self._resized = self._torn = self._described = False
-        self._tick, self._declared = Fraction(0), 0.0
-        self._ticks = array.array("q")
+        self.ticks = array.array("q")  # time stamps of decoded frames, some not yet in `output`
+        self.tick = self.declared = 0.0  # seconds; frames per second, 0 if none is said
+        self._damaged = self._resized = self._torn = self._mapped = False
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -132,49 +125,39 @@ class Run:
                 self.complaints.append(text)
                 self.failed |= level != "warning"
                 self._damaged |= _DAMAGE.search(text) is not None
-            elif self._described:
+            elif self._mapped:
                 self._hear(said)
             elif text == "Stream mapping:":
-                self._described = True
+                self._mapped = True
             elif level:
-                self._describe(text)
+                self.described += f"{text}\n"
         self.begun.set()
-
-    def _describe(self, text: str) -> None:
-        if found := _STREAM.match(text):
-            self.streams.append(Stream(found[1], found[2], {}))
-        elif self.streams and (found := _TAG.match(text)):
-            self.streams[-1].tags[found[1].lower()] = found[2]
 
     def _hear(self, text: str) -> None:
         # Threads speak at once: a complaint may end up in the middle of another's line.
         self._damaged |= _DAMAGE.search(text) is not None
         if found := _FRAME.search(text):
-            self._ticks.append(int(found[1]))
+            self.ticks.append(int(found[1]))
             size = int(found[3]), int(found[2])
-            if len(self._ticks) == 1:
+            if len(self.ticks) == 1:
                 self.height, self.width = size
                 self.begun.set()
             self._resized |= size != (self.height, self.width)
-        elif not self._tick and (found := _CLOCK.search(text)):
-            self._tick = Fraction(found[1])
-            self._declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
+        elif not self.tick and (found := _CLOCK.search(text)):
+            self.tick = float(Fraction(found[1]))
+            self.declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
 
-    def first(self, kind: str) -> Stream | None:
-        """The first stream of a kind."""
-        return next((stream for stream in self.streams if stream.kind == kind), None)
+    def video(self) -> tuple[str, str]:
+        """Codec, pixel format and more of the first video stream, and its tags, one a line."""
+        found = _VIDEO.search(self.described)
+        return (found[1], found[2] or "") if found else ("", "")
 
     def alpha_decoder(self) -> list[str] | None:
         """Arguments for a decoder that sees the alpha channel of the pictures; None if opaque."""
-        video = self.first("Video")
-        if video and video.text[:3] in _ALPHA_DECODERS and video.tags.get("alpha_mode") == "1":
-            return ["-c:v", _ALPHA_DECODERS[video.text[:3]]]
-        return [] if video and _TRANSPARENT.search(video.text) else None
-
-    def stamps(self, count: int) -> Stamps:
-        """Of the first `count` frames; filters may run ahead of what is written."""
-        ticks_F = np.array(self._ticks[:count], np.int64)
-        return Stamps(ticks_F, float(self._tick), self._declared)
+        about, tags = self.video()
+        if about[:3] in _ALPHA_DECODERS and _ALPHA.search(tags):
+            return ["-c:v", _ALPHA_DECODERS[about[:3]]]
+        return [] if _TRANSPARENT.search(about) else None
 
     def pictures(self) -> Iterator[Frames]:
         """The frames `[H, W, 3]` that come out of ffmpeg, one at a time."""
@@ -189,7 +172,7 @@ class Run:
     def finish(self, path: Path) -> None:
         """Wait for the end; UserError if `path` was not read whole."""
         status = self.wait()
-        if status or self._damaged or not self._ticks:
+        if status or self._damaged or not self.ticks:
             raise unreadable(path)
         if self._resized:
             raise UserError(f"cannot read {path}: its frame size changes; re-encode it")
@@ -200,34 +183,28 @@ class Run:
 class Film:
     """The first video stream of a file."""
 
-    _stamps: Stamps  # of the frames that `pictures` gave, or that `survey` found
+    timing: Timing  # known at the end of `pictures`, or after `survey`
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.has_audio = False
 
-    def timing(self) -> Timing:
-        """Of the frames that `pictures` gave, or that `survey` found."""
-        return self._stamps.timing()
-
-    def pictures(self, most: int | None = None) -> Iterator[Frames]:
-        """The stored frames `[H, W, 3]`, at most `most`, upright and on white.
+    def pictures(self) -> Iterator[Frames]:
+        """The stored frames `[H, W, 3]`, upright and on white.
 
         Raises UserError at the end of a file that is not whole.
         """
-        with Run(self._decoding(_UPRIGHT, most)) as run:
+        with Run(self._decoding(_UPRIGHT)) as run:
             run.begun.wait()
             decoder = run.alpha_decoder()
             if decoder is None:
                 yield from self._read(run)
                 return
-        with Run([*decoder, *self._decoding(f"{_UPRIGHT},{_ON_WHITE}", most)]) as run:
+        with Run([*decoder, *self._decoding(f"{_UPRIGHT},{_ON_WHITE}")]) as run:
             yield from self._read(run)
 
-    def _decoding(self, filters: str, most: int | None) -> list[str]:
-        limit = [] if most is None else ["-frames:v", str(most)]
+    def _decoding(self, filters: str) -> list[str]:
         raw = ["-vf", f"{filters},format=rgb24", "-fps_mode", "passthrough", "-f", "rawvideo", "-"]
-        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *limit, *raw]
+        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *raw]
 
     def _read(self, run: Run) -> Iterator[Frames]:
         count = 0
@@ -235,13 +212,13 @@ class Film:
             yield frame_HW3
             count += 1
         run.finish(self.path)
-        self.has_audio = run.first("Audio") is not None
-        self._stamps = run.stamps(count)
+        ticks_F = np.array(run.ticks[:count], np.int64)
+        self.timing = from_stamps(ticks_F, run.tick, run.declared)
 
-    def survey(self) -> tuple[int, int] | None:
-        """Height and width; the first frame is decoded, of the others the packets are read.
+    def survey(self) -> bool:
+        """Decode the first frame, and read the packets of the others.
 
-        None where packets may not be frames, one for one: then the frames have to be read. Raises
+        False where packets may not be frames, one for one: then the frames have to be read. Raises
         UserError for a file that is not whole.
         """
         packets = [*_FIRST_VIDEO, "-c", "copy", "-copyinkf", "-f", "framecrc", "-"]
@@ -249,45 +226,47 @@ class Film:
         with Run(["-nostdin", *source(self.path), *packets, *one]) as run:
             lines = [line.decode() for line in run.output]
             run.finish(self.path)
-        video, first = run.first("Video"), run.stamps(1)
-        ticks_F = _ticks_of_packets(lines, first.tick)
-        if ticks_F is None or run.failed or video is None or _INTERLACED.search(video.text):
-            return None
-        self.has_audio = run.first("Audio") is not None
-        self._stamps = Stamps(ticks_F, first.tick, first.declared)
-        return run.height, run.width
+        ticks_F = _ticks_of_packets(lines, run.tick)
+        if ticks_F is None or run.failed or _INTERLACED.search(run.video()[0]):
+            return False
+        self.timing = from_stamps(ticks_F, run.tick, run.declared)
+        return True
+
+    def comment(self) -> str:
+        """The comment in the file's metadata, "" if there is none."""
+        with Run(["-nostdin", *source(self.path), "-f", "ffmetadata", "-"]) as run:
+            output = run.output.read().decode(errors="replace")
+            if run.wait() != 0:
+                raise unreadable(self.path)
+        whole = output.split("\n[")[0]  # streams and chapters follow
+        # A backslash stands before = ; # \ and the end of a line inside a value.
+        found = re.search(r"^comment=((?:\\.|[^\\\n])*)", whole, re.MULTILINE | re.I | re.S)
+        return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else ""
 
 
 def _ticks_of_packets(lines: Sequence[str], tick: float) -> NDArray[np.int64] | None:
     """Time stamps in a list of packets by ffmpeg's framecrc; None unless each is a frame's own."""
     clocks = {float(Fraction(line.split()[2])) for line in lines if line.startswith("#tb 0:")}
-    rows = [line.split(",") for line in lines if not line.startswith("#")]
-    flagged = [re.search(r"F=0x(\w+)", ",".join(row)) for row in rows]
-    flags = [int(found[1], 16) if found else 1 for found in flagged]
-    ticks = sorted(int(row[2]) for row in rows)
+    packets = [line.split(",") for line in lines if not line.startswith("#")]
+    ticks = sorted(int(packet[2]) for packet in packets)
+    flags = [*map(_flags, packets)]
 
-    starts = bool(flags) and flags[0] & 1 == 1  # what comes before a key frame may not be shown
-    whole = set(flags) <= _WHOLE and all(int(row[4]) for row in rows)
+    starts = bool(flags) and flags[0] & 1  # what comes before a key frame may not be shown
+    whole = set(flags) <= _WHOLE and all(int(packet[4]) for packet in packets)
     distinct = len(set(ticks)) == len(ticks) and _NO_STAMP not in ticks
     if not (starts and whole and distinct and clocks == {tick}):
         return None
     return np.array(ticks, np.int64)
 
 
+def _flags(packet: Sequence[str]) -> int:
+    """Flags of a packet; framecrc does not print those of a plain key frame."""
+    found = re.search(r"F=0x(\w+)", ",".join(packet))
+    return int(found[1], 16) if found else 1
+
+
 def has_sound(path: Path) -> bool:
     """Whether a file has an audio stream, from its headers."""
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
-    return run.first("Audio") is not None
-
-
-def comment_of(path: Path) -> str:
-    """The comment in a file's metadata, "" if there is none."""
-    with Run(["-nostdin", *source(path), "-f", "ffmetadata", "-"]) as run:
-        output = run.output.read().decode(errors="replace")
-        if run.wait() != 0:
-            raise unreadable(path)
-    whole = output.split("\n[")[0]  # streams and chapters follow
-    # A backslash stands before = ; # \ and the end of a line inside a value.
-    found = re.search(r"^comment=((?:\\.|[^\\\n])*)", whole, re.MULTILINE | re.I | re.S)
-    return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else ""
+    return _AUDIO.search(run.described) is not None

@@ -18,15 +18,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import multimode
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowcept.data import video
-from flowcept.data.video import Frames, VideoInfo
+from flowcept.data.timing import DEFAULT_FPS, Timing
+from flowcept.data.video import Frames
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, FITS, SLOWEST
+from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping
 
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
 PROBE_FORMAT = 1  # of what is kept of files: raise it when `probe` would say something else
@@ -37,28 +38,6 @@ Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """How the clips of a folder are brought to one form."""
-
-    size: tuple[int, int]  # height and width of the training frames, in pixels
-    fps: float = 0.0  # frames per second; 0: the most common rate of the folder
-    min_frames: int = 1  # shorter clips, and shorter pieces of cut clips, are dropped
-    max_frames: int = 64  # longer clips are cut into consecutive pieces
-    fit: str = "crop"  # how a clip gets the training size: crop, pad or stretch
-
-    def __post_init__(self) -> None:
-        if min(self.size) < 1:
-            raise UserError(f"size {self.size} is not possible; give positive pixels")
-        if not (math.isfinite(self.fps) and self.fps >= 0):
-            raise UserError(f"fps {self.fps} is not possible; give a positive rate, or 0 for auto")
-        if not 1 <= self.min_frames <= self.max_frames:
-            both = f"min_frames {self.min_frames} and max_frames {self.max_frames}"
-            raise UserError(f"{both} leave no length; give 1 <= min_frames <= max_frames")
-        if self.fit not in FITS:
-            raise UserError(f"fit {self.fit!r} is unknown; choose crop, pad or stretch")
-
-
-@dataclass(frozen=True)
 class ClipEntry:
     """One clip, or one piece of a cut clip, to train on."""
 
@@ -66,7 +45,7 @@ class ClipEntry:
     caption: str
     start: int  # first frame, counted at the training rate
     num_frames: int  # at the training rate
-    source: VideoInfo  # the whole file, at its own rate
+    source: Timing  # the whole file, at its own rate
 
 
 @dataclass(frozen=True)
@@ -91,6 +70,12 @@ class Scan:
     entries: tuple[ClipEntry, ...]
     findings: tuple[Finding, ...]  # one per file that was looked at
     fps: float  # frames per second of every training clip
+    settings: DataSettings
+
+    @property
+    def num_frames(self) -> int:
+        """Of all training clips."""
+        return sum(entry.num_frames for entry in self.entries)
 
     def lengths(self) -> dict[int, int]:
         """How many training clips have each number of frames, shortest first."""
@@ -98,16 +83,15 @@ class Scan:
 
     def summary(self, examples: int = 5) -> list[str]:
         """Lines for people: counts, reasons with some examples, rates, a histogram of lengths."""
-        found = Counter(finding.verdict for finding in self.findings)
-        total = sum(entry.num_frames for entry in self.entries)
+        verdicts = Counter(finding.verdict for finding in self.findings)
+        became = ", ".join(f"{verdicts[one]} {one}" for one in ("kept", "cut", "dropped"))
+        clips = f"{len(self.entries)} training clips of {self.num_frames} frames in all"
         uncaptioned = sum(not entry.caption for entry in self.entries)
-        became = ", ".join(f"{found[verdict]} {verdict}" for verdict in ("kept", "cut", "dropped"))
-        clips = f"{len(self.entries)} training clips of {total} frames in all"
         lines = [f"{len(self.findings)} clips found: {became}"]
         lines += [f"{clips}, {uncaptioned} without a caption"]
         for verdict in ("cut", "dropped"):
-            some = [finding for finding in self.findings if finding.verdict == verdict]
-            lines += [f"  {finding}" for finding in some[:examples]]
+            some = [f"  {finding}" for finding in self.findings if finding.verdict == verdict]
+            lines += some[:examples]
             if len(some) > examples:
                 lines.append(f"  ... and {len(some) - examples} more {verdict}")
         rates = Counter(round(f.fps, 3) for f in self.findings if f.num_frames > 1)
@@ -117,7 +101,10 @@ class Scan:
 
 
 def scan(
-    folder: Path, config: DataConfig, progress: Progress | None = None, cache: Path | None = None
+    folder: Path,
+    settings: DataSettings,
+    progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> Scan:
     """Find the clips and captions of `folder` and decide what can be trained on.
 
@@ -125,41 +112,22 @@ def scan(
     files for the next time. Raises UserError for a missing folder, for malformed lists of captions
     (with file and line), and if no clip is left.
     """
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "there is no such folder"
-        raise UserError(f"{folder}: {problem}; name a folder of clips")
     probe = _Probe(cache / "scan.json" if cache else None)
-    try:
-        sources = _sources(folder, probe)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
-    if not sources:
-        raise UserError(f"{folder}: no clips here; put videos, images or folders of images into it")
-    looked = _look_at_all(sources, probe, progress)
+    seen = _look_at_all(_sources(folder, probe), probe, progress)
     probe.keep()
 
-    moving = [info for info, _ in looked if isinstance(info, VideoInfo) and info.num_frames > 1]
-    common = multimode(round(info.fps, 3) for info in moving)
-    fps = config.fps or min(common, default=video.DEFAULT_FPS)  # the lower repeats no frame
-    if not SLOWEST <= fps <= FASTEST:
-        found = f"{folder}: most clips have {fps:g} frames a second"
-        raise UserError(f"{found}, which no file can say ({SLOWEST} to {FASTEST}): give --fps")
-    entries, findings = list[ClipEntry](), list[Finding]()
-    for (path, _), (info, caption) in zip(sources, looked, strict=True):
-        if isinstance(info, str):
-            findings.append(Finding(path, "dropped", info, 0, 0.0))
-        else:
-            pieces, finding = _cut(path, caption, info, config, fps)
-            entries += pieces
-            findings.append(finding)
+    fps = settings.fps or _common_rate(folder, seen)
+    pieces, findings = zip(*(_cut(one, settings, fps) for one in seen), strict=True)
+    entries = tuple(itertools.chain(*pieces))
     if not entries:
-        reasons = Counter(finding.reason for finding in findings).most_common(3)
-        detail = "; ".join(f"{number} x {reason}" for reason, number in reasons)
-        raise UserError(f"{folder}: none of its {len(findings)} clips can be used: {detail}")
-    return Scan(tuple(entries), tuple(findings), fps)
+        raise _unusable(folder, findings)
+    return Scan(entries, findings, fps, settings)
 
 
-# ---- probing ---------------------------------------------------------------------------------
+def _unusable(folder: Path, findings: Sequence[Finding]) -> UserError:
+    reasons = Counter(finding.reason for finding in findings).most_common(3)
+    detail = "; ".join(f"{number} x {reason}" for reason, number in reasons)
+    return UserError(f"{folder}: none of its {len(findings)} clips can be used: {detail}")
 
 
 def digest_of(*parts: object) -> str:
@@ -179,61 +147,55 @@ class _Probe:
 
     def __init__(self, store: Path | None) -> None:
         self.store = store
-        self.kept: dict[str, Any] = {}  # by the path of a file: its key and what was found
-        self.asked: dict[str, tuple[str, VideoInfo]] = {}  # likewise, this time
+        self.known: dict[str, Any] = {}  # by a digest of path and file
         with suppress(OSError, ValueError):
             kept = json.loads(store.read_text(encoding="utf-8")) if store else {}
-            self.kept = kept if isinstance(kept, dict) else {}
+            self.known = kept if isinstance(kept, dict) else {}
 
-    def __call__(self, path: Path) -> VideoInfo:
-        name, key = str(path.absolute()), digest_of(PROBE_FORMAT, fingerprint(path))
-        before, found = self.kept.get(name, ("", {}))
-        if before == key:
-            info = VideoInfo(**{**found, "times": tuple(found["times"])})
-        else:
-            info = video.probe(path)
-        self.asked[name] = key, info
-        return info
+    def __call__(self, path: Path) -> Timing:
+        key = digest_of(PROBE_FORMAT, str(path.absolute()), fingerprint(path))
+        if key not in self.known:
+            self.known[key] = asdict(video.probe(path))
+        return from_mapping(Timing, self.known[key])
 
     def keep(self) -> None:
-        """Write down what was asked this time."""
         if self.store is not None:
-            asked = {name: (key, asdict(info)) for name, (key, info) in self.asked.items()}
             with video.replacing(self.store) as temporary:
                 self.store.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(json.dumps(asked), encoding="utf-8")
+                temporary.write_text(json.dumps(self.known), encoding="utf-8")
+
+
+class _Seen(NamedTuple):
+    """A file, its caption, and how it plays or why it cannot be used."""
+
+    path: Path
+    caption: str
+    found: Timing | str
 
 
 def _look_at_all(
     sources: Sequence["_Source"], probe: _Probe, progress: Progress | None
-) -> list[tuple[VideoInfo | str, str]]:
-    """What `probe` says of each source, or why it cannot be used; and its caption."""
-
-    def look(source: _Source) -> tuple[VideoInfo | str, str]:
-        path, caption = source
-        try:
-            if not path.exists():
-                return "it is named in the list of clips but does not exist", ""
-            if caption is None:
-                beside = path.with_name(f"{path.name if path.is_dir() else path.stem}.txt")
-                caption = " ".join(_text(beside).split()) if beside.is_file() else ""
-            info = probe(path)
-        except (UserError, OSError) as error:
-            return reason_of(path, error), ""
-        if info.num_frames < 1:
-            return "it holds no frames", ""
-        if info.num_frames > 1 and not (math.isfinite(info.fps) and info.fps > 0):
-            return "it does not say how fast it plays", ""
-        return info, caption
-
-    looked = []
+) -> list[_Seen]:
+    seen = []
     # Threads are enough: the work is done by ffmpeg's processes and by Pillow.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(look, sources):
-            looked.append(result)
+        for one in pool.map(lambda source: _look(probe, *source), sources):
+            seen.append(one)
             if progress:
-                progress(len(looked), len(sources))
-    return looked
+                progress(len(seen), len(sources))
+    return seen
+
+
+def _look(probe: _Probe, path: Path, caption: str | None) -> _Seen:
+    try:
+        if not path.exists():
+            return _Seen(path, "", "it is named in the list of clips but does not exist")
+        if caption is None:
+            beside = path.with_name(f"{path.name if path.is_dir() else path.stem}.txt")
+            caption = " ".join(_text(beside).split()) if beside.is_file() else ""
+        return _Seen(path, caption, probe(path))
+    except (UserError, OSError) as error:
+        return _Seen(path, "", reason_of(path, error))
 
 
 def reason_of(path: Path, error: Exception) -> str:
@@ -241,24 +203,35 @@ def reason_of(path: Path, error: Exception) -> str:
     return str(error).replace(f"cannot read {path}", "cannot be read").replace(str(path), "it")
 
 
-# ---- clips and captions ----------------------------------------------------------------------
-
 _Source = tuple[Path, str | None]  # caption None: it stands in name.txt beside the clip, if at all
 
 
 def _sources(folder: Path, probe: _Probe) -> list[_Source]:
     """Every clip of `folder` with its caption; where a list names the clips, only those."""
-    names = ("metadata.jsonl", "metadata.csv", "videos.txt")
-    lists = [path for name in names if (path := folder / name).is_file()]
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "there is no such folder"
+        raise UserError(f"{folder}: {problem}; name a folder of clips")
+    sources: list[_Source]
+    try:
+        if listed := _list_in(folder):
+            sources = [_source_of_row(listed, *row) for row in _READERS[listed.name](listed)]
+        else:
+            sources = [(path, None) for path in _walk(folder, probe)]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
+    if not sources:
+        raise UserError(f"{folder}: no clips here; put videos, images or folders of images into it")
+    return sources
+
+
+def _list_in(folder: Path) -> Path | None:
+    """The file that names the clips of a folder, if there is one."""
+    lists = [path for name in _READERS if (path := folder / name).is_file()]
     if len(lists) > 1:
         raise UserError(f"{folder}: {lists[0].name} and {lists[1].name} both name clips; keep one")
-    if lists:
-        read = {".jsonl": _json_rows, ".csv": _csv_rows, ".txt": _paired_rows}[lists[0].suffix]
-        rows = read(lists[0])
-        return [_source_of_row(folder, f"{lists[0]}, line {line}", row) for line, row in rows]
-    if (folder / "prompts.txt").is_file():
+    if not lists and (folder / "prompts.txt").is_file():
         raise UserError(f"{folder}: prompts.txt needs videos.txt beside it, one clip per line")
-    return [(path, None) for path in _walk(folder, probe)]
+    return lists[0] if lists else None
 
 
 def _walk(folder: Path, probe: _Probe) -> Iterator[Path]:
@@ -295,142 +268,160 @@ def _is_still(path: Path, probe: _Probe) -> bool:
     return False
 
 
+def _fault(path: Path, line: int, text: str) -> UserError:
+    return UserError(f"{path}, line {line}: {text}")
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: is not UTF-8 text; save it as UTF-8") from error
+        raise _fault(path, line, "is not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-_Row = tuple[int, Mapping[str, object]]  # its line and its values
+_Rows = Iterator[tuple[int, object]]  # lines and their values
 
 
-def _json_rows(path: Path) -> Iterator[_Row]:
+def _json_rows(path: Path) -> _Rows:
     for line, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
         try:
-            row = json.loads(text)
+            if text.strip():
+                yield line, json.loads(text)
         except (ValueError, RecursionError) as error:
-            where = f"{path}, line {line}"
-            raise UserError(f"{where}: is not JSON ({error}); write one object per line") from error
-        yield line, row
+            raise _fault(path, line, f"is not JSON ({error}); write one object per line") from error
 
 
-def _csv_rows(path: Path) -> Iterator[_Row]:
+def _csv_rows(path: Path) -> _Rows:
     lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         columns = [name.strip() for name in next(lines, [])]
         if not set(columns) & set(PATH_KEYS):
-            raise UserError(f"{path}, line 1: no column is called {' or '.join(PATH_KEYS)}")
+            raise _fault(path, 1, f"no column is called {' or '.join(PATH_KEYS)}")
         for values in filter(None, lines):
             if len(values) != len(columns):
-                where = f"{path}, line {lines.line_num}"
-                raise UserError(f"{where}: does not have {len(columns)} columns; quote any commas")
+                text = f"does not have {len(columns)} columns; quote any commas"
+                raise _fault(path, lines.line_num, text)
             yield lines.line_num, dict(zip(columns, values, strict=True))
     except csv.Error as error:
-        raise UserError(f"{path}, line {lines.line_num}: is not CSV ({error})") from error
+        raise _fault(path, lines.line_num, f"is not CSV ({error})") from error
 
 
-def _paired_rows(path: Path) -> Iterator[_Row]:
+def _paired_rows(path: Path) -> _Rows:
     """Rows of videos.txt, each with the same line of prompts.txt beside it."""
     videos = _text(path).rstrip().split("\n")
     prompts = _text(path.with_name("prompts.txt")).removesuffix("\n").split("\n")
     while len(prompts) > len(videos) and not prompts[-1].strip():
         prompts.pop()  # blank lines at the end; within the list they are empty captions
     if len(videos) != len(prompts):
-        where = f"{path}, line {min(len(videos), len(prompts)) + 1}"
         found = f"videos.txt has {len(videos)} lines and prompts.txt {len(prompts)}"
-        raise UserError(f"{where}: {found}; they must match line by line")
+        line = min(len(videos), len(prompts)) + 1
+        raise _fault(path, line, f"{found}; they must match line by line")
     for line, (name, prompt) in enumerate(zip(videos, prompts, strict=True), start=1):
         yield line, {"file_name": name, "text": prompt}
 
 
-def _source_of_row(folder: Path, where: str, row: Mapping[str, object]) -> _Source:
+_READERS = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows, "videos.txt": _paired_rows}
+
+
+def _source_of_row(path: Path, line: int, row: object) -> _Source:
+    """The clip that a line of a list names, which must lie in the list's folder."""
     if not isinstance(row, dict):
-        raise UserError(f'{where}: is not an object such as {{"file_name": ..., "text": ...}}')
+        raise _fault(path, line, 'is not an object such as {"file_name": ..., "text": ...}')
     name = next((row[key] for key in PATH_KEYS if key in row), None)
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: names no clip; {' or '.join(PATH_KEYS)} must hold a file name")
+        raise _fault(path, line, f"names no clip; {' or '.join(PATH_KEYS)} must hold a file name")
     caption = next((row[key] for key in CAPTION_KEYS if key in row), "")
     if not isinstance(caption, str | None):
-        raise UserError(f"{where}: the caption is not text but {json.dumps(caption)[:40]}")
-    path, inside = folder / name.strip(), False
+        raise _fault(path, line, f"the caption is not text but {json.dumps(caption)[:40]}")
+    clip, inside = path.parent / name.strip(), False
     with suppress(OSError, RuntimeError, ValueError):  # links in a circle; a name that none can be
-        inside = path.resolve().is_relative_to(folder.resolve())
+        inside = clip.resolve().is_relative_to(path.parent.resolve())
     if not inside:
-        raise UserError(f"{where}: {name.strip()!r} leads out of the folder; copy the clip into it")
-    return path, " ".join((caption or "").split())
-
-
-# ---- rates and pieces ------------------------------------------------------------------------
+        text = f"{name.strip()!r} leads out of the folder; copy the clip into it"
+        raise _fault(path, line, text)
+    return clip, " ".join((caption or "").split())
 
 
 def _same_rate(a: float, b: float) -> bool:
     return abs(a - b) <= SAME_RATE * max(a, b)
 
 
-def _cut(
-    path: Path, caption: str, info: VideoInfo, config: DataConfig, fps: float
-) -> tuple[list[ClipEntry], Finding]:
-    """The training clips of one file: itself, or pieces that differ by at most one frame."""
-    total = info.num_frames
-    found = ""
-    if total > 1 and not _same_rate(info.fps, fps):
-        total = max(1, math.floor(info.num_frames * fps / info.fps + 0.5))
-        found = f" at {fps:g} per second, from {info.num_frames} at {info.fps:g}"
-    reason = f"{total} frame{'s' * (total > 1)}{found}"
+def _common_rate(folder: Path, seen: Sequence[_Seen]) -> float:
+    """The most common rate of moving clips; of several the lowest, which repeats no frame."""
+    clips = [one.found for one in seen if isinstance(one.found, Timing)]
+    common = multimode(round(clip.fps, 3) for clip in clips if clip.num_frames > 1)
+    fps = min(common, default=DEFAULT_FPS)
+    if not SLOWEST <= fps <= FASTEST:
+        found = f"{folder}: most clips have {fps:g} frames a second"
+        raise UserError(f"{found}, which no file can say ({SLOWEST} to {FASTEST}): give --fps")
+    return fps
 
-    number = -(-total // config.max_frames)
+
+def _cut(seen: _Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntry], Finding]:
+    """The training clips of one file: itself, or pieces that differ by at most one frame."""
+    path, caption, found = seen
+    if isinstance(found, str):
+        return [], Finding(path, "dropped", found, 0, 0.0)
+    total, said = found.num_frames, ""
+    if total > 1 and not _same_rate(found.fps, fps):
+        total = math.floor(total * fps / found.fps + 0.5) or 1
+        said = f" at {fps:g} per second, from {found.num_frames} at {found.fps:g}"
+    spans, reason = _spans(total, settings, said)
+    pieces = [ClipEntry(path, caption, *span, found) for span in spans]
+    verdict = "dropped" if not spans else "cut" if total > settings.max_frames else "kept"
+    return pieces, Finding(path, verdict, reason, found.num_frames, found.fps)
+
+
+def _spans(total: int, settings: DataSettings, said: str) -> tuple[list[tuple[int, int]], str]:
+    """First frame and length of the pieces of so many frames, and how they came about."""
+    number = -(-total // settings.max_frames)
     bounds = [total * piece // number for piece in range(number + 1)]
-    spans = [(a, b - a) for a, b in itertools.pairwise(bounds) if b - a >= config.min_frames]
-    pieces = [ClipEntry(path, caption, start, length, info) for start, length in spans]
+    spans = [(a, b - a) for a, b in itertools.pairwise(bounds) if b - a >= settings.min_frames]
+    reason = f"{total} frame{'s' * (total > 1)}{said}"
     if number > 1:
         each = " or ".join(map(str, sorted({total // number, -(-total // number)})))
-        reason += f", over the maximum of {config.max_frames}: {number} pieces of {each}"
-    if len(pieces) < number:
-        lost = f"{number - len(pieces)} of them " if number > 1 else ""
-        reason += f", {lost}under the minimum of {config.min_frames}"
-    verdict = "dropped" if not pieces else "cut" if number > 1 else "kept"
-    return pieces, Finding(path, verdict, reason, info.num_frames, info.fps)
+        reason += f", over the maximum of {settings.max_frames}: {number} pieces of {each}"
+    if len(spans) < number:
+        lost = f"{number - len(spans)} of them " if number > 1 else ""
+        reason += f", {lost}under the minimum of {settings.min_frames}"
+    return spans, reason
 
 
 def _histogram(counts: Mapping[int, int], rows: int = 16, width: int = 40) -> list[str]:
     """Bars of text, at most `rows` of them, over equal ranges of the keys."""
     low, high = min(counts), max(counts)
     step = -(-(high - low + 1) // rows)
-    starts = range(low, high + 1, step)
-    bins = [sum(counts.get(n, 0) for n in range(first, first + step)) for first in starts]
+    bins = dict.fromkeys(range(low, high + 1, step), 0)
+    for key, count in counts.items():
+        bins[key - (key - low) % step] += count
     lines = []
-    for first, number in zip(starts, bins, strict=True):
+    for first, count in bins.items():
         label = f"{first}" if step == 1 else f"{first}-{min(first + step - 1, high)}"
-        lines.append(f"  {label:>9} {'#' * math.ceil(width * number / max(bins))} {number}")
+        bar = "#" * math.ceil(width * count / max(bins.values()))
+        lines.append(f"  {label:>9} {bar} {count}")
     return lines
 
 
-# ---- reading ---------------------------------------------------------------------------------
+def load_clip(scan: Scan, entry: ClipEntry) -> Frames:
+    """One training clip `[F, H, W, 3]` at the training rate and size."""
+    return np.stack(list(read_pieces(scan, [entry])))
 
 
-def load_clip(entry: ClipEntry, config: DataConfig, fps: float) -> Frames:
-    """Decode one training clip: `frames_FHW3` at the training rate and size."""
-    return np.stack(list(read_pieces([entry], config, fps)))
-
-
-def read_pieces(entries: Sequence[ClipEntry], config: DataConfig, fps: float) -> Iterator[Frames]:
+def read_pieces(scan: Scan, entries: Sequence[ClipEntry]) -> Iterator[Frames]:
     """The frames `[H, W, 3]` of consecutive pieces of one file, at the training rate and size.
 
     The file is read once and to its end. Raises UserError, perhaps after the last frame, if it is
     not whole or has changed since the scan.
     """
-    path, source = entries[0].path, entries[0].source
-    wanted = np.concatenate([_source_frames(entry, fps) for entry in entries])
+    source, settings = entries[0].source, scan.settings
+    wanted = np.concatenate([_source_frames(entry, scan.fps) for entry in entries])
     times = np.bincount(wanted, minlength=source.num_frames)
-    for frame_HW3, count in zip(video.stream(path, source), times, strict=True):
+    for frame_HW3, count in zip(video.stream(entries[0].path, source), times, strict=True):
         if count:
-            fitted_FHW3, _ = video.fit(frame_HW3[None], config.size, config.fit)
+            fitted_FHW3, _ = video.fit(frame_HW3[None], settings.frame_size, settings.fit)
             yield from itertools.repeat(fitted_FHW3[0], int(count))
 
 

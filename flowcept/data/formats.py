@@ -1,7 +1,7 @@
-"""The formats that a clip can be written in: one function each, which writes one file.
+"""The formats that a clip can be written in.
 
 A clip comes back with the frames it had: encoders that merge equal neighbours are not used. No
-function leaves a name of a tool in a file. Each raises OSError if the file cannot be written.
+function leaves a name of a tool in a file, and each raises OSError if it cannot be written.
 
 Shape suffixes: F frames, H height, W width, 3 colours.
 """
@@ -38,6 +38,7 @@ _LOSSLESS = "-pix_fmt bgra -lossless 1 -quality 0 -compression_level 1"
 _WEBP = f"-c:v libwebp {_LOSSLESS} -loop 0 {_NAMELESS}"
 _APNG = f"-f apng -plays 0 -vf setsar=1 -pix_fmt rgb24 {_NAMELESS}"
 _BT709 = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+_FASTEST_GIF = 50  # frames a second; viewers play a frame of under 2/100 s for 10/100 s
 _KNOWN = "No space left on device|Permission denied|File too large|Disk quota exceeded"
 
 
@@ -47,6 +48,33 @@ class Sound:
 
     path: Path
     start: float  # where it begins in the output, seconds >= 0
+
+
+def write(
+    output: Path,
+    frames_FHW3: Frames,
+    rate: Fraction,
+    comment: str,
+    sound: Sound | None,
+    name: str,
+) -> str:
+    """Write a clip in the format of a suffix, without one a folder of PNG frames of that name.
+
+    Returns what had to be changed, "" if nothing.
+    """
+    if output.suffix in ENCODERS:
+        write_film(output, frames_FHW3, rate, comment, sound)
+        height, width = frames_FHW3.shape[1:3]
+        if height % 2 or width % 2:
+            even = f"{width + width % 2}x{height + height % 2}"
+            return f"padded from {width}x{height} to {even}: this format needs even sizes"
+    elif output.suffix in ANIMATIONS:
+        ANIMATIONS[output.suffix](output, frames_FHW3, rate, comment)
+        if output.suffix == ".gif" and rate > _FASTEST_GIF:
+            return f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that"
+    else:
+        write_pngs(output, frames_FHW3, name, comment)
+    return ""
 
 
 def _encode(frames_FHW3: Frames, rate: Fraction, arguments: Sequence[str], output: Path) -> None:
@@ -87,6 +115,7 @@ def write_film(
 
 def write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
     """One palette for the whole clip, found in a first pass, so that nothing has to be kept."""
+    rate = min(rate, Fraction(_FASTEST_GIF))
     palette = output.with_name(f"{output.name}.palette.png")
     dithered = "[0][1]paletteuse=dither=sierra2_4a:diff_mode=rectangle"
     arguments = ["-f", "image2", "-pattern_type", "none", "-i", f"file:{palette.absolute()}"]
@@ -98,12 +127,16 @@ def write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -
     finally:
         palette.unlink(missing_ok=True)
     if comment:
-        flags = output.read_bytes()[10]
-        header = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)  # up to the palette's end
-        text = comment.encode()
-        blocks = [text[start : start + 255] for start in range(0, len(text), 255)]
-        extension = b"!\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
-        _insert(output, header, extension)
+        _add_gif_comment(output, comment.encode())
+
+
+def _add_gif_comment(file: Path, text: bytes) -> None:
+    """Put a comment after the palette (GIF89a, section 24)."""
+    flags = file.read_bytes()[10]
+    header = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)  # up to the palette's end
+    blocks = [text[start : start + 255] for start in range(0, len(text), 255)]
+    extension = b"!\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
+    _insert(file, header, extension)
 
 
 def write_webp(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
@@ -115,8 +148,7 @@ def write_webp(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) 
 
     data = bytearray(output.read_bytes())
     if alone:
-        second = 52 + int.from_bytes(data[48:52], "little")  # after the head, 44, and one chunk
-        del data[second:]
+        del data[52 + int.from_bytes(data[48:52], "little") :]  # after the head, 44, and a chunk
     if comment:
         exif = Image.Exif()
         exif.get_ifd(EXIF)[USER_COMMENT] = EXIF_ASCII + comment.encode()

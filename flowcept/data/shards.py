@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
-from flowcept.data.folder import ClipEntry, DataConfig, Finding, Progress, Scan
+from flowcept.data.folder import ClipEntry, Finding, Progress, Scan
 from flowcept.data.video import replacing
+from flowcept.device import autocast
 from flowcept.errors import UserError
 
 CACHE_FORMAT = 3  # part of every key: raise it when the same files would be decoded differently
@@ -63,54 +65,58 @@ class PictureStore(_Store):
     none is left, or if the disk is too small. One process at a time may build a cache.
     """
 
-    def __init__(
-        self, scan: Scan, config: DataConfig, cache: Path, progress: Progress | None = None
-    ) -> None:
-        entries = scan.entries
-        pieces = [(str(e.path.absolute()), e.start, e.num_frames, e.source) for e in entries]
-        files = [data.fingerprint(path) for path in dict.fromkeys(entry.path for entry in entries)]
-        key = data.digest_of(CACHE_FORMAT, config, scan.fps, pieces, files)
-
-        def fill(file: BinaryIO) -> dict[str, Any]:
-            _check_space(cache, sum(e.num_frames for e in entries) * 3 * math.prod(config.size))
-            return _decode(file, scan, config, progress)
-
-        array, note = _cached(cache / "pictures.bin", key, np.uint8, (*config.size, 3), fill)
-        kept = [entries[i] for i in note["kept"]]
+    def __init__(self, scan: Scan, cache: Path, progress: Progress | None = None) -> None:
+        key = _key_of_pictures(scan)
+        shape = (scan.num_frames, *scan.settings.frame_size, 3)
+        decode = partial(_decode, scan=scan, progress=progress)
+        array, note = _cached(cache / "pictures.bin", key, np.uint8, shape, decode)
+        kept = [scan.entries[i] for i in note["kept"]]
         super().__init__(array, kept, [entry.num_frames for entry in kept], key)
-        found = {str(finding.path): finding for finding in scan.findings}
-        broken = note["broken"].items()
-        self.findings = [replace(found[n], verdict="dropped", reason=why) for n, why in broken]
+        found = [(one, note["broken"].get(str(one.path))) for one in scan.findings]
+        self.findings = [replace(one, verdict="dropped", reason=why) for one, why in found if why]
 
     def frames(self, i: int) -> NDArray[np.uint8]:
         """`frames_FHW3` of clip i."""
         return self.rows(i)
 
 
-def _decode(
-    file: BinaryIO, scan: Scan, config: DataConfig, progress: Progress | None
-) -> dict[str, Any]:
+def _key_of_pictures(scan: Scan) -> str:
+    entries, settings = scan.entries, scan.settings
+    pieces = [(str(e.path.absolute()), e.start, e.num_frames, e.source) for e in entries]
+    files = [data.fingerprint(path) for path in dict.fromkeys(entry.path for entry in entries)]
+    form = settings.frame_size, settings.fit, scan.fps
+    return data.digest_of(CACHE_FORMAT, form, pieces, files)
+
+
+def _decode(file: BinaryIO, scan: Scan, progress: Progress | None) -> dict[str, Any]:
     """Write the pictures of all clips, file by file; which were kept, and why others were not."""
-    kept: list[int] = []
-    broken: dict[str, str] = {}
-    done, total = 0, sum(entry.num_frames for entry in scan.entries)
+    note: dict[str, Any] = {"kept": [], "broken": {}}
+    done = 0
     for path, group in itertools.groupby(enumerate(scan.entries), lambda pair: pair[1].path):
         numbers, entries = zip(*group, strict=True)
-        before = file.tell()
-        try:
-            for picture_HW3 in data.read_pieces(entries, config, scan.fps):
-                file.write(np.ascontiguousarray(picture_HW3).data)
-            kept += numbers
-        except UserError as error:  # a file counts whole or not at all
-            file.truncate(file.seek(before))
-            broken[str(path)] = data.reason_of(path, error)
+        if why := _decode_file(file, scan, entries):
+            note["broken"][str(path)] = why
+        else:
+            note["kept"] += numbers
         done += sum(entry.num_frames for entry in entries)
         if progress:
-            progress(done, total)
-    if not kept:
-        name, why = next(iter(broken.items()))
+            progress(done, scan.num_frames)
+    if not note["kept"]:
+        name, why = next(iter(note["broken"].items()))
         raise UserError(f"no clip could be decoded; the first was {name}: {why}")
-    return {"kept": kept, "broken": broken}
+    return note
+
+
+def _decode_file(file: BinaryIO, scan: Scan, entries: Sequence[ClipEntry]) -> str:
+    """Write the clips of one video file, all or none; why none, or ""."""
+    before = file.tell()
+    try:
+        for picture_HW3 in data.read_pieces(scan, entries):
+            file.write(np.ascontiguousarray(picture_HW3).data)
+    except UserError as error:
+        file.truncate(file.seek(before))
+        return data.reason_of(entries[0].path, error)
+    return ""
 
 
 class LatentStore(_Store):
@@ -132,17 +138,12 @@ class LatentStore(_Store):
     ) -> None:
         lengths = [codec.latents_of(length) for length in pictures.lengths]
         key = data.digest_of(pictures.key, codec.config, _digest_of_weights(codec), dtype)
-
-        shape = codec.latent_shape(pictures.array.shape[1:3])
-
-        def fill(file: BinaryIO) -> dict[str, Any]:
-            with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-                _encode(file, pictures, codec, progress)
-            return {}
-
-        array, _ = _cached(cache / "latents.bin", key, np.float16, shape, fill)
+        shape = (sum(lengths), *codec.latent_shape(pictures.array.shape[1:3]))
+        encode = partial(_encode, pictures=pictures, codec=codec, progress=progress)
+        encode = autocast(torch.device(device), dtype)(encode)
+        array, _ = _cached(cache / "latents.bin", key, np.float16, shape, encode)
         super().__init__(array, pictures.entries, lengths, key)
-        self.findings = [finding for e in self.entries if (finding := _trimmed(e, codec))]
+        self.findings = _trimmed(self.entries, codec)
 
     def latent(self, i: int) -> Tensor:
         """`latent_FCHW` of clip i, float32."""
@@ -152,7 +153,7 @@ class LatentStore(_Store):
 @torch.no_grad()
 def _encode(
     file: BinaryIO, pictures: PictureStore, codec: Codec, progress: Progress | None
-) -> None:
+) -> dict[str, Any]:
     """Write the latents of all clips, float16: clip by clip, or by chunks of all clips alike."""
     total = len(pictures.array)
     alone = codec.pictures_per_latent == 1
@@ -166,17 +167,19 @@ def _encode(
         file.write(latent_FCHW.cpu().numpy().tobytes())
         if progress:
             progress(end, total)
+    return {}
 
 
-def _trimmed(entry: ClipEntry, codec: Codec) -> Finding | None:
-    """What a clip loses whose pictures do not fill its latents."""
-    count = entry.num_frames
-    lost = count - codec.pictures_of(codec.latents_of(count))
-    if not lost:
-        return None
-    left_out = f"the last {lost} of {count} pictures from {entry.start} on left out"
-    reason = f"{left_out}: a latent takes {codec.pictures_per_latent}"
-    return Finding(entry.path, "cut", reason, entry.source.num_frames, entry.source.fps)
+def _trimmed(entries: Sequence[ClipEntry], codec: Codec) -> list[Finding]:
+    """What clips lose whose pictures do not fill their latents."""
+    findings = []
+    for entry in entries:
+        count, source = entry.num_frames, entry.source
+        if lost := count - codec.pictures_of(codec.latents_of(count)):
+            left_out = f"the last {lost} of {count} pictures from {entry.start} on left out"
+            reason = f"{left_out}: a latent takes {codec.pictures_per_latent}"
+            findings.append(Finding(entry.path, "cut", reason, source.num_frames, source.fps))
+    return findings
 
 
 def _digest_of_weights(codec: Codec) -> str:
@@ -198,25 +201,29 @@ _Fill = Callable[[BinaryIO], dict[str, Any]]
 def _cached(
     path: Path, key: str, dtype: type, shape: Sequence[int], fill: _Fill
 ) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Rows of a shape in a file and their note, made by `fill` unless whole and of `key`."""
+    """Rows in a file, at most as many as a shape has, and their note.
+
+    They are made by `fill` unless the file is whole and of `key`.
+    """
     try:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         valid = (note["key"], note["bytes"]) == (key, path.stat().st_size)
     except (OSError, ValueError, KeyError, TypeError):
         valid = False
     if not valid:
-        note = _build(path, key, fill)
-    return np.memmap(path, dtype, "r").reshape(-1, *shape), note
+        note = _build(path, key, math.prod(shape) * np.dtype(dtype).itemsize, fill)
+    return np.memmap(path, dtype, "r").reshape(-1, *shape[1:]), note
 
 
-def _build(path: Path, key: str, fill: _Fill) -> dict[str, Any]:
-    """Write the rows, then the note, which makes them valid."""
+def _build(path: Path, key: str, needed: int, fill: _Fill) -> dict[str, Any]:
+    """Write the rows, of so many bytes at most, then the note, which makes them valid."""
     note_path = path.with_suffix(".json")
     with replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f".*{path.suffix}"):  # left by a killed process
             if time.time() - stale.stat().st_mtime > 3600:  # a living one writes all the time
                 stale.unlink()
+        _check_space(path, needed)
         with temporary.open("wb") as file:
             note = fill(file)
             note |= {"key": key, "bytes": file.tell()}
@@ -226,8 +233,8 @@ def _build(path: Path, key: str, fill: _Fill) -> dict[str, Any]:
     return note
 
 
-def _check_space(cache: Path, needed: int) -> None:
-    free = shutil.disk_usage(cache).free
+def _check_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
     if needed > free:
-        sizes = f"the pictures need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
-        raise UserError(f"{cache}: {sizes}; free some, or use fewer clips or a smaller size")
+        sizes = f"the {path.stem} need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
+        raise UserError(f"{path.parent}: {sizes}; free some, or use fewer clips or a smaller size")

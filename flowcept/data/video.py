@@ -1,8 +1,7 @@
-"""Files on one side, uint8 RGB frames on the other; nothing here knows of models.
+"""Files on one side, uint8 RGB frames on the other, at one constant rate.
 
-Shape suffixes: F frames, H height, W width, 3 colours. Whatever is written goes to a hidden name,
-is opened again and counted, and only then takes its own: a target is whole or absent. A clip has
-one constant rate, found by `timing` where a file gives each frame its own duration.
+Whatever is written goes to a hidden name, is opened again and counted, and only then takes its own:
+a target is whole or absent. Shape suffixes: F frames, H height, W width, 3 colours.
 """
 
 import hashlib
@@ -19,23 +18,21 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from flowcept.data import ffmpeg, formats, timing
+from flowcept.data import ffmpeg, formats
 from flowcept.data.ffmpeg import unreadable
-from flowcept.data.timing import Timing
+from flowcept.data.timing import DEFAULT_FPS, Timing, constant_rate
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, FITS, SLOWEST
+from flowcept.settings import FASTEST, SLOWEST
 
 Frames = ffmpeg.Frames
 Sound = formats.Sound
 
-DEFAULT_FPS = timing.DEFAULT_FPS
 _FFMPEG_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})
 _PILLOW_SUFFIXES = frozenset({".gif", ".webp", ".apng"})
 VIDEO_SUFFIXES = _FFMPEG_SUFFIXES | _PILLOW_SUFFIXES
@@ -44,111 +41,97 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".webm", ".gif", ".webp", ".apng", ".png"})
 
 _LARGEST = 32 << 30  # bytes of one clip in memory: above it a file is refused, not the machine lost
-_FASTEST_GIF = 50  # frames a second; viewers play a frame of under 2/100 s for 10/100 s
 _ORIENTATION = 0x0112  # EXIF: from 5 on, rows and columns change places
-_PATTERN = re.compile(r"[^%]*%(0[0-9]+)?d[^%]*\.(?i:png)")  # frame_%04d.png
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a clip is when read: at its constant rate, upright, with square pixels."""
-
-    width: int
-    height: int
-    fps: float
-    num_frames: int  # counted, not taken from a header
-    has_audio: bool
-    times: tuple[int, ...] = ()  # how often each stored frame is shown; empty: each once
+_PATTERN = re.compile(r"([^%]*)%(?:0[0-9]+)?d([^%]*\.(?i:png))")  # frame_%04d.png
+_GAP = 2  # pixels around the frames of a contact sheet
+_LINE = 18  # pixels of a line of text
 
 
 # ---- sources: Animation, PictureFolder and ffmpeg.Film ----------------------------------------
 #
-# `pictures` gives the stored frames `[H, W, 3]`, `survey` their height and width with as little
-# work as is needed, and `timing` that of the frames which either has found.
+# `pictures` gives the stored frames `[H, W, 3]`. Their `timing` is known at its end, or after
+# `survey`, which is less work, unless that says False. `comment` is what a file says of itself.
 
 
 class Animation:
     """The frames of a file that Pillow reads; a still picture has one."""
 
-    has_audio = False
+    timing: Timing
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._kind: str | None = None
-        self._durations: list[float] = []
 
-    def timing(self) -> Timing:
-        durations_F = np.array(self._durations)
-        if not durations_F.any():
-            return Timing(DEFAULT_FPS, np.arange(len(durations_F)), len(durations_F))
-        tick = {"GIF": 0.01, "WEBP": 0.001}.get(self._kind or "", 1e-6)  # s; APNG has fractions
-        return timing.constant_rate(durations_F, tick)
+    def survey(self) -> bool:
+        return False
 
-    def pictures(self, most: int | None = None) -> Iterator[Frames]:
+    def pictures(self) -> Iterator[Frames]:
+        durations = []  # seconds, 0 where there is none
         with _opened(self.path) as image:
-            for frame in itertools.islice(self._stored(image), most):
-                yield _upright_picture(frame)
+            first = 1 if image.info.get("default_image") else 0  # for viewers that know no APNG
+            for number in range(first, _num_pictures(image)):
+                image.seek(number)
+                image.load()
+                duration = float(image.info.get("duration", 0)) / 1000
+                if image.format == "GIF" and duration <= 0.01:
+                    duration = 0.1  # as every browser plays it
+                durations.append(duration)
+                yield _upright_picture(image)
+            tick = {"GIF": 0.01, "WEBP": 0.001}.get(image.format or "", 1e-6)  # s; APNG: fractions
+        if any(durations):
+            self.timing = constant_rate(np.array(durations), tick)
+        else:
+            self.timing = Timing(DEFAULT_FPS, len(durations))
 
-    def survey(self) -> tuple[int, int]:
+    def comment(self) -> object:
         with _opened(self.path) as image:
-            for _ in self._stored(image):
-                pass
-            return _upright_picture(image).shape[:2]
-
-    def _stored(self, image: Image.Image) -> Iterator[Image.Image]:
-        """Every frame of an open file; its duration in seconds is noted, 0 where it has none."""
-        self._kind, self._durations = image.format, []
-        first = 1 if image.info.get("default_image") else 0  # an APNG's picture for other viewers
-        for number in range(first, _num_pictures(image)):
-            image.seek(number)
-            image.load()
-            duration = float(image.info.get("duration", 0)) / 1000
-            if image.format == "GIF" and duration <= 0.01:
-                duration = 0.1  # as every browser plays it
-            self._durations.append(duration)
-            yield image
+            text = image.getexif().get_ifd(formats.EXIF).get(formats.USER_COMMENT, b"")
+            if isinstance(text, bytes):
+                text = text.removeprefix(formats.EXIF_ASCII)
+            return image.info.get("comment", text)
 
 
 class PictureFolder:
-    """A folder of pictures of one size, in natural order: 2.png before 10.png."""
-
-    has_audio = False
+    """A folder of pictures of one size, at the rate that `write_video` noted in the first one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _pictures(path)
-
-    def timing(self) -> Timing:
-        """At the rate noted in the first picture by `write_video`, if its metadata has one."""
-        fps = (read_metadata(self.path) or {}).get("fps")
+        fps = (read_metadata(self.files[0]) or {}).get("fps")
         rate = float(fps) if isinstance(fps, int | float) and 0 < fps < 1e6 else DEFAULT_FPS
-        return Timing(rate, np.arange(len(self.files)), len(self.files))
+        self.timing = Timing(rate, len(self.files))
 
-    def pictures(self, most: int | None = None) -> Iterator[Frames]:
-        self._check_sizes(self.files[:most])
-        yield from map(read_image, self.files[:most])
-
-    def survey(self) -> tuple[int, int]:
-        self._check_sizes(self.files)
-        return read_image(self.files[0]).shape[:2]
-
-    def _check_sizes(self, files: Sequence[Path]) -> None:
-        """UserError if the headers of pictures do not agree on the size that is shown."""
+    def survey(self) -> bool:
+        """Read all headers, which may not differ in size, and the first picture."""
         sizes = []
-        for file in files:
+        for file in self.files:
             with _opened(file) as image:
                 turned = image.getexif().get(_ORIENTATION, 1) >= 5
                 sizes.append(image.size[::-1] if turned else image.size)
             if sizes[-1] != sizes[0]:
                 text = f"{file.name} has another size than the first"
                 raise UserError(f"cannot read {self.path}: {text}")
+        read_image(self.files[0])
+        return True
+
+    def pictures(self) -> Iterator[Frames]:
+        self.survey()
+        yield from map(read_image, self.files)
+
+    def comment(self) -> object:
+        return Animation(self.files[0]).comment()
 
 
 def _source(path: Path) -> ffmpeg.Film | Animation | PictureFolder:
     _check_readable(path)
+    suffix = path.suffix.lower()
     if path.is_dir():
         return PictureFolder(path)
-    return Animation(path) if _by_pillow(path) else ffmpeg.Film(path)
+    if suffix in _FFMPEG_SUFFIXES:
+        return ffmpeg.Film(path)
+    if suffix in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
+        return Animation(path)
+    known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
+    raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
 
 
 @contextmanager
@@ -197,31 +180,27 @@ def _pictures(folder: Path) -> list[Path]:
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def probe(path: Path, *, decode: bool = False) -> VideoInfo:
-    """What `read_video` would return, without keeping the frames.
+def probe(path: Path, *, decode: bool = False) -> Timing:
+    """How `read_video` would say that a clip plays, without keeping the frames.
 
     A video is decoded only where its packets do not tell how many frames it has, or with `decode`.
     Raises UserError for what is seen not to be a whole clip.
     """
     source = _source(path)
-    size = None if decode else source.survey()
-    if size is None:
-        for frame_HW3 in source.pictures():
-            size = frame_HW3.shape[:2]
-    height, width = size or (0, 0)
-    found = source.timing()
-    sound, count = source.has_audio, len(found.index)
-    return VideoInfo(width, height, found.fps, count, sound, found.times())
+    if decode or not source.survey():
+        for _ in source.pictures():
+            pass
+    return source.timing
 
 
-def stream(path: Path, info: VideoInfo | None = None) -> Iterator[Frames]:
+def stream(path: Path, expected: Timing | None = None) -> Iterator[Frames]:
     """The frames `[H, W, 3]` of `read_video`, one at a time: memory holds one, whatever the clip.
 
-    `info` is what `probe` said of the file. Raises UserError, perhaps at the end only, for a file
-    that is not a whole clip or has another number of frames than it had then.
+    `expected` is what `probe` said of the file. Raises UserError, perhaps at the end only, for a
+    file that is not a whole clip or has another number of frames than it had then.
     """
-    info = info or probe(path)
-    times = info.times or (1,) * info.num_frames
+    expected = expected or probe(path)
+    times = expected.times or (1,) * expected.num_frames
     count = 0
     for frame_HW3 in _source(path).pictures():
         if count < len(times):
@@ -231,36 +210,30 @@ def stream(path: Path, info: VideoInfo | None = None) -> Iterator[Frames]:
         raise UserError(f"{path} holds {count} frames, not {len(times)} as when scanned")
 
 
-def read_video(path: Path, *, max_frames: int | None = None) -> tuple[Frames, float]:
+def read_video(path: Path) -> tuple[Frames, float]:
     """Read a video, an animation, a picture or a folder of pictures.
 
-    Returns uint8 RGB `[F, H, W, 3]` and frames per second, upright and on white. The clip is held
-    in memory once (twice only while a variable rate is made constant). `max_frames` (>= 1) reads
-    no further than that. Raises UserError for anything that is not a whole clip.
+    Returns uint8 RGB `[F, H, W, 3]` and frames per second, upright, with square pixels and on
+    white. The clip is held in memory once (twice only while a variable rate is made constant).
+    Raises UserError for anything that is not a whole clip.
     """
-    if max_frames is not None and max_frames < 1:
-        raise ValueError("max_frames must be at least 1")
     source = _source(path)
     data = bytearray()  # grows in place, unlike a list of frames that is stacked at the end
     shape: tuple[int, ...] = ()
     try:
-        for frame_HW3 in source.pictures(max_frames):
+        for frame_HW3 in source.pictures():
             shape = frame_HW3.shape
             data += frame_HW3.data
             if len(data) > _LARGEST:
                 raise MemoryError
-        if not data:
-            raise unreadable(path)
         frames_FHW3 = np.frombuffer(data, np.uint8).reshape(-1, *shape)
-        found = source.timing()
-        index = found.index[:max_frames]
-        if not np.array_equal(index, np.arange(len(frames_FHW3))):
-            if len(index) * frames_FHW3[0].nbytes > _LARGEST:
-                raise MemoryError
-            frames_FHW3 = frames_FHW3[index]
+        if source.timing.num_frames * math.prod(shape) > _LARGEST:
+            raise MemoryError
+        if source.timing.times:
+            frames_FHW3 = np.repeat(frames_FHW3, source.timing.times, axis=0)
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory: cut it or make it smaller") from error
-    return frames_FHW3, found.fps
+    return frames_FHW3, source.timing.fps
 
 
 def read_image(path: Path) -> Frames:
@@ -289,36 +262,17 @@ def _check_readable(path: Path) -> None:
         raise UserError(f"cannot read {path}: the file is empty")
 
 
-def _by_pillow(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-        known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
-        raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
-    return suffix not in _FFMPEG_SUFFIXES
-
-
 def read_metadata(path: Path) -> dict[str, object] | None:
     """What `write_video` stored in a file, or in the first picture of a folder; None if nothing.
 
     Raises UserError if the file cannot be read at all.
     """
-    _check_readable(path)
-    if path.is_dir():
-        path = _pictures(path)[0]
-    text = _picture_comment(path) if _by_pillow(path) else ffmpeg.comment_of(path)
+    text = _source(path).comment()
     try:
         value = json.loads(text if isinstance(text, str | bytes) else "")
     except (ValueError, RecursionError):  # somebody else's comment
         return None
     return value if isinstance(value, dict) else None
-
-
-def _picture_comment(path: Path) -> object:
-    with _opened(path) as image:
-        text = image.getexif().get_ifd(formats.EXIF).get(formats.USER_COMMENT, b"")
-        if isinstance(text, bytes):
-            text = text.removeprefix(formats.EXIF_ASCII)
-        return image.info.get("comment", text)
 
 
 def digest(frames_FHW3: Frames) -> str:
@@ -338,8 +292,8 @@ def check_output(path: Path) -> None:
         raise UserError(f"the folder {parent} of the output does not exist: create it first")
     if not os.access(parent, os.W_OK):
         raise UserError(f"cannot write into {parent}: choose a folder that is yours")
-    if _PATTERN.fullmatch(name):
-        frame = r"\d+".join(map(re.escape, _around_number(name)))
+    if numbered := _PATTERN.fullmatch(name):
+        frame = r"\d+".join(map(re.escape, numbered.groups()))
         if any(re.fullmatch(frame, file.name) for file in parent.iterdir()):
             raise UserError(f"there are frames named {name} in {parent} already: remove them")
     elif suffix and path.is_dir():
@@ -374,11 +328,6 @@ def _check_name(path: Path) -> None:
         raise UserError(f"PNG frames need one number, as in frame_%04d.png, not {name}")
 
 
-def _around_number(name: str) -> list[str]:
-    """What stands before and after the number in frame_%04d.png."""
-    return re.split(r"%\d*d", name)
-
-
 Claim = tuple[str, ...]
 
 
@@ -400,8 +349,8 @@ def claims(path: Path) -> tuple[set[Claim], set[Claim]]:
     }
     if not path.suffix:
         takes |= {("below", str(path))}
-    elif _PATTERN.fullmatch(name):
-        takes |= {("frames", parent, *_around_number(name))}
+    elif numbered := _PATTERN.fullmatch(name):
+        takes |= {("frames", parent, *numbered.groups())}
     return takes, touches | takes
 
 
@@ -445,42 +394,40 @@ def write_video(
     is lossy; WebP, APNG and PNG are exact. Raises UserError if the clip cannot be written.
     """
     check_output(path)
+    _check_clip(frames_FHW3, fps)
+    suffix = path.suffix.lower()
+    lost = _lost_sound(sound, suffix)
+    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
+    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
+    with replacing(path, numbered=suffix == ".png") as temporary:
+        name = path.name if suffix else "%04d.png"
+        kept = None if lost else sound
+        note = formats.write(temporary, frames_FHW3, rate, comment, kept, name)
+        _check_written(path, temporary, len(frames_FHW3))
+    return "; ".join(filter(None, [lost, note]))
+
+
+def _check_clip(frames_FHW3: Frames, fps: float) -> None:
     if frames_FHW3.dtype != np.uint8 or frames_FHW3.ndim != 4 or frames_FHW3.shape[3] != 3:
         raise ValueError("frames must be uint8 of shape [F, H, W, 3]")
     if frames_FHW3.size == 0 or not SLOWEST <= fps <= FASTEST:
         raise ValueError(f"a clip needs a frame, and {SLOWEST} to {FASTEST} frames a second")
-    suffix = path.suffix.lower()
-    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
-    notes = []
-    if sound is not None and (lost := _lost_sound(sound, suffix)):
-        notes, sound = [lost], None
-    if suffix == ".gif" and rate > _FASTEST_GIF:
-        notes.append(f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that")
-        rate = Fraction(_FASTEST_GIF)
-    height, width = frames_FHW3.shape[1:3]
-    if suffix in formats.ENCODERS and (height % 2 or width % 2):
-        even = f"{width + width % 2}x{height + height % 2}"
-        notes.append(f"padded from {width}x{height} to {even}: this format needs even sizes")
-    with replacing(path, numbered=suffix == ".png") as temporary:
-        if suffix in formats.ENCODERS:
-            formats.write_film(temporary, frames_FHW3, rate, comment, sound)
-        elif suffix in formats.ANIMATIONS:
-            formats.ANIMATIONS[suffix](temporary, frames_FHW3, rate, comment)
-        else:
-            name = path.name if suffix else "%04d.png"
-            formats.write_pngs(temporary, frames_FHW3, name, comment)
-        try:
-            written = probe(temporary, decode=suffix in formats.ENCODERS).num_frames
-        except UserError as error:
-            raise UserError(f"cannot write {path}: it came out unreadable") from error
-        if written != len(frames_FHW3):
-            raise UserError(f"cannot write {path}: {written} of {len(frames_FHW3)} frames came out")
-    return "; ".join(notes)
 
 
-def _lost_sound(sound: Sound, suffix: str) -> str:
+def _check_written(path: Path, temporary: Path, count: int) -> None:
+    """UserError about `path` unless what was written for it has so many frames."""
+    try:
+        written = probe(temporary, decode=path.suffix.lower() in formats.ENCODERS).num_frames
+    except UserError as error:
+        raise UserError(f"cannot write {path}: it came out unreadable") from error
+    if written != count:
+        raise UserError(f"cannot write {path}: {written} of {count} frames came out")
+
+
+def _lost_sound(sound: Sound | None, suffix: str) -> str:
     """Why sound cannot be kept, "" if it can."""
+    if sound is None:
+        return ""
     if not has_sound(sound.path):
         return f"{sound.path} has no sound"
     return "" if suffix in formats.ENCODERS else f"{suffix or 'a folder of frames'} holds no sound"
@@ -511,33 +458,42 @@ def save_image(image: Image.Image, path: Path) -> None:
 # ---- sizes and contact sheets -----------------------------------------------------------------
 
 
+_RESIZERS: Mapping[str, Callable[..., Image.Image]] = {
+    "crop": ImageOps.fit,
+    "pad": ImageOps.pad,
+    "stretch": Image.Image.resize,
+}
+
+
 def fit(frames_FHW3: Frames, size: tuple[int, int], how: str = "crop") -> tuple[Frames, str]:
     """Bring frames to `size` (height, width); returns them and a sentence, "" if nothing was done.
 
     `crop` keeps the middle and fills the size, `pad` keeps everything with black bars, `stretch`
     ignores the aspect. All by Lanczos resampling.
     """
-    old_height, old_width = frames_FHW3.shape[1:3]
-    height, width = size
-    if how not in FITS:
+    if how not in _RESIZERS:
         raise ValueError(f"how must be crop, pad or stretch, not {how}")
-    if (old_height, old_width) == size:
+    if frames_FHW3.shape[1:3] == size:
         return frames_FHW3, ""
-    change = f"{old_width}x{old_height} to {width}x{height}"
-    resize: Callable[..., Image.Image] = Image.Image.resize
-    said = f"resized from {change}"
-    if how == "crop" and old_height * width != old_width * height:
-        factor = max(height / old_height, width / old_width)
-        middle = f"{round(width / factor)}x{round(height / factor)}"
-        resize, said = ImageOps.fit, f"cropped from {change}, keeping the middle {middle}"
-    elif how == "pad" and old_height * width != old_width * height:
-        resize, said = ImageOps.pad, f"resized from {change} with black bars"
-
-    fitted_FHW3 = np.empty((len(frames_FHW3), height, width, 3), np.uint8)
+    fitted_FHW3 = np.empty((len(frames_FHW3), *size, 3), np.uint8)
     for number, frame_HW3 in enumerate(frames_FHW3):
         picture = Image.fromarray(frame_HW3)
-        fitted_FHW3[number] = np.asarray(resize(picture, (width, height), Image.Resampling.LANCZOS))
-    return fitted_FHW3, said
+        resized = _RESIZERS[how](picture, size[::-1], Image.Resampling.LANCZOS)
+        fitted_FHW3[number] = np.asarray(resized)
+    return fitted_FHW3, _change(frames_FHW3.shape[1:3], size, how)
+
+
+def _change(old: tuple[int, ...], new: tuple[int, int], how: str) -> str:
+    """What `fit` did to another size, in words."""
+    (old_height, old_width), (height, width) = old, new
+    change = f"{old_width}x{old_height} to {width}x{height}"
+    if how == "stretch" or old_height * width == old_width * height:
+        return f"resized from {change}"
+    if how == "pad":
+        return f"resized from {change} with black bars"
+    factor = max(height / old_height, width / old_width)
+    middle = f"{round(width / factor)}x{round(height / factor)}"
+    return f"cropped from {change}, keeping the middle {middle}"
 
 
 def scale(frames_FHW3: Frames, factor: int) -> Frames:
@@ -548,62 +504,41 @@ def scale(frames_FHW3: Frames, factor: int) -> Frames:
     return fit(frames_FHW3, (height * factor, width * factor))[0]
 
 
-def contact_sheet(
-    frames_FHW3: Frames, *, columns: int = 0, labels: Sequence[str] | None = None, gap: int = 2
-) -> Image.Image:
-    """All frames on one white picture, row by row, each under its label.
-
-    `columns` 0 chooses rows of equal length of at most 8. `gap` in pixels.
-    """
-    count, _, width = frames_FHW3.shape[:3]
-    tiles = _titled([Image.fromarray(frame_HW3) for frame_HW3 in frames_FHW3], labels, width)
+def contact_sheet(frames_FHW3: Frames, columns: int = 0) -> Image.Image:
+    """All frames on one white picture, row by row, of equal length of at most 8 by default."""
+    count, height, width = frames_FHW3.shape[:3]
     columns = columns or math.ceil(count / math.ceil(count / 8))
-    rows = math.ceil(count / columns)
-    step_x, step_y = width + gap, tiles[0].height + gap
-    sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
-    for number, tile in enumerate(tiles):
+    down, right = height + _GAP, width + _GAP
+    size = columns * right + _GAP, math.ceil(count / columns) * down + _GAP
+    sheet = Image.new("RGB", size, "white")
+    for number, frame_HW3 in enumerate(frames_FHW3):
         row, column = divmod(number, columns)
-        sheet.paste(tile, (gap + column * step_x, gap + row * step_y))
+        sheet.paste(Image.fromarray(frame_HW3), (_GAP + column * right, _GAP + row * down))
     return sheet
 
 
 def contact_sheets(
-    clips: Sequence[Frames], labels: Sequence[str] | None = None, max_columns: int = 16
+    clips: Sequence[Frames], labels: Sequence[str], max_columns: int = 16
 ) -> Image.Image:
-    """Several clips under each other, of any sizes, each in one row or more under its label."""
-    if not clips:
-        raise ValueError("there must be a clip")
-    sheets = [contact_sheet(clip, columns=min(len(clip), max_columns)) for clip in clips]
+    """Clips of any sizes under each other, each in one row or more under its label."""
+    sheets = [contact_sheet(clip, min(len(clip), max_columns)) for clip in clips]
     width = max(sheet.width for sheet in sheets)
-    sheets = _titled(sheets, labels, width)
-    whole = Image.new("RGB", (width, sum(sheet.height for sheet in sheets)), "white")
+    whole = Image.new("RGB", (width, sum(_LINE + sheet.height for sheet in sheets)), "white")
     y = 0
-    for sheet in sheets:
-        whole.paste(sheet, (0, y))
-        y += sheet.height
+    for sheet, label in zip(sheets, labels, strict=True):
+        _write_line(whole, y, label)
+        whole.paste(sheet, (0, y + _LINE))
+        y += _LINE + sheet.height
     return whole
 
 
-def _titled(
-    pictures: list[Image.Image], labels: Sequence[str] | None, width: int
-) -> list[Image.Image]:
-    """Pictures of at most a width in pixels, each under a line of text cut to that."""
-    if labels is None:
-        return pictures
-    if len(labels) != len(pictures):
-        raise ValueError("there must be one label for each picture")
-    font = ImageFont.load_default(12)
-    titled = []
-    for picture, label in zip(pictures, labels, strict=True):
-        tile = Image.new("RGB", (width, 18 + picture.height), "white")  # a line is 18 pixels high
-        draw = ImageDraw.Draw(tile)
-        text = cut = legible(label)
-        while cut and draw.textlength(cut + "…" * (cut != text), font) > width:
-            cut = cut[:-1]
-        draw.text((0, 0), cut + "…" * (cut != text), "black", font)
-        tile.paste(picture, (0, 18))
-        titled.append(tile)
-    return titled
+def _write_line(picture: Image.Image, y: int, label: str) -> None:
+    """Write as much of a label as fits on one line."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    text = cut = legible(label)
+    while cut and draw.textlength(cut + "…" * (cut != text), font) > picture.width:
+        cut = cut[:-1]
+    draw.text((0, y), cut + "…" * (cut != text), "black", font)
 
 
 def legible(text: str) -> str:

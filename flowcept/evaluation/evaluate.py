@@ -12,39 +12,40 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from flowcept import __version__, model_file
+from flowcept import __version__
 from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
-from flowcept.device import autocast, pick_device, pick_dtype
+from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.evaluation import metrics
-from flowcept.evaluation.features import FeatureNetwork, load_features
-from flowcept.generation import from_nothing, sample_clips
-from flowcept.model_file import Card, Weights
-from flowcept.process.forward import Target, concat, draw
+from flowcept.evaluation.features import FeatureNetwork
+from flowcept.generation import Studio, from_nothing, sample_clips
+from flowcept.process.forward import Target, draw
 from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator, latents_of
-from flowcept.process.state import FrameState, Given
-from flowcept.settings import SampleConfig, defaults, mixed
+from flowcept.process.state import FrameState, Given, concat
+from flowcept.settings import DataSettings, SampleConfig, mixed
 
 BATCH = 16  # clips, or states, at once
 RESAMPLES = 200  # of the bootstrap
 QUARTERS = 4
 STATES = 8  # of every clip, for the law of missing counts
 NEIGHBOURS = 5  # of density and coverage
-TASKS = ("gen", "i2v")
+TASKS = {"gen": "clips of captions", "i2v": "clips of first frames"}  # and what progress says
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
+Pairs = list[tuple[Tensor, Tensor]]  # pictures of a real clip, and what was made between its ends
 
 
 @dataclass(frozen=True)
@@ -58,89 +59,94 @@ class Scores:
     drift: dict[str, Any]
     motion: dict[str, float]
     counts: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    notes: list[str]
 
 
 def evaluate(
-    model: Path,
+    maker: Maker,
     folder: Path,
     config: SampleConfig,
+    between: SampleConfig,
     *,
-    between: SampleConfig | None = None,
     task: str = "gen",
     clips: int = 64,
-    features: Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-    progress: Progress = lambda *_: None,
+    network: FeatureNetwork | None = None,
 ) -> Scores:
-    """Score a model file against a folder of clips. Raises ``UserError`` for unusable input.
+    """Score a model against a folder of clips. Raises ``UserError`` for unusable input.
 
     ``task`` says what the model is given of each clip: ``gen`` its caption, ``i2v`` its first frame
-    too. Missing frames are made between first and last in any case, with the controls ``between``,
-    by default those of ``interp``.
+    too. Missing frames are made between first and last in any case, with the controls ``between``.
     """
     if task not in TASKS:
         raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
-    if clips < 2:
-        raise UserError(f"--clips must be at least 2, not {clips}")
-    between = between or defaults("interp")
-    network = load_features(features, pick_device(device)) if features else None
-    maker = load_maker(model, seed, device, dtype, progress)
     real = draw_clips(maker, folder, clips)
     if network:  # one that cannot read them is told of before clips are made
         network([real[0].image_FCHW])
 
-    make = of_captions if task == "gen" else of_first_frames
-    made = make(maker, real, config)
-    pairs = between_ends(maker, real, between)
-    notes = {
-        f"the folder has {len(real)} usable clips, not {clips}": len(real) < clips,
-        "no distances of features: give --features FILE": network is None,
-        "no clip has a frame between its ends: nothing to interpolate": not pairs,
-    }
-    found = None
-    if network:
-        real_ND, made_ND = (network([c.image_FCHW for c in side]) for side in (real, made))
-        found = feature_scores(network.name, real_ND, made_ND, seed)
-    about = {"model": model.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
-    return Scores(
-        about=about | _about(maker, config, between),
-        features=found,
-        lengths=length_scores(real, made),
-        interp=interp_scores(pairs, seed) if pairs else None,
-        drift=drift_scores(real, made, network),
-        motion={
-            side: fmean(metrics.motion(clip.image_FCHW) for clip in clips)
-            for side, clips in (("real", real), ("made", made))
-        },
-        counts=count_scores(maker, real),
-        notes=[note for note, holds in notes.items() if holds],
+    few = [f"the folder has {len(real)} usable clips, not {clips}"] if len(real) < clips else []
+    about = {"model": maker.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
+    return _scores(
+        about | _circumstances(maker, config, between),
+        few,
+        maker,
+        real,
+        made=clips_like(maker, real, config, task),
+        pairs=between_ends(maker, real, between),
+        network=network,
     )
 
 
-def _about(maker: Maker, config: SampleConfig, between: SampleConfig) -> dict[str, Any]:
+def _circumstances(maker: Maker, config: SampleConfig, between: SampleConfig) -> dict[str, Any]:
     """With which settings and on what machine the scores were made."""
-    chosen, chosen_between = (
+    settings, settings_between = (
         {name: value for name, value in asdict(one).items() if value is not None}
         for one in (config, between)
     )
     return {
-        "settings": chosen,
-        "settings between frames": chosen_between,
-        "model_steps": maker.card.steps,
+        "settings": settings,
+        "settings between frames": settings_between,
+        "model_steps": maker.studio.card.steps,
         "seed": maker.seed,
-        "device": maker.device.type,
-        "dtype": str(maker.dtype).removeprefix("torch."),
+        "device": maker.studio.device.type,
+        "dtype": str(maker.studio.dtype).removeprefix("torch."),
         "flowcept": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
+
+
+def _scores(
+    about: dict[str, Any],
+    notes: list[str],
+    maker: Maker,
+    real: list[Clip],
+    made: list[Clip],
+    pairs: Pairs,
+    network: FeatureNetwork | None,
+) -> Scores:
+    """All scores of the made clips; ``notes`` that are there come first."""
+    features = interp = None
+    if network:
+        features = feature_scores(
+            network.name, network(images_of(real)), network(images_of(made)), maker.seed
+        )
+    else:
+        notes = [*notes, "no distances of features: give --features FILE"]
+    if pairs:
+        interp = interp_scores(pairs, maker.seed)
+    else:
+        notes = [*notes, "no clip has a frame between its ends: nothing to interpolate"]
+    return Scores(
+        about=about,
+        features=features,
+        lengths=length_scores(real, made),
+        interp=interp,
+        drift=drift_scores(real, made, network),
+        motion={"real": mean_motion(real), "made": mean_motion(made)},
+        counts=count_scores(maker, real),
+        notes=notes,
+    )
 
 
 # --- clips --------------------------------------------------------------------------------------
@@ -154,88 +160,77 @@ class Clip:
     caption: str
 
 
+def images_of(clips: Iterable[Clip]) -> list[Tensor]:
+    """The pictures of each clip."""
+    return [clip.image_FCHW for clip in clips]
+
+
 @dataclass(frozen=True)
 class Maker:
-    """A model on its device, and the seed of the clips that it makes."""
+    """A model, and the seed of the clips that it makes."""
 
-    weights: Weights
-    device: torch.device
-    dtype: torch.dtype
-    seed: int
-    progress: Progress
-
-    @property
-    def card(self) -> Card:
-        return self.weights.card
+    name: str  # of its file
+    studio: Studio
+    seed: int = 0
+    progress: Progress = lambda *_: None
 
     @property
     def codec(self) -> Codec:
-        return self.weights.codec
+        return self.studio.codec
 
     def latents(self, clip: Clip) -> int:
         """Number of latents of a clip."""
         return self.codec.latents_of(len(clip.image_FCHW))
 
+    def autocast(self) -> torch.autocast:
+        """What all work of the model runs under."""
+        return autocast(self.studio.device, self.studio.dtype)
+
     def encode(self, image_FCHW: Tensor) -> Tensor:
         """Latents of a whole clip."""
-        with autocast(self.device, self.dtype):
-            return self.codec.encode_clip(image_FCHW.to(self.device))
+        with self.autocast():
+            return self.codec.encode_clip(image_FCHW.to(self.studio.device))
 
     def encode_keyframes(self, image_FCHW: Tensor) -> Tensor:
         """Latents of single pictures, one of each."""
-        with autocast(self.device, self.dtype):
-            return self.codec.encode_keyframes(image_FCHW.to(self.device))
+        with self.autocast():
+            return self.codec.encode_keyframes(image_FCHW.to(self.studio.device))
 
-    def make(
-        self,
-        what: str,
-        given: Sequence[Given],
-        real: Sequence[Clip],
-        config: SampleConfig,
-        beside: int = 0,
-    ) -> list[Clip]:
-        """A clip for each given start and the caption of its real clip, by the sampler.
-
-        So many last latents stand ``beside`` those of the clip and are not decoded.
-        """
-        made: list[Clip] = []
-        for start in range(0, len(given), BATCH):
-            part = range(start, min(start + BATCH, len(given)))
-            captions, nothing = [real[i].caption for i in part], [""] * len(part)
-            generators = [clip_generator(mixed(self.seed, "clips", i)) for i in part]
-            asked = given[start : part.stop], captions, nothing, generators
-            with autocast(self.device, self.dtype), torch.no_grad():
-                latents = latents_of(sample_clips(self.weights, *asked, config))
-            for latent_FCHW, caption in zip(latents, captions, strict=True):
-                own = len(latent_FCHW) - beside
-                made.append(Clip(self.decode(latent_FCHW[:own]), caption))
-            self.progress(what, len(made), len(given))
-        return made
-
-    @torch.no_grad()
     def decode(self, latent_FCHW: Tensor) -> Tensor:
         """Pictures of a clip, on the CPU."""
-        with autocast(self.device, self.dtype):
+        with self.autocast():
             return self.codec.decode(latent_FCHW).cpu()
 
-
-def load_maker(
-    model: Path, seed: int, device: str, dtype: str, progress: Progress = lambda *_: None
-) -> Maker:
-    """A model file on a device; words of device and precision are those of the command."""
-    place = pick_device(device)
-    precision = pick_dtype(dtype, place)
-    weights = model_file.load(model)
-    for module in (weights.network, weights.text, weights.codec):
-        module.to(place)
-    return Maker(weights, place, precision, seed, progress)
+    @torch.no_grad()
+    def sample(
+        self, what: str, given: list[Given], real: list[Clip], config: SampleConfig
+    ) -> list[Tensor]:
+        """Latents of a clip for each given start and the caption of its real clip."""
+        latents: list[Tensor] = []
+        for first in range(0, len(given), BATCH):
+            part = range(len(given))[first : first + BATCH]
+            with self.autocast():
+                steps = sample_clips(
+                    self.studio.weights,
+                    [given[i] for i in part],
+                    [real[i].caption for i in part],
+                    [""] * len(part),
+                    [clip_generator(mixed(self.seed, "clips", i)) for i in part],
+                    config,
+                )
+                latents += latents_of(steps)
+            self.progress(what, len(latents), len(given))
+        return latents
 
 
 def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
     """Clips of a folder in an order drawn by the seed, cut to what the codec can encode."""
-    card, codec = maker.card, maker.codec
+    if count < 2:
+        raise UserError(f"--clips must be at least 2, not {count}")
+    card, codec = maker.studio.card, maker.codec
     most = codec.pictures_of(card.max_length)
-    wanted = data.DataConfig(card.size, card.fps, max_frames=most, fit=card.fit)
+    size = f"{card.size[1]}x{card.size[0]}"
+    wanted = DataSettings(size, card.fps, max_frames=most, fit=card.fit)
     scan = data.scan(folder, wanted)
     order = np.random.default_rng(maker.seed).permutation(len(scan.entries))[:count]
     if len(order) < 2:
@@ -243,39 +238,36 @@ def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
     clips = []
     for number in order:
         entry = scan.entries[number]
-        image_FCHW = to_images(data.load_clip(entry, wanted, scan.fps))
+        image_FCHW = to_images(data.load_clip(scan, entry))
         on_grid = codec.pictures_of(codec.latents_of(len(image_FCHW)))
         clips.append(Clip(image_FCHW[:on_grid], entry.caption))
         maker.progress("reading", len(clips), len(order))
     return clips
 
 
-def of_captions(
-    maker: Maker, real: Sequence[Clip], config: SampleConfig, *, told: bool = False
+def clips_like(
+    maker: Maker, real: list[Clip], config: SampleConfig, task: str, *, told: bool = False
 ) -> list[Clip]:
-    """A clip for every caption; ``told``: as long as the real one."""
-    nothing = from_nothing(maker.card, maker.device)
-    given = [replace(nothing, missing=(maker.latents(clip),)) if told else nothing for clip in real]
-    return maker.make("clips of captions", given, real, config)
-
-
-def of_first_frames(
-    maker: Maker, real: Sequence[Clip], config: SampleConfig, *, told: bool = False
-) -> list[Clip]:
-    """A clip for every caption and first frame; ``told``: as long as the real one."""
+    """A clip for every caption, or caption and first frame; ``told``: as long as the real one."""
     given = []
     for clip in real:
-        latent_1CHW = maker.encode_keyframes(clip.image_FCHW[:1])
-        rest = maker.latents(clip) - 1
-        told_start = Given(latent_1CHW, (False, rest > 0), (0, rest))
-        given.append(told_start if told else Given(latent_1CHW, (False, True)))
-    return maker.make("clips of first frames", given, real, config)
+        start = from_nothing(maker.studio.card, maker.studio.device)
+        if task == "i2v":
+            start = Given(maker.encode_keyframes(clip.image_FCHW[:1]), (False, True))
+        given.append(_told(start, maker.latents(clip)) if told else start)
+    latents = maker.sample(TASKS[task], given, real, config)
+    return [Clip(maker.decode(x), clip.caption) for x, clip in zip(latents, real, strict=True)]
 
 
-def between_ends(
-    maker: Maker, real: Sequence[Clip], config: SampleConfig
-) -> list[tuple[Clip, Clip]]:
-    """Real clips of three frames or more, each with what is made between its ends.
+def _told(start: Given, length: int) -> Given:
+    """The start of a clip of so many latents, all further ones behind those given."""
+    *shut, _ = start.open_gaps
+    rest = length - len(shut)
+    return Given(start.latent_FCHW, (*shut, rest > 0), (*[0] * len(shut), rest))
+
+
+def between_ends(maker: Maker, real: list[Clip], config: SampleConfig) -> Pairs:
+    """Real clips of three pictures or more, each with what is made between its ends.
 
     Where a latent stands for several pictures, the last picture's own is beside those of the clip:
     one more latent is missing, and the last one is no part of what is decoded.
@@ -287,15 +279,16 @@ def between_ends(
         missing = maker.latents(clip) - 2 + beside
         ends_2CHW = maker.encode_keyframes(clip.image_FCHW[[0, -1]])
         given.append(Given(ends_2CHW, (False, True, False), (0, missing, 0)))
-    made = maker.make("clips between two frames", given, real, config, beside)
-    return list(zip(real, made, strict=True))
+    latents = maker.sample("clips between two frames", given, real, config)
+    made = [maker.decode(latent_FCHW[: len(latent_FCHW) - beside]) for latent_FCHW in latents]
+    return list(zip(images_of(real), made, strict=True))
 
 
 # --- scores -------------------------------------------------------------------------------------
 
 
 def interval(
-    score: Callable[[Sequence[int]], float], count: int, seed: int
+    score: Callable[[list[int]], float], count: int, seed: int
 ) -> tuple[float, float, float]:
     """A score of all clips, and the 5 % and 95 % points of it over bootstraps of the clips.
 
@@ -304,7 +297,7 @@ def interval(
     rng = np.random.default_rng(seed)
     drawn = [score(rng.integers(count, size=count).tolist()) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.05, 0.95])
-    return score(range(count)), float(low), float(high)
+    return score([*range(count)]), float(low), float(high)
 
 
 def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float, float]:
@@ -318,13 +311,11 @@ def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> di
     A bootstrap of a Fréchet distance has fewer distinct clips than the sample, and the distance
     grows as samples get fewer; so its interval tells the spread and lies above the score.
     """
-
-    def distance(chosen: Sequence[int]) -> float:
-        rows = list(chosen)
-        return metrics.frechet_of_samples(real_ND[rows], made_ND[rows])
-
     count = len(real_ND)
-    scores = {"name": name, "clips": count, "distance": interval(distance, count, seed)}
+    distance = interval(
+        lambda rows: metrics.frechet_of_samples(real_ND[rows], made_ND[rows]), count, seed
+    )
+    scores: dict[str, Any] = {"name": name, "clips": count, "distance": distance}
     if count > NEIGHBOURS:
         density, coverage = metrics.density_and_coverage(real_ND, made_ND, NEIGHBOURS)
         scores |= {"density": density, "coverage": coverage, "neighbours": NEIGHBOURS}
@@ -333,22 +324,26 @@ def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> di
 
 def length_scores(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, Any]:
     """Law of lengths of equally many clips, and mean and spread per caption, commonest first."""
-    real_N, made_N = (np.array([len(clip.image_FCHW) for clip in clips]) for clips in (real, made))
-    real_law, made_law = Counter(real_N.tolist()), Counter(made_N.tolist())
-    captions: dict[str, Any] = {}
-    counts = Counter(clip.caption for clip in real)
-    for caption, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        captions[caption] = {"clips": count}
-        rows = [clip.caption == caption for clip in real]
-        for side, length_N in (("real", real_N[rows]), ("made", made_N[rows])):
-            captions[caption][side] = [float(length_N.mean()), float(length_N.std())]
+    lengths_2N = np.array([[*map(len, images_of(clips))] for clips in (real, made)])
+    real_law, made_law = (Counter(length_N.tolist()) for length_N in lengths_2N)
     return {
         "total_variation": metrics.total_variation(real_law, made_law),
         "by chance": chance_variation(real_law),
         "real": dict(sorted(real_law.items())),
         "made": dict(sorted(made_law.items())),
-        "captions": captions,
+        "captions": _by_caption(real, lengths_2N),
     }
+
+
+def _by_caption(real: Sequence[Clip], lengths_2N: NDArray[np.int64]) -> dict[str, Any]:
+    """Mean and spread of real and of made lengths for every caption."""
+    captions = np.array([clip.caption for clip in real])
+    scores = {}
+    for caption, count in Counter(sorted(captions.tolist())).most_common():
+        own_2N = lengths_2N[:, captions == caption]
+        spread = [[float(length_N.mean()), float(length_N.std())] for length_N in own_2N]
+        scores[caption] = {"clips": count, "real": spread[0], "made": spread[1]}
+    return scores
 
 
 def chance_variation(law: Mapping[int, int]) -> float:
@@ -363,23 +358,31 @@ def chance_variation(law: Mapping[int, int]) -> float:
     return float(np.abs(drawn_2RK[0] - drawn_2RK[1]).sum(1).mean() / (2 * count))
 
 
-def interp_scores(pairs: Sequence[tuple[Clip, Clip]], seed: int) -> dict[str, Any]:
+def interp_scores(pairs: Pairs, seed: int) -> dict[str, Any]:
     """The missing frames by the model, by blending the two linearly, by repeating the first."""
-    truth = [real.image_FCHW[1:-1] for real, _ in pairs]
-    ways: dict[str, list[Tensor]] = {"model": [], "linear": [], "repeat": []}
-    for (real, made), between in zip(pairs, truth, strict=True):
-        first, last = real.image_FCHW[0], real.image_FCHW[-1]
-        ways["model"].append(made.image_FCHW[1:-1])
-        ways["linear"].append(metrics.linear_blend(first, last, len(between)))
-        ways["repeat"].append(first.expand_as(between))
+    images = [real_FCHW for real_FCHW, _ in pairs]
+    truth = [x[1:-1] for x in images]
+    ways = {
+        "model": [made_FCHW[1:-1] for _, made_FCHW in pairs],
+        "linear": [metrics.linear_blend(x[0], x[-1], len(x) - 2) for x in images],
+        "repeat": [x[:1].expand_as(x[1:-1]) for x in images],
+    }
+    scores = {way: _likeness(guesses, truth, seed) for way, guesses in ways.items()}
+    return {"clips": len(pairs), "frames": sum(map(len, truth)), **scores}
 
-    scores: dict[str, Any] = {"clips": len(pairs), "frames": sum(map(len, truth))}
-    for way, clips in ways.items():
-        both = list(zip(clips, truth, strict=True))
-        scores[way] = {"psnr": mean_interval([metrics.psnr(a, b) for a, b in both], seed)}
-        if min(truth[0].shape[-2:]) >= metrics.WINDOW:
-            scores[way]["ssim"] = fmean(float(metrics.ssim(a, b).mean()) for a, b in both)
+
+def _likeness(guesses: Sequence[Tensor], truth: Sequence[Tensor], seed: int) -> dict[str, Any]:
+    """How near clips come to the true ones, the SSIM where its window fits."""
+    both = list(zip(guesses, truth, strict=True))
+    scores: dict[str, Any] = {"psnr": mean_interval([metrics.psnr(a, b) for a, b in both], seed)}
+    if min(truth[0].shape[-2:]) >= metrics.WINDOW:
+        scores["ssim"] = fmean(float(metrics.ssim(a, b).mean()) for a, b in both)
     return scores
+
+
+def mean_motion(clips: Sequence[Clip]) -> float:
+    """Mean over clips of how much a frame differs from the next."""
+    return fmean(map(metrics.motion, images_of(clips)))
 
 
 def drift_scores(
@@ -389,19 +392,22 @@ def drift_scores(
 
     The features are of the quarters as clips of their own.
     """
-    sharpness: dict[str, list[float]] = {"real": [], "made": []}
-    distance = []
-    for number in range(QUARTERS):
-        features = []
-        for side, clips in (("real", real), ("made", made)):
-            images = [clip.image_FCHW for clip in clips]
-            parts = [image[quarter(len(image), number)] for image in images]
-            sharpness[side].append(fmean(float(metrics.sharpness(part).mean()) for part in parts))
-            if network:
-                features.append(network(parts))
-        if network:
-            distance.append(metrics.frechet_of_samples(*features))
-    return {"sharpness": sharpness} | ({"distance": distance} if network else {})
+    sides = {"real": _quarters(real), "made": _quarters(made)}
+    sharpness = {side: [*map(_mean_sharpness, parts)] for side, parts in sides.items()}
+    if not network:
+        return {"sharpness": sharpness}
+    features = [map(network, parts) for parts in sides.values()]
+    return {"sharpness": sharpness, "distance": [*map(metrics.frechet_of_samples, *features)]}
+
+
+def _quarters(clips: Sequence[Clip]) -> list[list[Tensor]]:
+    """The first quarter of every clip, the second, and so on."""
+    whole = images_of(clips)
+    return [[image[quarter(len(image), q)] for image in whole] for q in range(QUARTERS)]
+
+
+def _mean_sharpness(images: Sequence[Tensor]) -> float:
+    return fmean(float(metrics.sharpness(image_FCHW).mean()) for image_FCHW in images)
 
 
 def quarter(num_frames: int, number: int) -> slice:
@@ -414,7 +420,7 @@ def quarter(num_frames: int, number: int) -> slice:
 # --- the law of missing counts ------------------------------------------------------------------
 
 
-def count_scores(maker: Maker, real: Sequence[Clip]) -> dict[str, Any]:
+def count_scores(maker: Maker, real: list[Clip]) -> dict[str, Any]:
     """How far the law of the number of missing frames can be trusted, on real clips.
 
     Its mean log score, in nats, beside those of two laws that look at no picture: what the lengths
@@ -423,16 +429,11 @@ def count_scores(maker: Maker, real: Sequence[Clip]) -> dict[str, Any]:
     """
     drawn = list(_states(maker, real))
     found = []
-    for start in range(0, len(drawn), BATCH):
-        part = drawn[start : start + BATCH]
-        state, target = concat([(state, target) for state, target, _ in part])
-        laws = _laws(maker, state, [caption for _, _, caption in part])
-        found.append((*laws, target.total_B))
-        maker.progress("missing counts", start + len(part), len(drawn))
-
+    for first in range(0, len(drawn), BATCH):
+        found.append(_laws(maker, drawn[first : first + BATCH]))
+        maker.progress("missing counts", min(first + BATCH, len(drawn)), len(drawn))
     law_NK, blind_NK, came_N = map(torch.cat, zip(*found, strict=True))
-    scores = posterior_scores(law_NK, came_N)
-    return scores | {"lengths_log_score": log_score(blind_NK, came_N)}
+    return posterior_scores(law_NK, came_N) | {"lengths_log_score": log_score(blind_NK, came_N)}
 
 
 def _states(maker: Maker, real: Sequence[Clip]) -> Iterator[tuple[FrameState, Target, str]]:
@@ -442,24 +443,35 @@ def _states(maker: Maker, real: Sequence[Clip]) -> Iterator[tuple[FrameState, Ta
         latent_FCHW = maker.encode(clip.image_FCHW).cpu()
         nothing = [False] * len(latent_FCHW)
         for _ in range(STATES):
-            pair = draw(latent_FCHW, nothing, maker.card.process, generator)
+            pair = draw(latent_FCHW, nothing, maker.studio.card.process, generator)
             if pair is not None and float(pair[0].tau_B) < 1:
                 yield *pair, clip.caption
 
 
-def _laws(maker: Maker, state: FrameState, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Laws ``[N, K]`` of missing counts: the model's, and that of the training lengths alone."""
-    card, weights = maker.card, maker.weights
-    with autocast(maker.device, maker.dtype), torch.inference_mode():
-        prediction = weights.network(state.to(maker.device), weights.text(captions))
-    said_NK = prediction.size_logits_BK.float().cpu()
+def _laws(
+    maker: Maker, drawn: Sequence[tuple[FrameState, Target, str]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Laws ``[N, K]`` of missing counts, the model's and that of lengths alone; and what came."""
+    weights, card = maker.studio.weights, maker.studio.card
+    states, targets, captions = zip(*drawn, strict=True)
+    state = concat(states)
+    with maker.autocast(), torch.inference_mode():
+        prediction = weights.network(state.to(maker.studio.device), weights.text(captions))
+    size_logits_NK = prediction.size_logits_BK.float().cpu()
+    blind_1K = length_logits(card.lengths, size_logits_NK.shape[1])
+    said, blind = (
+        card.process.missing_logits(logits_NK, state).double().softmax(-1)
+        for logits_NK in (size_logits_NK, blind_1K.expand_as(size_logits_NK))
+    )
+    return said, blind, concat(targets).total_B
 
-    blind_K = torch.full(said_NK.shape[1:], BEYOND)
-    for length, count in card.lengths.items():
-        blind_K[length] = math.log(count)
-    laws = said_NK, blind_K.expand_as(said_NK)
-    said, blind = (card.process.missing_logits(sizes_NK, state) for sizes_NK in laws)
-    return said.double().softmax(-1), blind.double().softmax(-1)
+
+def length_logits(weights: Mapping[int, float], size: int) -> Tensor:
+    """A law of lengths as a network says one, ``[1, K]``."""
+    logits_1K = torch.full((1, size), BEYOND)
+    for length, weight in weights.items():
+        logits_1K[0, length] = math.log(weight)
+    return logits_1K
 
 
 def log_score(law_NK: Tensor, total_N: Tensor) -> float:

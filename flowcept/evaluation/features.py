@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,34 +22,21 @@ CLIP_FRAMES = 16  # frames that a network is given of every clip, evenly spread
 CLIPS = 4  # at once
 
 
-class FeatureNetwork(Protocol):
-    """``name`` is what a Fréchet distance of its features is called."""
-
-    name: str
-
-    def __call__(self, clips: Sequence[Tensor]) -> Tensor:
-        """Features ``[N, D]`` in float64 of clips ``image_FCHW`` in [-1, 1], of any lengths."""
-        ...
-
-
-def load_features(path: Path, device: torch.device) -> FeatureNetwork:
-    """The feature network in a TorchScript file. Raises ``UserError`` if it holds none."""
-    if not path.is_file():
-        raise UserError(f"no file {path}: --features is a TorchScript network")
-    if path.suffix == ".safetensors":
-        raise UserError(f"{path} holds weights alone: --features is a TorchScript network")
-    return Scripted(path, device)
-
-
-class Scripted:
+class FeatureNetwork:
     """A TorchScript network from clips ``[N, 3, T, H, W]`` in [-1, 1] to features ``[N, D]``.
 
-    Clips are brought to ``CLIP_FRAMES`` frames, evenly spread; short ones repeat some. A network
-    whose call has the switches of ``i3d_torchscript.pt`` (rescale, resize, return_features) gets
-    them: no rescaling, since pictures are in [-1, 1] already, its own resizing, features.
+    ``name`` is what a Fréchet distance of its features is called. Clips are brought to
+    ``CLIP_FRAMES`` frames, evenly spread; short ones repeat some. A network whose call has the
+    switches of ``i3d_torchscript.pt`` (rescale, resize, return_features) gets them: no rescaling,
+    since pictures are in [-1, 1] already, its own resizing, features. ``UserError`` for a file or
+    a network of another kind.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
+        if not path.is_file():
+            raise UserError(f"no file {path}: --features is a TorchScript network")
+        if path.suffix == ".safetensors":
+            raise UserError(f"{path} holds weights alone: --features is a TorchScript network")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated, its files are not
@@ -66,6 +53,7 @@ class Scripted:
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[Tensor]) -> Tensor:
+        """Features ``[N, D]`` in float64 of clips ``image_FCHW`` in [-1, 1], of any lengths."""
         starts = range(0, len(clips), CLIPS)
         feature_ND = torch.cat([self._features(clips[i : i + CLIPS]) for i in starts])
         if not bool(feature_ND.isfinite().all()):

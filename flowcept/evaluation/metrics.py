@@ -133,6 +133,30 @@ def _factor(x_ND: Tensor) -> Tensor:
     return factor_DD
 
 
+def kernel_distance(a_ND: Tensor, b_MD: Tensor) -> float:
+    """Squared maximum mean discrepancy with the kernel ``(x . y / D + 1)^3``, unbiased.
+
+    Bińkowski et al. 2018 (arXiv 1801.01401): the kernel's mean within each sample, over pairs of
+    different rows, less twice its mean between them. It is 0 on average where both laws are equal,
+    so that it may be negative, and the number of samples does not shift it.
+    """
+    if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
+        raise ValueError("samples must be [N, D] and [M, D] of one D")
+    if min(len(a_ND), len(b_MD)) < 2:
+        raise ValueError("a kernel distance needs two samples at least")
+    return _within(a_ND) + _within(b_MD) - 2 * float(_kernel(a_ND, b_MD).mean())
+
+
+def _kernel(a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    return (a_ND.double() @ b_MD.double().mT / a_ND.shape[1] + 1) ** 3
+
+
+def _within(x_ND: Tensor) -> float:
+    """Mean of the kernel over pairs of different rows."""
+    kernel_NN, count = _kernel(x_ND, x_ND), len(x_ND)
+    return float(kernel_NN.sum() - kernel_NN.trace()) / (count * (count - 1))
+
+
 def density_and_coverage(real_ND: Tensor, made_MD: Tensor, k: int = 5) -> tuple[float, float]:
     """How much of the made lies among the real, and how much of the real is met by the made.
 

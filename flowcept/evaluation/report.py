@@ -7,22 +7,25 @@ They have 72 dots per inch, where a point is a pixel, so that all sizes here are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from flowcept.data import video
 from flowcept.evaluation.evaluate import Scores
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Colors = NDArray[np.float64]  # [N, 4]: red, green, blue, opacity
 Visible = tuple[int, float, bool]  # a frame of a growing clip: name, flow time, just inserted
+Placed = tuple[int, float, Image.Image]  # a thumbnail: column, left edge, picture
 
 INK, GREY, AXIS, GRID = "#262a33", "#636975", "#969ca8", "#e5e8ed"  # titles, labels, lines
 HIDDEN = "#f4f6f9"  # the place of a frame that does not exist yet
@@ -94,9 +97,10 @@ def _interval(values: Sequence[float]) -> str:
 
 def picture(scores: Scores) -> Image.Image:
     """Lengths, sharpness and calibration, one below the other."""
-    total = scores.about["clips"]
-    laws = {side: scores.lengths[side] for side in ("real", "made")}
-    shares = {side: {n: count / total for n, count in law.items()} for side, law in laws.items()}
+    total, lengths = scores.about["clips"], scores.lengths
+    shares = {
+        side: {n: count / total for n, count in lengths[side].items()} for side in ("real", "made")
+    }
     sharpness = scores.drift["sharpness"]
     by_quarter = {side: list(enumerate(values, start=1)) for side, values in sharpness.items()}
     parts = [
@@ -124,23 +128,35 @@ def line_chart(
     line goes on from its next point. A series of one point is a dot, an empty one only a name.
     """
     axes = _axes(x_label, y_label)
-    least = 0.0 if log_y else -HUGE
-    drawn_N2 = np.zeros((0, 2))
-    for name, points in series.items():
-        shown = [(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE]
-        point_N2 = np.reshape(shown, (-1, 2))
-        marker = "o" if len(shown) <= 30 else ""
-        axes.plot(*point_N2.T, label=_legible(name), marker=marker, **LINE)
-        drawn_N2 = np.concatenate([drawn_N2, point_N2])
+    drawn = [_drawable(points, log_y) for points in series.values()]
+    for name, point_N2 in zip(series, drawn, strict=True):
+        axes.plot(
+            *point_N2.T, label=_legible(name), marker="o" if len(point_N2) <= 30 else "", **LINE
+        )
+    _fit_axes(axes, drawn, log_y)
+    return _finished(axes, title)
 
-    place_N, height_N = drawn_N2.T if len(drawn_N2) else np.eye(2)
+
+def _drawable(points: Sequence[tuple[float, float]], log_y: bool) -> NDArray[np.float64]:
+    """Points ``[N, 2]`` that an axis can show."""
+    least = 0.0 if log_y else -HUGE
+    return np.reshape([(x, y) for x, y in points if abs(x) < HUGE and least < y < HUGE], (-1, 2))
+
+
+def _fit_axes(axes: Axes, drawn: Sequence[NDArray[np.float64]], log_y: bool) -> None:
+    """Bounds and marks for lines through these points."""
+    point_N2 = np.concatenate([np.zeros((0, 2)), *drawn])
+    place_N, height_N = point_N2.T if len(point_N2) else np.eye(2)
     axes.margins(x=0)
     axes.locator_params(axis="x", integer=bool((place_N == place_N.round()).all()))
     if log_y:
-        _log_axis(axes, few_decades=height_N.max() < 300 * height_N.min())
+        few_decades = height_N.max() < 300 * height_N.min()  # then marks at 2 and 5 times, too
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
     elif 0 <= height_N.min() < 0.3 * height_N.max():  # what nears zero is read against it
         axes.set_ylim(bottom=0)
-    return _finished(axes, title)
 
 
 def bar_chart(
@@ -152,10 +168,10 @@ def bar_chart(
 ) -> Image.Image:
     """Bars over whole numbers, those of all series side by side; values not finite are left out."""
     axes = _axes(x_label, y_label)
-    wide = 0.8 / max(1, len(series))
+    wide = 0.8 / (len(series) or 1)
     for number, (name, values) in enumerate(series.items()):
         shown = {n - 0.4 + (number + 0.5) * wide: v for n, v in values.items() if abs(v) < HUGE}
-        axes.bar(list(shown), list(shown.values()), 0.95 * wide, label=_legible(name))
+        axes.bar([*shown], [*shown.values()], 0.95 * wide, label=_legible(name))
     axes.locator_params(axis="x", nbins=16, integer=True)
     axes.margins(x=0.02)
     axes.axhline(0, color=AXIS, linewidth=1)
@@ -195,16 +211,6 @@ def _axes(x_label: str, y_label: str) -> Axes:
     return axes
 
 
-def _log_axis(axes: Axes, *, few_decades: bool) -> None:
-    """Marks at powers of ten; over few decades at 2 and 5 times them, too."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
-
-
 def _finished(axes: Axes, title: str) -> Image.Image:
     """The chart with its title and the names of its series in rows above it."""
     handles, names = axes.get_legend_handles_labels()
@@ -218,14 +224,10 @@ def _finished(axes: Axes, title: str) -> Image.Image:
 
 
 def _figure(width: int, height: int) -> Figure:
-    from matplotlib.figure import Figure
-
     return Figure((width / DOTS, height / DOTS), DOTS, facecolor="white")
 
 
 def _rendered(axes: Axes) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas: Any = FigureCanvasAgg(axes.get_figure(root=True))
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -244,7 +246,7 @@ def growth_chart(
     steps: Sequence[Sequence[Visible]],
     order: Sequence[int],
     *,
-    thumbnails: Sequence[Picture] | None = None,
+    thumbnails: Sequence[Picture] | None = (),
     num_steps: int | None = None,
 ) -> Image.Image:
     """A clip growing: a row a step from the top, a column a frame of the finished clip.
@@ -257,43 +259,53 @@ def growth_chart(
     A frame of flow time 1 in row 0 was given and keeps a hue of its own. A frame that ``order``
     lacks, and thumbnails of another count, are a ``ValueError``.
     """
-    columns = {name: number for number, name in enumerate(order)}
-    unknown = {name for row in steps for name, _, _ in row} - columns.keys()
-    if unknown or len(columns) != len(order):
-        raise ValueError(f"every frame needs one place in the order: {sorted(unknown) or 'twice'}")
-    if thumbnails is not None and len(thumbnails) != len(order):
+    cells = _cells(steps, order)
+    if thumbnails and len(thumbnails) != len(order):
         raise ValueError(f"{len(thumbnails)} thumbnails for {len(order)} frames")
 
     grid = _Grid(len(order), len(steps))
-    strip = _strip(grid, thumbnails or ())
-    links = len(strip) < len(order)
-    top = round(grid.bottom + (26 if links else 12))
-    bottom = top + strip[0][2].height if strip else round(grid.bottom)
-    axes = _page(LEFT + max(grid.wide * len(order), LEGEND_WIDTH) + PAD, bottom + PAD)
-
-    given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
-    _draw_legend(axes, bool(given))
-    _draw_tau(axes, grid, num_steps or max(1.0, (len(steps) - 1) / 2))
-    _draw_cells(axes, grid, steps, columns, given)
-    for column, left, picture in strip if links else ():
-        ends = [grid.place(column)[0] + grid.cell / 2, left + picture.width / 2]
-        axes.plot(ends, [grid.bottom + 2, top - 2], color=AXIS, linewidth=1)
+    strip = _Strip(grid, thumbnails or ())
+    axes = _page(grid, strip.bottom)
+    _draw_legend(axes, cells)
+    _draw_tau(axes, grid, num_steps)
+    _draw_cells(axes, grid, cells)
+    strip.draw_links(axes, grid)
     image = _rendered(axes)
-    for _, left, picture in strip:
-        image.paste(picture, (round(left), top))
+    strip.paste(image)
     return image
 
 
 def flow_shades(times_N: ArrayLike) -> Colors:
     """Colours [N, 4] of generated frames: dark noise at flow time 0, bright and finished at 1."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     shades = LinearSegmentedColormap.from_list("flow", RAMP)(np.asarray(times_N, dtype=float))
     return np.reshape(shades, (-1, 4))
 
 
+class _Cell(NamedTuple):
+    """A visible frame in a row of the chart."""
+
+    column: int
+    row: int
+    time: float
+    inserted: bool  # to be marked as such
+    given: bool
+
+
+def _cells(steps: Sequence[Sequence[Visible]], order: Sequence[int]) -> list[_Cell]:
+    columns = {name: number for number, name in enumerate(order)}
+    unknown = {name for row in steps for name, _, _ in row} - columns.keys()
+    if unknown or len(columns) != len(order):
+        raise ValueError(f"every frame needs one place in the order: {sorted(unknown) or 'twice'}")
+    given = {name for row in steps[:1] for name, time, _ in row if time >= 1}
+    return [
+        _Cell(columns[name], number, time, inserted and number > 0, name in given)
+        for number, row in enumerate(steps)
+        for name, time, inserted in row
+    ]
+
+
 class _Grid:
-    """Where the cells of a growth chart are, in pixels from its top left corner."""
+    """Where the cells are, in pixels from the top left corner of the chart."""
 
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.rows = columns, rows
@@ -307,50 +319,61 @@ class _Grid:
         return LEFT + column * self.wide, TOP + row * self.tall
 
 
-def _strip(grid: _Grid, thumbnails: Sequence[Picture]) -> list[tuple[int, float, Image.Image]]:
-    """Column, left edge and picture: of all frames, or of as many as are large enough to see."""
-    count = len(thumbnails)
-    room = max(0, grid.wide * (count - 1) + grid.cell)
-    shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
-    size = grid.cell if shown == count else THUMBNAIL
-    strip = []
-    for place in np.linspace(0, 1, shown):
-        column = round(place * (count - 1))
-        picture = Image.fromarray(thumbnails[column])
-        height = max(1, round(size * picture.height / picture.width))
-        picture = picture.resize((size, height), Image.Resampling.LANCZOS)
-        strip.append((column, LEFT + place * (room - size), picture))
-    return strip
+class _Strip:
+    """Pictures below the cells: of all frames, or of as many as are large enough to see."""
+
+    def __init__(self, grid: _Grid, thumbnails: Sequence[Picture]) -> None:
+        count = len(thumbnails)
+        room = max(0, grid.wide * (count - 1) + grid.cell)
+        shown = count if grid.wide >= 28 else min(count, room // (THUMBNAIL + 4))
+        size = grid.cell if shown == count else THUMBNAIL
+        self.linked = shown < count
+        self.parts: list[Placed] = []
+        for place in np.linspace(0, 1, shown):
+            column = round(place * (count - 1))
+            picture = _scaled(thumbnails[column], size)
+            self.parts.append((column, LEFT + place * (room - size), picture))
+        self.top = round(grid.bottom + (26 if self.linked else 12))
+        self.bottom = self.top + self.parts[0][2].height if shown else round(grid.bottom)
+
+    def draw_links(self, axes: Axes, grid: _Grid) -> None:
+        """Lines from columns to their pictures, where not every column has one."""
+        for column, left, picture in self.parts if self.linked else ():
+            ends = [grid.place(column)[0] + grid.cell / 2, left + picture.width / 2]
+            axes.plot(ends, [grid.bottom + 2, self.top - 2], color=AXIS, linewidth=1)
+
+    def paste(self, image: Image.Image) -> None:
+        for _, left, picture in self.parts:
+            image.paste(picture, (round(left), self.top))
 
 
-def _page(width: int, height: int) -> Axes:
+def _scaled(thumbnail: Picture, width: int) -> Image.Image:
+    image = Image.fromarray(thumbnail)
+    height = max(1, round(width * image.height / image.width))
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _page(grid: _Grid, bottom: int) -> Axes:
     """Axes whose coordinates are pixels from the top left corner of the picture."""
+    width = LEFT + max(grid.wide * grid.columns, LEGEND_WIDTH) + PAD
+    height = bottom + PAD
     axes = _figure(width, height).add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
-def _draw_cells(
-    axes: Axes,
-    grid: _Grid,
-    steps: Sequence[Sequence[Visible]],
-    columns: Mapping[int, int],
-    given: set[int],
-) -> None:
+def _draw_cells(axes: Axes, grid: _Grid, cells: Sequence[_Cell]) -> None:
     """Hidden columns, over them the cells of visible frames, and carets where one was inserted."""
-    from matplotlib.colors import to_rgba
-
-    visible = [(row, *frame) for row, frames in enumerate(steps) for frame in frames]
-    places = [grid.place(columns[name], row) for row, name, _, _ in visible]
-    shades = flow_shades([time for _, _, time, _ in visible])
-    shades[[name in given for _, name, _, _ in visible]] = to_rgba(GIVEN)
-
     corner, seam = (2, 1) if grid.tall >= 8 else (0, 0)
     tops = [grid.place(column) for column in range(grid.columns)]
     _draw_boxes(axes, tops, (grid.cell, grid.tall * grid.rows), HIDDEN, corner)
+
+    places = [grid.place(cell.column, cell.row) for cell in cells]
+    shades = flow_shades([cell.time for cell in cells])
+    shades[[cell.given for cell in cells]] = to_rgba(GIVEN)
     _draw_boxes(axes, places, (grid.cell, grid.tall - seam), shades, corner)
-    for (row, _, _, inserted), (left, top) in zip(visible, places, strict=True):
-        if inserted and row > 0:
+    for cell, (left, top) in zip(cells, places, strict=True):
+        if cell.inserted:
             _draw_caret(axes, left + grid.cell / 2, top)
 
 
@@ -362,8 +385,6 @@ def _draw_boxes(
     corner: int = 0,
 ) -> None:
     """Filled rectangles of one size at the places of their top left corners, all rounded."""
-    from matplotlib.collections import PolyCollection
-
     unit_42 = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
     inside_42 = corner + unit_42 * (np.array(size) - 2 * corner)
     shapes = PolyCollection(list(np.reshape(places, (-1, 1, 2)) + inside_42), joinstyle="round")
@@ -376,9 +397,9 @@ def _draw_caret(axes: Axes, x: float, y: float) -> None:
     axes.fill([x - 5, x + 5, x], [y - 6.5, y - 6.5, y], color=INSERTED, linewidth=0)
 
 
-def _draw_legend(axes: Axes, given: bool) -> None:
+def _draw_legend(axes: Axes, cells: Sequence[_Cell]) -> None:
     """The ramp from noise to finished, the mark of an insertion, the hue of given frames."""
-    y = TOP - 24
+    y, given = TOP - 24, any(cell.given for cell in cells)
     words = {0: "noise", 152: "finished", 238: "inserted"} | ({338: "given"} if given else {})
     for x, word in words.items():
         axes.text(LEFT + x, y, word, va="center_baseline", **TEXT)
@@ -389,8 +410,9 @@ def _draw_legend(axes: Axes, given: bool) -> None:
         axes.plot(LEFT + 324, y, "s", color=GIVEN, markersize=12)
 
 
-def _draw_tau(axes: Axes, grid: _Grid, rows_per_tau: float) -> None:
+def _draw_tau(axes: Axes, grid: _Grid, num_steps: int | None) -> None:
     """Marks at ``tau`` 0, 1 and 2, each in the middle of its row, as far as there are rows."""
+    rows_per_tau = num_steps or max(1.0, (grid.rows - 1) / 2)
     for tau in range(3):
         y = TOP + (tau * rows_per_tau + 0.5) * grid.tall
         if y < grid.bottom:

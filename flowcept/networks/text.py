@@ -7,7 +7,7 @@ sum: the transformer alone, normalised, lost all difference between prompts in t
 they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
 folder.
 
-Shape suffixes: B prompts, L bytes, R tokens of a prompt, S tokens of all prompts, D width.
+Shape suffixes: B prompts, L bytes, R tokens of a prompt, S of all, T = R + L, D width.
 """
 
 import re
@@ -58,7 +58,6 @@ class ByteEncoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.width = config.width
         self.word = nn.Embedding(config.buckets, config.width)
         self.byte = nn.Embedding(256, config.width)
         self.place = nn.Parameter(torch.randn(config.max_bytes, config.width) * 0.02)
@@ -84,23 +83,21 @@ class ByteEncoder(nn.Module):
     def forward(self, prompts: Sequence[str]) -> PromptTokens:
         """Tokens of each prompt; equal prompts are encoded once."""
         unique = sorted(set(prompts))
-        device = self.readout.device
         codes = [self._cut(prompt) for prompt in unique]
         token_BRD = self._words(codes) + self.added(self._read(codes))
-        rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+        rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=token_BRD.device)
         return PromptTokens(token_BRD[rows].flatten(0, 1), (self.config.tokens,) * len(prompts))
 
     def _words(self, codes: Sequence[bytes]) -> Tensor:
         """Embeddings of words in their places ``[B, R, D]``; 0 where there is no word."""
-        most = self.config.tokens
+        most, device = self.config.tokens, self.readout.device
         found = [
             (row, min(place, most - 1), word_bucket(word, self.config.buckets))
             for row, code in enumerate(codes)
             for place, word in enumerate(words_of(code.decode("utf-8", errors="ignore")))
         ]
-        device = self.readout.device
         rows, places, buckets = torch.tensor(found, device=device).view(-1, 3).long().unbind(1)
-        word_BRD = torch.zeros(len(codes), most, self.width, device=device)
+        word_BRD = torch.zeros(len(codes), most, self.config.width, device=device)
         return word_BRD.index_put((rows, places), self.word(buckets), accumulate=True)
 
     def _read(self, codes: Sequence[bytes]) -> Tensor:
@@ -109,25 +106,19 @@ class ByteEncoder(nn.Module):
         byte_BL = pad_sequence([torch.tensor([*code]).long() for code in codes], batch_first=True)
         longest, lengths = byte_BL.shape[1], torch.tensor([*map(len, codes)])
         beyond_BL = torch.arange(longest) >= lengths[:, None]
-        hidden = F.pad(beyond_BL, (self.config.tokens, 0), value=False).to(device)
+        hidden_BT = F.pad(beyond_BL, (self.config.tokens, 0), value=False).to(device)
 
         byte_BLD = self.byte(byte_BL.to(device)) + self.place[:longest]
         readout_BRD = self.readout.expand(len(codes), -1, -1)
-        output: Tensor = self.blocks(
-            torch.cat([readout_BRD, byte_BLD], dim=1), src_key_padding_mask=hidden
-        )
-        return output[:, : self.config.tokens]
+        token_BTD = torch.cat([readout_BRD, byte_BLD], dim=1)
+        output_BTD: Tensor = self.blocks(token_BTD, src_key_padding_mask=hidden_BT)
+        return output_BTD[:, : self.config.tokens]
 
     def _cut(self, prompt: str) -> bytes:
         code, most = prompt.encode("utf-8", errors="replace"), self.config.max_bytes
         if len(code) > most:
             warnings.warn(f"a prompt of {len(code)} bytes is cut to its first {most}", stacklevel=4)
         return code[:most]
-
-
-def word_bucket(word: str, buckets: int) -> int:
-    """The embedding of a word, whatever its case."""
-    return zlib.crc32(word.lower().encode("utf-8", errors="replace")) % buckets
 
 
 class PretrainedEncoder(nn.Module):
@@ -149,11 +140,9 @@ class PretrainedEncoder(nn.Module):
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.encoder = kind.from_pretrained(folder, local_files_only=True).eval()
         self.encoder.requires_grad_(requires_grad=False)
-        self.width = int(self.encoder.config.hidden_size)
-        if self.width != config.width:
-            raise UserError(
-                f"the prompt encoder in {folder} has width {self.width}, not {config.width}"
-            )
+        width = int(self.encoder.config.hidden_size)
+        if width != config.width:
+            raise UserError(f"the prompt encoder in {folder} has width {width}, not {config.width}")
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Frozen weights stay in evaluation mode: their dropout is not for training others."""
@@ -162,12 +151,11 @@ class PretrainedEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> PromptTokens:
         device = next(self.encoder.parameters()).device
-        batch = self.tokenizer(
-            list(prompts), padding=True, truncation=True, return_tensors="pt"
-        ).to(device)
+        options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        batch = self.tokenizer(list(prompts), **options).to(device)
         out_BLD = self.encoder(**batch).last_hidden_state
         kept_BL = batch["attention_mask"].bool()
-        token_SD = F.layer_norm(out_BLD[kept_BL], (self.width,))
+        token_SD = F.layer_norm(out_BLD[kept_BL], (self.config.width,))
         return PromptTokens(token_SD, tuple(kept_BL.sum(1).tolist()))
 
 
@@ -182,3 +170,8 @@ def build_encoder(config: TextConfig) -> PromptEncoder:
 def words_of(text: str) -> list[str]:
     """The words of a prompt in lower case."""
     return re.findall(r"\w+", text.lower())
+
+
+def word_bucket(word: str, buckets: int) -> int:
+    """The embedding of a word, whatever its case."""
+    return zlib.crc32(word.lower().encode("utf-8", errors="replace")) % buckets

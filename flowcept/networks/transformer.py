@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
+from flowcept.networks.compositions import Compositions
 from flowcept.networks.in_between import InBetween, between
 from flowcept.networks.layers import (
     MOST_BLOCKS,
@@ -72,6 +73,7 @@ class TransformerConfig:
     mlp_ratio: int = 4
     place: bool = False  # a frame is told its index among the visible ones
     window: int = 0  # a frame sees frames within this distance; 0: all frames
+    compositions: int = 0  # features of the joint law of the gaps' counts; 0: means alone
 
     def __post_init__(self) -> None:
         positive = (self.hidden, self.depth, self.heads, self.patch, self.channels)
@@ -82,8 +84,11 @@ class TransformerConfig:
             raise ValueError("hidden must be heads times a multiple of 8")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError("the latent's height and width must be multiples of the patch")
-        if min(self.window, self.largest_size, self.stem_depth, self.between) < 0:
-            raise ValueError("window, largest_size, stem_depth and between must not be negative")
+        counts = (self.window, self.largest_size, self.stem_depth, self.between, self.compositions)
+        if min(counts) < 0:
+            raise ValueError(
+                "window, largest_size, stem_depth, between and compositions must not be negative"
+            )
         if max(self.depth, self.stem_depth, self.between) > MOST_BLOCKS:
             raise ValueError(f"there must be at most {MOST_BLOCKS} blocks of each kind")
 
@@ -200,6 +205,11 @@ class Transformer(VideoNetwork):
         self.log_missing = nn.Linear(width, 1)
         self.log_missing_first = nn.Linear(width, 1)
         self.size = nn.Linear(width, config.largest_size + 1)
+        self.compositions = (
+            Compositions(width, config.compositions, config.largest_size)
+            if config.compositions
+            else None
+        )
         self._start()
         self.attend: Attend = attend
         self._layouts: dict[object, Layout] = {}  # the last one, by what it was made of
@@ -251,6 +261,8 @@ class Transformer(VideoNetwork):
         self.size = nn.Linear(old.in_features, largest_size + 1, device=old.weight.device)
         self.size.weight.copy_(F.pad(old.weight, (0, 0, 0, more)))
         self.size.bias.copy_(F.pad(old.bias, (0, more), value=float(old.bias.min())))
+        if self.compositions is not None:
+            self.compositions = self.compositions.grown(largest_size)
         self.config = replace(self.config, largest_size=largest_size)
         return self.config
 
@@ -286,6 +298,12 @@ class Transformer(VideoNetwork):
         if self.in_between is not None:
             velocity_FCHW = self._pulled(velocity_FCHW, state, condition_FD, layout)
         prediction = Prediction(velocity_FCHW, log_missing_F, first_B, size_BK, image_token_BV)
+        if self.compositions is not None and layout.awake_F is None:
+            prediction = replace(
+                prediction,
+                gap_BG2H=self._gap_features(frame_FPD[:, 0], clip_BD, evaluated),
+                tables=self.compositions.tables,
+            )
         return _in_state_order(prediction, state, layout)
 
     def _laid_out(
@@ -395,6 +413,16 @@ class Transformer(VideoNetwork):
             size_BK: Tensor = self.size(clip_BD)
         return log_missing_F, first_B, size_BK
 
+    def _gap_features(self, frame_FD: Tensor, clip_BD: Tensor, evaluated: FrameState) -> Tensor:
+        """``[B, G, 2H]`` in float32, as all laws."""
+        assert self.compositions is not None
+        state = evaluated
+        with torch.autocast(clip_BD.device.type, enabled=False):
+            gap_BG2H: Tensor = self.compositions(
+                frame_FD.float(), clip_BD.float(), state.open_F, state.open_first_B, state.lengths
+            )
+        return gap_BG2H
+
     def _pulled(
         self, velocity_FCHW: Tensor, state: FrameState, condition_FD: Tensor, layout: Layout
     ) -> Tensor:
@@ -436,12 +464,15 @@ def _in_state_order(prediction: Prediction, state: FrameState, layout: Layout) -
         return zero_F.index_copy(0, layout.place_F, x_F)
 
     assert prediction.image_token_BV is not None
-    return Prediction(
+    gap_BG2H = prediction.gap_BG2H
+    return replace(
+        prediction,
         velocity_FCHW=of_all(prediction.velocity_FCHW),
         log_missing_F=of_all(prediction.log_missing_F),
         log_missing_first_B=prediction.log_missing_first_B[layout.back_B],
         size_logits_BK=prediction.size_logits_BK[layout.back_B],
         image_token_BV=prediction.image_token_BV[layout.back_B],
+        gap_BG2H=None if gap_BG2H is None else gap_BG2H[layout.back_B],
     )
 
 

@@ -32,11 +32,23 @@ class Process(Protocol):
     def shift(self) -> float:
         """Of the denoising progress, see ``shifted``."""
 
+    @property
+    def first(self) -> bool:
+        """Whether a clip without given frames starts with its first frame."""
+
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         """``delay_F`` of every frame of a clip, float64; 0 for given frames."""
 
     def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:
         """An extended time at which to show a clip of these delays in training."""
+
+    def draw_times(
+        self, tau: float, delay_F: Tensor, given_F: Tensor, generator: Generator
+    ) -> Tensor:
+        """Flow times in training of visible frames with these delays."""
+
+    def draw_progress(self, time_F: Tensor, given_F: Tensor, generator: Generator) -> Tensor:
+        """The denoising progress at which training shows frames of these flow times."""
 
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
         """The log-law of how many frames are missing, from the network's law of sizes."""
@@ -47,7 +59,8 @@ class Process(Protocol):
         """The insertions of one clip; ``bounds`` of its length hold where ``config`` sets none."""
 
 
-FIRST = 0.1  # of the draws before ``tau = 1``: even in kappa, so that first steps are known
+EVEN_IN_KAPPA = 0.1  # of the draws before ``tau = 1``, so that first steps are known
+NOISY = 0.5  # of the clips have noise on their finished frames, if any has
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,11 @@ class Flowception:
 
     schedule: str = "linear"  # linear or power:EXPONENT
     shift: float = 1.0  # over 1 spends more of the denoising on noise
-    late: float = 0.5  # share of draws past ``tau = 1``, in training alone
+    first: bool = False  # without given frames a clip starts with its first frame
+    # In training alone:
+    late: float = 0.5  # share of draws past ``tau = 1``
+    fill: float = 0.0  # share of clips past ``tau = 1`` whose finished frames flow again
+    context_noise: float = 0.0  # largest share of noise on finished frames
 
     def __post_init__(self) -> None:
         parse_schedule(self.schedule)
@@ -64,16 +81,25 @@ class Flowception:
             raise ValueError(f"shift must be positive, not {self.shift}")
         if not 0 < self.late < 1:
             raise ValueError(f"late must lie between 0 and 1, not {self.late}")
+        if not 0 <= self.fill <= 1:
+            raise ValueError(f"fill must lie between 0 and 1, not {self.fill}")
+        if not 0 <= self.context_noise < 1:
+            raise ValueError(f"context_noise must be under 1, not {self.context_noise}")
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
-        """Delays by the schedule; 0 for given frames and, where one gap is open, the start frame.
+        """Delays by the schedule; 0 for given frames and for the start frame.
 
-        With several open gaps a sampler could not know how to share start frames out.
+        There is one where exactly one gap is open: of several a sampler could not know which. With
+        ``first`` it is the clip's first frame, so that its place is known, and there is none where
+        frames are given: these have their places.
         """
         delay_F = torch.zeros(len(context), dtype=torch.float64)
         generated = torch.tensor([f for f, given in enumerate(context) if not given])
         uniform = torch.rand(len(generated), generator=generator, dtype=torch.float64)
         delay_F[generated] = parse_schedule(self.schedule).inverse(uniform)
+        if self.first:
+            delay_F[: START_FRAMES * (not any(context))] = 0
+            return delay_F
 
         gaps = sum(not given and (f == 0 or context[f - 1]) for f, given in enumerate(context))
         if gaps == 1:
@@ -92,18 +118,45 @@ class Flowception:
         if uniform >= early:
             return 1 + (uniform - early) / self.late
         tau = uniform / early
-        if self.schedule == "linear" or torch.rand((), generator=generator) >= FIRST:
+        if self.schedule == "linear" or torch.rand((), generator=generator) >= EVEN_IN_KAPPA:
             return tau
         # As precise as a state holds it: where that is 0 no frame may have appeared yet.
         return float(parse_schedule(self.schedule).inverse(torch.tensor(tau).double()).float())
 
+    def draw_times(
+        self, tau: float, delay_F: Tensor, given_F: Tensor, generator: Generator
+    ) -> Tensor:
+        """``tau - delay`` up to 1; past ``tau = 1``, with ``fill``, finished frames flow again.
+
+        All frames are there then, and what the network should say of them does not depend on how
+        their flow times were drawn: so more of them teach, at no cost.
+        """
+        time_F = torch.where(given_F, 1.0, (tau - delay_F).clamp(0, 1))
+        if not self.fill or tau < 1 or torch.rand((), generator=generator) >= self.fill:
+            return time_F
+        fresh_F = torch.rand(len(time_F), generator=generator, dtype=torch.float64)
+        return torch.where(given_F | (time_F < 1), time_F, fresh_F)
+
+    def draw_progress(self, time_F: Tensor, given_F: Tensor, generator: Generator) -> Tensor:
+        """``shifted`` flow times; with ``context_noise`` less on finished frames, in some clips.
+
+        A sampler's finished frames have errors: so the network learns not to trust them blindly.
+        """
+        progress_F = shifted(time_F, self.shift)
+        if not self.context_noise or torch.rand((), generator=generator) >= NOISY:
+            return progress_F
+        noise_F = self.context_noise * torch.rand(len(time_F), generator=generator)
+        return torch.where(given_F | (time_F < 1), progress_F, 1 - noise_F)
+
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
-        return missing_logits(size_logits_BK, state, parse_schedule(self.schedule))
+        schedule = parse_schedule(self.schedule)
+        return missing_logits(size_logits_BK, state, schedule, first=self.first)
 
     def grow(
         self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
     ) -> Insertions:
-        return Insertions(given, generator, config, bounds, parse_schedule(self.schedule))
+        schedule = parse_schedule(self.schedule)
+        return Insertions(given, generator, config, bounds, schedule, first=self.first)
 
 
 @dataclass(frozen=True)
@@ -139,24 +192,24 @@ def draw(
     """
     delay_F = process.draw_delays(context, generator)
     tau = process.draw_tau(delay_F, generator)
-    if tau >= 1 and tau - float(delay_F.max()) >= 1:
+    visible = [f for f in range(len(context)) if float(delay_F[f]) <= tau]
+    given_F = torch.tensor([context[f] for f in visible], dtype=torch.bool)
+    time_F = process.draw_times(tau, delay_F[visible], given_F, generator)
+    if tau >= 1 and bool((time_F >= 1).all()):
         return None
 
-    visible = [f for f in range(len(context)) if float(delay_F[f]) <= tau]
-    roles = roles_of(context)
-    given = torch.tensor([context[f] for f in visible], dtype=torch.bool)
-    time_F = torch.where(given, 1.0, (tau - delay_F[visible]).clamp(0, 1)).float()
+    roles, time_F = roles_of(context), time_F.float()
     data_FCHW = latent_FCHW[visible]
     noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)
-    progress = shifted(time_F, process.shift)[:, None, None, None]
+    progress_F = process.draw_progress(time_F, given_F, generator)
 
     missing_G = (torch.tensor([-1, *visible, len(context)]).diff() - 1).float()
     state = FrameState(
-        latent_FCHW=torch.lerp(noise_FCHW, data_FCHW, progress),
+        latent_FCHW=torch.lerp(noise_FCHW, data_FCHW, progress_F[:, None, None, None]),
         time_F=time_F,
         role_F=torch.tensor([roles[f] for f in visible], dtype=torch.long),
         tau_B=torch.tensor([tau], dtype=torch.float32),
-        open_first_B=torch.tensor([not context[0]]),
+        open_first_B=torch.tensor([not context[0] and (any(context) or not process.first)]),
         lengths=(len(visible),),
     )
     target = Target(

@@ -1,20 +1,22 @@
 """How one clip grows: how many frames appear in a step, and in which gaps.
 
 The number is drawn from the posterior of how many are missing, which is the exact law of a step of
-any size. Their places are shared out by the gaps' means, so where several gaps are open at first
-what one gap tells of another is lost.
+any size. Their places follow from the joint law of the gaps' counts, where the network has one
+(``compositions.py``); else they are shared out by the gaps' means, and what one gap tells of
+another is lost.
 
 Shape suffixes: G gaps of a clip, K counts.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
 
-from flowcept.process import posterior
+from flowcept.process import compositions, posterior
+from flowcept.process.compositions import Gaps
 from flowcept.process.schedule import Schedule
 from flowcept.process.state import Given
 from flowcept.settings import SampleConfig
@@ -33,6 +35,7 @@ class Insertions:
     config: SampleConfig
     bounds: tuple[int, int]  # least and largest length, where ``config`` sets none
     schedule: Schedule
+    first: bool = field(default=False, kw_only=True)  # start with the first frame, if none is given
 
     def __post_init__(self) -> None:
         self.num_given = len(self.given.latent_FCHW)
@@ -40,7 +43,9 @@ class Insertions:
         self.segments = list(range(self.num_given + 1))  # of each gap
         missing = self.given.missing
         self.remaining = list(missing) if missing is not None else None  # by segment
-        self.starts = posterior.START_FRAMES if sum(self.given.open_gaps) == 1 else 0
+        starts = not self.num_given if self.first else sum(self.given.open_gaps) == 1
+        self.starts = posterior.START_FRAMES * starts
+        self.open_first = self.given.open_gaps[0] and not (self.first and self.starts)
 
         min_length, max_length = self.bounds
         wanted = self.config.frames or self.config.min_length
@@ -64,30 +69,33 @@ class Insertions:
             self.remaining = [a - b for a, b in zip(self.remaining, counts, strict=True)]
         return counts
 
-    def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
+    def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
         """New frames per gap in the step from ``tau = index / steps`` to the next.
 
-        ``log_missing_G`` is the log of each gap's mean missing count, -inf where it is closed;
-        ``size_logits_K`` the log-law of the clip's size. Both are float64 on the CPU.
+        ``size_logits_K`` is the log-law of the clip's size, float64 on the CPU.
         """
         steps = self.config.steps
-        if index >= steps or log_missing_G.isneginf().all():
-            return [0] * len(log_missing_G)
+        if index >= steps or gaps.log_missing_G.isneginf().all():
+            return [0] * len(gaps.log_missing_G)
         appear = self.schedule.jump(index / steps, (index + 1) / steps)
         if self.remaining is not None:
-            return self._known(appear, log_missing_G)
+            return self._known(appear, gaps)
         if index == 0 and self.config.length_scale != 1:
             self._fix_scaled(size_logits_K)
         low, high = max(self.low - self.length, 0), max(self.high - self.length, 0)
         missing = self._drawn(index, size_logits_K, low, high)
-        return self._place(self._binomial(missing, appear), log_missing_G)
+        return self._appearing(missing, missing, appear, gaps)
 
     def born(self, counts: Sequence[int], shape: Sequence[int]) -> list[Tensor]:
         """Take note of new frames, so many in each gap; their noise, each of this shape."""
         self.length += sum(counts)
         segments = zip(self.segments, counts, strict=True)
         self.segments = [segment for segment, count in segments for _ in range(count + 1)]
-        return [torch.randn(shape, generator=self.generator) for _ in range(sum(counts))]
+        return self.noise(sum(counts), shape)
+
+    def noise(self, count: int, shape: Sequence[int]) -> list[Tensor]:
+        """For so many frames, each of this shape."""
+        return [torch.randn(shape, generator=self.generator) for _ in range(count)]
 
     def _fix_scaled(self, size_logits_K: Tensor) -> None:
         """Draw the size, scale what is still to come, and let the bounds leave no other.
@@ -120,21 +128,33 @@ class Insertions:
         law_K = posterior.tempered(size_K, self.config.rate_temperature) + seen_K
         return low + posterior.inverse_cdf(law_K.softmax(-1), self._uniform())
 
-    def _known(self, appear: float, log_missing_G: Tensor) -> list[int]:
+    def _known(self, appear: float, gaps: Gaps) -> list[int]:
         """Every segment's own number of frames to come is known."""
         assert self.remaining is not None
-        counts = [0] * len(log_missing_G)
+        counts, total = [0] * len(self.segments), sum(self.remaining)
         for segment, remaining in enumerate(self.remaining):
-            new = self._binomial(remaining, appear)
-            self.remaining[segment] -= new
-            if new:
+            if remaining:
                 outside_G = torch.tensor([s != segment for s in self.segments])
-                placed = self._place(new, log_missing_G.masked_fill(outside_G, -math.inf))
-                counts = [a + b for a, b in zip(counts, placed, strict=True)]
+                log_missing_G = gaps.log_missing_G.masked_fill(outside_G, -math.inf)
+                inside = replace(gaps, log_missing_G=log_missing_G)
+                new = self._appearing(remaining, total, appear, inside)
+                self.remaining[segment] -= sum(new)
+                counts = [a + b for a, b in zip(counts, new, strict=True)]
         return counts
 
+    def _appearing(self, missing: int, total: int, appear: float, gaps: Gaps) -> list[int]:
+        """New frames per gap, where of ``missing`` ones in them each appears with a probability.
+
+        ``total`` are missing in the whole clip.
+        """
+        if gaps.tables is None:
+            return self._place(self._binomial(missing, appear), gaps.log_missing_G)
+        temperature = self.config.rate_temperature
+        missing_G = compositions.draw(gaps, missing, total, temperature, self._uniform)
+        return [self._binomial(count, appear) for count in missing_G]
+
     def _place(self, new: int, log_missing_G: Tensor) -> list[int]:
-        """Share ``new`` frames out over the gaps."""
+        """Share ``new`` frames out over the gaps by their means."""
         shares_G = posterior.tempered(log_missing_G, self.config.rate_temperature).softmax(-1)
         return posterior.systematic(new, shares_G, self._uniform())
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowcept.process import compositions
 from flowcept.process.forward import Process, Target
 from flowcept.process.state import FrameState, Prediction
 
@@ -27,6 +28,7 @@ class LossConfig:
     velocity: float = 1.0  # mean squared error of the velocity
     missing: float = 0.1  # Poisson likelihood of the missing count
     count: float = 0.1  # cross-entropy of the total missing count
+    composition: float = 0.1  # cross-entropy of the missing count of each gap, given those before
     image: float = 0.1  # relative error of the image token
 
 
@@ -40,6 +42,7 @@ def count_terms(state: FrameState, prompts: Sequence[str]) -> dict[str, int]:
         "velocity": int(state.flowing_F.sum()),  # frames that flow
         "missing": int(gaps),  # open gaps of clips with tau < 1
         "count": int(early_B.sum()),  # clips with tau < 1
+        "composition": compositions.num_scored(state),
         "image": int((given_B & prompted_B).sum()),  # clips with given frames and a prompt
     }
 
@@ -79,6 +82,9 @@ def loss_sums(
         "velocity": (error_F * state.flowing_F).sum(),
         "missing": (gap_F * scored_F).sum() + (gap_B * scored_B).sum(),
         "count": (count_B * early_B).sum(),
+        "composition": compositions.cross_entropy_sum(
+            prediction, state, target.missing_F, target.missing_first_B
+        ),
         "image": _image_sum(prediction.image_token_BV, state, said_BV),
     }
 

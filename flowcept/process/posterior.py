@@ -31,15 +31,19 @@ def appeared_logits(appeared: Tensor, count_K: Tensor, kappa: Tensor) -> Tensor:
     return ways + count_K * (1 - kappa).clamp(min=LEAST_HIDDEN).log()
 
 
-def missing_logits(size_logits_BK: Tensor, state: FrameState, schedule: Schedule) -> Tensor:
+def missing_logits(
+    size_logits_BK: Tensor, state: FrameState, schedule: Schedule, *, first: bool = False
+) -> Tensor:
     """The log-law, up to a constant, of how many frames each clip still misses, ``[B, K]``.
 
     ``size_logits_BK`` is over the number of generated frames of the whole clip. Bayes' rule:
-    ``P(K) ~ P(size = visible + K) P(appeared | K)``.
+    ``P(K) ~ P(size = visible + K) P(appeared | K)``. ``first``: clips without given frames alone
+    have a start frame.
     """
     visible_B = state.count_B(~state.given_F)
+    given_B = state.count_B(state.given_F)
     open_gaps_B = state.count_B(state.role_F == Role.ACTIVE) + state.open_first_B
-    starts_B = START_FRAMES * (open_gaps_B == 1)
+    starts_B = START_FRAMES * (given_B == 0 if first else open_gaps_B == 1)
     appeared_B1 = (visible_B - starts_B).clamp(min=0)[:, None]
 
     count_K = torch.arange(size_logits_BK.shape[1], device=visible_B.device)

@@ -8,7 +8,7 @@ the law of lengths does not depend on the number of steps.
 Flow times are whole ages over the number of steps. Each clip has its own generator on the CPU and
 makes the same draws alone, in any batch and on any device. A step moves at most one tensor to the
 device, the noise of new frames with their places, and one from it, what is said of missing frames;
-after ``tau = 1`` none.
+after ``tau = 1`` none, but for the noise of clips that are refined.
 
 Shape suffixes: F frames of all clips, B clips, C H W channels and size of a latent, G gaps of a
 clip, N new frames, K sizes, A ages.
@@ -23,13 +23,11 @@ import torch
 from torch import Tensor
 
 from flowcept.process import state as frames
+from flowcept.process.compositions import LEAST_LOG, Gaps, by_clip
 from flowcept.process.forward import Process, shifted
 from flowcept.process.growth import Insertions
-from flowcept.process.state import FrameState, Given, Prediction, Role
+from flowcept.process.state import FrameState, GapTables, Given, Prediction, Role
 from flowcept.settings import SampleConfig
-
-LEAST_LOG = -60.0  # of a gap's missing frames: 1e-26, nothing beside any share that matters
-
 
 # What the sampler asks: a prediction for a state whose clips are these of the request. The CPU
 # knows which frames are finished, a bool per frame, and whether these may rest: from ``tau = 1``
@@ -68,6 +66,8 @@ def sample_steps(
         prediction = model(step.state, step.clips, finished_F, may_rest)
         counts = step.counts(prediction)
         step = step.denoised(prediction.velocity_FCHW).grown(counts)
+        if config.refine_age < config.steps:
+            step = step.noised_again(config.refine_age)
 
 
 def latents_of(steps: Iterable["Step"]) -> list[Tensor]:
@@ -93,6 +93,7 @@ class Step:
     growth: tuple[Insertions, ...]
     num_steps: int  # the age at which a frame is finished
     change_A: Tensor  # of denoising progress, in the step from each age to the next; at last 0
+    again: frozenset[int] = frozenset()  # clips whose frames went back already
 
     @classmethod
     def start(
@@ -108,7 +109,7 @@ class Step:
             time_F=torch.ones(len(roles), device=device),
             role_F=torch.tensor(roles, dtype=torch.long, device=device),
             tau_B=torch.zeros(len(given), device=device),
-            open_first_B=torch.tensor([one.open_gaps[0] for one in given], device=device),
+            open_first_B=torch.tensor([clip.open_first for clip in growth], device=device),
             lengths=lengths,
         )
         age_F = torch.full((len(roles),), num_steps)
@@ -151,7 +152,7 @@ class Step:
         if all(clip.complete(self.index) for clip in self.growth):
             return [[0] * (length + 1) for length in self.state.lengths]  # no device is asked
         said = zip(self.growth, *_on_host(self.state, prediction), strict=True)
-        return [clip.count(self.index, gap_G, size_K) for clip, gap_G, size_K in said]
+        return [clip.count(self.index, gaps, size_K) for clip, gaps, size_K in said]
 
     def denoised(self, velocity_FCHW: Tensor) -> Self:
         """A step further: every flowing frame by its own change of denoising progress."""
@@ -185,22 +186,62 @@ class Step:
             name_F=torch.cat([self.name_F, torch.tensor(names)])[rows],
         )
 
+    def noised_again(self, age: int) -> Self:
+        """With the generated frames of clips that have just finished back at this age, once.
 
-def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Tensor], list[Tensor]]:
-    """Per clip, on the CPU and in float64: log-missing by gap (closed: -inf), logits of sizes.
+        All of a clip's frames are there then, so the last steps clean them together and mend what
+        frames had to guess before their neighbours came (restart sampling, arXiv 2306.14878).
+        """
+        running = {self.clips[b] for b in self.running}
+        finished = [b for b, clip in enumerate(self.clips) if clip not in running | self.again]
+        starts = torch.tensor([0, *self.state.lengths]).cumsum(0)
+        rows, noise = [], []
+        for b in finished:
+            name_F = self.name_F[starts[b] : starts[b + 1]]
+            own = (name_F >= self.growth[b].num_given).nonzero().flatten() + starts[b]
+            rows += own.tolist()
+            noise += self.growth[b].noise(len(own), self.state.latent_FCHW.shape[1:])
+        if not rows:
+            return self
+
+        latent_FCHW = self.state.latent_FCHW
+        noise_NCHW, row_N = _to_device(torch.stack(noise), rows, latent_FCHW)
+        progress = self.change_A[:age].sum()
+        latent_NCHW = torch.lerp(noise_NCHW, latent_FCHW[row_N], progress)
+        state = replace(
+            self.state,
+            latent_FCHW=latent_FCHW.index_copy(0, row_N, latent_NCHW),
+            time_F=self.state.time_F.index_fill(0, row_N, age / self.num_steps),
+        )
+        age_F = self.age_F.index_fill(0, torch.tensor(rows), age)
+        again = self.again | {self.clips[b] for b in finished}
+        return replace(self, state=state, age_F=age_F, again=again)
+
+
+def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], list[Tensor]]:
+    """Per clip, on the CPU and in float64: what is said of its gaps, and logits of sizes.
 
     An open gap keeps a share, however small, since the length may be fixed against the network.
     """
-    log = torch.cat([prediction.log_missing_F, prediction.log_missing_first_B])
-    is_open = torch.cat([state.open_F, state.open_first_B])
-    log = torch.where(is_open, log.clamp(min=LEAST_LOG), -math.inf)
-    size_BK, num_frames = prediction.size_logits_BK, len(state.time_F)
-    said = torch.cat([log, size_BK.flatten()]).cpu().double()  # in one journey
+    log_BG = by_clip(prediction.log_missing_first_B, prediction.log_missing_F, state.lengths)
+    open_BG = by_clip(state.open_first_B, state.open_F, state.lengths)
+    log_BG = torch.where(open_BG, log_BG.clamp(min=LEAST_LOG), -math.inf)
+    said: list[Tensor] = [log_BG, prediction.size_logits_BK]
+    if prediction.gap_BG2H is not None and prediction.tables is not None:
+        said += [prediction.gap_BG2H, *vars(prediction.tables).values()]
+    packed = torch.cat([x.flatten() for x in said]).cpu().double()  # in one journey
+    parts = zip(packed.split([x.numel() for x in said]), said, strict=True)
+    log_BG, size_BK, *features = (part.view(x.shape) for part, x in parts)
 
-    of_frames, first_B, sizes = said.split([num_frames, len(size_BK), size_BK.numel()])
-    per_clip = zip(first_B, of_frames.split(state.lengths), strict=True)
-    gaps = [torch.cat([first[None], log_G]) for first, log_G in per_clip]
-    return gaps, list(sizes.view(size_BK.shape))
+    counts = [length + 1 for length in state.lengths]
+    gaps = [Gaps(log_G[:count]) for log_G, count in zip(log_BG, counts, strict=True)]
+    if features:
+        gap_BG2H, tables = features[0], GapTables(*features[1:])
+        gaps = [
+            replace(one, feature_G2H=gap_G2H, tables=tables)
+            for one, gap_G2H in zip(gaps, gap_BG2H, strict=True)
+        ]
+    return gaps, list(size_BK)
 
 
 def _to_device(noise_NCHW: Tensor, rows: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,23 @@ class FrameState:
 
 
 @dataclass(frozen=True)
+class GapTables:
+    """What a network knows of counts of missing frames in any state, ``compositions.count_logits``.
+
+    Counts go up to the largest size.
+    """
+
+    left_KH: Tensor  # features of how many frames are left for a gap and those right of it
+    total_KH: Tensor  # the same of how many are missing in the whole clip
+    count_HK: Tensor  # from features to the logits of a gap's own count
+
+    @property
+    def largest(self) -> int:
+        """The largest count."""
+        return len(self.left_KH) - 1
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a network says of a ``FrameState``."""
 
@@ -84,6 +101,8 @@ class Prediction:
     log_missing_first_B: Tensor  # the same for the gap before the first frame
     size_logits_BK: Tensor  # log-law, up to a constant, of how many frames are generated in all
     image_token_BV: Tensor | None = None  # what given frames show, in the words of prompt tokens
+    gap_BG2H: Tensor | None = None  # features of each clip's gaps, to be read with ``tables``
+    tables: GapTables | None = None  # None: gaps share missing frames by their means
 
 
 @dataclass(frozen=True)

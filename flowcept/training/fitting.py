@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowcept import model_file
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
-from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
+from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.codecs.pretrained import load_pretrained
 from flowcept.data.shards import PictureStore
 from flowcept.errors import UserError
@@ -88,13 +88,8 @@ def _trained(
 ) -> Autoencoder:
     """The autoencoder after all its steps; a training that was stopped goes on from its state."""
     config, state, console = run.config, run.files.codec_state, run.console
-    training = CodecTraining(
-        steps=config.codec.codec_steps,
-        learning_rate=config.codec.codec_rate,
-        adversarial=config.codec.adversarial,
-        seed=config.machine.seed,
-    )
-    trainer = CodecTrainer(codec, training, dtype=run.machine.dtype)
+    steps = config.codec.codec_steps
+    trainer = CodecTrainer(codec, config.codec, config.machine.seed, run.machine.dtype)
     if state.exists():
         trainer.load_state_dict(model_file.load_tree(state))
         console.say(f"continuing the codec from step {trainer.num_steps}")
@@ -104,9 +99,9 @@ def _trained(
             model_file.save_tree(trainer.state_dict(), state)
 
     batches = _batches(pictures, clips, config, trainer.num_steps)
-    bar = console.steps("codec", trainer.num_steps, training.steps)
+    bar = console.steps("codec", trainer.num_steps, steps)
     try:
-        while trainer.num_steps < training.steps:
+        while trainer.num_steps < steps:
             image_FCHW = next(batches)
             with whole():
                 losses = trainer.step(image_FCHW)

@@ -13,14 +13,13 @@ import torch
 
 from flowcept.codecs import Codec
 from flowcept.data.batches import split_held_out
-from flowcept.data.folder import DataConfig
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
 from flowcept.model_file import WORDS, Card, Weights
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 from flowcept.process.forward import Flowception, Process
-from flowcept.settings import DataSettings, TextSettings, TrainConfig, from_mapping
+from flowcept.settings import TextSettings, TrainConfig, from_mapping
 
 PROMPTS = 64  # of the training prompts at most are listed in a card, the most frequent
 
@@ -37,13 +36,7 @@ class Clips:
 def split(store: PictureStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
     """Clips to train on and clips to hold out; pieces of one file stay together."""
     groups = [entry.path for entry in store.entries]
-    return split_held_out(len(store), config.data.held_out, config.machine.seed, groups)
-
-
-def data_config(settings: DataSettings) -> DataConfig:
-    return DataConfig(
-        settings.frame_size, settings.fps, settings.min_frames, settings.max_frames, settings.fit
-    )
+    return split_held_out(groups, config.data.held_out, config.machine.seed)
 
 
 def process_of(config: TrainConfig) -> Flowception:

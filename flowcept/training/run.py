@@ -31,7 +31,6 @@ from flowcept.training.parts import (
     Clips,
     assemble,
     check_parts,
-    data_config,
     split,
 )
 from flowcept.training.state import Files, Run
@@ -42,7 +41,7 @@ from flowcept.training.trainer import Trainer
 def check(folder: Path, config: TrainConfig) -> list[str]:
     """What training would make of a folder, as lines of text that name every clip."""
     progress = Console().progress("reading", "clip")
-    scan = data.scan(folder, data_config(config.data), progress)
+    scan = data.scan(folder, config.data, progress)
     return [*(str(finding) for finding in scan.findings), *scan.summary(examples=0)]
 
 
@@ -80,8 +79,7 @@ def train(
         said = Console(console, quiet or not team.first)
         state = Run(files, config, Machine(device, dtype, team), said)
         reading = said.progress("reading", "clip")
-        wanted = data_config(config.data)
-        scan = team.in_turn(lambda: data.scan(folder, wanted, reading, files.cache))
+        scan = team.in_turn(lambda: data.scan(folder, config.data, reading, files.cache))
         said.say(*scan.summary())
         if not resume:
             said.say(*idle(config, given))
@@ -167,7 +165,7 @@ def _decoded(scan: data.Scan, run: Run, resume: bool) -> PictureStore:
     """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
     progress = run.console.progress("decoding", "frame")
     try:
-        store = PictureStore(scan, data_config(run.config.data), run.files.cache, progress)
+        store = PictureStore(scan, run.files.cache, progress)
     except UserError:
         if not resume:
             run.files.free()

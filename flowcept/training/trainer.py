@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flowcept.codecs import to_frames
 from flowcept.data import batches, video
-from flowcept.data.batches import Batch, split_batch
+from flowcept.data.batches import Batch, Lessons, split_batch
 from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.generation import from_nothing, sample_clips
@@ -173,8 +173,9 @@ class Trainer:
         step: int = 0,
         cursor: int = 0,
     ) -> Batch:
+        lessons = Lessons(self.clips.latents, self.process, self.config.context, objective)
         return batches.draw_batch(
-            self.clips.latents,
+            lessons,
             clips,
             seed=seed,
             step=step,
@@ -182,9 +183,6 @@ class Trainer:
             tokens=tokens,
             tokens_per_frame=self.tokens_per_frame,
             least=self.machine.team.size,
-            process=self.process,
-            mixture=self.config.context,
-            objective=objective,
         )
 
     def train_step(self) -> dict[str, Tensor | float]:

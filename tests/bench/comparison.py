@@ -1,28 +1,27 @@
-"""The paper's claims on our own ground: docs/evidence.md's tables and pictures, one command.
+"""The paper's claims on our own ground: docs/evidence.md's tables, one command.
 
 flowcept theatre scenes --clips 3000 --seed 0 --actors dog,frog
-flowcept theatre others --clips 256 --seed 1 --actors dog,frog
-python tests/bench/comparison.py scenes others --run runs/theatre --features mobilenet.safetensors \
-    --codec weights/theatre.safetensors --tables processes curve
+flowcept theatre others --clips 1024 --seed 1 --actors dog,frog
+python tests/bench/comparison.py scenes others --run runs/theatre --tables learning \
+    --codec weights/theatre.safetensors --features i3d_torchscript.pt mobilenet.safetensors
 
 Arms that are compared share data, codec, weights at the start and the tokens of a training step;
 they differ in one setting. The start is a network that was trained on single frames alone: what
 things look like is learned once, what is compared is how each process learns lengths and motion.
 The learning rate is constant and weights are averaged, so that a run may be scored on its way, and
-continued with more ``--steps``: twice as many keep all that was done. Every arm is scored on the
-same real clips, which none was trained on, with their captions and the same seeds. What was trained
-or scored is kept in ``--run`` and not done again: a run that is cut goes on where it stopped, and
-two may share the work, with other ``--seeds`` or other tables, once the first has its start and its
-cache and all networks that both tables have.
+goes on with more ``--steps``. Every arm is scored on the same real clips, which none was trained
+on, with their captions and the same seeds. What was trained, made, seen or scored is a file in
+``--run`` and not done again: a run that is cut goes on where it stopped, and two may share the
+work, with other ``--arms`` or ``--seeds``, once the first has its start and its cache.
+
+Shape suffixes: N clips, M made and R real frames of one clip, F frames, C H W, D drawings of noise.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import shutil
-import time
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,56 +29,49 @@ from statistics import fmean
 from typing import Any
 
 import baselines
+import clock
 import flops
+import framewise
 import intervals
 import machine
 import mobilenet
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
 
+import flowcept
 from flowcept import model_file as checkpoint
-from flowcept.codecs import to_frames
+from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
-from flowcept.evaluation import metrics, report
+from flowcept.evaluation import metrics
 from flowcept.evaluation.evaluate import (
-    QUARTERS,
     Clip,
     Maker,
-    between_ends,
     draw_clips,
-    drift_scores,
-    feature_scores,
-    interp_scores,
     length_scores,
-    load_maker,
-    of_captions,
-    of_first_frames,
 )
+from flowcept.evaluation.features import FeatureNetwork
+from flowcept.generation import Studio
 from flowcept.networks import FAMILIES, build_network
 from flowcept.process.forward import Process
-from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig, defaults
+from flowcept.settings import PRESETS, ContextMixture, SampleConfig, TrainConfig
 from flowcept.training import run as train
 from flowcept.training.parts import process_of
 from flowcept.training.state import Files
 
-Scored = dict[str, Any]
 SHEET = 12  # clips of a contact sheet
-OF_THE_NETWORK = ("window", "place")  # settings in which an arm's network differs
+OF_THE_NETWORK = ("window",)  # settings in which an arm's network differs
 OF_BASELINES = ("process", "family")  # words of an arm's training that the package does not know
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row: what is set in training and in sampling, and how long it is trained."""
+    """One row: what is set in training and in sampling, and what is made."""
 
     name: str
     training: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
-    share: float = 1.0  # of the steps
-    equal_clips: bool = False  # trained until it saw as many clips as flowception, not tokens
-    task: str = "gen"  # gen, i2v or interp
-    told: bool = False  # flowception gets the real lengths, as the baselines always do
+    task: str = "gen"  # gen, i2v; or what needs no sampler: codec, other
 
     @property
     def process(self) -> str:
@@ -97,9 +89,9 @@ class Arm:
         return {k: v for k, v in self.training.items() if k not in OF_BASELINES}
 
     @property
-    def ruled(self) -> dict[str, str]:
-        """Its draw rule and order of insertion, where they are not flowception's own."""
-        return {k: v for k, v in self.sampling.items() if k in ("rule", "order")}
+    def samples(self) -> bool:
+        """Whether noise is drawn for it."""
+        return self.task in ("gen", "i2v")
 
 
 def _but(default: object, **setting: object) -> dict[str, Any]:
@@ -107,99 +99,89 @@ def _but(default: object, **setting: object) -> dict[str, Any]:
     return {name: value for name, value in setting.items() if value != default}
 
 
-PROCESSES = [
+FILLED = {"first": True, "fill": 0.75}
+LEARNING = [
     Arm("flowception"),
+    Arm("first, fill", FILLED),
+    Arm("first, fill, context noise", FILLED | {"context_noise": 0.3}),
     Arm("full-sequence", {"process": "full-sequence"}),
     Arm("autoregressive", {"process": "autoregressive"}),
     Arm("autoregressive, causal", {"process": "autoregressive", "family": "causal"}),
 ]
-EQUAL_CLIPS = [
-    replace(arm, name=f"{arm.name}, equal clips", equal_clips=True) for arm in PROCESSES[1:]
-]
-SHARES = (0.25, 0.5, 1.0)  # of the steps, at which a process is scored
-STEPS = (4, 8, 16, 32)
-SCHEDULES = ("linear", "power:0.03", "power:0.1", "power:0.25", "power:0.5", "power:2")
-FRAMES_EARLY = {"schedule": "power:0.1"}  # four of five by a tenth of the way
-FRAMES_AT_ONCE = {"schedule": "power:0.03"}  # nineteen of twenty by a fifth
-REMEDIES: dict[str, dict[str, Any]] = {  # for what flowception may want beside full-sequence
-    "": {},
-    ", told the place": {"place": True},
-    ", rotary values": {"family": "rotary-values"},
-    ", frames early": FRAMES_EARLY,
-}
 TABLES: dict[str, list[Arm]] = {
-    "processes": [*PROCESSES, *EQUAL_CLIPS],
-    "i2v": [replace(arm, task="i2v") for arm in (*PROCESSES, *EQUAL_CLIPS)],
-    "gap": [  # between flowception and full-sequence, which is told the lengths, too
-        *(
-            Arm(f"{name}{', told the lengths' * told}", training, told=told)
-            for name, training in (("flowception", {}), ("frames at once", FRAMES_AT_ONCE))
-            for told in (False, True)
-        ),
-        *PROCESSES[1:2],
+    "learning": [
+        replace(arm, name=f"{arm.name}{', refined' * bool(refine)}", sampling=refine)
+        for arm in LEARNING
+        for refine in ({}, {"refine": 0.75})
     ],
-    "interp": [replace(arm, task="interp") for arm in PROCESSES],
-    "curve": [
-        replace(arm, name=f"{arm.name}, {share:g} of the steps", share=share)
-        for arm in PROCESSES
-        for share in SHARES
+    "limits": [  # what the number of clips gives, and the best that one can
+        Arm("other real clips", task="other"),
+        Arm("codec alone", task="codec"),
     ],
-    "steps": [
-        Arm(f"{arm.name}, {steps} steps", arm.training, {"steps": steps})
-        for arm in PROCESSES[:2]
-        for steps in STEPS
-    ],
-    "late": [
-        *(Arm(f"late {late:g}", _but(0.5, late=late)) for late in (0.5, 0.75, 0.25, 0.1)),
-        Arm("frames early, late 0.1", {"late": 0.1} | FRAMES_EARLY),
-        *PROCESSES[1:2],
-    ],
-    "windows": [
-        Arm(f"{arm.name}, window {window or 'all'}", arm.training | _but(0, window=window))
-        for arm in PROCESSES[:2]
-        for window in (0, 4, 2, 1)
-    ],
-    "remedies": [
-        Arm(f"{arm.name}{name}, {share:g} of the steps", arm.training | remedy, share=share)
-        for share in (1.0, 0.25)
-        for arm in PROCESSES[:2]
-        for name, remedy in REMEDIES.items()
-        if not (arm.training and "schedule" in remedy)
-    ],
+    "i2v": [replace(arm, task="i2v") for arm in LEARNING],
     "orders": [
         Arm(order, sampling=_but("learned", order=order))
         for order in ("learned", "random", "bisection", "left-to-right")
     ],
-    "rules": [
-        Arm(f"{rule}, {steps} steps", {}, {"steps": steps} | _but("posterior", rule=rule))
-        for rule in baselines.RULES
-        for steps in STEPS
+    "windows": [
+        Arm(f"{arm.name}, window {window or 'all'}", arm.training | _but(0, window=window))
+        for arm in (LEARNING[0], LEARNING[3])
+        for window in (0, 4, 2, 1)
     ],
-    "schedules": [
-        *(Arm(name, _but("linear", schedule=name)) for name in SCHEDULES),
-        *PROCESSES[1:2],
-    ],
-    "controls": [
-        *(
-            Arm(f"temperature {value:g}", sampling=_but(1.0, rate_temperature=value))
-            for value in (0.0, 0.5, 1.0, 2.0)
-        ),
-        *(
-            Arm(f"length scale {value:g}", sampling=_but(1.0, length_scale=value))
-            for value in (0.5, 2.0)
-        ),
-    ],
+    "late": [Arm(f"late {late:g}", _but(0.5, late=late)) for late in (0.5, 0.25)],
 }
 
 
+def measures(
+    real: Sequence[Clip],
+    takes: Sequence[Sequence[framewise.Made]],
+    features: dict[str, Sequence[Tensor]],
+) -> dict[str, intervals.Score]:
+    """Scores of any choice of clips and drawings: what is printed with an interval.
+
+    ``features`` are, by the network's name, those of the real clips and of each drawing's ones.
+    Where a drawing's captions are not those of the real clips its frames have no errors.
+    """
+    found: dict[str, intervals.Score] = {}
+    for name, (real_ND, *made) in features.items():
+        made_DND = torch.stack(made)
+        for title, score in (
+            (name, metrics.frechet_of_samples),
+            (f"kernel, {name}", metrics.kernel_distance),
+        ):
+            found[title] = lambda rows, which, score=score, a=real_ND, b=made_DND: score(
+                a[rows], b[which, rows]
+            )
+    captions = [clip.caption for clip in real]
+    if any([clip.caption for clip in take] != captions for take in takes):
+        return found
+    pairs = [zip(take, real, strict=True) for take in takes]
+    errors = [[framewise.errors(clip, other.image_FCHW) for clip, other in pair] for pair in pairs]
+    for name in framewise.SCORES:
+        value_DN = torch.tensor([[clip[name] for clip in take] for take in errors])
+        found[name] = lambda rows, which, value_DN=value_DN: float(value_DN[which, rows].nanmean())
+    return found
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ",".join(f"{k}={v}" for k, v in sorted(settings.items())).replace(":", "-")
+
+
+def _network(path: Path) -> FeatureNetwork | mobilenet.MobileNet:
+    device = torch.device("cpu")
+    if path.suffix == ".safetensors":
+        return mobilenet.MobileNet(path, device)
+    return FeatureNetwork(path, device)
+
+
 class Comparison:
-    """Trained arms and their scores, kept in a folder."""
+    """Trained arms, what they made and how it scored, kept in a folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.run = options, Path(options.run)
         self.run.mkdir(parents=True, exist_ok=True)
-        self.features = mobilenet.MobileNet(options.features, torch.device("cpu"))
-        self.of_real: list[torch.Tensor] | None = None  # features of the real clips' frames
+        self.networks = {path.stem: _network(path) for path in options.features}
+        self.clock = clock.Clock(self.run / "pace.json")
 
     # --- training
 
@@ -224,37 +206,17 @@ class Comparison:
         return TrainConfig.from_flat(settings | arm.settings)
 
     def folder(self, arm: Arm, seed: int) -> Path:
-        settings = ",".join(f"{k}={v}" for k, v in sorted(arm.training.items())) or "plain"
-        return self.run / f"{settings.replace(':', '-')}-seed{seed}"
+        return self.run / f"{_words(arm.training) or 'plain'}-seed{seed}"
 
-    def model(self, arm: Arm, seed: int) -> Path:
-        """The arm's model file, trained so far if it is not there yet."""
-        last = self.steps(arm, seed)
-        for stop in self.stops(arm, seed):
-            if stop <= last:
-                self.trained(arm, seed, stop)
-        return self.trained(arm, seed, last)
+    def model(self, arm: Arm, seed: int, steps: int) -> Path:
+        """The arm's model file after so many steps, trained so far if it is not there yet."""
+        for stop in self.stops(steps):
+            self.trained(arm, seed, stop)
+        return self.trained(arm, seed, steps)
 
-    def steps(self, arm: Arm, seed: int) -> int:
-        """After how many steps the arm is scored."""
-        steps: int = self.options.steps
-        if not arm.equal_clips:
-            return round(steps * arm.share)
-        wanted, own = (self.clips_a_step(one, seed) for one in (PROCESSES[0], arm))
-        return round(steps * wanted / own)
-
-    def stops(self, arm: Arm, seed: int) -> list[int]:
-        """After how many steps any table scores this run: they are kept in passing."""
-        several = (*TABLES["curve"], *TABLES["remedies"], *EQUAL_CLIPS)
-        same = [other for other in several if other.training == arm.training]
-        return sorted({self.steps(other, seed) for other in (*same, arm)})
-
-    def clips_a_step(self, arm: Arm, seed: int) -> float:
-        """Mean over the first stop of the curve, which is reached before this is asked."""
-        first = round(self.options.steps * SHARES[0])
-        self.trained(arm, seed, first)
-        log = Files(self.folder(arm, seed)).records()
-        return fmean(r["clips"] for r in log if "clips" in r and r["step"] <= first)
+    def stops(self, steps: int) -> list[int]:
+        """After how many steps, up to these, a run is scored: its model is kept in passing."""
+        return sorted({stop for stop in self.options.steps if stop <= steps})
 
     def trained(self, arm: Arm, seed: int, steps: int) -> Path:
         """The run's model file after exactly so many steps."""
@@ -265,27 +227,29 @@ class Comparison:
         if not folder.exists():
             self._begin(arm, folder)
         config = self.config(arm, seed).changed(init=str(folder / "start.safetensors"))
-        train.train(
-            self.options.data, folder, config, process=self.process(arm, seed),
-            resume=(folder / "config.toml").exists(), pause_at=steps, console=lambda _: None,
-        )  # fmt: skip
+        resume, process = (folder / "config.toml").exists(), self.process(arm, seed)
+        with self.clock.timed(f"step of {arm.process}", self._to_go(arm, seed, steps)):
+            train.train(
+                self.options.data, folder, config, process=process, resume=resume,
+                pause_at=steps, console=lambda _: None,
+            )  # fmt: skip
         if checkpoint.read_card(newest).steps != steps:
-            raise SystemExit(
-                f"{folder} is past step {steps}: double --steps, or name another --run"
-            )
+            raise SystemExit(f"{folder} is past step {steps}: name more --steps, or another --run")
         with video.replacing(kept) as scratch:
             shutil.copy(newest, scratch)
         return kept
+
+    def _to_go(self, arm: Arm, seed: int, steps: int) -> int:
+        """Steps of training from the last one that is written."""
+        log = Files(self.folder(arm, seed)).records()
+        return steps - max((r["step"] for r in log if "step" in r and r["step"] < steps), default=0)
 
     def process(self, arm: Arm, seed: int) -> Process:
         """The process that an arm is trained by."""
         return baselines.process_of(arm.process, process_of(self.config(arm, seed)))
 
     def _begin(self, arm: Arm, folder: Path) -> None:
-        """The folder of a new run: the cache, and the common start with what the arm's network has.
-
-        The layer that hears of the place says nothing at first, so that all arms start the same.
-        """
+        """The folder of a new run: the cache, and the common start in the arm's network."""
         scratch = folder.with_name(f".{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
@@ -293,8 +257,7 @@ class Comparison:
         own = {name: arm.training[name] for name in OF_THE_NETWORK if name in arm.training}
         config = FAMILIES[arm.family].config(**asdict(start.card.network) | own)
         network = build_network(config, start.card.process.shift)
-        silent = {name: torch.zeros_like(w) for name, w in network.state_dict().items()}
-        network.load_state_dict(silent | start.network.state_dict())
+        network.load_state_dict(start.network.state_dict())
         card = replace(start.card, network=config)
         weights = replace(start, card=card, network=network)
         checkpoint.save(weights, scratch / "start.safetensors")
@@ -314,226 +277,255 @@ class Comparison:
             )  # fmt: skip
             resume = (start / "config.toml").exists()
             process = self.process(alone, 0)
-            train.train(self.options.data, start, config, process=process, resume=resume)
+            with self.clock.timed("step of start", steps):
+                train.train(self.options.data, start, config, process=process, resume=resume)
             (start / "done").touch()
         return start / "model.safetensors"
 
+    # --- clips and what networks see in them
+
+    def names(self, arm: Arm, seed: int, steps: int) -> list[str]:
+        """What a row's files are called, by drawing of noise."""
+        sampling = _words({"steps": self.options.sampling_steps} | arm.sampling)
+        row = f"{self.folder(arm, seed).name}-{steps}-{arm.task}-{sampling}-{self.chosen}"
+        return [f"{row}-noise{drawing}" for drawing in range(self.options.draws * arm.samples or 1)]
+
+    @property
+    def chosen(self) -> str:
+        """Which real clips are scored against."""
+        return f"{self.options.clips}clips-seed{self.options.sample_seed}"
+
+    def file(self, kind: str, name: str) -> Path:
+        """Where something is kept."""
+        folder = self.run / kind
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def clips(self, name: str, make: Callable[[], Sequence[Clip]]) -> list[framewise.Made]:
+        """Clips from their file, or made and written."""
+        path = self.file("made", f"{name}.safetensors")
+        if not path.exists():
+            clips = make()
+            frames = [torch.from_numpy(to_frames(clip.image_FCHW)) for clip in clips]
+            born = [getattr(clip, "born_F", torch.zeros(len(clip.image_FCHW))) for clip in clips]
+            captions = [clip.caption for clip in clips]
+            sheet = video.contact_sheets([one.numpy() for one in frames[:SHEET]], captions[:SHEET])
+            video.save_image(sheet, self.file("sheets", f"{name}.png"))
+            checkpoint.save_tree({"frames": frames, "captions": captions, "born": born}, path)
+        kept = checkpoint.load_tree(path)
+        images = [to_images(frames_FHW3.numpy()) for frames_FHW3 in kept["frames"]]
+        return list(map(framewise.Made, images, kept["captions"], kept["born"]))
+
+    def real(self, arm: Arm, seed: int, steps: int) -> list[framewise.Made]:
+        """The clips that every arm is scored on."""
+        count = self.options.clips
+        return self.clips(
+            f"real-{self.chosen}", lambda: self._drawn(self._maker(arm, seed, steps))[:count]
+        )
+
+    def made(self, arm: Arm, seed: int, steps: int, drawing: int) -> list[Clip]:
+        """What an arm's model makes of the real clips' captions, or of their first frames."""
+        maker, real = self._maker(arm, seed, steps, drawing), self.real(arm, seed, steps)
+        if arm.task == "other":
+            return self._drawn(maker)[self.options.clips :]
+        if arm.task == "codec":
+            return [Clip(maker.decode(maker.encode(c.image_FCHW)), c.caption) for c in real]
+
+        studio = maker.studio
+        weights, rests = baselines.sampled_by(studio.weights, arm.process)
+        controls = {"steps": self.options.sampling_steps, "cache": rests} | arm.sampling
+        order = controls.pop("order", None)
+        if order:
+            process = baselines.Ruled(**vars(weights.process), order=order)
+            weights = replace(weights, process=process)
+        studio = Studio(weights, studio.name, studio.device, studio.dtype)
+        told = arm.process != "flowception"  # which chooses its lengths
+        with self.clock.timed(_sampling(arm), len(real)):
+            recorder = replace(maker, studio=studio)
+            return recorder.clips(real, SampleConfig(**controls), arm.task, told=told)
+
+    def _maker(self, arm: Arm, seed: int, steps: int, drawing: int = 0) -> framewise.Recorder:
+        path, noise = self.model(arm, seed, steps), self.options.sample_seed + drawing
+        return framewise.Recorder(path.name, flowcept.load(str(path), device="cpu"), noise)
+
+    def _drawn(self, maker: Maker) -> list[Clip]:
+        """Real clips, and as many others."""
+        wanted = 2 * self.options.clips
+        by_seed = replace(maker, seed=self.options.sample_seed)
+        clips = draw_clips(by_seed, self.options.real, wanted)
+        if len(clips) < wanted:
+            raise SystemExit(f"{self.options.real} has {len(clips)} usable clips, not {wanted}")
+        return clips
+
+    def seen(self, stem: str, name: str, clips: Sequence[Clip]) -> list[Tensor]:
+        """What a network sees in each clip, or in each of its frames, from its file or now."""
+        path, network = self.file("features", f"{name}-{stem}.safetensors"), self.networks[stem]
+        if not path.exists():
+            look = getattr(network, "frames", network)
+            found: list[Tensor] = []
+            with self.clock.timed(f"features by {stem}", len(clips)):
+                for part in framewise.parts(len(clips), stem):
+                    found += look([clips[i].image_FCHW for i in part])
+            checkpoint.save_tree([one.float() for one in found], path)  # as networks compute
+        return [one.double() for one in checkpoint.load_tree(path)]
+
     # --- scores
 
-    def scores(self, arm: Arm, seed: int) -> Scored:
-        """What the arm's model makes of the real clips' captions, and of their frames."""
-        options, path = self.options, self.model(arm, seed)
-        between = arm.task == "interp"  # sampled as the command does
-        plain = asdict(defaults("interp")) if between else {"steps": options.sampling_steps}
-        made_with = plain | arm.sampling
-        name = f"{path.parent.name}/{path.stem}"
-        told = ["told"] if arm.told else []
-        key = json.dumps([name, arm.task, made_with, options.clips, options.sample_seed, *told])
-        kept = self.run / f"scores-seed{seed}.json"
-        seen = (
-            self.run / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-        )
-        config = SampleConfig(**{k: v for k, v in made_with.items() if k not in arm.ruled})
-        if key not in _known(kept) or not (seen.exists() or between):
-            scored = self._scored(path, config, arm, seen)
-            with video.replacing(kept) as scratch:  # read anew: another program may have written
-                scratch.write_text(json.dumps(_known(kept) | {key: scored}, indent=1) + "\n")
-        found = _known(kept)[key]
-        if between:
-            return found
-        return found | self._budget(arm, path, config, seed) | {"features": seen}
+    def scores(self, arm: Arm, seed: int, steps: int) -> intervals.Scored:
+        """Scores of all clips, their bootstraps, and what else is told of the arm."""
+        path = self.score_file(arm, seed, steps)
+        if not path.exists():
+            takes = {
+                name: self.clips(name, lambda d=drawing: self.made(arm, seed, steps, d))
+                for drawing, name in enumerate(self.names(arm, seed, steps))
+            }
+            scored = self._scored(self.real(arm, seed, steps), takes)
+            scored["about"] |= self._budget(arm, seed, steps)
+            clock.keep(path, scored)
+        return clock.known(path)
 
-    def _scored(self, path: Path, config: SampleConfig, arm: Arm, seen: Path) -> Scored:
-        options = self.options
-        maker, real, config = self._sampled(arm, path, config)
-        started = time.perf_counter()
-        if arm.task == "interp":
-            found = interp_scores(between_ends(maker, real, config), options.sample_seed)
-            return {way: found[way]["psnr"] for way in ("model", "linear", "repeat")}
-        make = of_captions if arm.task == "gen" else of_first_frames
-        chooses = arm.process == "flowception"
-        made = make(maker, real, config, told=arm.told or not chooses)
-        seconds = time.perf_counter() - started
-        sheet = video.contact_sheets(
-            [to_frames(clip.image_FCHW) for clip in made[:SHEET]],
-            [clip.caption for clip in made[:SHEET]],
-        )
-        other = "-told" * arm.told + "-other" * (config != SampleConfig(config.steps))
-        sheet_name = f"{path.stem}-{arm.task}-{config.steps}{other}.png"
-        video.save_image(sheet, path.with_name(sheet_name))
-        return self._of_made(real, made, seen) | {"sampling_s": seconds}
+    def score_file(self, arm: Arm, seed: int, steps: int) -> Path:
+        names = self.names(arm, seed, steps)
+        return self.file("scores", f"{names[0]}-of{len(names)}-{'-'.join(self.networks)}.json")
 
-    def _sampled(
-        self, arm: Arm, path: Path, config: SampleConfig
-    ) -> tuple[Maker, list[Clip], SampleConfig]:
-        """A model sampled as its arm says, the real clips, and the controls."""
-        maker, real = self._maker(path)
-        weights, rests = baselines.sampled_by(maker.weights, arm.process)
-        if arm.ruled:
-            plain = weights.card.process
-            process = baselines.Ruled(plain.schedule, plain.shift, plain.late, **arm.ruled)
-            weights = replace(weights, process=process)
-        return replace(maker, weights=weights), real, replace(config, cache=rests)
+    def _scored(
+        self, real: Sequence[framewise.Made], takes: dict[str, list[framewise.Made]]
+    ) -> intervals.Scored:
+        sides = [(f"real-{self.chosen}", real), *takes.items()]
+        seen = {stem: [self.seen(stem, *side) for side in sides] for stem in self.networks}
+        features = {self.networks[stem].name: list(map(_of_clips, of)) for stem, of in seen.items()}
+        found = measures(real, list(takes.values()), features)
 
-    def _maker(self, path: Path) -> tuple[Maker, list[Clip]]:
-        """A model, and the real clips."""
-        options = self.options
-        maker = load_maker(path, options.sample_seed, "cpu", "auto")
-        return maker, draw_clips(maker, options.real, options.clips)
+        count, drawings, seed = len(real), len(takes), self.options.sample_seed
+        every = list(range(count))
+        whole, drawn = {}, {}
+        with self.clock.timed("scores", 1):
+            for name, score in tqdm(found.items(), desc="bootstraps", unit="score"):
+                whole[name] = fmean(score(every, [drawing] * count) for drawing in range(drawings))
+                drawn[name] = intervals.bootstraps(score, count, drawings, seed)
+            about = [_about(real, take) for take in takes.values()]
+            for of_real, *of_takes in seen.values():
+                if of_real[0].ndim > 1:  # frames
+                    for told, of_take in zip(about, of_takes, strict=True):
+                        told.update(_of_frames(of_real, of_take))
+        means = {name: fmean(one[name] for one in about) for name in about[0]}
+        return {"whole": whole, "drawn": drawn, "about": means}
 
-    def _of_made(self, real: Sequence[Clip], made: Sequence[Clip], seen: Path | None) -> Scored:
-        if self.of_real is None:
-            self.of_real = self.features.frames_of(real)
-        frames = self.of_real, self.features.frames_of(made)
-        real_ND, made_ND = map(mobilenet.of_clips, frames)
-        if seen is not None:
-            seen.parent.mkdir(exist_ok=True)
-            with video.replacing(seen) as scratch:
-                save_file({"real": real_ND, "made": made_ND}, scratch)
-        found = feature_scores(self.features.name, real_ND, made_ND, self.options.sample_seed)
-        sharp, lengths = drift_scores(real, made)["sharpness"], length_scores(real, made)
+    def _budget(self, arm: Arm, seed: int, steps: int) -> dict[str, float]:
+        """Work of training so far, and the seconds that a clip takes."""
+        path = self.model(arm, seed, steps)
+        card, log = checkpoint.read_card(path), Files(path.parent).records()
+        log = [r for r in log if "clips" in r and r["step"] <= steps]
+        mixture, process = self.config(arm, seed).context, self.process(arm, seed)
+        each, flowing = flops.per_clip(card, process, mixture, self.options.counted, seed=0)
+        clips = steps * fmean(r["clips"] for r in log)
         return {
-            "distance": found["distance"],
-            "changes": metrics.frechet_of_samples(*map(mobilenet.changes, frames)),
-            "coverage": found.get("coverage"),
-            "lengths": lengths["total_variation"],
-            "law": {side: lengths[side] for side in ("real", "made")},
-            "length": fmean(len(clip.image_FCHW) for clip in made),
-            "drift": mobilenet.by_quarter(*frames),
-            "sharpness": [m / r for m, r in zip(sharp["made"], sharp["real"], strict=True)],
-            "motion": fmean(metrics.motion(clip.image_FCHW) for clip in made)
-            / fmean(metrics.motion(clip.image_FCHW) for clip in real),
+            "clips seen": clips,
+            "10^3 flowing frames": clips * flowing / 1000,
+            "10^12 operations": clips * each / 1000,
+            "training s": 3600 * max(r["hours"] for r in log),
+            "s a clip": self.clock.pace(_sampling(arm)) * arm.samples,
         }
 
-    def _budget(self, arm: Arm, path: Path, config: SampleConfig, seed: int) -> Scored:
-        """Work of training so far and of sampling a clip; operations in units of 10^12."""
-        card = checkpoint.read_card(path)
-        log = Files(path.parent).records()
-        log = [r for r in log if "clips" in r and r["step"] <= card.steps]
-        mixture, draws = self.config(PROCESSES[0], 0).context, self.options.draws
-        process = self.process(arm, seed)
-        rests = arm.process == "flowception" or arm.family == "causal"
-        each, flowing = flops.per_clip(card, process, mixture, draws, seed=0)
-        clips = card.steps * fmean(r["clips"] for r in log)
-        sides = 1 if config.guidance == 1 else 2
-        sampling = flops.of_sampling(card, process, config.steps, draws, seed=0, cached=rests)
-        return {
-            "training_steps": card.steps,
-            "clips": clips,
-            "tokens": card.steps * fmean(r["tokens"] for r in log),
-            "flowing": clips * flowing / 1000,
-            "training": clips * each / 1000,
-            "sampling": sides * sampling / 1000,
-            "hours": max(r["hours"] for r in log),
-        }
+    # --- time
 
-    def codec_alone(self, seed: int) -> Scored:
-        """The score of the real clips when they only went through the codec: the best one can."""
-        maker, real = self._maker(self.model(PROCESSES[0], seed))
-        made = [Clip(maker.decode(maker.encode(clip.image_FCHW)), clip.caption) for clip in real]
-        return self._of_made(real, made, None)
+    def todo(self, arm: Arm, seed: int, steps: int) -> clock.Work:
+        """Kind and units of work of every file of a row that is still to be made."""
+        clips, names = self.options.clips, self.names(arm, seed, steps)
+        work: clock.Work = {self.run / "start/done": ("step of start", self.options.image_steps)}
+        before = 0
+        for stop in self.stops(steps):
+            file = self.folder(arm, seed) / f"model-{stop}.safetensors"
+            work[file] = (f"step of {arm.process}", stop - before)
+            before = stop
+        for name in names * arm.samples:
+            work[self.file("made", f"{name}.safetensors")] = (_sampling(arm), clips)
+        for stem in self.networks:
+            for name in (f"real-{self.chosen}", *names):
+                file = self.file("features", f"{name}-{stem}.safetensors")
+                work[file] = (f"features by {stem}", clips)
+        work[self.score_file(arm, seed, steps)] = ("scores", 1)
+        return {path: one for path, one in work.items() if not path.exists()}
 
-
-def _known(scores: Path) -> dict[str, Scored]:
-    return json.loads(scores.read_text()) if scores.exists() else {}
+    def plan(self, asked: Sequence[tuple[Arm, int, int]]) -> str:
+        """How long the first row takes that is asked for, and all."""
+        (arm, seed, steps), every = asked[0], [self.todo(*one) for one in asked]
+        whole = {path: one for work in every for path, one in work.items()}
+        own, all_of_it = self.clock.told(every[0]), self.clock.told(whole, short=True)
+        return f"{arm.name}, seed {seed}, {steps} steps: {own}; all that is asked {all_of_it}"
 
 
-def difference(first: Path, other: Path, seed: int) -> tuple[float, float, float]:
-    """By how much the other's distance is larger, and the 5 % and 95 % points of that.
+def _sampling(arm: Arm) -> str:
+    """The kind of work that making its clips is."""
+    return f"clip of {arm.process} {arm.family} {_words(arm.sampling)}"
 
-    Both made a clip for each caption; bootstraps draw captions, so that what is hard for both
-    counts for neither. Fewer distinct clips raise the distance of the arm that varies more: that
-    bias is taken off.
+
+def _of_clips(seen: Sequence[Tensor]) -> Tensor:
+    """Features ``[N, D]`` of clips, from those of their frames where a network sees frames."""
+    return mobilenet.of_clips(seen) if seen[0].ndim > 1 else torch.stack(list(seen))
+
+
+def _about(real: Sequence[Clip], made: Sequence[Clip]) -> dict[str, float]:
+    """Lengths, and how much moves."""
+    motion = [fmean(metrics.motion(clip.image_FCHW) for clip in side) for side in (made, real)]
+    return {
+        "length": fmean(len(clip.image_FCHW) for clip in made),
+        "lengths, total variation": length_scores(real, made)["total_variation"],
+        "motion of real": motion[0] / motion[1],
+    }
+
+
+def _of_frames(real: Sequence[Tensor], made: Sequence[Tensor]) -> dict[str, float]:
+    """Distances of the changes from frame to frame, and along the clip, by features of frames."""
+    changes = metrics.frechet_of_samples(*map(mobilenet.changes, (real, made)))
+    quarters = enumerate(mobilenet.by_quarter(real, made), start=1)
+    return {"of changes": changes} | {f"quarter {n}": distance for n, distance in quarters}
+
+
+# --- tables
+
+
+def line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def cells(scored: intervals.Scored, first: intervals.Scored) -> Iterator[str]:
+    """Every score, and its difference to the first row's, with the interval of that."""
+    for name, value in scored["whole"].items():
+        told = f"{value:.4g}"
+        if scored is not first and name in first["whole"]:
+            told += "; {:+.3g} ({:+.3g} to {:+.3g})".format(
+                *intervals.difference(first, scored, name)
+            )
+        yield told
+
+
+def table(work: Comparison, arms: Sequence[Arm], seeds: Sequence[int], steps: int) -> Iterator[str]:
+    """The rows of an arm and seed as they come, the means over the seeds, then what else is told.
+
+    Arms that are asked for later are planned with the present one.
     """
-    both = [load_file(path) for path in (first, other)]
-
-    def larger(rows: Sequence[int]) -> float:
-        one, two = (metrics.frechet_of_samples(f["real"][rows], f["made"][rows]) for f in both)
-        return two - one
-
-    return intervals.centred_interval(larger, len(both[0]["real"]), seed)
-
-
-def _pair(values: Sequence[float]) -> str:
-    return "{:.0f} ({:.0f} to {:.0f})".format(*values)
-
-
-Columns = dict[str, Callable[[Scored], str]]
-COLUMNS: Columns = {
-    "distance (5 % to 95 %)": lambda s: _pair(s["distance"]),
-    "over the first row": lambda s: (
-        "{:+.0f} ({:+.0f} to {:+.0f})".format(*s["over"]) if s["over"] else ""
-    ),
-    "of changes": lambda s: f"{s['changes']:.0f}",
-    "coverage": lambda s: f"{s['coverage']:.2f}",
-    "length": lambda s: f"{s['length']:.1f}",
-    "lengths, total variation": lambda s: f"{s['lengths']:.2f}",
-    "distance by quarter": lambda s: " ".join(f"{d:.0f}" for d in s["drift"]),
-    "sharpness of real by quarter": lambda s: " ".join(f"{d:.2f}" for d in s["sharpness"]),
-    "motion of real": lambda s: f"{s['motion']:.2f}",
-}
-BUDGET: Columns = {
-    "steps": lambda s: f"{s['training_steps']}",
-    "clips": lambda s: f"{s['clips']:.0f}",
-    "10^3 flowing frames": lambda s: f"{s['flowing']:.0f}",
-    "10^12 operations": lambda s: f"{s['training']:.0f}",
-    "a sampled clip": lambda s: f"{s['sampling']:.3f}",
-    "training, sampling s": lambda s: f"{s['hours'] * 3600:.0f}, {s['sampling_s']:.0f}",
-}
-INTERP: Columns = {
-    way: lambda s, way=way: "{:.2f} ({:.2f} to {:.2f})".format(*s[way])  # type: ignore[misc]
-    for way in ("model", "linear", "repeat")
-}
-
-
-def rows(work: Comparison, table: str, seeds: Sequence[int]) -> Iterator[str]:
-    """A line of a table per arm and seed."""
-    columns = INTERP if table == "interp" else COLUMNS | BUDGET
-    yield f"| arm | seed | {' | '.join(columns)} |"
-    yield "|---" * (len(columns) + 2) + "|"
-    for seed in seeds:
-        first: Path | None = None
-        for arm in TABLES[table]:
-            scores = work.scores(arm, seed)
-            if table != "interp":
-                first = first or scores["features"]
-                scores["over"] = difference(first, scores["features"], work.options.sample_seed)
-            yield f"| {arm.name} | {seed} | {' | '.join(f(scores) for f in columns.values())} |"
-    if table == "processes":
-        scores = work.codec_alone(seeds[0]) | {"over": None}
-        cells = [f(scores) for f in COLUMNS.values()] + [""] * len(BUDGET)
-        yield f"| codec alone | | {' | '.join(cells)} |"
-
-
-def picture(work: Comparison, table: str, seeds: Sequence[int]) -> Image.Image | None:
-    """What a table shows best, as curves: means over the seeds."""
-    found = {arm.name: [work.scores(arm, seed) for seed in seeds] for arm in TABLES[table]}
-
-    def means(name: str, of: Callable[[Scored], float]) -> float:
-        return fmean(map(of, found[name]))
-
-    if table in ("curve", "steps"):
-        work_of = "training" if table == "curve" else "sampling"
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for name in found:
-            point = means(name, lambda s: s[work_of]), means(name, lambda s: s["distance"][0])
-            curves.setdefault(name.rsplit(",", 1)[0], []).append(point)
-        return report.line_chart(
-            curves, title=f"distance of features and the work of {work_of}",
-            x_label="10^12 operations", y_label="distance",
-        )  # fmt: skip
-    if table in ("processes", "i2v"):
-        curves = {
-            arm.name: [
-                (q + 1.0, means(arm.name, lambda s, q=q: s["drift"][q])) for q in range(QUARTERS)
-            ]
-            for arm in PROCESSES
+    asked = [(arm, seed, steps) for seed in seeds for arm in arms]
+    found: dict[int, dict[str, intervals.Scored]] = {seed: {} for seed in seeds}
+    for number, (arm, seed, _) in enumerate(asked):
+        print(work.plan(asked[number:]), file=sys.stderr, flush=True)
+        scored = found[seed][arm.name] = work.scores(arm, seed, steps)
+        if number == 0:
+            titles = "steps", "seed", "arm", *scored["whole"]
+            yield line(*titles) + "\n" + line(*["---"] * len(titles))
+        yield line(steps, seed, arm.name, *cells(scored, found[seed][arms[0].name]))
+    if len(seeds) > 1:
+        mean = {
+            arm.name: intervals.averaged([found[seed][arm.name] for seed in seeds]) for arm in arms
         }
-        return report.line_chart(
-            curves, title="distance of features along the clip", x_label="quarter",
-            y_label="distance",
-        )  # fmt: skip
-    return None
+        for name, scored in mean.items():
+            yield line(steps, "mean", name, *cells(scored, mean[arms[0].name]))
+
+    titles = "steps", "seed", "arm", *found[seeds[0]][arms[0].name]["about"]
+    yield "\n" + line(*titles) + "\n" + line(*["---"] * len(titles))
+    for arm, seed, _ in asked:
+        about = found[seed][arm.name]["about"].values()
+        yield line(steps, seed, arm.name, *(f"{value:.3g}" for value in about))
 
 
 def main() -> None:
@@ -541,34 +533,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="clips to train on")
-    parser.add_argument("real", type=Path, help="other clips, to score against")
+    parser.add_argument("real", type=Path, help="twice as many other clips as are scored against")
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--features", type=Path, nargs="+", action="extend", required=True)
     parser.add_argument("--codec", default="", help="a model file whose codec is taken")
     parser.add_argument("--codec-steps", type=int, default=0, help="that it is trained on")
     parser.add_argument("--image-steps", type=int, default=3000, help="on single frames, for all")
-    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["processes"])
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["learning"])
+    names = [arm.name for arms in TABLES.values() for arm in arms]
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, help="these alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=600, help="of training")
+    parser.add_argument("--steps", type=int, nargs="+", default=[400], help="scored after each")
     parser.add_argument("--sampling-steps", type=int, default=8)
-    parser.add_argument("--clips", type=int, default=128, help="that are scored")
+    parser.add_argument("--clips", type=int, default=512, help="that are scored")
+    parser.add_argument("--draws", type=int, default=2, help="of noise, for every clip")
+    parser.add_argument("--counted", type=int, default=3000, help="draws, for mean operations")
     parser.add_argument("--sample-seed", type=int, default=0)
-    parser.add_argument("--draws", type=int, default=3000, help="that operations are averaged over")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     work = Comparison(options)
     print(machine.described())
     print(
-        f"{options.image_steps} steps on single frames for all, then {options.steps} steps of "
-        f"training; {options.clips} clips, {options.sampling_steps} "
-        f"steps, seed {options.sample_seed}; {work.features.name}"
+        f"{options.image_steps} steps on single frames for all; {options.clips} clips, "
+        f"{options.draws} drawings of noise from seed {options.sample_seed}, "
+        f"{options.sampling_steps} steps of sampling"
     )
-    for table in options.tables:
-        print(f"\n{table}\n")
-        for line in rows(work, table, options.seeds):
-            print(line, flush=True)
-        drawn = picture(work, table, options.seeds)
-        if drawn is not None:
-            video.save_image(drawn, work.run / f"{table}.png")
+    for name in options.tables:
+        arms = [arm for arm in TABLES[name] if arm.name in options.arms]
+        for steps in options.steps:
+            print(f"\n{name}\n")
+            for row in table(work, arms, options.seeds, steps):
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,32 +9,21 @@ a picture; and the network's, without and with the caption. Standard errors are 
 """
 
 import argparse
-import math
 from statistics import fmean, stdev
 
 import machine
 import numpy as np
 import torch
-from torch import Tensor
 
 from flowcept import model_file
 from flowcept.codecs import to_images
 from flowcept.data import theatre
 from flowcept.device import autocast, pick_dtype
-from flowcept.evaluation.evaluate import STATES, log_score
+from flowcept.evaluation.evaluate import STATES, length_logits, log_score
 from flowcept.process.forward import concat, draw
-from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator
 
 ACTORS = ("dog", "cat", "penguin", "frog", "panda", "fox", "ghost", "pumpkin")  # of the shipped
-
-
-def law_of(weights: dict[int, float], size: int) -> Tensor:
-    """Logits of a law of lengths, ``[1, K]``."""
-    logits_1K = torch.full((1, size), BEYOND)
-    for length, weight in weights.items():
-        logits_1K[0, length] = math.log(weight)
-    return logits_1K
 
 
 def main() -> None:
@@ -49,7 +38,7 @@ def main() -> None:
     card, generator = weights.card, clip_generator(options.seed)
     rng, size = np.random.default_rng(options.seed), weights.network.largest_size + 1
     cpu = torch.device("cpu")
-    everything = law_of(dict(card.lengths), size)
+    everything = length_logits(card.lengths, size)
     found: dict[str, list[float]] = {}
     states = 0
     for _ in range(options.clips):
@@ -65,9 +54,10 @@ def main() -> None:
             continue
         state, target = concat(pairs)
         states += len(pairs)
+        of_caption = length_logits(theatre.length_law(scene), size)
         of_sizes = {
             "all lengths": everything.expand(len(pairs), -1),
-            "the caption's lengths": law_of(theatre.length_law(scene), size).expand(len(pairs), -1),
+            "the caption's lengths": of_caption.expand(len(pairs), -1),
         }
         for name, prompt in (("network, no caption", ""), ("network", words)):
             with autocast(cpu, pick_dtype("auto", cpu)), torch.inference_mode():

@@ -431,9 +431,9 @@ def peak():
 """
 LONG = """
 import sys, time
-from flowcept import generation
+import flowcept
 path, frames, output = sys.argv[1:]
-studio = generation.load(path)
+studio = flowcept.load(path)
 started = time.perf_counter()
 clip = studio.generate(
     "a dog", frames=int(frames), steps=2, guidance=1.0, scale=1, seed=1
@@ -502,10 +502,10 @@ def loader(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     stored = [subject.latent(n, i).half() for i, n in enumerate(Clips.lengths)]
 
     def draw() -> batches.Batch:
+        lessons = batches.Lessons(Clips(), subject.process, ContextMixture(), ObjectiveSettings())
         return batches.draw_batch(
-            Clips(), range(400), seed=0, step=0, cursor=0, tokens=4096,
-            tokens_per_frame=subject.row, least=1, process=subject.process,
-            mixture=ContextMixture(), objective=ObjectiveSettings(),
+            lessons, range(400), seed=0, step=0, cursor=0, tokens=4096,
+            tokens_per_frame=subject.row, least=1,
         )  # fmt: skip
 
     state, target = process.concat(draw().pairs)

@@ -37,7 +37,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from flowcept import generation, model_file
+import flowcept
+from flowcept import model_file
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import theatre
 from flowcept.data.theatre import Scene
@@ -68,7 +69,7 @@ class Bench:
     """The model, the judge and fresh real clips."""
 
     def __init__(self, model: str, judge: judging.Judge, seed: int, settings: SampleConfig) -> None:
-        self.model, self.studio = model, generation.load(model)
+        self.model, self.studio = model, flowcept.load(model)
         self.judge, self.seed, self.settings = judge, seed, settings
         self.cast = judging.cast_of(self.studio.card)
         self.size = self.studio.card.size[0]

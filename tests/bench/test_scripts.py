@@ -7,13 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import comparison
+import framewise
 import pytest
 import torch
 from safetensors.torch import save_file
 from test_mobilenet import mobilenet_weights
 
+import flowcept
 from flowcept import model_file
 from flowcept.data import theatre
+from flowcept.evaluation.evaluate import clips_like, draw_clips
+from flowcept.settings import PRESETS, SampleConfig, TrainConfig
+from flowcept.training import run as train
 
 BENCH = Path(__file__).parent
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("test_"))
@@ -58,32 +64,84 @@ def test_operations_of_equal_steps() -> None:
     assert 0.9 < cached < 1.15
 
 
+class Whole(torch.nn.Module):
+    """Features of whole clips: brightness in eight parts."""
+
+    def forward(self, clip_NCTHW: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool3d(clip_NCTHW, 2).flatten(1)
+
+
 @pytest.fixture
 def clips(tmp_path: Path) -> list[Path]:
-    """Clips to train on and to score against, and a feature network."""
+    """Clips to train on and to score against, and two feature networks."""
     folders = [tmp_path / name for name in ("scenes", "others")]
     for seed, folder in enumerate(folders):
-        theatre.write_theatre(folder, (12, 6)[seed], size=64, seed=seed, actors="shapes")
+        theatre.write_theatre(folder, 12, size=64, seed=seed, actors="shapes")
     save_file(mobilenet_weights(torch.Generator().manual_seed(0)), tmp_path / "net.safetensors")
-    return [*folders, tmp_path / "net.safetensors"]
+    torch.jit.script(Whole()).save(str(tmp_path / "whole.pt"))
+    return [*folders, tmp_path / "whole.pt", tmp_path / "net.safetensors"]
+
+
+def rows_of(out: str, steps: int, seed: int | str) -> dict[str, list[str]]:
+    """Cells of the first table's rows, by arm."""
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in out.splitlines()]
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row[:2] == [str(steps), str(seed)]:
+            found.setdefault(row[2], row[3:])
+    return found
 
 
 @pytest.mark.slow
 def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) -> None:
-    data, real, features = clips
+    data, real, *features = clips
     run = tmp_path / "run"
-    words = [data, real, "--run", run, "--features", features, "--codec-steps", 1, "--seeds", 0,
-             "--image-steps", 1, "--draws", 2, "--clips", 6, "--sampling-steps", 1]  # fmt: skip
-    out = printed("comparison.py", *words, "--steps", 4, "--tables", "gap")
-    assert "| flowception, told the lengths | 0 | " in out
-    assert "| +0 (+0 to +0) | " in out, "the first row's distance over itself"
-    kept = sorted(path.name for path in (run / "plain-seed0").glob("model-*.safetensors"))
-    assert kept == ["model-1.safetensors", "model-2.safetensors", "model-4.safetensors"]
-    assert model_file.read_card(run / "plain-seed0/model-4.safetensors").steps == 4
-    before = {path: path.stat().st_mtime_ns for path in run.glob("*/model-*.safetensors")}
-    again = printed("comparison.py", *words, "--steps", 4, "--tables", "gap")
-    assert again.splitlines()[-5:] == out.splitlines()[-5:], "nothing is done twice"
-    assert before == {path: path.stat().st_mtime_ns for path in before}
+    words = ["comparison.py", data, real, "--run", run, "--features", *features, "--codec-steps", 1,
+             "--image-steps", 1, "--clips", 4, "--sampling-steps", 2, "--counted", 2]  # fmt: skip
+    first = printed(*words, "--steps", 1, "--seeds", 0, "--draws", 1)
+    arms = [arm.name for arm in comparison.TABLES["learning"]]
+    plain, *others = rows_of(first, 1, 0).items()
+    assert [plain[0], *(name for name, _ in others)] == arms
+    assert not any(";" in cell for cell in plain[1]), "the row that others differ from"
+    assert all(" to " in cell for _, cells in others for cell in cells[:4])
+    header = next(row for row in first.splitlines() if row.startswith("| steps"))
+    scores = [cell.strip() for cell in header.split("|")[4:-1]]
+    whole, net = "Fréchet distance of whole", "Fréchet MobileNet distance"
+    assert scores[:4] == [whole, f"kernel, {whole}", net, f"kernel, {net}"]
+    assert scores[4:] == list(framewise.SCORES)
+
+    fewer = [*words, "--steps", 1, 3, "--arms", "flowception"]
+    out = printed(*fewer)
+    for steps in (1, 3):
+        each = [float(rows_of(out, steps, s)["flowception"][0]) for s in (0, 1, "mean")]
+        assert each[2] == pytest.approx((each[0] + each[1]) / 2, rel=1e-3)
+    assert model_file.read_card(run / "plain-seed0/model-3.safetensors").steps == 3
+    kept = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert printed(*fewer) == out
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}, "nothing is done twice"
+
+    limits = printed(*words, "--steps", 1, "--seeds", 0, "--tables", "limits")
+    other, codec = rows_of(limits, 1, 0)["other real clips"], rows_of(limits, 1, 0)["codec alone"]
+    assert len(other) == 4, "other captions: frames are not held against each other"
+    assert float(codec[0].split(";")[0]) < float(plain[1][0])
+
+
+@pytest.mark.slow
+def test_what_is_recorded_of_made_clips(clips: list[Path], tmp_path: Path) -> None:
+    """The same clips as without recording, and the order in which their frames appeared."""
+    settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
+    config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 1, "seed": 1})
+    model = train.train(clips[0], tmp_path / "run", config, quiet=True)
+    maker = framewise.Recorder(model.name, flowcept.load(str(model), "cpu", "float32"), 3)
+    real, controls = draw_clips(maker, clips[1], 4), SampleConfig(4, frames=9)
+    plain = clips_like(maker, real, controls, "gen")
+    made = maker.clips(real, controls, "gen", told=False)
+    for one, other in zip(plain, made, strict=True):
+        assert one.caption == other.caption
+        assert torch.equal(one.image_FCHW, other.image_FCHW)
+        assert sorted(other.born_F.tolist()) == list(range(9))
+    firsts = [clip.born_F.tolist().index(0) for clip in made]
+    assert len(set(firsts)) > 1, "the first to appear may be any frame"
 
 
 @pytest.mark.slow

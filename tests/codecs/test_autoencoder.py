@@ -11,12 +11,12 @@ from flowcept.codecs.autoencoder import (
     WARMUP,
     Autoencoder,
     CodecTrainer,
-    CodecTraining,
     _cosine_basis,
     adaptive_weight,
     hinge_loss,
 )
 from flowcept.errors import UserError
+from flowcept.settings import CodecSettings
 
 
 def test_default_size():
@@ -32,10 +32,12 @@ def test_starts_as_a_cosine_transform():
     torch.testing.assert_close(basis @ basis.T, torch.eye(192), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("values", [{"steps": 0}, {"learning_rate": 0.0}, {"adversarial": -1.0}])
+@pytest.mark.parametrize(
+    "values", [{"codec_steps": -1}, {"codec_rate": 0.0}, {"adversarial": -1.0}]
+)
 def test_training_settings_errors(values):
     with pytest.raises(UserError):
-        CodecTraining(**values)
+        CodecSettings(**values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -44,9 +46,9 @@ def test_training_learns_a_few_pictures(dtype, monkeypatch):
     monkeypatch.setattr(autoencoder, "WARMUP", 10)
     codec, image = small_codec(channels=16), pictures(4)
     before = psnr_db(codec.decode(codec.encode(image)), image)
-    settings = CodecTraining(steps=100)
+    settings = CodecSettings(codec_steps=100)
     trainer = CodecTrainer(codec, settings, dtype=dtype)
-    losses = [float(trainer.step(image)["loss"]) for _ in range(settings.steps)]
+    losses = [float(trainer.step(image)["loss"]) for _ in range(settings.codec_steps)]
     averaged = trainer.averaged
     averaged.fit_statistics([image])
     after = psnr_db(averaged.decode(averaged.encode(image)), image)
@@ -56,7 +58,7 @@ def test_training_learns_a_few_pictures(dtype, monkeypatch):
 
 
 def test_learning_rate_rises_then_falls_to_its_end():
-    trainer = CodecTrainer(small_codec(), CodecTraining(steps=500))
+    trainer = CodecTrainer(small_codec(), CodecSettings(codec_steps=500))
     rates = []
     for trainer.num_steps in range(501):
         rates.append(trainer.learning_rate())
@@ -69,7 +71,7 @@ def test_learning_rate_rises_then_falls_to_its_end():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resumed_training_is_the_same_bit_for_bit(tmp_path, dtype):
     """With latent noise and the discriminator, interrupted on either side of its start."""
-    settings = CodecTraining(steps=8, adversarial=0.5)
+    settings = CodecSettings(codec_steps=8, adversarial=0.5)
     batches = [pictures(4, seed=i) for i in range(8)]
 
     def fresh(seed: int) -> CodecTrainer:
@@ -98,13 +100,13 @@ def test_resumed_training_is_the_same_bit_for_bit(tmp_path, dtype):
 
 
 def test_state_of_other_settings_is_refused():
-    state = CodecTrainer(small_codec(), CodecTraining()).state_dict()
+    state = CodecTrainer(small_codec(), CodecSettings()).state_dict()
     with pytest.raises(ValueError, match="adversarial"):
-        CodecTrainer(small_codec(), CodecTraining(adversarial=0.5)).load_state_dict(state)
+        CodecTrainer(small_codec(), CodecSettings(adversarial=0.5)).load_state_dict(state)
 
 
 def test_averaged_weights_lag_behind():
-    trainer = CodecTrainer(small_codec(), CodecTraining(steps=20))
+    trainer = CodecTrainer(small_codec(), CodecSettings(codec_steps=20))
     trainer.step(pictures(4))
     old = trainer.codec.last.weight.detach().clone()
     trainer.step(pictures(4, seed=1))
@@ -125,7 +127,7 @@ def test_adaptive_weight_is_the_ratio_of_gradients_up_to_its_bound():
 def test_a_violent_discriminator_cannot_swamp_reconstruction(monkeypatch):
     """Its last layer made 1e6 times larger, its gradient is still `adversarial` of the other's."""
     monkeypatch.setattr(autoencoder, "ADVERSARIAL_START", 0.0)
-    settings = CodecTraining(steps=4, adversarial=0.5)
+    settings = CodecSettings(codec_steps=4, adversarial=0.5)
     weights = {}
     for factor in (1.0, 1e6):
         trainer = CodecTrainer(small_codec(), settings)
@@ -140,7 +142,7 @@ def test_the_discriminator_starts_when_told_and_learns(monkeypatch):
     monkeypatch.setattr(autoencoder, "ADVERSARIAL_START", 1 / 3)
     monkeypatch.setattr(autoencoder, "DISCRIMINATOR_RATE", 4e-3)
     monkeypatch.setattr(autoencoder, "WARMUP", 1)
-    settings = CodecTraining(steps=60, adversarial=0.01)
+    settings = CodecSettings(codec_steps=60, adversarial=0.01)
     trainer = CodecTrainer(small_codec(channels=2), settings)
     values = [trainer.step(pictures(4, seed=i)) for i in range(60)]
     assert all("discriminator" not in v for v in values[:20])
@@ -156,7 +158,7 @@ def test_hinge_loss():
 
 def test_the_generator_of_the_caller_is_not_touched(monkeypatch):
     monkeypatch.setattr(autoencoder, "ADVERSARIAL_START", 0.0)
-    settings = CodecTraining(adversarial=0.5)
+    settings = CodecSettings(adversarial=0.5)
     codec, image = small_codec(), pictures(2)
     before = torch.get_rng_state()
     CodecTrainer(codec, settings).step(image)
@@ -178,7 +180,7 @@ class Reads(TorchDispatchMode):
 
 def test_a_step_reads_nothing_from_the_device(monkeypatch):
     monkeypatch.setattr(autoencoder, "ADVERSARIAL_START", 0.0)
-    trainer = CodecTrainer(small_codec(), CodecTraining(adversarial=0.5))
+    trainer = CodecTrainer(small_codec(), CodecSettings(adversarial=0.5))
     with Reads() as reads:
         losses = trainer.step(pictures(2))
         assert reads.count == 0

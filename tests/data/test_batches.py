@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from flowcept.data.batches import Batch, draw_batch, split_batch, split_held_out
+from flowcept.data.batches import Batch, Lessons, draw_batch, split_batch, split_held_out
 from flowcept.errors import UserError
 from flowcept.process.forward import Flowception
 from flowcept.process.state import Role
@@ -40,12 +40,11 @@ def draw(clips: Clips, order: list[int] | None = None, **changes: object) -> Bat
         "tokens": 200,
         "tokens_per_frame": TOKENS_PER_FRAME,
         "least": 1,
-        "process": Flowception(),
-        "mixture": NO_CONTEXT,
     } | changes
     shares = {key: settings.pop(key, 0.0) for key in DROPOUTS}
-    settings["objective"] = ObjectiveSettings(**shares)
-    return draw_batch(clips, order or list(range(len(clips.lengths))), **settings)
+    mixture = settings.pop("mixture", NO_CONTEXT)
+    lessons = Lessons(clips, Flowception(), mixture, ObjectiveSettings(**shares))
+    return draw_batch(lessons, order or list(range(len(clips.lengths))), **settings)
 
 
 def sizes(batch: Batch) -> list[int]:
@@ -227,20 +226,18 @@ def test_parts_hold_every_clip_once_within_the_bound():
     [(100, 0.1, 10), (10, 0.01, 1), (2, 0.9, 1), (1, 0.5, 0), (50, 0, 0), (0, 0.1, 0)],
 )
 def test_held_out_split(n: int, fraction: float, held: int):
-    train, out = split_held_out(n, fraction, seed=3)
+    train, out = split_held_out(range(n), fraction, seed=3)
     assert len(out) == held
     assert sorted(train + out) == list(range(n))
-    assert (train, out) == split_held_out(n, fraction, seed=3)
+    assert (train, out) == split_held_out(range(n), fraction, seed=3)
 
 
 def test_held_out_split_depends_on_the_seed_and_keeps_groups():
-    assert split_held_out(100, 0.2, 0) != split_held_out(100, 0.2, 1)
+    assert split_held_out(range(100), 0.2, 0) != split_held_out(range(100), 0.2, 1)
     groups = [i // 3 for i in range(60)]
-    train, out = split_held_out(60, 0.25, 0, groups)
+    train, out = split_held_out(groups, 0.25, 0)
     assert len(out) == 15
     assert not {groups[i] for i in train} & {groups[i] for i in out}
-    with pytest.raises(UserError, match="held-out"):
-        split_held_out(10, 1.0, 0)
 
 
 def test_batches_are_what_they_were():
@@ -273,5 +270,5 @@ def test_batches_are_what_they_were():
     assert missing == [0, 0, 3]
     assert split_batch(batch, 100, TOKENS_PER_FRAME) == [[0], [1, 2, 3], [4, 5], [6]]
     held = [1, 9, 11]
-    assert split_held_out(12, 0.25, 5)[1] == held
-    assert split_held_out(12, 0.25, 5, [i // 3 for i in range(12)])[1] == [9, 10, 11]
+    assert split_held_out(range(12), 0.25, 5)[1] == held
+    assert split_held_out([i // 3 for i in range(12)], 0.25, 5)[1] == [9, 10, 11]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flowcept.data import ffmpeg, video
+from flowcept.data.timing import Timing
 from flowcept.data.video import probe, read_video, stream
 from flowcept.errors import UserError
 
@@ -42,7 +43,7 @@ def made(path: Path, *arguments: object, source: str = "testsrc2=s=64x48:r=25:d=
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_words_of_a_file_are_no_complaint(tmp_path: Path, quote: str, suffix: str):
     path = made(tmp_path / f"a{suffix}", "-metadata", f"title={quote}", "-metadata", f"x={quote}")
-    assert probe(path) == video.VideoInfo(64, 48, 25.0, 25, has_audio=False)
+    assert probe(path) == Timing(25.0, 25)
     assert read_video(path)[0].shape == (25, 48, 64, 3)
     assert not video.has_sound(path)
 
@@ -83,7 +84,6 @@ def test_packets_say_what_decoding_would(
     frames_FHW3, fps = read_video(path)
     decoded = probe(path, decode=True)
     assert (decoded.num_frames, decoded.fps) == (len(frames_FHW3), fps)
-    assert (decoded.height, decoded.width) == frames_FHW3.shape[1:3]
     if name in INTACT:
         monkeypatch.setattr(ffmpeg.Film, "pictures", lambda *_: pytest.fail("it was decoded"))
     assert probe(path) == decoded

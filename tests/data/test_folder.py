@@ -14,16 +14,14 @@ from PIL import Image
 
 from flowcept.data import folder as data
 from flowcept.data import video
-from flowcept.data.folder import DataConfig, load_clip, scan
+from flowcept.data.folder import load_clip, scan
 from flowcept.data.shards import PictureStore
+from flowcept.data.timing import Timing
 from flowcept.errors import UserError
+from flowcept.settings import DataSettings
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-CONFIG = DataConfig(size=SIZE)
-
-
-def clip_info(frames: int, fps: float) -> video.VideoInfo:
-    return video.VideoInfo(*SIZE, fps, frames, has_audio=False)
+CONFIG = DataSettings(size="16")
 
 
 def captions(result: data.Scan) -> dict[str, str]:
@@ -153,20 +151,20 @@ def test_rate_is_the_most_common_and_others_are_resampled(tmp_path: Path):
     Image.new("RGB", SIZE).save(tmp_path / "still.png")
     result = scan(tmp_path, CONFIG)
     assert result.fps == 10
-    clips = {e.path.name: indices(load_clip(e, CONFIG, result.fps)) for e in result.entries}
+    clips = {e.path.name: indices(load_clip(result, e)) for e in result.entries}
     assert clips["a.apng"] == [0, 1, 2, 3, 4, 5]
     assert clips["fast.apng"] == [0, 2, 4, 6, 8, 10]
     assert clips["slow.apng"] == [0, 0, 1, 1, 2, 2]
     assert clips["still.png"] == [0]
     assert "from 12 at 20" in next(f.reason for f in result.findings if f.path.stem == "fast")
-    slower = DataConfig(size=SIZE, fps=4)
-    entry = scan(tmp_path, slower).entries[0]
+    slower = DataSettings(size="16", fps=4)
+    result = scan(tmp_path, slower)
     # Times 0, 0.25 s of a clip of 0.6 s: frames 0 and 2.5, of which the earlier.
-    assert indices(load_clip(entry, slower, 4)) == [0, 2]
+    assert indices(load_clip(result, result.entries[0])) == [0, 2]
 
 
 def test_rates_that_differ_by_rounding_are_one():
-    entry = data.ClipEntry(Path("a"), "", 0, 300, clip_info(300, 30000 / 1001))
+    entry = data.ClipEntry(Path("a"), "", 0, 300, Timing(30000 / 1001, 300))
     assert data._source_frames(entry, 30).tolist() == list(range(300))
 
 
@@ -177,7 +175,7 @@ def test_resampled_frames_are_the_nearest_in_time():
         if data._same_rate(source, fps):
             continue
         total = max(1, round(frames * fps / source))
-        entry = data.ClipEntry(Path("a"), "", 0, total, clip_info(frames, source))
+        entry = data.ClipEntry(Path("a"), "", 0, total, Timing(source, frames))
         chosen = data._source_frames(entry, fps)
         distance = np.abs(np.arange(frames) / source - np.arange(total)[:, None] / fps)
         picked = distance[np.arange(total), chosen]
@@ -190,11 +188,11 @@ def test_resampled_frames_are_the_nearest_in_time():
 )
 def test_long_clips_are_cut_evenly(tmp_path: Path, frames: int, longest: int, pieces: list[int]):
     put(tmp_path / "a.apng", frames, caption="x")
-    config = DataConfig(size=SIZE, max_frames=longest)
+    config = DataSettings(size="16", max_frames=longest)
     result = scan(tmp_path, config)
     assert sorted(entry.num_frames for entry in result.entries) == pieces
     assert {entry.caption for entry in result.entries} == {"x"}
-    shown = [i for e in result.entries for i in indices(load_clip(e, config, result.fps))]
+    shown = [i for e in result.entries for i in indices(load_clip(result, e))]
     assert shown == list(range(frames))
     finding = result.findings[0]
     assert (finding.verdict, finding.num_frames) == ("cut" if len(pieces) > 1 else "kept", frames)
@@ -205,7 +203,7 @@ def test_short_clips_and_pieces_are_dropped(tmp_path: Path):
     put(tmp_path / "a.apng", 5)
     put(tmp_path / "b.apng", 2)
     put(tmp_path / "c.apng", 9)
-    result = scan(tmp_path, DataConfig(size=SIZE, min_frames=5, max_frames=8))
+    result = scan(tmp_path, DataSettings(size="16", min_frames=5, max_frames=8))
     assert [(e.path.stem, e.start, e.num_frames) for e in result.entries] == [
         ("a", 0, 5),
         ("c", 4, 5),
@@ -255,23 +253,7 @@ def test_nothing_left_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="is not a folder"):
         scan(clip, CONFIG)
     with pytest.raises(UserError, match="1 x 2 frames, under the minimum of 3"):
-        scan(tmp_path, DataConfig(size=SIZE, min_frames=3))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"size": (0, 16)},
-        {"fps": -1.0},
-        {"fps": float("nan")},
-        {"min_frames": 0},
-        {"min_frames": 9, "max_frames": 8},
-        {"fit": "squeeze"},
-    ],
-)
-def test_impossible_settings_are_user_errors(settings: dict):
-    with pytest.raises(UserError):
-        DataConfig(**{"size": SIZE, **settings})
+        scan(tmp_path, DataSettings(size="16", min_frames=3))
 
 
 def test_images_are_one_frame_and_folders_of_images_one_clip(tmp_path: Path):
@@ -292,8 +274,8 @@ def test_images_are_one_frame_and_folders_of_images_one_clip(tmp_path: Path):
     }
     assert found["walk"].caption == "a walk"
     # Natural order: 10.png comes after 9.png.
-    assert indices(load_clip(found["walk"], CONFIG, result.fps)) == list(range(12))
-    assert load_clip(found["two.jpg"], CONFIG, result.fps).shape == (1, *SIZE, 3)
+    assert indices(load_clip(result, found["walk"])) == list(range(12))
+    assert load_clip(result, found["two.jpg"]).shape == (1, *SIZE, 3)
 
 
 def test_summary_says_what_happened(tmp_path: Path):
@@ -301,7 +283,7 @@ def test_summary_says_what_happened(tmp_path: Path):
     put(tmp_path / "b.apng", 9, fps=10)
     put(tmp_path / "c.apng", 8, fps=20)
     (tmp_path / "bad.mp4").write_bytes(b"")
-    text = "\n".join(scan(tmp_path, DataConfig(size=SIZE, max_frames=5)).summary())
+    text = "\n".join(scan(tmp_path, DataSettings(size="16", max_frames=5)).summary())
     assert "4 clips found: 2 kept, 1 cut, 1 dropped" in text
     assert "4 training clips of 17 frames in all, 3 without a caption" in text
     assert f"dropped {tmp_path / 'bad.mp4'}: " in text
@@ -321,14 +303,14 @@ def test_real_clips(tmp_path: Path):
     clips = SHARED / "clips"
     if not clips.is_dir():
         pytest.skip("the real clips of ../shared/data are absent")
-    config = DataConfig(size=(64, 64), fps=10, max_frames=16)
+    config = DataSettings(size="64", fps=10, max_frames=16)
     result = scan(clips, config)
     assert len(result.findings) == 13
     assert all(entry.caption for entry in result.entries)
     # All have 17 frames: five at 10 per second are cut, those at 24 to 30 become shorter.
     assert result.lengths() == {6: 5, 7: 3, 8: 5, 9: 5}
-    assert scan(clips, DataConfig(size=(64, 64))).fps == 10
-    store = PictureStore(result, config, tmp_path)
+    assert scan(clips, DataSettings(size="64")).fps == 10
+    store = PictureStore(result, tmp_path)
     assert store.findings == []
     assert all(store.frames(i).std() > 10 for i in range(len(store)))
     assert all(np.ptp(store.frames(i), axis=0).max() > 20 for i in range(len(store)))
@@ -343,7 +325,7 @@ def test_sprites_become_a_data_folder(tmp_path: Path):
     command = [sys.executable, str(script), str(sheets), str(out), "--clips", "24", "--seed", "1"]
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
     subprocess.run(command, check=True, env=environment)
-    result = scan(out, DataConfig(size=(64, 64)))
+    result = scan(out, DataSettings(size="64"))
     assert len(result.entries) == 24
     assert all(finding.verdict == "kept" for finding in result.findings)
     assert set(result.lengths()) <= {6, 7, 8, 9, 13}
@@ -351,7 +333,7 @@ def test_sprites_become_a_data_folder(tmp_path: Path):
     for entry in result.entries:
         action = next((word for word in lengths if word in entry.caption), None)
         assert entry.num_frames == (lengths[action] if action else 6)
-    frames_FHW3 = load_clip(result.entries[0], DataConfig(size=(64, 64)), result.fps)
+    frames_FHW3 = load_clip(result, result.entries[0])
     assert (frames_FHW3[:, 0, 0] == frames_FHW3[0, 0, 0]).all()  # the background is plain
     assert np.ptp(frames_FHW3.astype(int), axis=0).max() > 50  # and something moves
 
@@ -377,7 +359,7 @@ def test_what_is_found_in_files_is_kept_until_they_change(
     asked: list[str] = []
     original = video.probe
 
-    def look(path: Path, **options: bool) -> video.VideoInfo:
+    def look(path: Path, **options: bool) -> Timing:
         asked.append(path.name)
         return original(path, **options)
 
@@ -389,7 +371,7 @@ def test_what_is_found_in_files_is_kept_until_they_change(
     assert scan(root, CONFIG, cache=cache) == first
     assert asked == ["bad.mp4"], "what is wrong with a file may pass"
     entry = next(entry for entry in first.entries if entry.path.name == "d.gif")
-    assert indices(load_clip(entry, CONFIG, first.fps)) == [0, 1, 1, 1, 2]
+    assert indices(load_clip(first, entry)) == [0, 1, 1, 1, 2]
 
     put(root / "a.apng", 7)
     Image.fromarray(numbered(4)[3]).save(root / "c" / "3.png")

@@ -14,11 +14,13 @@ from PIL import Image
 
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
 from flowcept.data import shards, video
-from flowcept.data.folder import DataConfig, load_clip, scan
+from flowcept.data.folder import load_clip, scan
 from flowcept.data.shards import LatentStore, PictureStore
+from flowcept.data.timing import Timing
 from flowcept.errors import UserError
+from flowcept.settings import DataSettings
 
-CONFIG = DataConfig(size=SIZE)
+CONFIG = DataSettings(size="16")
 encoded = partial(LatentStore, device="cpu", dtype=torch.float32)
 
 
@@ -37,20 +39,20 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = video.stream
 
-    def stream(path: Path, info: video.VideoInfo | None = None) -> Iterator[np.ndarray]:
+    def stream(path: Path, expected: Timing | None = None) -> Iterator[np.ndarray]:
         names.append(path.name)
-        return original(path, info)
+        return original(path, expected)
 
     monkeypatch.setattr(video, "stream", stream)
     return names
 
 
 def test_picture_store_holds_every_clip(folder: Path, tmp_path: Path, decoded: list[str]):
-    config = DataConfig(size=SIZE, max_frames=6, fps=10)
+    config = DataSettings(size="16", max_frames=6, fps=10)
     result = scan(folder, config)
     calls: list[tuple[int, int]] = []
     decoded.clear()
-    store = PictureStore(result, config, tmp_path / "new" / "cache", lambda *c: calls.append(c))
+    store = PictureStore(result, tmp_path / "new" / "cache", lambda *c: calls.append(c))
     assert decoded == ["a.apng", "b.apng", "c"]  # a cut clip is read once
     assert len(store) == len(result.entries) == 4
     assert store.captions == ["ay", "bee", "bee", ""]
@@ -59,7 +61,7 @@ def test_picture_store_holds_every_clip(folder: Path, tmp_path: Path, decoded: l
     for i, entry in enumerate(result.entries):
         frames_FHW3 = store.frames(i)
         assert frames_FHW3.dtype == np.uint8
-        assert np.array_equal(frames_FHW3, load_clip(entry, config, result.fps))
+        assert np.array_equal(frames_FHW3, load_clip(result, entry))
     assert np.array_equal(store.frames(-1), store.frames(3))
     with pytest.raises(IndexError):
         store.frames(4)
@@ -71,10 +73,10 @@ def test_picture_store_is_used_again_only_for_the_same_input(
 ):
     cache = tmp_path / "cache"
 
-    def build(config: DataConfig = CONFIG) -> PictureStore:
+    def build(config: DataSettings = CONFIG) -> PictureStore:
         result = scan(folder, config)
         decoded.clear()
-        return PictureStore(result, config, cache)
+        return PictureStore(result, cache)
 
     build()
     assert decoded
@@ -83,7 +85,7 @@ def test_picture_store_is_used_again_only_for_the_same_input(
     (folder / "a.txt").write_text("another caption")
     assert build().captions[0] == "another caption"
     assert decoded == []  # captions are not frames
-    build(DataConfig(size=SIZE, fit="pad"))
+    build(DataSettings(size="16", fit="pad"))
     assert decoded
     build()
     assert decoded  # the cache holds one version
@@ -110,23 +112,23 @@ def test_interrupted_build_leaves_nothing_usable(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ):
     cache = tmp_path / "cache"
-    PictureStore(scan(folder, CONFIG), CONFIG, cache)
-    other = DataConfig(size=(8, 8))
+    PictureStore(scan(folder, CONFIG), cache)
+    other = DataSettings(size="8")
     original = video.stream
 
-    def stream(path: Path, info: video.VideoInfo | None = None) -> Iterator[np.ndarray]:
+    def stream(path: Path, expected: Timing | None = None) -> Iterator[np.ndarray]:
         if path.name == "b.apng":
             raise stop
-        return original(path, info)
+        return original(path, expected)
 
     with monkeypatch.context() as patch:
         patch.setattr(video, "stream", stream)
         with pytest.raises(stop):
-            PictureStore(scan(folder, other), other, cache)
+            PictureStore(scan(folder, other), cache)
     # The old cache is whole, the new one does not exist, and no temporary file is left.
     assert sorted(path.name for path in cache.iterdir()) == ["pictures.bin", "pictures.json"]
-    assert indices(PictureStore(scan(folder, CONFIG), CONFIG, cache).frames(0)) == [0, 1, 2, 3, 4]
-    assert PictureStore(scan(folder, other), other, cache).frames(1).shape == (9, 8, 8, 3)
+    assert indices(PictureStore(scan(folder, CONFIG), cache).frames(0)) == [0, 1, 2, 3, 4]
+    assert PictureStore(scan(folder, other), cache).frames(1).shape == (9, 8, 8, 3)
 
 
 def test_a_build_killed_between_its_files_is_not_used(
@@ -134,8 +136,8 @@ def test_a_build_killed_between_its_files_is_not_used(
 ):
     """The array is in place, its note is not: neither old nor new may be taken for valid."""
     cache = tmp_path / "cache"
-    PictureStore(scan(folder, CONFIG), CONFIG, cache)
-    other = DataConfig(size=SIZE, fit="pad")  # as many rows as before
+    PictureStore(scan(folder, CONFIG), cache)
+    other = DataSettings(size="16", fit="pad")  # as many rows as before
     original = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
@@ -146,18 +148,18 @@ def test_a_build_killed_between_its_files_is_not_used(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
-            PictureStore(scan(folder, other), other, cache)
+            PictureStore(scan(folder, other), cache)
     decoded.clear()
-    assert indices(PictureStore(scan(folder, CONFIG), CONFIG, cache).frames(0)) == [0, 1, 2, 3, 4]
+    assert indices(PictureStore(scan(folder, CONFIG), cache).frames(0)) == [0, 1, 2, 3, 4]
     assert decoded
 
 
 def test_clip_that_breaks_after_the_scan_is_left_out(folder: Path, tmp_path: Path):
-    config = DataConfig(size=SIZE, max_frames=6, fps=10)
+    config = DataSettings(size="16", max_frames=6, fps=10)
     result = scan(folder, config)
     (folder / "b.apng").write_bytes((folder / "b.apng").read_bytes()[:60])
     for _ in range(2):  # built, then read back
-        store = PictureStore(result, config, tmp_path / "cache")
+        store = PictureStore(result, tmp_path / "cache")
         assert store.captions == ["ay", ""]
         assert store.lengths == [5, 3]
         assert indices(store.frames(1)) == [0, 1, 2]
@@ -166,14 +168,14 @@ def test_clip_that_breaks_after_the_scan_is_left_out(folder: Path, tmp_path: Pat
         ]
     (folder / "a.apng").unlink()
     put(folder / "a.apng", 2)  # shorter than it was
-    store = PictureStore(result, config, tmp_path / "cache")
+    store = PictureStore(result, tmp_path / "cache")
     assert "holds 2 frames, not 5" in store.findings[0].reason
     for name in ("a.apng", "b.apng"):
         (folder / name).unlink()
     for image in (folder / "c").iterdir():
         image.unlink()
     with pytest.raises(UserError, match="no clip could be decoded"):
-        PictureStore(result, config, tmp_path / "cache2")
+        PictureStore(result, tmp_path / "cache2")
     assert list((tmp_path / "cache2").iterdir()) == []
 
 
@@ -183,11 +185,14 @@ def test_full_or_forbidden_disk_is_a_user_error(
     result = scan(folder, CONFIG)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        PictureStore(result, CONFIG, tmp_path / "file")
+        PictureStore(result, tmp_path / "file")
+    pictures = PictureStore(result, tmp_path / "whole")
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="smaller size"):
-        PictureStore(result, CONFIG, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"the pictures need .* smaller size"):
+        PictureStore(result, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"the latents need .* smaller size"):
+        encoded(pictures, build_codec(CodecConfig("pixels", 1, 3)), tmp_path / "whole")
 
 
 def test_images_of_frames():
@@ -214,7 +219,7 @@ def test_latents_equal_the_codec(
 ):
     monkeypatch.setattr(shards, "ENCODE_CHUNK", 4)  # chunks that end within clips
     codec = encoder(0)
-    frames = PictureStore(scan(folder, CONFIG), CONFIG, tmp_path)
+    frames = PictureStore(scan(folder, CONFIG), tmp_path)
     calls: list[tuple[int, int]] = []
     store = encoded(frames, codec, tmp_path, progress=lambda *c: calls.append(c))
     assert (len(store), store.captions, store.lengths) == (3, frames.captions, frames.lengths)
@@ -231,8 +236,8 @@ def test_latents_equal_the_codec(
 def test_latents_follow_frames_and_codec(
     folder: Path, tmp_path: Path, encoder: Callable[[int], Codec]
 ):
-    def build(codec: Codec, config: DataConfig = CONFIG) -> tuple[LatentStore, int]:
-        frames = PictureStore(scan(folder, config), config, tmp_path)
+    def build(codec: Codec, config: DataSettings = CONFIG) -> tuple[LatentStore, int]:
+        frames = PictureStore(scan(folder, config), tmp_path)
         calls: list[int] = []
         store = encoded(frames, codec, tmp_path, progress=lambda done, _: calls.append(done))
         return store, len(calls)
@@ -247,7 +252,7 @@ def test_latents_follow_frames_and_codec(
     scaled, calls = build(codec)
     assert calls > 0
     assert torch.allclose(scaled.latent(1), first.latent(1) / 2, rtol=2**-9, atol=1e-4)
-    _, calls = build(codec, DataConfig(size=(8, 8)))
+    _, calls = build(codec, DataSettings(size="8"))
     assert calls > 0
 
 
@@ -256,7 +261,7 @@ def test_latents_that_are_not_finite_are_refused(
 ):
     codec = encoder(0)
     codec.mean_C.fill_(float("nan"))
-    frames = PictureStore(scan(folder, CONFIG), CONFIG, tmp_path)
+    frames = PictureStore(scan(folder, CONFIG), tmp_path)
     with pytest.raises(UserError, match="not finite"):
         encoded(frames, codec, tmp_path)
     assert not (tmp_path / "latents.bin").exists()
@@ -266,7 +271,7 @@ def test_latents_that_are_not_finite_are_refused(
 def test_clips_of_a_video_codec_are_encoded_whole(folder: Path, tmp_path: Path):
     """Four pictures a latent: 5 and 9 pictures fit, of the third clip's 3 one is left."""
     codec = build_codec(fake_config()).eval()
-    pictures = PictureStore(scan(folder, CONFIG), CONFIG, tmp_path)
+    pictures = PictureStore(scan(folder, CONFIG), tmp_path)
     calls: list[tuple[int, int]] = []
     store = encoded(pictures, codec, tmp_path, progress=lambda *c: calls.append(c))
     assert (pictures.lengths, store.lengths) == ([5, 9, 3], [2, 3, 1])
@@ -291,8 +296,8 @@ def test_pieces_are_fitted_and_resampled_as_a_whole_clip_would_be(tmp_path: Path
     whole_FHW3, _ = video.read_video(path)
     for fit in ("crop", "pad", "stretch"):
         for fps in (8, 12, 30):
-            config = DataConfig(size=SIZE, fps=fps, max_frames=5, fit=fit)
-            store = PictureStore(scan(path.parent, config), config, tmp_path / "cache")
+            config = DataSettings(size="16", fps=fps, max_frames=5, fit=fit)
+            store = PictureStore(scan(path.parent, config), tmp_path / "cache")
             index = np.ceil(np.arange(len(store.array)) * 12 / fps - 0.5 - 1e-6).astype(int)
             expected, _ = video.fit(whole_FHW3[np.minimum(index, 12)], SIZE, fit)
             np.testing.assert_array_equal(store.array, expected)

@@ -16,12 +16,13 @@ from fixtures_model import write_model
 from PIL import Image
 from torch import nn
 
+import flowcept
 from flowcept import model_file as checkpoint
 from flowcept.data import theatre, video
 from flowcept.errors import UserError
 from flowcept.evaluation import evaluate, metrics
 from flowcept.evaluation.evaluate import Clip
-from flowcept.evaluation.features import load_features
+from flowcept.evaluation.features import FeatureNetwork
 from flowcept.settings import SampleConfig
 
 
@@ -45,8 +46,9 @@ def features(tmp_path):
     return tmp_path / "net.pt"
 
 
-def maker(model, seed=0):
-    return evaluate.load_maker(Path(model), seed, "cpu", "float32")
+def maker(model, seed=0, progress=lambda *_: None):
+    studio = flowcept.load(str(model), device="cpu", dtype="float32")
+    return evaluate.Maker(Path(model).name, studio, seed, progress)
 
 
 def clips(generator, lengths, size=32, captions=("a",)):
@@ -116,21 +118,21 @@ def test_interp_scores_know_who_is_right(generator):
     """Clips that move evenly: blending is right; repeating misses by what blending would tell."""
     first, last = torch.rand(2, 3, 16, 16, generator=generator) - 0.5
     weights = torch.linspace(0, 1, 5)[:, None, None, None]
-    even = Clip(torch.lerp(first[None], last[None], weights), "a")
-    other = clips(generator, [4, 5], size=16)
+    even = torch.lerp(first[None], last[None], weights)
+    other = evaluate.images_of(clips(generator, [4, 5], size=16))
     pairs = [(even, other[1]), (other[0], other[0])]
     scores = evaluate.interp_scores(pairs, seed=0)
     assert (scores["clips"], scores["frames"]) == (2, 5)
     only = evaluate.interp_scores(pairs[:1], seed=0)
     assert only["linear"]["psnr"] == (100, 100, 100)
-    repeated = metrics.psnr(first.expand(3, -1, -1, -1), even.image_FCHW[1:-1])
+    repeated = metrics.psnr(first.expand(3, -1, -1, -1), even[1:-1])
     assert only["repeat"]["psnr"][0] == pytest.approx(repeated)
     assert evaluate.interp_scores(pairs[1:], seed=0)["model"]["psnr"][0] == 100
 
 
 def test_one_equal_frame_does_not_make_a_clip_perfect(generator):
     first, second, last = torch.rand(3, 3, 16, 16, generator=generator) - 0.5
-    real = Clip(torch.stack([first, first, second, second, last]), "a")
+    real = torch.stack([first, first, second, second, last])
     scores = evaluate.interp_scores([(real, real)], seed=0)
     missed = metrics.psnr(first[None], second[None])
     assert scores["repeat"]["psnr"][0] == pytest.approx((100 + 2 * missed) / 3)
@@ -160,7 +162,7 @@ def test_drift_is_seen_where_it_is(generator):
 
 
 def test_distances_by_quarter_are_those_of_the_quarters(generator, features):
-    network = load_features(features, torch.device("cpu"))
+    network = FeatureNetwork(features, torch.device("cpu"))
     real, made = clips(generator, [3, 5, 8, 6]), clips(generator, [4, 2, 9, 7])
     found = evaluate.drift_scores(real, made, network)["distance"]
     assert len(found) == evaluate.QUARTERS
@@ -184,7 +186,7 @@ def feature_scores(network, real, made):
 
 
 def test_feature_scores_of_equal_clips(generator, features):
-    network = load_features(features, torch.device("cpu"))
+    network = FeatureNetwork(features, torch.device("cpu"))
     real = clips(generator, [3, 5, 4, 6, 5, 4, 3])
     same = feature_scores(network, real, real)
     value, low, high = same["distance"]
@@ -211,7 +213,7 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
 def test_a_clip_of_a_first_frame_begins_with_it(tiny_model, folder):
     model = maker(tiny_model)
     real = evaluate.draw_clips(model, folder, 4)
-    made = evaluate.of_first_frames(model, real, SampleConfig(steps=2))
+    made = evaluate.clips_like(model, real, SampleConfig(steps=2), "i2v")
     for given, clip in zip(real, made, strict=True):
         first = model.decode(model.encode(given.image_FCHW[:1]))
         torch.testing.assert_close(clip.image_FCHW[:1], first, atol=1e-4, rtol=1e-4)
@@ -234,8 +236,8 @@ def test_real_lengths_can_be_told(tiny_model, folder):
     real = evaluate.draw_clips(model, folder, 7)
     lengths = [len(clip.image_FCHW) for clip in real]
     assert len(set(lengths)) > 1
-    for make in (evaluate.of_captions, evaluate.of_first_frames):
-        made = make(model, real, config, told=True)
+    for task in evaluate.TASKS:
+        made = evaluate.clips_like(model, real, config, task, told=True)
         assert [len(clip.image_FCHW) for clip in made] == lengths
 
 
@@ -251,8 +253,8 @@ def test_clips_of_a_video_codec_lie_on_its_grid(video_model, folder):
     lengths = [len(clip.image_FCHW) for clip in real]
     assert {n % 4 for n in lengths} == {1}
     assert max(lengths) > 9
-    for make in (evaluate.of_captions, evaluate.of_first_frames):
-        made = make(model, real, config, told=True)
+    for task in evaluate.TASKS:
+        made = evaluate.clips_like(model, real, config, task, told=True)
         assert [len(clip.image_FCHW) for clip in made] == lengths
 
 
@@ -261,10 +263,10 @@ def test_between_ends_of_a_video_codec_the_last_picture_is_no_frame_of_its_own(v
     real = evaluate.draw_clips(model, folder, 4)
     real.append(Clip(real[0].image_FCHW[:1], "a"))
     pairs = evaluate.between_ends(model, real, SampleConfig(steps=1))
-    assert [clip for clip, _ in pairs] == real[:4]
-    for clip, made in pairs:
-        assert made.image_FCHW.shape == clip.image_FCHW.shape
-        torch.testing.assert_close(made.image_FCHW[0], clip.image_FCHW[0], atol=1e-2, rtol=0)
+    for (shown, made), clip in zip(pairs, real[:4], strict=True):
+        assert shown is clip.image_FCHW
+        assert made.shape == shown.shape
+        torch.testing.assert_close(made[0], shown[0], atol=1e-2, rtol=0)
     scores = evaluate.interp_scores(pairs, seed=0)
     assert scores["frames"] == sum(len(clip.image_FCHW) - 2 for clip in real[:4])
 
@@ -276,7 +278,7 @@ def test_every_clip_has_a_seed_of_its_own(tiny_model):
     for seed in (0, 1):
         model = maker(tiny_model, seed)
         real = [Clip(torch.zeros(5, 3, 32, 32), "a")] * 3
-        made += [clip.image_FCHW for clip in evaluate.of_captions(model, real, config)]
+        made += [clip.image_FCHW for clip in evaluate.clips_like(model, real, config, "gen")]
     for i, j in itertools.combinations(range(len(made)), 2):
         assert not torch.equal(made[i], made[j]), (i, j)
 
@@ -371,14 +373,10 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
 
 def test_evaluation_is_a_library_call_too(tiny_model, folder):
     seen = []
-    scores = evaluate.evaluate(
-        tiny_model,
-        folder,
-        SampleConfig(steps=1),
-        clips=4,
-        progress=lambda what, done, total: seen.append((what, done, total)),
-    )
+    model = maker(tiny_model, progress=lambda *what: seen.append(what))
+    config = SampleConfig(steps=1)
+    scores = evaluate.evaluate(model, folder, config, config, clips=4)
     assert scores.features is None
     assert ("reading", 4, 4) in seen
     with pytest.raises(UserError, match="at least 2"):
-        evaluate.evaluate(tiny_model, folder, SampleConfig(), clips=1)
+        evaluate.evaluate(model, folder, config, config, clips=1)

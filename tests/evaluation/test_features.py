@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flowcept.errors import UserError
-from flowcept.evaluation.features import CLIP_FRAMES, load_features
+from flowcept.evaluation.features import CLIP_FRAMES, FeatureNetwork
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ class Infinite(nn.Module):
 @pytest.mark.parametrize("lengths", [(5, 16, 40, 1, 20)])
 def test_i3d_is_called_as_it_wants(tmp_path, generator, lengths):
     torch.jit.script(Inflated()).save(str(tmp_path / "i3d_torchscript.pt"))
-    network = load_features(tmp_path / "i3d_torchscript.pt", CPU)
+    network = FeatureNetwork(tmp_path / "i3d_torchscript.pt", CPU)
     assert network.name == "FVD"
     clips = [torch.rand(n, 3, 8, 8, generator=generator) * 2 - 1 for n in lengths]
     found_ND = network(clips)
@@ -70,7 +70,7 @@ def test_i3d_is_called_as_it_wants(tmp_path, generator, lengths):
 
 def test_any_other_script_is_not_called_fvd(tmp_path):
     torch.jit.script(Plain()).save(str(tmp_path / "mine.pt"))
-    network = load_features(tmp_path / "mine.pt", CPU)
+    network = FeatureNetwork(tmp_path / "mine.pt", CPU)
     assert network.name == "Fréchet distance of mine"
     ramp = torch.arange(31.0)[:, None, None, None].expand(-1, 3, 4, 4)
     found = network([ramp]).view(3, CLIP_FRAMES)
@@ -86,7 +86,7 @@ def test_files_that_are_no_feature_network(tmp_path):
         ("net.safetensors", "holds weights alone: --features is a TorchScript network"),
     ):
         with pytest.raises(UserError, match=words) as error:
-            load_features(tmp_path / name, CPU)
+            FeatureNetwork(tmp_path / name, CPU)
         assert "\n" not in str(error.value)
     for network, words in (
         (NoFeatures(), "gives no features"),
@@ -96,4 +96,4 @@ def test_files_that_are_no_feature_network(tmp_path):
     ):
         torch.jit.script(network).save(str(tmp_path / "mine.pt"))
         with pytest.raises(UserError, match=words):
-            load_features(tmp_path / "mine.pt", CPU)([torch.zeros(4, 3, 8, 8)])
+            FeatureNetwork(tmp_path / "mine.pt", CPU)([torch.zeros(4, 3, 8, 8)])

@@ -192,6 +192,42 @@ def test_frechet_distance_to_itself_is_zero_even_where_singular():
         assert metrics.frechet_of_samples(found, found) < 1e-10 * size
 
 
+def test_kernel_distance_is_the_double_loop_over_different_pairs(generator):
+    a = torch.randn(5, 3, generator=generator)
+    b = torch.randn(4, 3, generator=generator) + 0.5
+
+    def mean(x, y, *, same):
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not same or i != j]
+        found = [(math.fsum((x[i] * y[j]).tolist()) / 3 + 1) ** 3 for i, j in pairs]
+        return math.fsum(found) / len(pairs)
+
+    expected = mean(a, a, same=True) + mean(b, b, same=True) - 2 * mean(a, b, same=False)
+    assert metrics.kernel_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert metrics.kernel_distance(b, a) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernel_distance_of_equal_laws_is_zero_on_average_and_grows_with_a_shift(generator):
+    drawn = torch.randn(200, 2, 20, 6, generator=generator)  # 200 pairs of samples of one law
+
+    def over_pairs(shift):
+        return np.array([metrics.kernel_distance(a, b + shift) for a, b in drawn])
+
+    equal = over_pairs(0.0)
+    error = equal.std() / len(equal) ** 0.5
+    assert abs(equal.mean()) < 3 * error
+    assert (equal < 0).mean() > 0.3, "unbiased: often negative"
+    assert (equal > 0).mean() > 0.3
+    near, far = over_pairs(0.5).mean(), over_pairs(1.0).mean()
+    assert equal.mean() + 10 * error < near < far
+
+
+def test_kernel_distance_refuses_what_has_no_pairs():
+    with pytest.raises(ValueError, match="two samples"):
+        metrics.kernel_distance(torch.zeros(1, 3), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="one D"):
+        metrics.kernel_distance(torch.zeros(4, 3), torch.zeros(4, 2))
+
+
 # --- blend
 
 

@@ -42,7 +42,8 @@ def test_targets_are_the_oracle_plus_noise(kind: str, process: Flowception) -> N
 @pytest.mark.parametrize(
     "mistake",
     ["time reversed", "rate fed as count", "tau depends on delays", "redrawn for short clips",
-     "start frame forgotten", "wrong schedule", "shift forgotten"],
+     "start frame forgotten", "wrong schedule", "shift forgotten",
+     "a start frame beside given ones"],
 )  # fmt: skip
 def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process, original, drawn = Flowception(), Flowception.draw_tau, draws
@@ -56,8 +57,13 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(
             Flowception, "draw_tau", lambda p, d, g: original(p, d, g) / (1 if len(d) > 3 else 4)
         )
-    state, target = drawn("none", process, CLIPS, seed=3)
-    oracle = oracle_of("none", process)
+    kind = "none"
+    if mistake == "a start frame beside given ones":
+        kind, process = "first", Flowception(first=True)
+    state, target = drawn(kind, process, CLIPS, seed=3)
+    oracle = oracle_of(kind, process)
+    if mistake == "a start frame beside given ones":
+        process = Flowception(first=False)
     if mistake == "start frame forgotten":
         oracle.num_start = 0
     if mistake == "wrong schedule":
@@ -145,6 +151,66 @@ def test_training_and_sampling_start_alike(
     assert seen > 10
 
 
+def test_a_clip_without_given_frames_may_start_with_its_first(generator: torch.Generator) -> None:
+    """Nothing comes before it, and it is the oldest; behind given frames nothing starts."""
+    process = Flowception(first=True, schedule="power:0.1")
+    clip = torch.arange(9.0).view(9, 1, 1, 1)
+    for _ in range(100):
+        delay_F = process.draw_delays([False] * 9, generator)
+        assert float(delay_F[0]) == 0
+        assert (delay_F[1:] > 0).all()
+        assert (process.draw_delays([True] + [False] * 8, generator)[1:] > 0).all()
+        assert (process.draw_delays([False] * 8 + [True], generator)[:8] > 0).all()
+        pair = draw(clip, [False] * 9, process, generator)
+        if pair is not None:
+            assert not pair[0].open_first_B.item()
+            assert pair[1].missing_first_B.item() == 0
+
+
+def test_finished_frames_flow_again_in_so_many_late_clips(generator: torch.Generator) -> None:
+    """Their flow times are uniform; early clips, flowing and given frames stay as they were."""
+    process, context = Flowception(fill=0.6, late=0.9), [True, *[False] * 5]
+    given_F = torch.tensor(context)
+    refilled, late, times = 0, 0, []
+    for _ in range(2000):
+        delay_F = process.draw_delays(context, generator)
+        tau = process.draw_tau(delay_F, generator)
+        plain_F = torch.where(given_F, 1.0, (tau - delay_F).clamp(0, 1))
+        time_F = process.draw_times(tau, delay_F, given_F, generator)
+        changed_F = time_F != plain_F
+        assert torch.equal(time_F[plain_F < 1], plain_F[plain_F < 1])
+        assert time_F[0] == 1
+        assert tau >= 1 or not changed_F.any()
+        finished_F = (plain_F == 1) & ~given_F
+        if tau >= 1 and finished_F.any():
+            assert bool(changed_F.any()) == bool(changed_F[finished_F].all())
+            refilled += bool(changed_F.any())
+            late += 1
+            times += time_F[changed_F].tolist()
+    assert abs(refilled / late - 0.6) < 4 * (0.6 * 0.4 / late) ** 0.5
+    drawn = torch.tensor(times).sort().values
+    steps = torch.arange(len(drawn)) / len(drawn)
+    assert float((drawn - steps).abs().max()) < 1.63 / len(drawn) ** 0.5
+
+
+def test_finished_frames_carry_noise_in_half_of_the_clips(generator: torch.Generator) -> None:
+    """Up to the share that is set; flowing and given frames are shown as their flow time says."""
+    process = Flowception(context_noise=0.3)
+    given_F = torch.tensor([True, False, False, False])
+    time_F = torch.tensor([1.0, 1.0, 0.4, 1.0])
+    noisy, levels = 0, []
+    for _ in range(1000):
+        progress_F = process.draw_progress(time_F, given_F, generator)
+        assert progress_F[0] == 1
+        assert progress_F[2] == pytest.approx(0.4)
+        noisy += bool(progress_F[1] < 1)
+        assert (progress_F[1] < 1) == (progress_F[3] < 1)
+        levels += (1 - progress_F[[1, 3]]).tolist() if progress_F[1] < 1 else []
+    assert 430 < noisy < 570
+    assert 0.29 < max(levels) <= 0.3
+    assert sum(levels) / len(levels) == pytest.approx(0.15, abs=0.015)
+
+
 def test_content_is_never_looked_at() -> None:
     """Zeros, -1, huge values and repeated frames give the same structure and exact context."""
     base = torch.randn(7, 2, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -171,7 +237,8 @@ def test_content_is_never_looked_at() -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"schedule": "x"}, {"shift": 0.0}, {"shift": float("inf")}, {"shift": float("nan")},
-     {"late": 0.0}, {"late": 1.0}, {"late": float("nan")}],
+     {"late": 0.0}, {"late": 1.0}, {"late": float("nan")}, {"fill": 1.1}, {"fill": float("nan")},
+     {"context_noise": 1.0}, {"context_noise": -0.1}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -21,9 +21,10 @@ from oracle import (
 )
 from torch import Tensor
 
+from flowcept.process.compositions import Gaps
 from flowcept.process.forward import Flowception
 from flowcept.process.growth import Insertions
-from flowcept.process.sampler import Model, clip_generator
+from flowcept.process.sampler import Model, clip_generator, sample_steps
 from flowcept.process.schedule import Schedule, parse_schedule
 from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import SampleConfig
@@ -59,6 +60,22 @@ def test_lengths_follow_the_law_at_every_number_of_steps(steps: int) -> None:
 def test_lengths_follow_the_law_for_every_schedule(schedule: str) -> None:
     found = lengths(SampleConfig(steps=4), Flowception(schedule=schedule))
     assert total_variation(found, LAW) < bound(LAW, CLIPS)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("open_gaps", [(True,), (False, True), (True, False), (True, False, True)])
+def test_lengths_follow_the_law_where_clips_start_with_their_first_frame(
+    open_gaps: tuple[bool, ...], steps: int
+) -> None:
+    given = Given(torch.zeros(len(open_gaps) - 1, 1, 1, 1), open_gaps)
+    config, process = SampleConfig(steps=steps), Flowception(first=True, schedule="power:0.5")
+    assert total_variation(lengths(config, process, given=given), LAW) < bound(LAW, CLIPS)
+    steps_of = sample_steps(
+        LengthOracle(LAW), [given], generators(1, 3), config, process, max_length=64
+    )
+    start = next(iter(steps_of))
+    assert start.state.lengths == (max(len(open_gaps) - 1, 1),), "only where nothing is given"
+    assert start.state.open_first_B.item() == (len(open_gaps) > 1 and open_gaps[0])
 
 
 @pytest.mark.parametrize("open_gaps", [(False, True), (True, False), (False, True, False)])
@@ -107,7 +124,7 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
     if mistake == "last step dropped":
         monkeypatch.setattr(
             Insertions, "count", lambda self, index, g, k: count(self, index, g, k)
-            if index < self.config.steps - 1 else [0] * len(g),
+            if index < self.config.steps - 1 else [0] * len(g.log_missing_G),
         )  # fmt: skip
     if mistake == "jump":  # not divided by what is still hidden
         monkeypatch.setattr(Schedule, "jump", lambda _, a, b: b - a)
@@ -216,7 +233,7 @@ def test_a_known_length_is_met_at_every_number_of_steps() -> None:
         clip = Insertions(empty(), clip_generator(steps), config, (1, 9), Schedule())
         clip.born(clip.start(), (1,))
         for index in range(steps):
-            gaps = torch.zeros(clip.length + 1, dtype=torch.float64)
+            gaps = Gaps(torch.zeros(clip.length + 1, dtype=torch.float64))
             clip.born(clip.count(index, gaps, torch.zeros(10, dtype=torch.float64)), (1,))
         assert clip.length == 8, f"{steps} steps"
         assert clip.complete(steps)

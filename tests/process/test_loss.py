@@ -20,7 +20,7 @@ from flowcept.process.loss import (
     poisson_nll,
     total_loss,
 )
-from flowcept.process.state import FrameState, Prediction
+from flowcept.process.state import FrameState, GapTables, Prediction
 from flowcept.settings import ContextMixture
 
 PROCESS = Flowception()
@@ -47,6 +47,8 @@ def guess(state: FrameState, generator: torch.Generator) -> Prediction:
         torch.randn(clips, generator=generator),
         torch.randn(clips, 7, generator=generator),
         torch.randn(clips, 5, generator=generator),
+        torch.randn(clips, max(state.lengths) + 1, 6, generator=generator),
+        GapTables(*(torch.randn(n, m, generator=generator) for n, m in ((7, 3), (7, 3), (3, 7)))),
     )
 
 
@@ -106,6 +108,7 @@ def test_only_open_gaps_before_tau_one_and_flowing_frames_are_scored() -> None:
         "velocity": 2,
         "missing": 2,
         "count": 1,
+        "composition": 1,
         "image": 1,
     }
     base = Prediction(
@@ -152,7 +155,9 @@ def test_parts_add_up_to_the_whole(generator: torch.Generator) -> None:
             prediction.log_missing_F[rows],
             prediction.log_missing_first_B[clips],
             prediction.size_logits_BK[clips],
-            None if prediction.image_token_BV is None else prediction.image_token_BV[clips],
+            prediction.image_token_BV[clips],
+            prediction.gap_BG2H[clips, : max(part.lengths) + 1],
+            prediction.tables,
         )
         sums = loss_sums(part_prediction, part, part_target, PROCESS, said_BV[clips])
         summed = {name: summed[name] + sums[name] for name in sums}
@@ -164,18 +169,21 @@ def test_parts_add_up_to_the_whole(generator: torch.Generator) -> None:
     torch.testing.assert_close(
         total_loss(summed, counted, config), total_loss(whole, counts, config)
     )
-    weights = LossConfig(2.0, 0.5, 0.25, 0.125)
+    weights = LossConfig(2.0, 0.5, 0.25, 3.0, 0.125)
     expected = (
         2 * whole["velocity"] / counts["velocity"]
         + whole["missing"] / counts["missing"] / 2
         + whole["count"] / counts["count"] / 4
+        + whole["composition"] / counts["composition"] * 3
         + whole["image"] / counts["image"] / 8
     )
     torch.testing.assert_close(total_loss(whole, counts, weights), expected)
 
 
 def test_nothing_to_score_is_zero_and_not_a_nan() -> None:
-    zero = {name: torch.zeros(()) for name in ("velocity", "missing", "count", "image")}
+    zero = {
+        name: torch.zeros(()) for name in ("velocity", "missing", "count", "composition", "image")
+    }
     assert float(total_loss(zero, dict.fromkeys(zero, 0), LossConfig())) == 0
 
 
@@ -216,6 +224,6 @@ def test_an_image_without_words_is_neither_scored_nor_counted(generator: torch.G
     sums = loss_sums(prediction, state, target, PROCESS, said_BV)
     counts = count_terms(state, prompts)
     assert counts["image"] == len(both)
-    image_alone = LossConfig(0, 0, 0, 1)
+    image_alone = LossConfig(0, 0, 0, 0, 1)
     mean = error_B[both].mean()
     torch.testing.assert_close(total_loss(sums, counts, image_alone), mean)

@@ -107,15 +107,21 @@ def test_frames_of_different_times_return_their_covariance() -> None:
 # --- the whole process
 
 
-@pytest.mark.parametrize("kind", ["none", "first_last"])
-def test_whole_process_returns_lengths_and_covariances(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "first", "refine"),
+    [("none", False, 0.0), ("first_last", False, 0.0), ("none", True, 0.0),
+     ("none", True, 0.75), ("first_last", True, 0.5)],
+)  # fmt: skip
+def test_whole_process_returns_lengths_and_covariances(
+    kind: str, first: bool, refine: float
+) -> None:
     """700 clips at 24 steps against the law of scalar AR(1) clips.
 
     Whitened by their law, frames have mean 0 and covariance 1, with standard errors of a pooled
     mean of .018 and of a pooled variance of .025. Euler's error at 24 steps adds some .05.
     """
     clips, seeds = 700, torch.Generator().manual_seed(11)
-    oracle = ClipOracle(AR1_LAW, ar1_mean, ar1_cov, kind)
+    oracle = ClipOracle(AR1_LAW, ar1_mean, ar1_cov, kind, first=first)
     law, given = AR1_LAW, [empty()] * clips
     truth = torch.multinomial(
         torch.tensor(list(AR1_LAW.values())), clips, replacement=True, generator=seeds
@@ -123,9 +129,8 @@ def test_whole_process_returns_lengths_and_covariances(kind: str) -> None:
     if kind == "first_last":
         ends = [ar1_clip(list(AR1_LAW)[int(i)], seeds)[[0, -1]] for i in truth]
         given = [Given(pair, (False, True, False)) for pair in ends]
-    out = sample(
-        oracle, given, generators(clips, 5), SampleConfig(steps=24), Flowception(), max_length=6
-    )
+    config, process = SampleConfig(steps=24, refine=refine), Flowception(first=first)
+    out = sample(oracle, given, generators(clips, 5), config, process, max_length=6)
     assert total_variation([len(x) for x in out], law) < bound(law, clips) + 0.02
     white, products = [], []
     for n in law:
@@ -213,13 +218,14 @@ def test_given_frames_come_out_bit_for_bit(fill: float) -> None:
     assert found[0] == found[1], "what frames hold changes nothing else"
 
 
-def test_together_equals_alone() -> None:
+@pytest.mark.parametrize("refine", [0.0, 0.6])
+def test_together_equals_alone(refine: float) -> None:
     given = [empty(), Given(torch.ones(1, 1, 1, 1), (False, True)), empty()]
 
     def go(chosen: Sequence[int]) -> list[Tensor]:
         return sample(
             LengthOracle(LAW), [given[b] for b in chosen], [clip_generator(b) for b in chosen],
-            SampleConfig(steps=5), Flowception(), max_length=24,
+            SampleConfig(steps=5, refine=refine), Flowception(), max_length=24,
         )  # fmt: skip
 
     together = go([0, 1, 2])
@@ -227,6 +233,82 @@ def test_together_equals_alone() -> None:
         assert torch.equal(go([b])[0], together[b])
     for b, latent in zip([2, 0], go([2, 0]), strict=True):
         assert torch.equal(latent, together[b])
+
+
+REFINED = SampleConfig(steps=4, refine=0.75)
+
+
+def test_generated_frames_go_back_once_and_together() -> None:
+    """In the step in which the last one of their clip finishes, with fresh noise, for one step."""
+    starts = [*GIVEN, empty((2, 4, 4))]
+    back: dict[int, int] = {}
+    done: dict[int, int] = {}
+    for step in sample_steps(
+        flat, starts, generators(len(starts), 3), REFINED, Flowception(), max_length=12
+    ):
+        clips = zip(step.clips, step.age_F.split(step.state.lengths), strict=True)
+        times = step.state.time_F.split(step.state.lengths)
+        latents = step.state.latent_FCHW.split(step.state.lengths)
+        names = step.name_F.split(step.state.lengths)
+        for (clip, age_F), time_F, latent, name_F in zip(clips, times, latents, names, strict=True):
+            assert torch.equal(time_F, (age_F / 4).float())
+            given = name_F < len(starts[clip].latent_FCHW)
+            assert torch.equal(latent[given], starts[clip].latent_FCHW)
+            if clip in step.again:
+                assert (age_F[given] == 4).all()
+                since = step.index - back.setdefault(clip, step.index)
+                assert (age_F[~given] == 3 + since).all()
+        done |= dict.fromkeys(step.done, step.index)
+    assert set(done) == set(range(len(starts)))
+    closed = 5  # of these starts: it generates nothing
+    assert {clip: index + 1 for clip, index in back.items()} == {
+        clip: index for clip, index in done.items() if clip != closed
+    }
+    assert len(set(back.values())) > 1
+    assert max(done.values()) <= REFINED.most_steps == 9
+
+
+@pytest.mark.parametrize(("steps", "refine", "age"), [(8, 0.75, 6), (2, 0.75, 2), (1, 0.5, 1),
+    (10, 0.01, 1), (8, 0.0, 8), (3, 0.5, 2)])  # fmt: skip
+def test_frames_never_go_back_further_than_was_asked(steps: int, refine: float, age: int) -> None:
+    config = SampleConfig(steps=steps, refine=refine)
+    assert config.refine_age == age
+    model = Flat()
+    given = Given(torch.zeros(1, 1, 1, 1), (False, True))
+    process = Flowception(shift=3.0)
+    *_, last = sample_steps(
+        model, [given], [clip_generator(1)], replace(config, frames=4), process, max_length=9
+    )
+    assert model.calls == last.index <= config.most_steps == 3 * steps - age
+    assert (last.state.time_F == 1).all()
+
+
+def test_refined_clips_carry_fresh_noise_of_the_right_amount() -> None:
+    """Back at flow time .5 of a data law of variance 4: ``s^2 4 + (1 - s)^2``."""
+    clips, process = 4000, Flowception(shift=2.0)
+    latent = 2 * torch.randn(clips, 1, 1, 1, generator=torch.Generator().manual_seed(4))
+    starts = [empty()] * clips
+    first = next(iter(sample_steps(Flat(), starts, generators(clips, 1), SampleConfig(frames=1),
+                                   process, max_length=1)))  # fmt: skip
+    ready = replace(
+        first,
+        state=replace(first.state, latent_FCHW=latent, time_F=torch.ones(clips)),
+        age_F=torch.full((clips,), first.num_steps),
+        index=first.num_steps,
+    )
+    assert not ready.running
+    back = ready.noised_again(4)
+    assert len(back.running) == clips
+    s = float(shifted(torch.tensor(4 / first.num_steps), 2.0))
+    x = back.state.latent_FCHW.flatten()
+    assert float(x.var()) == pytest.approx(s**2 * 4 + (1 - s) ** 2, rel=0.1)
+    noise = (x - s * latent.flatten()) / (1 - s)
+    assert float(noise.var()) == pytest.approx(1, abs=0.09)
+    assert abs(float(torch.corrcoef(torch.stack([noise, latent.flatten()]))[0, 1])) < 0.07
+    begun = first.state.latent_FCHW.flatten()
+    assert abs(float(torch.corrcoef(torch.stack([noise, begun]))[0, 1])) < 0.07, "not the old noise"
+    again = replace(back, age_F=torch.full_like(back.age_F, back.num_steps))
+    assert again.noised_again(4) is again, "once"
 
 
 def test_steps_tell_what_happened() -> None:
@@ -285,11 +367,13 @@ GIVEN = [
 
 @pytest.mark.parametrize("steps", [1, 2, 6])
 @pytest.mark.parametrize("frames", [None, 9])
+@pytest.mark.parametrize("refine", [0.0, 0.5])
 def test_a_step_moves_one_tensor_each_way_and_after_the_last_insertion_none(
-    steps: int, frames: int | None
+    steps: int, frames: int | None, refine: float
 ) -> None:
-    config = SampleConfig(steps=steps, frames=frames)
-    moved, ends = [], set()
+    """But for the noise of clips that go back once more."""
+    config = SampleConfig(steps=steps, frames=frames, refine=refine)
+    moved, ends, backs = [], set(), []
     with FakeDevice() as device:
         given = [replace(one, latent_FCHW=one.latent_FCHW.to("cuda")) for one in GIVEN]
         seeds, process = generators(len(given), 3), Flowception(shift=2.0)
@@ -299,20 +383,22 @@ def test_a_step_moves_one_tensor_each_way_and_after_the_last_insertion_none(
             device.into.clear()
             device.out.clear()
             ends |= {step.index} if step.done else set()
+            backs.append(len(step.again))
             assert step.state.latent_FCHW.is_cuda
     assert len(ends) > 1, "clips end in different steps"
     start, *others = moved
     assert len(start[1]) <= 5, start  # whole tables: roles, open gaps, ages' times, start frames
     assert not start[2]
-    for index, into, out in others:
-        assert len(into) <= (index <= steps), (index, into)
+    for (index, into, out), before, after in zip(others, backs, backs[1:], strict=False):
+        assert len(into) <= (index <= steps) + (after > before), (index, into)
         assert len(out) <= (index <= steps), (index, out)
     assert sum(len(into) for _, into, _ in others) > 0
     assert sum(len(out) for _, _, out in others) == steps
 
 
-def test_on_a_device_clips_are_the_same() -> None:
-    config, process = SampleConfig(steps=5), Flowception()
+@pytest.mark.parametrize("refine", [0.0, 0.6])
+def test_on_a_device_clips_are_the_same(refine: float) -> None:
+    config, process = SampleConfig(steps=5, refine=refine), Flowception()
     here = sample(flat, GIVEN, generators(len(GIVEN), 3), config, process, max_length=12)
     with FakeDevice():
         given = [replace(one, latent_FCHW=one.latent_FCHW.to("cuda")) for one in GIVEN]

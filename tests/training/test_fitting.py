@@ -13,7 +13,6 @@ from flowcept.codecs import build_codec
 from flowcept.data import folder as data
 from flowcept.training import fitting
 from flowcept.training import run as train
-from flowcept.training.parts import data_config
 
 
 @pytest.mark.usefixtures("no_sheets")
@@ -59,7 +58,7 @@ def test_a_video_codec_trains(folder: Path, tmp_path: Path, monkeypatch: pytest.
     train.train(folder, run, TINY.changed(steps=2), console=said.append)
     weights = model_file.load(run / "model.safetensors")
     assert weights.card.codec == made.config
-    pictures = [entry.num_frames for entry in data.scan(folder, data_config(TINY.data)).entries]
+    pictures = [entry.num_frames for entry in data.scan(folder, TINY.data).entries]
     assert set(weights.card.lengths) <= {1 + (count - 1) // 4 for count in pictures}
     assert weights.network.largest_size == max(1 + (count - 1) // 4 for count in pictures)
     assert float((weights.codec.std_C - 1).abs().max()) > 0.01

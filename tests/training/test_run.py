@@ -21,9 +21,9 @@ from flowcept.data import shards, theatre, video
 from flowcept.errors import UserError
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
-from flowcept.settings import SampleConfig, TrainConfig
+from flowcept.settings import DataSettings, SampleConfig, TrainConfig
 from flowcept.training import run as train
-from flowcept.training.parts import data_config, split
+from flowcept.training.parts import split
 from flowcept.training.state import read_config
 
 
@@ -42,7 +42,7 @@ def test_a_run_leaves_a_model_and_its_records(folder: Path, whole: Path):
     assert not [p for p in whole.rglob(".*") if p.is_file()]
 
     card = model_file.load(whole / "model.safetensors").card
-    entries = data.scan(folder, data.DataConfig((32, 32))).entries
+    entries = data.scan(folder, DataSettings("32")).entries
     assert card.steps == 6
     assert card.size == (32, 32)
     assert card.fps == theatre.FPS
@@ -195,9 +195,7 @@ def test_a_held_out_clip_may_be_the_longest(folder: Path, tmp_path: Path):
     """Its size has a place in the law of sizes, so that its loss is finite."""
     clips = tmp_path / "clips"
     shutil.copytree(folder, clips)
-    store = shards.PictureStore(
-        data.scan(clips, data_config(TINY.data)), data_config(TINY.data), tmp_path / "cache"
-    )
+    store = shards.PictureStore(data.scan(clips, TINY.data), tmp_path / "cache")
     _, held = split(store, TINY)
     path = store.entries[held[0]].path
     video.write_video(path, np.zeros((40, 32, 32, 3), np.uint8), 12)
@@ -210,7 +208,7 @@ def test_a_held_out_clip_may_be_the_longest(folder: Path, tmp_path: Path):
 def test_a_short_run_on_one_clip_has_no_log_and_a_model(folder: Path, whole: Path, tmp_path: Path):
     clips = tmp_path / "clips"
     clips.mkdir()
-    one = data.scan(folder, data_config(TINY.data)).entries[0].path
+    one = data.scan(folder, TINY.data).entries[0].path
     shutil.copy(one, clips)
     config = TINY.changed(init=str(whole / "model.safetensors"), steps=2, log_every=20)
     model = train.train(clips, tmp_path / "run", config, quiet=True)

@@ -15,7 +15,6 @@ from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.settings import PRESETS, ContextMixture, TrainConfig
 from flowcept.training import run as train
-from flowcept.training.parts import data_config
 from flowcept.training.state import make_config, read_config, write_config
 
 
@@ -166,7 +165,7 @@ def test_resuming_on_other_clips_is_refused(folder: Path, tmp_path: Path):
     train.train(clips, clips / "run", config, pause_at=1, quiet=True)
     assert list(clips.glob("run/*.png")), "a picture that could be taken for a clip"
     train.train(clips, clips / "run", config, resume=True, pause_at=2, quiet=True)
-    one = data.scan(folder, data_config(TINY.data)).entries[0].path
+    one = data.scan(folder, TINY.data).entries[0].path
     shutil.copy(one, clips / f"one-more{one.suffix}")
     with pytest.raises(UserError, match="does not fit these clips"):
         train.train(clips, clips / "run", config, resume=True, quiet=True)
