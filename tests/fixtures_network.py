@@ -107,10 +107,9 @@ def dense_rows(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, seen_RS: Tensor) 
     return dense(*flat, seen_TU).view(q_RPNE.shape)
 
 
-def clip_mask(lengths: Sequence[int], window: int, *, clip_rows: bool = True) -> Tensor:
+def clip_mask(lengths: Sequence[int], window: int) -> Tensor:
     """Which row sees which, from the definition; a clip's own row lies before its frames."""
-    own = (None,) if clip_rows else ()
-    rows = [(b, f) for b, n in enumerate(lengths) for f in (*own, *range(n))]
+    rows = [(b, f) for b, n in enumerate(lengths) for f in (None, *range(n))]
 
     def sees(a: tuple[int, int | None], b: tuple[int, int | None]) -> bool:
         near = not window or a[1] is None or b[1] is None or abs(a[1] - b[1]) <= window
@@ -119,11 +118,9 @@ def clip_mask(lengths: Sequence[int], window: int, *, clip_rows: bool = True) ->
     return torch.tensor([[sees(a, b) for b in rows] for a in rows])
 
 
-def prompt_mask(
-    lengths: Sequence[int], prompts: Sequence[int], *, clip_rows: bool = True
-) -> Tensor:
+def prompt_mask(lengths: Sequence[int], prompts: Sequence[int]) -> Tensor:
     """Which row sees which token of all prompts."""
-    clip_of_row = [b for b, n in enumerate(lengths) for _ in range(n + clip_rows)]
+    clip_of_row = [b for b, n in enumerate(lengths) for _ in range(n + 1)]
     clip_of_token = [b for b, n in enumerate(prompts) for _ in range(n)]
     return torch.tensor([[i == j for j in clip_of_token] for i in clip_of_row])
 
@@ -138,8 +135,7 @@ def check_against_dense_attention(net: Transformer, own_RR: Tensor) -> None:
     gradient = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     counts = [PROMPTS[b].lengths[0] + 1 for b in ORDER]  # the image token, too
-    lengths = [CLIPS[b].lengths[0] for b in ORDER]
-    other = prompt_mask(lengths, counts, clip_rows=not net.config.pooled)
+    other = prompt_mask([CLIPS[b].lengths[0] for b in ORDER], counts)
 
     def masked(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         del plan

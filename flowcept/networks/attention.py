@@ -5,7 +5,7 @@ The sequence is an array of *rows*, each of equally many tokens (a frame, or one
 exist. Runs of equal shape are batched and go through ``scaled_dot_product_attention``; this loop is
 the specification. On CUDA the same plan goes to ``xformers.ops.memory_efficient_attention`` as a
 block diagonal. Local attention is a plan with fewer keys, so what it saves is real. Only where runs
-are so short that a CPU spends its time on calls are they padded, to be one call.
+are so short that a CPU spends its time on calls are they padded, to be one call (``padded.py``).
 
 Shape suffixes: R query rows, S key rows, P tokens per row, N heads, E head width; of a batch of
 runs of one shape G runs, Q query tokens, K key tokens.
@@ -17,14 +17,16 @@ import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowcept.networks.padded import Padded, attend_padded
+
 SHORT = 64  # tokens of a run: fewer take less time than the calls that they are worked on by
-MANY = 4  # shapes of runs
+MANY = 4  # shapes of runs: fewer are soon called one by one
 
 
 @dataclass(frozen=True)
@@ -48,28 +50,35 @@ class Plan:
     padded: list[Padded] = field(default_factory=list, compare=False, repr=False)  # once made
 
     def is_short(self, query_width: int, key_width: int) -> bool:
-        """Whether its runs, in rows of so many tokens, are many and short."""
+        """Whether its runs, in rows of so many tokens, have many shapes and are short."""
         tokens = (max(g.queries * query_width, g.keys * key_width) for g in self.groups)
         return len(self.groups) > MANY and max(tokens) <= SHORT
+
+    def as_padded(self) -> Padded:
+        """Its runs, all made as long as the longest."""
+        if not self.padded:
+            queries = [(group.runs, group.queries) for group in self.groups]
+            keys = [(group.runs, group.keys) for group in self.groups]
+            orders = (self.query_order, self.key_order)
+            self.padded.append(Padded.of(*orders, queries, keys))
+        return self.padded[0]
 
 
 def make_plan(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> Plan:
     """Group the runs: run i has the query rows ``queries[i]`` and sees the rows ``keys[i]``.
 
-    Runs without a query are left out. The plan's tensors are on the CPU.
+    The plan's tensors are on the CPU.
     """
     members: dict[tuple[int, int], list[int]] = {}
     for run, (query, key) in enumerate(zip(queries, keys, strict=True)):
-        if query:
-            members.setdefault((len(query), len(key)), []).append(run)
+        members.setdefault((len(query), len(key)), []).append(run)
     groups = tuple(Group(len(runs), *shape) for shape, runs in members.items())
 
     order = [run for runs in members.values() for run in runs]
     query_rows = [row for run in order for row in queries[run]]
     key_rows = [row for run in order for row in keys[run]]
-    num_keys = 1 + max((row for run in keys for row in run), default=-1)
     query_order = integers(query_rows) if query_rows != list(range(len(query_rows))) else None
-    key_order = integers(key_rows) if key_rows != list(range(num_keys)) else None
+    key_order = integers(key_rows) if key_rows != list(range(len(key_rows))) else None
     back_order = inverse(query_rows) if query_order is not None else None
     return Plan(groups, query_order, key_order, back_order)
 
@@ -86,12 +95,8 @@ def inverse(order: Sequence[int]) -> Tensor:
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
     """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
-    if not plan.groups:
-        return q_RPNE  # which has no row
     if q_RPNE.device.type == "cpu" and plan.is_short(q_RPNE.shape[1], k_SPNE.shape[1]):
-        if not plan.padded:
-            plan.padded.append(Padded.of(plan))
-        return _attend_padded(q_RPNE, k_SPNE, v_SPNE, plan.padded[0])
+        return attend_padded(q_RPNE, k_SPNE, v_SPNE, plan.as_padded())
     ops = xformers_ops() if q_RPNE.is_cuda else None
     if ops is None:
         out_RPNE = _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)
@@ -152,101 +157,6 @@ def _softmax_attention(q_GNQE: Tensor, k_GNKE: Tensor, v_GNKE: Tensor) -> Tensor
     score_GNQK = (q_GNQE * q_GNQE.shape[-1] ** -0.5) @ k_GNKE.transpose(-1, -2)
     out_GNQE: Tensor = score_GNQK.softmax(-1, dtype=q_GNQE.dtype) @ v_GNKE
     return out_GNQE
-
-
-@dataclass(frozen=True)
-class Padded:
-    """The runs of a plan, all made as long as the longest: which row stands at each place."""
-
-    runs: int
-    queries_M: Tensor  # row at each of ``M = runs * longest`` places; 0 at those that are padding
-    back_R: Tensor  # place of each row
-    keys_M: Tensor
-    keys_back_S: Tensor | None  # None: not every row is the key of just one run
-    real_GK: Tensor | None  # bool; None: no key is padding
-
-    @classmethod
-    def of(cls, plan: Plan) -> Self:
-        shapes = [(g.runs, g.queries, g.keys) for g in plan.groups]
-        queries_GQ = _padded_rows(plan.query_order, [(runs, q) for runs, q, _ in shapes])
-        keys_GK = _padded_rows(plan.key_order, [(runs, k) for runs, _, k in shapes])
-        real_GK = keys_GK >= 0
-        return cls(
-            runs=len(queries_GQ),
-            queries_M=queries_GQ.clamp(min=0).flatten(),
-            back_R=_places(queries_GQ),
-            keys_M=keys_GK.clamp(min=0).flatten(),
-            keys_back_S=_places(keys_GK) if plan.key_order is None else None,
-            real_GK=None if bool(real_GK.all()) else real_GK,
-        )
-
-
-def _padded_rows(order: Tensor | None, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """The rows of runs of these shapes, which lie end to end in that order; -1 for padding."""
-    sizes = [runs * length for runs, length in shapes]
-    rows = torch.arange(sum(sizes)) if order is None else order
-    most = max(length for _, length in shapes)
-    parts = zip(rows.split(sizes), shapes, strict=True)
-    return torch.cat([F.pad(x.view(shape), (0, most - shape[1]), value=-1) for x, shape in parts])
-
-
-def _places(rows: Tensor) -> Tensor:
-    """Where each row stands, each standing at one place."""
-    flat = rows.flatten()
-    places = (flat >= 0).nonzero().flatten()
-    return places[flat[places].argsort()]
-
-
-def _attend_padded(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, padded: Padded) -> Tensor:
-    """Attention of all runs in one batch; padding has no weight."""
-
-    def batch(x: Tensor, rows_M: Tensor, back: Tensor | None) -> Tensor:
-        x_MPNE = x.index_select(0, rows_M) if back is None else _Spread.apply(x, rows_M, back)
-        return x_MPNE.unflatten(0, (padded.runs, -1)).flatten(1, 2).transpose(1, 2)
-
-    q_GNQE = batch(q_RPNE * q_RPNE.shape[-1] ** -0.5, padded.queries_M, padded.back_R)
-    k_GNKE, v_GNKE = (batch(x, padded.keys_M, padded.keys_back_S) for x in (k_SPNE, v_SPNE))
-    score_GNQK = q_GNQE @ k_GNKE.transpose(-1, -2)
-    if padded.real_GK is not None:
-        real_GK = padded.real_GK.repeat_interleave(k_SPNE.shape[1], 1)
-        score_GNQK = score_GNQK.masked_fill(~real_GK[:, None, None], -torch.inf)
-    out_GNQE = score_GNQK.softmax(-1, dtype=q_RPNE.dtype) @ v_GNKE
-    out_MPNE = out_GNQE.transpose(1, 2).reshape(-1, *q_RPNE.shape[1:])
-    out_RPNE: Tensor = _Collect.apply(out_MPNE, padded.back_R)  # type: ignore[no-untyped-call]
-    return out_RPNE
-
-
-class _Spread(torch.autograd.Function):
-    """Rows at the places of runs; ``back`` says where each of them is, once, beside padding.
-
-    The backward pass collects what autograd would add up row by row.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, back: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(back)
-        return x.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        (back,) = ctx.saved_tensors
-        return grad.index_select(0, back), None, None
-
-
-class _Collect(torch.autograd.Function):
-    """Rows from their places, which are all different ones."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(places)
-        ctx.num_places = len(x)
-        return x.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (places,) = ctx.saved_tensors
-        zero = grad.new_zeros(ctx.num_places, *grad.shape[1:])
-        return zero.index_copy_(0, places, grad), None
 
 
 def _attend_xformers(

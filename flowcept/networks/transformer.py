@@ -1,15 +1,17 @@
 """The network: a transformer over the tokens of the visible frames of many clips, packed.
 
-A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more
-row, the clip's own: the clip token, then as many learned tokens as a frame has patches, on which
-the clip may note what concerns it as a whole. So the sequence is an array of rows of one shape,
-adaptive normalisation broadcasts, and nothing is padded. What a token outputs depends on what it
-is:
+A *row* is a frame: its patches. Before the frames of a clip goes one more row, the clip's own: as
+many learned tokens, on which the clip may note what concerns it as a whole. So the sequence is an
+array of rows of one shape, adaptive normalisation broadcasts, and nothing is padded. What is said
+depends on what says it:
 
-* clip token: log-missing of the gap before the first frame, logits of how many generated frames the
-  whole clip will have;
-* frame token: log-missing of the gap to its right;
-* patch: velocity, by way of the stem's convolutions (``stem.py``).
+* a clip's row: log-missing of the gap before the first frame, logits of how many generated frames
+  the whole clip will have;
+* a frame's row: log-missing of the gap to its right;
+* a patch: velocity, by way of the stem's convolutions (``stem.py``).
+
+What a row says as a whole is pooled from its tokens (``pooled``), or in the older form read from a
+first token of its own, the clip token or the frame token.
 
 Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
 learned offset in each. The prompt enters by cross-attention, and the sum of its tokens with the
@@ -73,6 +75,7 @@ class TransformerConfig:
     mlp_ratio: int = 4
     place: bool = False  # a frame is told its index among the visible ones
     window: int = 0  # a frame sees frames within this distance; 0: all frames
+    pooled: bool = False  # a row is read as a whole; else it begins with a token for that
     compositions: int = 0  # features of the joint law of the gaps' counts; 0: means alone
 
     def __post_init__(self) -> None:
@@ -166,6 +169,19 @@ class Block(nn.Module):
         return context.attend(layer_norm(q), layer_norm(k), v, context.layout.to_prompt)
 
 
+class Pool(nn.Module):
+    """What a row says as a whole: its tokens weighed by a learned query, at first alike."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, 1, bias=False)
+        zero_init(self.query)
+
+    def forward(self, x_RPD: Tensor) -> Tensor:
+        weight_RP1: Tensor = self.query(x_RPD).float().softmax(1)
+        return (weight_RP1 * x_RPD.float()).sum(1)
+
+
 class Transformer(VideoNetwork):
     """The stem, the blocks, and the heads that say velocity, missing frames and sizes."""
 
@@ -186,8 +202,9 @@ class Transformer(VideoNetwork):
         )
         self.row_place = nn.Parameter(torch.randn(rows, 1, width) * 0.02)
         self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
-        self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
-        self.frame_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.clip_row = nn.Parameter(torch.randn(self.tokens_per_frame, width) * 0.02)
+        self.frame_token = None if config.pooled else nn.Parameter(torch.randn(width) * 0.02)
+        self.pool = Pool(width) if config.pooled else None
         self.time = nn.Sequential(
             nn.Linear(2 * TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -230,7 +247,7 @@ class Transformer(VideoNetwork):
     @property
     def tokens_per_frame(self) -> int:
         rows, columns = self.config.grid
-        return rows * columns + 1
+        return rows * columns + (not self.config.pooled)
 
     @property
     def largest_size(self) -> int:
@@ -290,9 +307,9 @@ class Transformer(VideoNetwork):
         x_RPD = self._embedded(patch_FHWD, layout)
         x_RPD = self._transformed(x_RPD, condition_RD, tokens, layout, memory)
 
-        clip_BD, frame_FPD = x_RPD[layout.clip_rows, 0], x_RPD[layout.frame_rows]
-        log_missing_F, first_B, size_BK = self._laws(frame_FPD[:, 0], clip_BD)
-        patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
+        clip_BD, frame_FD, patch_FPD = self._read(x_RPD, layout)
+        log_missing_F, first_B, size_BK = self._laws(frame_FD, clip_BD)
+        patch_FHWD = patch_FPD.reshape(patch_FHWD.shape)
         condition_FD = condition_RD[layout.frame_rows]
         velocity_FCHW = self.stem.to_velocity(patch_FHWD, features, condition_FD, neighbours)
         if self.in_between is not None:
@@ -301,7 +318,7 @@ class Transformer(VideoNetwork):
         if self.compositions is not None and layout.awake_F is None:
             prediction = replace(
                 prediction,
-                gap_BG2H=self._gap_features(frame_FPD[:, 0], clip_BD, evaluated),
+                gap_BG2H=self._gap_features(frame_FD, clip_BD, evaluated),
                 tables=self.compositions.tables,
             )
         return _in_state_order(prediction, state, layout)
@@ -361,9 +378,11 @@ class Transformer(VideoNetwork):
     def _embedded(self, patch_FHWD: Tensor, layout: Layout) -> Tensor:
         """Tokens of all rows ``[R, P, D]``, in the dtype of the patches."""
         patch_FPD = (patch_FHWD + (self.row_place + self.column_place)).flatten(1, 2)
-        frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
+        if self.frame_token is not None:
+            token_F1D = self.frame_token.expand(len(patch_FPD), 1, -1)
+            patch_FPD = torch.cat([token_F1D, patch_FPD], dim=1)
         clip_BPD = self.clip_row.expand(len(layout.order), -1, -1)
-        return layout.rows(clip_BPD, frame_FPD).to(patch_FHWD.dtype)
+        return layout.rows(clip_BPD, patch_FPD).to(patch_FHWD.dtype)
 
     def _transformed(
         self,
@@ -389,17 +408,27 @@ class Transformer(VideoNetwork):
     def _rotation(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the places of all tokens.
 
-        A clip's row lies before its frames, and a row's first token in the middle of its patches.
+        A clip's row lies before its frames, and a row's own token in the middle of its patches.
         """
         device = layout.index_R.device
         rows, columns = (torch.arange(count, device=device).float() for count in self.config.grid)
         middle_12 = torch.stack([rows.mean(), columns.mean()])[None]
-        place_P2 = torch.cat([middle_12, torch.cartesian_prod(rows, columns)])
+        place_P2 = torch.cartesian_prod(rows, columns)
+        if not self.config.pooled:
+            place_P2 = torch.cat([middle_12, place_P2])
 
         index_RP1 = layout.index_R.float()[:, None, None].expand(-1, len(place_P2), 1)
         place_RP2 = place_P2.expand(len(index_RP1), -1, -1)
         position_RPA = torch.cat([index_RP1, place_RP2], dim=-1)
         return rotary(position_RPA, self.config.hidden // self.config.heads)
+
+    def _read(self, x_RPD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """What clips and frames say as a whole, and the patches of frames."""
+        frame_FPD = x_RPD[layout.frame_rows]
+        if self.pool is None:
+            return x_RPD[layout.clip_rows, 0], frame_FPD[:, 0], frame_FPD[:, 1:]
+        says_RD = self.pool(x_RPD)
+        return says_RD[layout.clip_rows], says_RD[layout.frame_rows], frame_FPD
 
     def _laws(self, frame_FD: Tensor, clip_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-missing after frames and before the first, logits of sizes; float32 throughout.

@@ -84,8 +84,7 @@ def test_what_rests_is_not_evaluated(pooled: bool) -> None:
     layer.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     said = say(net, replace(state, latent_FCHW=moved), chosen, kept, rests_F)
     close(said.velocity_FCHW[~rests_F], first.velocity_FCHW[~rests_F])
-    own_rows = 0 if pooled else 2  # of the clips
-    assert sizes == [3 + own_rows]
+    assert sizes == [3 + 2], "three frames and the clips' own rows"
 
 
 @FORMS
@@ -157,8 +156,7 @@ def test_sampling_evaluates_each_frame_for_as_many_steps_as_it_flows(
             max_length=8,
         )
         sides = 1 if guidance == 1 else 2
-        own_rows = 0 if pooled else len(evaluated)  # of the clip
-        counts[cached] = sum(evaluated) // sides - own_rows
+        counts[cached] = sum(evaluated) // sides - len(evaluated)  # without the clip's own rows
     assert counts[True] == steps * frames_made + 1, "one had finished at tau = 1: the start frame"
     assert counts[False] > counts[True] + frames_made
     assert made[True].shape == made[False].shape

@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flowcept.networks import attention, layers
 from flowcept.networks.attention import Plan
-from flowcept.networks.transformer import Transformer, TransformerConfig
+from flowcept.networks.transformer import Pool, Transformer, TransformerConfig
 from flowcept.process import state as frames
 from flowcept.process.forward import Flowception
 from flowcept.process.guidance import guided
@@ -80,7 +80,7 @@ def test_order_of_a_pack_does_not_matter(pooled: bool) -> None:
 @FORMS
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_network_equals_one_with_dense_masked_attention(pooled: bool, window: int) -> None:
-    own = clip_mask([CLIPS[b].lengths[0] for b in ORDER], window, clip_rows=not pooled)
+    own = clip_mask([CLIPS[b].lengths[0] for b in ORDER], window)
     check_against_dense_attention(network(window, pooled=pooled), own)
 
 
@@ -95,7 +95,7 @@ def test_packing_equals_padding_with_a_mask(pooled: bool) -> None:
         ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
         return [list(range(ends[b], ends[b + 1])) for b in range(5)]
 
-    own = spans([(CLIPS[b].lengths[0] + (not pooled)) * tokens for b in ORDER])
+    own = spans([(CLIPS[b].lengths[0] + 1) * tokens for b in ORDER])
     prompts = spans([PROMPTS[b].lengths[0] + 1 for b in ORDER])  # the image token, too
 
     def padded(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
@@ -389,30 +389,25 @@ def test_states_of_roles_use_their_embedding() -> None:
     assert network().frame_role.weight.shape[0] == len(Role)
 
 
-@FORMS
-def test_laws_of_gaps_are_read_from_features_of_gaps(pooled: bool) -> None:
-    """By a linear layer, float32, in the order of the state, whoever is in the pack."""
-    net = network(pooled=pooled)
-    with torch.autocast("cpu", torch.bfloat16):
-        said = run(net, range(5))
-    assert said.gap_FD.shape == (sum(c.lengths[0] for c in CLIPS), SMALL.hidden)
-    assert said.gap_first_BD.shape == (5, SMALL.hidden)
-    assert said.gap_FD.dtype == said.gap_first_BD.dtype == torch.float32
-    close(net.log_missing(said.gap_FD)[:, 0], said.log_missing_F)
-    close(net.log_missing_first(said.gap_first_BD)[:, 0], said.log_missing_first_B)
+def test_a_row_is_pooled_by_softmax_over_its_tokens() -> None:
+    """As a mean at first; then by what a query asks for."""
+    pool, x_RPD = Pool(8), torch.randn(5, 4, 8)
+    close(pool(x_RPD), x_RPD.mean(1))
+    with torch.no_grad():
+        pool.query.weight.normal_()
+    weight_RP1 = (x_RPD @ pool.query.weight.mT).softmax(1)
+    close(pool(x_RPD), (weight_RP1 * x_RPD).sum(1))
 
 
-@FORMS
-def test_every_gap_tells_tau_and_whether_the_first_one_is_open(pooled: bool) -> None:
-    """Features differ wherever the clip's time does, or the openness of its first gap."""
-    net = network(pooled=pooled)
-    state = replace(CLIPS[2], tau_B=torch.tensor([0.6]))
-    said = net(state, PROMPTS[2])
-    later = net(replace(state, tau_B=torch.tensor([0.5])), PROMPTS[2])
-    closed = net(replace(state, open_first_B=~state.open_first_B), PROMPTS[2])
-    for other in (later, closed):
-        for a, b in ((other.gap_FD, said.gap_FD), (other.gap_first_BD, said.gap_first_BD)):
-            assert ((a - b).abs().amax(1) > 1e-3).all()
+def test_pooled_rows_have_a_token_less() -> None:
+    """And say what they say by all of their tokens."""
+    with_tokens, pooled = network(), network(pooled=True)
+    assert with_tokens.tokens_per_frame == 5
+    assert pooled.tokens_per_frame == 4
+    sizes: list[torch.Size] = []
+    pooled.pool.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
+    run(pooled, [0, 2])
+    assert sizes == [(4 + 6 + 2, 4, SMALL.hidden)]
 
 
 # On a GPU
