@@ -64,8 +64,9 @@ def attend_padded(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, padded: Padded
     """Attention of all runs in one batch; padding has no weight. Rows as they were."""
 
     def batch(x: Tensor, rows_M: Tensor) -> Tensor:
-        x_MPNE = x.index_select(0, rows_M)
-        return x_MPNE.unflatten(0, (padded.runs, -1)).flatten(1, 2).transpose(1, 2)
+        return (
+            x.index_select(0, rows_M).unflatten(0, (padded.runs, -1)).flatten(1, 2).transpose(1, 2)
+        )
 
     q_GNQE = batch(q_RPNE * q_RPNE.shape[-1] ** -0.5, padded.queries_M)
     k_GNKE, v_GNKE = batch(k_SPNE, padded.keys_M), batch(v_SPNE, padded.keys_M)

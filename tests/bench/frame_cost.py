@@ -10,35 +10,28 @@ time. Optimiser, averaged weights, precision, clips a step and lengths are those
 compared runs in turn, A B C A B C; medians, and ratios pair by pair. Seconds are the processor's,
 of one thread, which other programs on the machine disturb less than the clock's.
 
-Then, how far the limit is: every matrix product and convolution of a step is run again alone, with
-operands of the same shapes; the share is the time they take so, of the time of the whole. The rest
-goes to what the profiler says, by what operators are for; what no operator explains is Python.
+Then, how far the limit is (``limit.py``): the share that a step reaches of the rate of its matrix
+products alone, and the three things that take most of the rest.
 
-Shape suffixes: B clips, F frames of a clip with padding, F of all frames where packed; D width,
-N heads, E head width, C H W a latent, 6 parts of a modulation.
+Shape suffixes: B clips, F frames of the longest clip, C numbers of a frame, D width, N heads, E
+head width, 6 parts of a modulation.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import time
-from collections import Counter
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import machine
 import numpy as np
 import ring
 import torch
+from limit import purposes, seconds, share_of_limit
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from flowcept.codecs import CodecConfig, build_codec
 from flowcept.device import autocast, pick_dtype
@@ -140,8 +133,12 @@ class Peer(nn.Module):
         self.blocks = nn.ModuleList(
             PeerBlock(width, shape.heads, like.card.network.mlp_ratio) for _ in range(shape.depth)
         )
-        self.dtype, self.generator = like.machine.dtype, clip_generator(config.machine.seed)
-        self.place_in_data = 0
+        self.dtype, self.seen = like.machine.dtype, 0
+        self.average = Average(self, config.optimizer.ema)  # type: ignore[arg-type]
+        self.optimizer = adamw(self, config.optimizer)  # type: ignore[arg-type]
+
+    def copied(self) -> Peer:
+        return copy.deepcopy(self)
 
     def forward(self, noisy_BFC: Tensor, time_B: Tensor, real_BF: Tensor) -> Tensor:
         condition_BD = self.time(timestep_embedding(time_B))
@@ -151,21 +148,14 @@ class Peer(nn.Module):
             x_BFD = block(x_BFD, condition_BD, real_BF[:, None, None])
         return self.say(layer_norm(x_BFD))
 
-    def start(self) -> None:
-        """Once the weights are there: their optimiser and average."""
-        self.optimizer = adamw(self, self.config.optimizer)  # type: ignore[arg-type]
-        self.average = Average(_Copied(self), self.config.optimizer.ema)  # type: ignore[arg-type]
-
     def train_on(self, clips: int) -> int:
         """A step on the next clips of the data."""
-        total = len(self.rings.lengths)
-        chosen = [(self.place_in_data + i) % total for i in range(clips)]
-        self.place_in_data += clips
+        chosen = [(self.seen + i) % len(self.rings.latents) for i in range(clips)]
+        self.seen += clips
         latents = [self.rings.latents[clip].flatten(1) for clip in chosen]
         clean_BFC = pad_sequence(latents, batch_first=True)
         real_BF = _real([len(latent) for latent in latents])
-        noise_BFC = torch.randn(clean_BFC.shape, generator=self.generator)
-        time_B = torch.rand(clips, generator=self.generator)
+        noise_BFC, time_B = torch.randn(clean_BFC.shape), torch.rand(clips)
         noisy_BFC = torch.lerp(noise_BFC, clean_BFC, time_B[:, None, None])
         with autocast(CPU, self.dtype):
             velocity_BFC = self(noisy_BFC, time_B, real_BF)
@@ -187,104 +177,8 @@ class Peer(nn.Module):
                 x_BFC = x_BFC + self(x_BFC, time_B, real_BF).float() / steps
 
 
-class _Copied:
-    """What an average copies."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-
-    def copied(self) -> nn.Module:
-        weights = nn.Module()
-        for number, weight in enumerate(self.peer.parameters()):
-            weights.register_parameter(str(number), nn.Parameter(weight.detach().clone()))
-        return weights
-
-
 def _real(lengths: Sequence[int]) -> Tensor:
     return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-
-
-# ---- the limit ---------------------------------------------------------------------------------
-
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
-PURPOSES = {  # by the first pattern that an operator's name matches
-    "optimiser and average": r"adam|foreach|linalg_vector_norm|lerp_",
-    "matrix products": r"mm$|convolution|mkldnn|linear|matmul",
-    "attention's softmax": r"softmax|scaled_dot|flash",
-    "copies and casts": r"copy|clone|contiguous|cat$|stack|index|select|slice|gather|scatter|split|"
-    r"repeat|expand|pad|to$|fill|zero|empty|chunk|flatten|view|reshape|transpose|permute|unbind",
-    "normalisation": r"norm",
-    "elementwise": r".*",
-}
-PYTHON = "Python and what it calls"
-
-
-@dataclass(frozen=True)
-class Operand:
-    """What a product needs to know of a tensor."""
-
-    shape: Sequence[int]
-    stride: Sequence[int]
-    dtype: torch.dtype
-
-    def made(self) -> Tensor:
-        steps = zip(self.shape, self.stride, strict=True)
-        reach = sum((size - 1) * stride for size, stride in steps)
-        return torch.randn(1 + reach, dtype=self.dtype).as_strided(self.shape, self.stride)
-
-
-class Recorder(TorchDispatchMode):
-    """Which matrix products are asked for, and how often: operands by shape, stride and dtype."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[Any] = Counter()
-        self.operands: dict[Any, Any] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func.overloadpacket.__name__ in PRODUCTS:
-            operands = tree_map_only(Tensor, lambda x: Operand(x.shape, x.stride(), x.dtype), args)
-            self.calls[func, repr(operands)] += 1
-            self.operands[func, repr(operands)] = operands
-        return func(*args, **(kwargs or {}))
-
-    def seconds(self) -> float:
-        """Of all of them, each kind run alone."""
-        total = 0.0
-        for (func, words), count in self.calls.items():
-            made = tree_map_only(Operand, Operand.made, self.operands[func, words])
-            total += count * median(seconds(lambda: func(*made)) for _ in range(3))  # noqa: B023
-        return total
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
-def share_of_limit(work: Callable[[], object], pairs: int) -> float:
-    """Time of the products alone over that of the whole, in turn; the median."""
-    with Recorder() as recorder:
-        work()
-    recorder.seconds()
-    return median(recorder.seconds() / seconds(work) for _ in range(pairs))
-
-
-def purposes(work: Callable[[], object]) -> dict[str, float]:
-    """Shares of the time by what it goes to, the largest first."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        whole = seconds(work)
-    spent: Counter[str] = Counter()
-    for event in profiler.key_averages():
-        name = event.key.rpartition("::")[2]
-        purpose = next(p for p, pattern in PURPOSES.items() if re.search(pattern, name))
-        operator = event.key.startswith("aten::")
-        spent[purpose if operator else PYTHON] += event.self_cpu_time_total / 1e6
-    spent[PYTHON] += max(whole - sum(spent.values()), 0)
-    return {purpose: value / sum(spent.values()) for purpose, value in spent.most_common()}
 
 
 def compared(works: dict[str, Callable[[], float]], pairs: int) -> None:
@@ -292,10 +186,10 @@ def compared(works: dict[str, Callable[[], float]], pairs: int) -> None:
     rates: dict[str, list[float]] = {name: [] for name in works}
     for number in range(pairs + 1):
         for name, work in works.items():
-            started = time.process_time()
-            clips = work()
+            done: list[float] = []
+            spent = seconds(lambda: done.append(work()))  # noqa: B023
             if number:  # the first is a warm-up
-                rates[name].append(clips / (time.process_time() - started))
+                rates[name].append(done[0] / spent)
     base, *_ = rates.values()
     for name, own in rates.items():
         ratios = sorted(a / b for a, b in zip(own, base, strict=True))
@@ -322,7 +216,6 @@ def main() -> None:
     forms = {f"{name} form": Ours(rings, options, pooled=name == "new") for name in ("old", "new")}
     like = forms["new form"].trainer
     peer = Peer(rings, like.config, like)
-    peer.start()
     lengths = [ring.LENGTHS[number % len(ring.LENGTHS)] for number in range(options.clips)]
     step_clips = forms["new form"].train()
 
