@@ -64,9 +64,8 @@ def attend_padded(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, padded: Padded
     """Attention of all runs in one batch; padding has no weight. Rows as they were."""
 
     def batch(x: Tensor, rows_M: Tensor) -> Tensor:
-        return (
-            x.index_select(0, rows_M).unflatten(0, (padded.runs, -1)).flatten(1, 2).transpose(1, 2)
-        )
+        x_GKPNE: Tensor = x.index_select(0, rows_M).unflatten(0, (padded.runs, -1))
+        return x_GKPNE.flatten(1, 2).transpose(1, 2)
 
     q_GNQE = batch(q_RPNE * q_RPNE.shape[-1] ** -0.5, padded.queries_M)
     k_GNKE, v_GNKE = batch(k_SPNE, padded.keys_M), batch(v_SPNE, padded.keys_M)

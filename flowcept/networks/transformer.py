@@ -5,13 +5,13 @@ many learned tokens, on which the clip may note what concerns it as a whole. So 
 array of rows of one shape, adaptive normalisation broadcasts, and nothing is padded. What is said
 depends on what says it:
 
-* a clip's row: log-missing of the gap before the first frame, logits of how many generated frames
-  the whole clip will have;
-* a frame's row: log-missing of the gap to its right;
-* a patch: velocity, by way of the stem's convolutions (``stem.py``).
+* first token of a clip's row, the clip token: logits of how many generated frames the whole clip
+  will have;
+* rows left and right of a gap, pooled: its log-missing (``gaps.py``);
+* patch: velocity, by way of the stem's convolutions (``stem.py``).
 
-What a row says as a whole is pooled from its tokens (``pooled``), or in the older form read from a
-first token of its own, the clip token or the frame token.
+In the form that is not ``pooled`` every row begins with one token more. The clip token also says
+the log-missing of the gap before the first frame, a frame token that of the gap to its right.
 
 Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
 learned offset in each. The prompt enters by cross-attention, and the sum of its tokens with the
@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
 from flowcept.networks.compositions import Compositions
+from flowcept.networks.gaps import Gaps
 from flowcept.networks.in_between import InBetween, between
 from flowcept.networks.layers import (
     MOST_BLOCKS,
@@ -75,7 +76,7 @@ class TransformerConfig:
     mlp_ratio: int = 4
     place: bool = False  # a frame is told its index among the visible ones
     window: int = 0  # a frame sees frames within this distance; 0: all frames
-    pooled: bool = False  # a row is read as a whole; else it begins with a token for that
+    pooled: bool = False  # gaps are read from pooled patches; else frames have tokens for it
     compositions: int = 0  # features of the joint law of the gaps' counts; 0: means alone
 
     def __post_init__(self) -> None:
@@ -169,19 +170,6 @@ class Block(nn.Module):
         return context.attend(layer_norm(q), layer_norm(k), v, context.layout.to_prompt)
 
 
-class Pool(nn.Module):
-    """What a row says as a whole: its tokens weighed by a learned query, at first alike."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(width, 1, bias=False)
-        zero_init(self.query)
-
-    def forward(self, x_RPD: Tensor) -> Tensor:
-        weight_RP1: Tensor = self.query(x_RPD).float().softmax(1)
-        return (weight_RP1 * x_RPD.float()).sum(1)
-
-
 class Transformer(VideoNetwork):
     """The stem, the blocks, and the heads that say velocity, missing frames and sizes."""
 
@@ -204,7 +192,7 @@ class Transformer(VideoNetwork):
         self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
         self.clip_row = nn.Parameter(torch.randn(self.tokens_per_frame, width) * 0.02)
         self.frame_token = None if config.pooled else nn.Parameter(torch.randn(width) * 0.02)
-        self.pool = Pool(width) if config.pooled else None
+        self.gaps = Gaps(width) if config.pooled else None
         self.time = nn.Sequential(
             nn.Linear(2 * TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -307,8 +295,8 @@ class Transformer(VideoNetwork):
         x_RPD = self._embedded(patch_FHWD, layout)
         x_RPD = self._transformed(x_RPD, condition_RD, tokens, layout, memory)
 
-        clip_BD, frame_FD, patch_FPD = self._read(x_RPD, layout)
-        log_missing_F, first_B, size_BK = self._laws(frame_FD, clip_BD)
+        patch_FPD, gap_FD, first_BD, clip_BD = self._read(x_RPD, layout, memory)
+        log_missing_F, first_B, size_BK = self._laws(gap_FD, first_BD, clip_BD)
         patch_FHWD = patch_FPD.reshape(patch_FHWD.shape)
         condition_FD = condition_RD[layout.frame_rows]
         velocity_FCHW = self.stem.to_velocity(patch_FHWD, features, condition_FD, neighbours)
@@ -318,7 +306,7 @@ class Transformer(VideoNetwork):
         if self.compositions is not None and layout.awake_F is None:
             prediction = replace(
                 prediction,
-                gap_BG2H=self._gap_features(frame_FD, clip_BD, evaluated),
+                gap_BG2H=self._gap_features(gap_FD, first_BD, evaluated),
                 tables=self.compositions.tables,
             )
         return _in_state_order(prediction, state, layout)
@@ -422,33 +410,39 @@ class Transformer(VideoNetwork):
         position_RPA = torch.cat([index_RP1, place_RP2], dim=-1)
         return rotary(position_RPA, self.config.hidden // self.config.heads)
 
-    def _read(self, x_RPD: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """What clips and frames say as a whole, and the patches of frames."""
-        frame_FPD = x_RPD[layout.frame_rows]
-        if self.pool is None:
-            return x_RPD[layout.clip_rows, 0], frame_FPD[:, 0], frame_FPD[:, 1:]
-        says_RD = self.pool(x_RPD)
-        return says_RD[layout.clip_rows], says_RD[layout.frame_rows], frame_FPD
+    def _read(
+        self, x_RPD: Tensor, layout: Layout, memory: Memory | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Patches of frames; and float32 what laws are read from.
 
-    def _laws(self, frame_FD: Tensor, clip_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        Of gaps right of frames ``[F, D]``, of those before first frames and of clips ``[B, D]``.
+        """
+        frame_FPD, clip_BD = x_RPD[layout.frame_rows], x_RPD[layout.clip_rows, 0].float()
+        if self.gaps is None:
+            return frame_FPD[:, 1:], frame_FPD[:, 0].float(), clip_BD, clip_BD
+        gap_RD = self.gaps(x_RPD, layout, memory)
+        return frame_FPD, gap_RD[layout.frame_rows], gap_RD[layout.clip_rows], clip_BD
+
+    def _laws(
+        self, gap_FD: Tensor, first_BD: Tensor, clip_BD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-missing after frames and before the first, logits of sizes; float32 throughout.
 
         In bfloat16 a logit near 12 would move in steps of .06.
         """
         with torch.autocast(clip_BD.device.type, enabled=False):
-            frame_FD, clip_BD = frame_FD.float(), clip_BD.float()
-            log_missing_F: Tensor = self.log_missing(frame_FD)[:, 0]
-            first_B: Tensor = self.log_missing_first(clip_BD)[:, 0]
+            log_missing_F: Tensor = self.log_missing(gap_FD)[:, 0]
+            first_B: Tensor = self.log_missing_first(first_BD)[:, 0]
             size_BK: Tensor = self.size(clip_BD)
         return log_missing_F, first_B, size_BK
 
-    def _gap_features(self, frame_FD: Tensor, clip_BD: Tensor, evaluated: FrameState) -> Tensor:
+    def _gap_features(self, gap_FD: Tensor, first_BD: Tensor, evaluated: FrameState) -> Tensor:
         """``[B, G, 2H]`` in float32, as all laws."""
         assert self.compositions is not None
         state = evaluated
-        with torch.autocast(clip_BD.device.type, enabled=False):
+        with torch.autocast(gap_FD.device.type, enabled=False):
             gap_BG2H: Tensor = self.compositions(
-                frame_FD.float(), clip_BD.float(), state.open_F, state.open_first_B, state.lengths
+                gap_FD, first_BD, state.open_F, state.open_first_B, state.lengths
             )
         return gap_BG2H
 

@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flowcept.networks import attention, layers
 from flowcept.networks.attention import Plan
-from flowcept.networks.transformer import Pool, Transformer, TransformerConfig
+from flowcept.networks.transformer import Transformer, TransformerConfig
 from flowcept.process import state as frames
 from flowcept.process.forward import Flowception
 from flowcept.process.guidance import guided
@@ -389,25 +389,24 @@ def test_states_of_roles_use_their_embedding() -> None:
     assert network().frame_role.weight.shape[0] == len(Role)
 
 
-def test_a_row_is_pooled_by_softmax_over_its_tokens() -> None:
-    """As a mean at first; then by what a query asks for."""
-    pool, x_RPD = Pool(8), torch.randn(5, 4, 8)
-    close(pool(x_RPD), x_RPD.mean(1))
-    with torch.no_grad():
-        pool.query.weight.normal_()
-    weight_RP1 = (x_RPD @ pool.query.weight.mT).softmax(1)
-    close(pool(x_RPD), (weight_RP1 * x_RPD).sum(1))
-
-
 def test_pooled_rows_have_a_token_less() -> None:
-    """And say what they say by all of their tokens."""
+    """And the law of a gap is read from the rows on both sides of it."""
     with_tokens, pooled = network(), network(pooled=True)
     assert with_tokens.tokens_per_frame == 5
     assert pooled.tokens_per_frame == 4
-    sizes: list[torch.Size] = []
-    pooled.pool.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
-    run(pooled, [0, 2])
-    assert sizes == [(4 + 6 + 2, 4, SMALL.hidden)]
+    rows: list[torch.Size] = []
+    features: list[Tensor] = []
+
+    def note(_: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        rows.append(inputs[0].shape)
+        features.append(output)
+
+    pooled.gaps.register_forward_hook(note)
+    said = run(pooled, [0])
+    assert rows == [(1 + 4, 4, SMALL.hidden)]
+    first_D, *gap_FD = features[0]
+    close(pooled.log_missing_first(first_D), said.log_missing_first_B)
+    close(pooled.log_missing(torch.stack(gap_FD))[:, 0], said.log_missing_F)
 
 
 # On a GPU
