@@ -236,6 +236,7 @@ class ProcessSettings(Settings):
     schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
     first: bool = setting(False, "without given frames a clip starts with its first frame")
+    planned: bool = setting(False, "length and places are drawn at first, and frames told them")
     late: float = setting(
         0.5, "share of training after the last frame came; less is less work", INSIDE
     )
@@ -435,8 +436,10 @@ def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # n
         return None if value is None else _converted(name, inside[0], value)
     if isinstance(kind, type) and is_dataclass(kind) and type(value) is not kind:
         return from_mapping(kind, value, start=start, inside=name)
-    if get_origin(kind) is tuple and isinstance(value, list | tuple) and len(value) == len(inside):
-        return tuple(_converted(name, *pair) for pair in zip(inside, value, strict=True))
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        kinds = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
+        if len(kinds) == len(value):
+            return tuple(_converted(name, *pair) for pair in zip(kinds, value, strict=True))
     if get_origin(kind) is dict and isinstance(value, Mapping):
         return dict(_item(name, inside, pair) for pair in value.items())
     return _plain(name, kind, value)

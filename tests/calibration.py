@@ -42,8 +42,13 @@ CASES = [
     ("none", Flowception(first=True, fill=0.5, schedule="power:2")),
     ("first", Flowception(first=True)),
     ("last_k", Flowception(first=True, fill=0.5)),
+    ("none", Flowception(planned=True)),
+    ("first_last", Flowception(first=True, planned=True, fill=0.5, schedule="power:0.5")),
 ]
-IDS = [f"{kind}-{p.schedule}-{p.late}-{p.fill}{'-first' * p.first}" for kind, p in CASES]
+IDS = [
+    f"{kind}-{p.schedule}-{p.late}-{p.fill}{'-first' * p.first}{'-planned' * p.planned}"
+    for kind, p in CASES
+]
 
 
 def only(kind: str) -> ContextMixture:
@@ -95,7 +100,7 @@ def deviations(
         "role": (state.role_F == Role.GENERATED) * 1.0,
     }  # fmt: skip
     velocity_F = (target.velocity_FCHW - said.velocity_FCHW)[:, 0, 0, 0] * state.flowing_F
-    early_F = state.open_F & (tau_F < 1)
+    early_F = state.open_F & state.asked_B[clip_F]
     missing_F = torch.where(early_F, target.missing_F - said.log_missing_F.exp(), 0.0)
     result = {}
 
@@ -108,7 +113,7 @@ def deviations(
         for kind, residual_F in (("velocity", velocity_F), ("missing", missing_F)):
             per_clip = torch.zeros(clips, dtype=torch.float64)
             note(f"{kind} * {name}", per_clip.index_add_(0, clip_F, (residual_F * f_F).double()))
-    early_B = state.tau_B < 1
+    early_B = state.asked_B
     open_B = state.open_first_B & early_B
     residual_B = torch.where(open_B, target.missing_first_B - said.log_missing_first_B.exp(), 0.0)
     shown_B = torch.tensor(state.lengths).float()

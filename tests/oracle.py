@@ -12,7 +12,9 @@ frames may lie, M visible frames of a clip, K missing frames or sizes.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -21,11 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcept.process.sampler import latents_of, sample_steps
+from flowcept.process.forward import Flowception, Process
+from flowcept.process.sampler import Model, latents_of, sample_steps
 from flowcept.process.schedule import Schedule
 from flowcept.process.state import FrameState, GapTables, Given, Prediction, Role
+from flowcept.settings import SampleConfig
 
 Law = Mapping[int, float]  # probability of each number of frames
+Tuples = Mapping[tuple[int, ...], float]  # the same of the numbers in all gaps, left to right
 
 
 def empty(shape: tuple[int, int, int] = (1, 1, 1)) -> Given:
@@ -49,23 +54,24 @@ def cut(law: Law, low: int = 0, high: int = 10**9) -> dict[int, float]:
     return {n: p / sum(kept.values()) for n, p in kept.items()}
 
 
-def total_variation(lengths: Sequence[int], law: Law) -> float:
-    """Half the absolute difference between the lengths' frequencies and the law."""
-    support = set(law) | set(lengths)
-    return 0.5 * sum(abs(lengths.count(n) / len(lengths) - law.get(n, 0.0)) for n in support)
+def total_variation(found: Sequence[Any], law: Mapping[Any, float]) -> float:
+    """Half the absolute difference between the frequencies of what was found and the law."""
+    counts = Counter(found)
+    return 0.5 * sum(abs(counts[n] / len(found) - law.get(n, 0.0)) for n in {*law, *counts})
 
 
-def variation_floor(law: Law, clips: int, draws: int = 2000) -> tuple[float, float]:
+def variation_floor(law: Mapping[Any, float], clips: int, draws: int = 2000) -> tuple[float, float]:
     """Mean and standard deviation of the total variation of ``clips`` exact draws: the floor."""
     p = torch.tensor(list(law.values()), dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     rows = torch.multinomial(p.expand(draws, -1), clips, replacement=True, generator=generator)
-    shares = torch.nn.functional.one_hot(rows, len(p)).double().mean(1)
-    distance = 0.5 * (shares - p).abs().sum(1)
+    once = p.new_ones(1, 1).expand_as(rows)
+    counts = p.new_zeros(draws, len(p)).scatter_add_(1, rows, once)
+    distance = 0.5 * (counts / clips - p).abs().sum(1)
     return float(distance.mean()), float(distance.std())
 
 
-def bound(law: Law, clips: int) -> float:
+def bound(law: Mapping[Any, float], clips: int) -> float:
     """A total variation that exact draws of so many clips stay under, by five deviations."""
     mean, deviation = variation_floor(law, clips)
     return mean + 5 * deviation
@@ -247,19 +253,22 @@ class ClipOracle:
         s_F = t_F / (t_F + self.shift * (1 - t_F))
         starts = [sum(state.lengths[:b]) for b in range(len(state.lengths) + 1)]
         roles, first = state.role_F.tolist(), state.open_first_B.tolist()
-        groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+        indices = [-1] * len(x_F) if state.index_F is None else state.index_F.tolist()
+        totals = [-1] * len(first) if state.total_B is None else state.total_B.tolist()
+        groups: dict[tuple[tuple[int, ...], bool, tuple[int, ...], int], list[int]] = {}
         for b in range(len(state.lengths)):
-            key = (tuple(roles[starts[b] : starts[b + 1]]), first[b])
+            own = slice(starts[b], starts[b + 1])
+            key = (tuple(roles[own]), first[b], tuple(indices[own]), totals[b])
             groups.setdefault(key, []).append(b)
         velocity_F, missing_F = torch.zeros_like(x_F), torch.zeros_like(x_F)
         missing_B = torch.zeros(len(state.lengths), dtype=torch.float64)
         law_BK = torch.zeros(len(state.lengths), max(self.law) + 1, dtype=torch.float64)
-        for (role_M, open_first), members in groups.items():
+        for (role_M, open_first, *plan), members in groups.items():
             rows = torch.tensor([range(starts[b], starts[b] + len(role_M)) for b in members])
             rows = rows.reshape(len(members), len(role_M)).long()
             kappa_G = self.schedule.kappa(state.tau_B[members].double().clamp(max=1))
             velocity_GM, gaps_GM, law_GK = self._group(
-                x_F[rows], s_F[rows], kappa_G, role_M, open_first
+                x_F[rows], s_F[rows], kappa_G, role_M, open_first, *plan
             )
             velocity_F[rows], missing_F[rows] = velocity_GM, gaps_GM[:, 1:]
             missing_B[members], law_BK[members] = gaps_GM[:, 0], law_GK
@@ -268,14 +277,25 @@ class ClipOracle:
         return Prediction(velocity_FCHW, missing_F.log(), missing_B.log(), size_BK)
 
     def _group(
-        self, x_GM: Tensor, s_GM: Tensor, kappa_G: Tensor, role_M: tuple[int, ...], first: bool
+        self,
+        x_GM: Tensor,
+        s_GM: Tensor,
+        kappa_G: Tensor,
+        role_M: tuple[int, ...],
+        first: bool,
+        index_M: tuple[int, ...],
+        total: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocity ``[G, M]``, missing by gap ``[G, M+1]`` and law of the total ``[G, K]``."""
+        """Velocity ``[G, M]``, missing by gap ``[G, M+1]`` and law of the total ``[G, K]``.
+
+        Where there is a plan, ``total`` is no -1, one way is left.
+        """
         m = len(role_M)
         ways = [
             (n, places, weight)
             for n in self.law
             for places in combinations(range(n), m)
+            if total < 0 or (n, places) == (total, index_M)
             if (weight := self._weight(n, places, role_M, first)) > 0
         ]
         assert ways, f"no clip looks like {role_M}, first gap open: {first}"
@@ -354,6 +374,63 @@ def draw_length(law: Law, generator: torch.Generator) -> int:
     return list(law)[int(torch.multinomial(p, 1, generator=generator))]
 
 
+# --- joint laws of several gaps
+
+# Two gaps that make up ten frames, mostly two and eight.
+UNEVEN: Tuples = {(2, 8): 0.45, (8, 2): 0.45, (5, 5): 0.1}
+THREE: Tuples = {(0, 1, 5): 0.3, (5, 0, 1): 0.3, (1, 5, 0): 0.2, (2, 2, 2): 0.1, (1, 1, 1): 0.1}
+ALIKE: Tuples = {(a, 4 - a): 0.2 for a in range(5)}
+
+
+def by_pictures(values: tuple[float, float]) -> Tuples:
+    """Frames before, between and after two given ones of a clip of an AR(1) process."""
+    places = [(n, i, j) for n in (5, 6, 7) for i in range(n) for j in range(i + 1, n)]
+    weights = {}
+    for n, i, j in places:
+        pair = torch.tensor([i, j])
+        cov = ar1_cov(n, 0.8, 1.0)[pair][:, pair]
+        _, log_p = scalar_flow(torch.tensor(values).double(), torch.ones(2).double() - 1e-9,
+                               torch.zeros(2).double(), cov)  # fmt: skip
+        weights[i, j - i - 1, n - 1 - j] = float(log_p.exp()) / math.comb(n, 2)
+    return {counts: w / sum(weights.values()) for counts, w in weights.items()}
+
+
+# Each with its given frames.
+JOINT_LAWS: dict[str, tuple[Tuples, Given]] = {
+    "two gaps": (UNEVEN, Given(torch.zeros(3, 1, 1, 1), (False, True, True, False))),
+    "three gaps": (THREE, Given(torch.zeros(4, 1, 1, 1), (False, True, True, True, False))),
+    "all gaps open, by what is shown": (
+        by_pictures((1.0, -0.6)), Given(torch.zeros(2, 1, 1, 1), (True, True, True)),
+    ),
+    "gaps alike": (ALIKE, Given(torch.zeros(3, 1, 1, 1), (False, True, True, False))),
+}  # fmt: skip
+
+
+def splits(
+    model: Model,
+    given: Given,
+    config: SampleConfig,
+    clips: int,
+    seed: int,
+    process: Process | None = None,
+) -> list[tuple[int, ...]]:
+    """How many frames each open gap of the given frames got, of every clip."""
+    found = []
+    for step in sample_steps(
+        model, [given] * clips, generators(clips, seed), config, process or Flowception(),
+        max_length=64,
+    ):  # fmt: skip
+        names = step.name_F.split(step.state.lengths)
+        row_of = {clip: row for row, clip in enumerate(step.clips)}
+        for clip in step.done:
+            name_F = names[row_of[clip]]
+            at = (name_F < len(given.latent_FCHW)).nonzero().flatten().tolist()
+            counts = [b - a - 1 for a, b in itertools.pairwise([-1, *at, len(name_F)])]
+            opened = zip(counts, given.open_gaps, strict=True)
+            found.append(tuple(count for count, is_open in opened if is_open))
+    return found
+
+
 @dataclass
 class Arrangements:
     """Clips of given frames in which the counts of the gaps between them have a joint law.
@@ -363,47 +440,17 @@ class Arrangements:
     by gap, is a sum over tuples. ``count_logits`` stands for the tables of a network.
     """
 
-    law: Mapping[tuple[int, ...], float]
+    law: Tuples
     schedule: Schedule = field(default_factory=Schedule)
-    shown: list[tuple[int, ...]] = field(default_factory=list)  # visible frames of each clip's gaps
+    shown: list[tuple[int, ...]] = field(default_factory=list)  # visible frames of gaps, as asked
 
     def __call__(
         self, state: FrameState, clips: Sequence[int], finished_F: Tensor, may_rest: bool
     ) -> Prediction:
         del clips, finished_F, may_rest
-        self.shown, log_missing, totals, features = [], [], [], []
-        for given_F, tau in zip(state.given_F.split(state.lengths), state.tau_B, strict=True):
-            ends = [*given_F.nonzero().flatten().tolist(), len(given_F)]
-            first = (len(ends) - self.num_gaps) // 2  # 1 where nothing comes before or after
-            shown = tuple(b - a - 1 for a, b in zip([-1, *ends], ends, strict=False))
-            shown = shown[first : first + self.num_gaps]
-            hidden = {
-                tuple(n - v for n, v in zip(counts, shown, strict=True)): p
-                for counts, p in self.law.items()
-                if all(n >= v for n, v in zip(counts, shown, strict=True))
-            }
-            stays = 1 - float(self.schedule.kappa(tau.double().clamp(max=1)))
-            weight = {
-                h: p * math.prod(map(math.comb, map(sum, zip(h, shown, strict=True)), shown))
-                * max(stays, 1e-7) ** sum(h)
-                for h, p in hidden.items()
-            }  # fmt: skip
-            total_K = torch.full((self.largest + 1,), 1e-30, dtype=torch.float64)
-            for h, w in weight.items():
-                total_K[sum(h)] += w
-            mean = [
-                sum(w * h[g] for h, w in weight.items()) / max(sum(weight.values()), 1e-30)
-                for g in range(self.num_gaps)
-            ]
-            gaps = [-1] * first + [g for g, v in enumerate(shown) for _ in range(v + 1)]
-            gaps += [-1] * (len(given_F) + 1 - len(gaps))
-            log_missing.append([
-                math.log(max(mean[g], 1e-30) / (shown[g] + 1)) if g >= 0 else -math.inf
-                for g in gaps
-            ])  # fmt: skip
-            totals.append(total_K)
-            features.append(self._features(gaps, len(self.shown)))
-            self.shown.append(shown)
+        given, tau_B = state.given_F.split(state.lengths), state.tau_B.tolist()
+        said = [self._said(tuple(f.tolist()), tau) for f, tau in zip(given, tau_B, strict=True)]
+        log_missing, totals, features = zip(*said, strict=True)
         log_first_B = torch.tensor([log[0] for log in log_missing], dtype=torch.float64)
         log_F = torch.tensor([x for log in log_missing for x in log[1:]], dtype=torch.float64)
         sizes_BK = sizes_of(torch.stack(totals).log(), state, self.schedule)
@@ -413,6 +460,34 @@ class Arrangements:
             blank(state, log_F, log_first_B, sizes_BK), gap_BG2H=padded_BG2H, tables=tables
         )
 
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - an oracle lives as long as its test
+    def _said(self, given_F: tuple[bool, ...], tau: float) -> tuple[list[float], Tensor, Tensor]:
+        """Of one clip: log-means by place, weights of total counts, features by place."""
+        ends = [f for f, given in enumerate(given_F) if given] + [len(given_F)]
+        first = (len(ends) - self.num_gaps) // 2  # 1 where nothing comes before or after
+        shown = tuple(b - a - 1 for a, b in itertools.pairwise([-1, *ends]))
+        shown = shown[first : first + self.num_gaps]
+        stays = 1 - float(self.schedule.kappa(torch.tensor(tau).double().clamp(max=1)))
+        weight = {
+            hidden: p * math.prod(map(math.comb, counts, shown)) * max(stays, 1e-7) ** sum(hidden)
+            for counts, p in self.law.items()
+            if min(hidden := tuple(n - v for n, v in zip(counts, shown, strict=True))) >= 0
+        }
+        total_K = torch.full((self.largest + 1,), 1e-30, dtype=torch.float64)
+        for hidden, w in weight.items():
+            total_K[sum(hidden)] += w
+        mean = [
+            sum(w * hidden[g] for hidden, w in weight.items()) / max(sum(weight.values()), 1e-30)
+            for g in range(self.num_gaps)
+        ]
+        gaps = [-1] * first + [g for g, v in enumerate(shown) for _ in range(v + 1)]
+        gaps += [-1] * (len(given_F) + 1 - len(gaps))
+        log_missing = [
+            math.log(max(mean[g], 1e-30) / (shown[g] + 1)) if g >= 0 else -math.inf for g in gaps
+        ]
+        self.shown.append(shown)
+        return log_missing, total_K, self._features(gaps, len(self.shown) - 1)
+
     @property
     def num_gaps(self) -> int:
         return len(next(iter(self.law)))
@@ -421,13 +496,13 @@ class Arrangements:
     def largest(self) -> int:
         return max(map(sum, self.law))
 
-    def _features(self, gaps: Sequence[int], clip: int) -> Tensor:
-        """Of each place: clip, its gap, how many places of that gap are left; counts by gap."""
+    def _features(self, gaps: Sequence[int], row: int) -> Tensor:
+        """Of each place: row of ``shown``, gap, how many places of it are left; counts by gap."""
         width = 3 + self.num_gaps
         feature_G2H = torch.zeros(len(gaps), 2 * width, dtype=torch.float64)
         for place, gap in enumerate(gaps):
             if gap >= 0:
-                feature_G2H[place, :3] = torch.tensor([clip, gap, gaps[place:].count(gap)])
+                feature_G2H[place, :3] = torch.tensor([row, gap, gaps[place:].count(gap)])
                 feature_G2H[place, width + 3 + gap] = 1
         return feature_G2H
 
@@ -436,8 +511,8 @@ class Arrangements:
     ) -> Tensor:
         """The exact law of a place's own count, in the form of ``compositions.count_logits``."""
         del prior_N2
-        ((clip, gap, places, *used),) = entry_NH.long().tolist()
-        key = (self.shown[clip], gap, places, tuple(used), int(left_N), int(total_N))
+        ((row, gap, places, *used),) = entry_NH.long().tolist()
+        key = (self.shown[row], gap, places, tuple(used), int(left_N), int(total_N))
         law_K = self._own_count(*key)
         assert len(law_K) == tables.largest + 1
         return (law_K + 1e-30).log()[None]  # a mistaken sampler comes to states that cannot be
@@ -463,3 +538,17 @@ class Arrangements:
         return law_K
 
     __hash__ = object.__hash__
+
+
+@dataclass
+class Means:
+    """What ``Arrangements`` say of means and sizes, and of joint laws nothing."""
+
+    exact: Arrangements
+
+    def __call__(self, *arguments: Any) -> Prediction:
+        said = self.exact(*arguments)
+        assert said.gap_BG2H is not None
+        sizes = self.exact.largest + 1
+        tables = GapTables(torch.zeros(sizes, 1), torch.zeros(sizes, 1), torch.zeros(1, sizes))
+        return replace(said, gap_BG2H=0 * said.gap_BG2H[..., :2], tables=tables)

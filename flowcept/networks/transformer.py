@@ -293,7 +293,7 @@ class Transformer(VideoNetwork):
         tokens = _with_image(tokens, image_token_BV.detach())  # it is taught by words alone
         condition_RD = self._condition(told_RD, tokens, layout)
         x_RPD = self._embedded(patch_FHWD, layout)
-        x_RPD = self._transformed(x_RPD, condition_RD, tokens, layout, memory)
+        x_RPD = self._transformed(x_RPD, condition_RD, tokens, evaluated, layout, memory)
 
         patch_FPD, gap_FD, first_BD, clip_BD = self._read(x_RPD, layout, memory)
         log_missing_F, first_B, size_BK = self._laws(gap_FD, first_BD, clip_BD)
@@ -335,11 +335,13 @@ class Transformer(VideoNetwork):
         clip_BD = self.clip_role(evaluated.open_first_B.long())
         role_RD = layout.rows(clip_BD, self.frame_role(evaluated.role_F))
         told_RD: Tensor = self.time(timestep_embedding(time_R)) + role_RD
-        if self.place is not None:
-            index_F = layout.index_R[layout.frame_rows]
-            place_FD = self.place(timestep_embedding(index_F / PLACES)).to(told_RD.dtype)
-            told_RD = told_RD.index_add(0, layout.frame_rows, place_FD)
-        return told_RD
+        if self.place is None:
+            return told_RD
+        index_R = layout.index_R
+        if evaluated.index_F is not None and evaluated.total_B is not None:
+            index_R = layout.rows(evaluated.total_B, evaluated.index_F)  # the clip's own: how many
+        place_RD: Tensor = self.place(timestep_embedding(index_R.clamp(min=0) / PLACES))
+        return told_RD + place_RD.to(told_RD.dtype) * (index_R >= 0)[:, None]
 
     def _condition(self, told_RD: Tensor, tokens: Sequence[Tensor], layout: Layout) -> Tensor:
         """What each row is told of itself and, by the sum of its tokens, of its clip's prompt."""
@@ -377,12 +379,13 @@ class Transformer(VideoNetwork):
         x_RPD: Tensor,
         condition_RD: Tensor,
         tokens: Sequence[Tensor],
+        evaluated: FrameState,
         layout: Layout,
         memory: Memory | None,
     ) -> Tensor:
         """All tokens after all blocks, normalised."""
         modulation_R16D = self.modulation(condition_RD).unflatten(-1, (1, 6, -1)).to(x_RPD.dtype)
-        cosine, sine = self._rotation(layout)
+        cosine, sine = self._rotation(_index(evaluated, layout))
         rotation = cosine.to(x_RPD.dtype), sine.to(x_RPD.dtype)
         context = Context(layout, rotation, torch.cat(list(tokens))[:, None], self.attend, memory)
         for block in self.layers:
@@ -393,19 +396,19 @@ class Transformer(VideoNetwork):
         shift, scale = self.final(condition_RD)[:, None].to(x_RPD.dtype).chunk(2, dim=-1)
         return adaln(x_RPD, shift, scale)
 
-    def _rotation(self, layout: Layout) -> tuple[Tensor, Tensor]:
+    def _rotation(self, index_R: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the places of all tokens.
 
         A clip's row lies before its frames, and a row's own token in the middle of its patches.
         """
-        device = layout.index_R.device
+        device = index_R.device
         rows, columns = (torch.arange(count, device=device).float() for count in self.config.grid)
         middle_12 = torch.stack([rows.mean(), columns.mean()])[None]
         place_P2 = torch.cartesian_prod(rows, columns)
         if not self.config.pooled:
             place_P2 = torch.cat([middle_12, place_P2])
 
-        index_RP1 = layout.index_R.float()[:, None, None].expand(-1, len(place_P2), 1)
+        index_RP1 = index_R.float()[:, None, None].expand(-1, len(place_P2), 1)
         place_RP2 = place_P2.expand(len(index_RP1), -1, -1)
         position_RPA = torch.cat([index_RP1, place_RP2], dim=-1)
         return rotary(position_RPA, self.config.hidden // self.config.heads)
@@ -476,7 +479,17 @@ def _evaluated(state: FrameState, layout: Layout) -> FrameState:
         tau_B=state.tau_B[order_B],
         open_first_B=state.open_first_B[order_B],
         lengths=layout.lengths,
+        index_F=None if state.index_F is None else state.index_F[place_F],
+        total_B=None if state.total_B is None else state.total_B[order_B],
     )
+
+
+def _index(evaluated: FrameState, layout: Layout) -> Tensor:
+    """Of each row in its clip: as planned, else among the visible frames; -1 of clips' rows."""
+    if evaluated.index_F is None:
+        return layout.index_R
+    planned_R = layout.rows(torch.full_like(evaluated.tau_B, -1).long(), evaluated.index_F)
+    return torch.where(planned_R >= 0, planned_R, layout.index_R)
 
 
 def _in_state_order(prediction: Prediction, state: FrameState, layout: Layout) -> Prediction:

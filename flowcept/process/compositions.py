@@ -110,7 +110,7 @@ def _concentrations(log_missing: Tensor) -> Tensor:
 def num_scored(state: FrameState) -> int:
     """Of how many gaps ``cross_entropy_sum`` is a sum: all that are open but the last of a clip."""
     open_B = state.count_B(state.open_F) + state.open_first_B
-    return int(((open_B - 1).clamp(min=0) * (state.tau_B < 1)).sum())
+    return int(((open_B - 1).clamp(min=0) * state.asked_B).sum())
 
 
 def cross_entropy_sum(
@@ -126,7 +126,7 @@ def cross_entropy_sum(
     prior_BG = _concentrations(torch.where(open_BG, log_BG, -torch.inf))
     count_BG = by_clip(missing_first_B, missing_F, lengths).long()
     left_BG = from_here_on(count_BG)
-    scored_BG = open_BG & (from_here_on(open_BG.long()) > 1) & (state.tau_B < 1)[:, None]
+    scored_BG = open_BG & (from_here_on(open_BG.long()) > 1) & state.asked_B[:, None]
 
     entry_BGH, adds_BGH = prediction.gap_BG2H.float().chunk(2, dim=2)
     added_BGH = count_BG[..., None] * adds_BGH

@@ -11,14 +11,14 @@ gaps of a clip, K sizes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from flowcept.process import state as frames
-from flowcept.process.growth import Insertions
+from flowcept.process.growth import Insertions, Planned
 from flowcept.process.posterior import START_FRAMES, missing_logits
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
@@ -35,6 +35,10 @@ class Process(Protocol):
     @property
     def first(self) -> bool:
         """Whether a clip without given frames starts with its first frame."""
+
+    @property
+    def planned(self) -> bool:
+        """Whether frames are told their indices in the whole clip, from ``tau = 0`` on."""
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         """``delay_F`` of every frame of a clip, float64; 0 for given frames."""
@@ -60,6 +64,7 @@ class Process(Protocol):
 
 
 EVEN_IN_KAPPA = 0.1  # of the draws before ``tau = 1``, so that first steps are known
+UNPLANNED = 0.1  # of the draws before ``tau = 1``: at 0, where there is no plan yet
 NOISY = 0.5  # of the clips have noise on their finished frames, if any has
 
 
@@ -70,6 +75,7 @@ class Flowception:
     schedule: str = "linear"  # linear or power:EXPONENT
     shift: float = 1.0  # over 1 spends more of the denoising on noise
     first: bool = False  # without given frames a clip starts with its first frame
+    planned: bool = False  # numbers and places are drawn at ``tau = 0``, and told
     # In training alone:
     late: float = 0.5  # share of draws past ``tau = 1``
     fill: float = 0.0  # share of clips past ``tau = 1`` whose finished frames flow again
@@ -118,6 +124,8 @@ class Flowception:
         if uniform >= early:
             return 1 + (uniform - early) / self.late
         tau = uniform / early
+        if self.planned and torch.rand((), generator=generator) < UNPLANNED:
+            return 0.0
         if self.schedule == "linear" or torch.rand((), generator=generator) >= EVEN_IN_KAPPA:
             return tau
         # As precise as a state holds it: where that is 0 no frame may have appeared yet.
@@ -155,8 +163,8 @@ class Flowception:
     def grow(
         self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
     ) -> Insertions:
-        schedule = parse_schedule(self.schedule)
-        return Insertions(given, generator, config, bounds, schedule, first=self.first)
+        kind, schedule = Planned if self.planned else Insertions, parse_schedule(self.schedule)
+        return kind(given, generator, config, bounds, schedule, first=self.first)
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,9 @@ def draw(
         open_first_B=torch.tensor([not context[0] and (any(context) or not process.first)]),
         lengths=(len(visible),),
     )
+    if process.planned:
+        indices, total = (visible, len(context)) if tau > 0 else ([-1] * len(visible), -1)
+        state = replace(state, index_F=torch.tensor(indices), total_B=torch.tensor([total]))
     target = Target(
         velocity_FCHW=data_FCHW - noise_FCHW,
         missing_F=missing_G[1:],

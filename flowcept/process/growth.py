@@ -11,6 +11,8 @@ Shape suffixes: G gaps of a clip, K counts.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -54,9 +56,15 @@ class Insertions:
         self.high = self.config.frames or self.config.max_length or longest
         self.low = wanted or min(min_length, self.high)
 
+    indices: ClassVar[list[int] | None] = None  # of visible frames, where the clip is planned
+
     def complete(self, index: int) -> bool:
         """Whether no frame can appear any more after ``index`` steps, whatever was drawn."""
         return index >= self.config.steps
+
+    def asks(self, index: int) -> bool:
+        """Whether ``count`` needs to know what the network says of missing frames."""
+        return not self.complete(index)
 
     def start(self) -> list[int]:
         """New frames per gap at ``tau = 0``."""
@@ -76,14 +84,11 @@ class Insertions:
         """
         steps = self.config.steps
         if index >= steps or gaps.log_missing_G.isneginf().all():
-            return [0] * len(gaps.log_missing_G)
+            return [0] * len(self.segments)
         appear = self.schedule.jump(index / steps, (index + 1) / steps)
         if self.remaining is not None:
             return self._known(appear, gaps)
-        if index == 0 and self.config.length_scale != 1:
-            self._fix_scaled(size_logits_K)
-        low, high = max(self.low - self.length, 0), max(self.high - self.length, 0)
-        missing = self._drawn(index, size_logits_K, low, high)
+        missing = self._missing(index, size_logits_K)
         return self._appearing(missing, missing, appear, gaps)
 
     def born(self, counts: Sequence[int], shape: Sequence[int]) -> list[Tensor]:
@@ -96,6 +101,13 @@ class Insertions:
     def noise(self, count: int, shape: Sequence[int]) -> list[Tensor]:
         """For so many frames, each of this shape."""
         return [torch.randn(shape, generator=self.generator) for _ in range(count)]
+
+    def _missing(self, index: int, size_logits_K: Tensor) -> int:
+        """How many frames are still to come, as far as they are not known."""
+        if index == 0 and self.config.length_scale != 1:
+            self._fix_scaled(size_logits_K)
+        low, high = max(self.low - self.length, 0), max(self.high - self.length, 0)
+        return self._drawn(index, size_logits_K, low, high)
 
     def _fix_scaled(self, size_logits_K: Tensor) -> None:
         """Draw the size, scale what is still to come, and let the bounds leave no other.
@@ -164,3 +176,53 @@ class Insertions:
     def _binomial(self, count: int, probability: float) -> int:
         draws = torch.rand(count, generator=self.generator, dtype=torch.float64)
         return int((draws < probability).sum())
+
+
+class Planned(Insertions):
+    """A clip whose frames are all planned at ``tau = 0``: their number, places and delays.
+
+    From then on every frame knows its index in the whole clip, and the network is asked no more.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.indices = [-1] * self.num_given  # type: ignore[misc]
+        self.total = -1  # frames of the whole clip
+        self.births: list[tuple[int, int]] = []  # step and index of every frame to come
+
+    def asks(self, index: int) -> bool:
+        return index == 0 and not self.complete(index)
+
+    def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
+        if index == 0:
+            self._plan(self._hidden(gaps, size_logits_K))
+        assert self.indices is not None
+        new = [place for step, place in self.births if step == index]
+        ends = pairwise([-1, *self.indices, self.total])
+        self.indices = sorted([*self.indices, *new])  # type: ignore[misc]
+        return [sum(low < place < high for place in new) for low, high in ends]
+
+    def born(self, counts: Sequence[int], shape: Sequence[int]) -> list[Tensor]:
+        if self.total < 0:
+            self.indices = [-1] * (self.length + sum(counts))  # type: ignore[misc]
+        return super().born(counts, shape)
+
+    def _hidden(self, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
+        """How many frames are to come in each gap."""
+        if gaps.log_missing_G.isneginf().all():
+            return [0] * len(self.segments)
+        if self.remaining is not None:
+            return self._known(1.0, gaps)
+        missing = self._missing(0, size_logits_K)
+        return self._appearing(missing, missing, 1.0, gaps)
+
+    def _plan(self, hidden_G: Sequence[int]) -> None:
+        """Indices of the visible frames, and of every hidden one with the step that shows it."""
+        self.total = self.length + sum(hidden_G)
+        before = [sum(hidden_G[: gap + 1]) for gap in range(self.length)]
+        self.indices = [frame + count for frame, count in enumerate(before)]  # type: ignore[misc]
+        places = sorted(set(range(self.total)) - set(self.indices))
+        uniform_N = torch.rand(len(places), generator=self.generator, dtype=torch.float64)
+        step_N = (self.schedule.inverse(uniform_N) * self.config.steps).ceil().long() - 1
+        steps = step_N.clamp(0, self.config.steps - 1).tolist()
+        self.births = list(zip(steps, places, strict=True))

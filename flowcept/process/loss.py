@@ -34,14 +34,14 @@ class LossConfig:
 
 def count_terms(state: FrameState, prompts: Sequence[str]) -> dict[str, int]:
     """What each term is a mean over, of a state whose clips have these prompts, "" for none."""
-    early_B = state.tau_B < 1
-    gaps = (state.open_F & early_B[state.clip_F]).sum() + (state.open_first_B & early_B).sum()
+    asked_B = state.asked_B
+    gaps = (state.open_F & asked_B[state.clip_F]).sum() + (state.open_first_B & asked_B).sum()
     given_B = state.count_B(state.given_F) > 0
     prompted_B = torch.tensor([bool(prompt) for prompt in prompts])
     return {
         "velocity": int(state.flowing_F.sum()),  # frames that flow
-        "missing": int(gaps),  # open gaps of clips with tau < 1
-        "count": int(early_B.sum()),  # clips with tau < 1
+        "missing": int(gaps),  # open gaps of clips that may miss frames
+        "count": int(asked_B.sum()),  # such clips
         "composition": compositions.num_scored(state),
         "image": int((given_B & prompted_B).sum()),  # clips with given frames and a prompt
     }
@@ -68,20 +68,20 @@ def loss_sums(
     ``said_BV`` is what each prompt says, the sum of its tokens, zero where there is no prompt; it
     teaches networks that have an image token.
     """
-    early_B = state.tau_B < 1
+    asked_B = state.asked_B
     error_F = (prediction.velocity_FCHW.float() - target.velocity_FCHW).square().mean((1, 2, 3))
 
     gap_F = poisson_nll(prediction.log_missing_F.float(), target.missing_F)
     gap_B = poisson_nll(prediction.log_missing_first_B.float(), target.missing_first_B)
-    scored_F = state.open_F & early_B[state.clip_F]
-    scored_B = state.open_first_B & early_B
+    scored_F = state.open_F & asked_B[state.clip_F]
+    scored_B = state.open_first_B & asked_B
 
     logits_BK = process.missing_logits(prediction.size_logits_BK.float(), state)
     count_B = F.cross_entropy(logits_BK, target.total_B, reduction="none")
     return {
         "velocity": (error_F * state.flowing_F).sum(),
         "missing": (gap_F * scored_F).sum() + (gap_B * scored_B).sum(),
-        "count": (count_B * early_B).sum(),
+        "count": (count_B * asked_B).sum(),
         "composition": compositions.cross_entropy_sum(
             prediction, state, target.missing_F, target.missing_first_B
         ),

@@ -25,9 +25,11 @@ from torch import Tensor
 from flowcept.process import state as frames
 from flowcept.process.compositions import LEAST_LOG, Gaps, by_clip
 from flowcept.process.forward import Process, shifted
-from flowcept.process.growth import Insertions
+from flowcept.process.growth import Insertions, Planned
 from flowcept.process.state import FrameState, GapTables, Given, Prediction, Role
 from flowcept.settings import SampleConfig
+
+_NOTHING = torch.zeros(0, dtype=torch.float64)
 
 # What the sampler asks: a prediction for a state whose clips are these of the request. The CPU
 # knows which frames are finished, a bool per frame, and whether these may rest: from ``tau = 1``
@@ -149,10 +151,11 @@ class Step:
 
     def counts(self, prediction: Prediction) -> list[list[int]]:
         """How many frames appear in each gap of each clip in the step that begins now."""
-        if all(clip.complete(self.index) for clip in self.growth):
-            return [[0] * (length + 1) for length in self.state.lengths]  # no device is asked
-        said = zip(self.growth, *_on_host(self.state, prediction), strict=True)
-        return [clip.count(self.index, gaps, size_K) for clip, gaps, size_K in said]
+        if not any(clip.asks(self.index) for clip in self.growth):  # the device is not asked
+            said = [(Gaps(_NOTHING), _NOTHING)] * len(self.growth)
+        else:
+            said = list(zip(*_on_host(self.state, prediction), strict=True))
+        return [clip.count(self.index, *one) for clip, one in zip(self.growth, said, strict=True)]
 
     def denoised(self, velocity_FCHW: Tensor) -> Self:
         """A step further: every flowing frame by its own change of denoising progress."""
@@ -173,18 +176,29 @@ class Step:
         """With new noise frames of age 0 in the gaps."""
         shape, lengths = self.state.latent_FCHW.shape[1:], self.state.lengths
         born = [clip.born(gaps, shape) for clip, gaps in zip(self.growth, counts, strict=True)]
-        if not any(born):
+        indices, totals = self.plan()
+        if not any(born) and not (indices and self.index == 1):  # with the first step comes a plan
             return self
-        noise_NCHW = torch.stack([noise_CHW for clip in born for noise_CHW in clip])
+        noise = [noise_CHW for clip in born for noise_CHW in clip]
         names = [n + i for n, clip in zip(lengths, born, strict=True) for i in range(len(clip))]
         rows = frames.insertion_rows(lengths, counts)
-        noise_NCHW, rows_F = _to_device(noise_NCHW, rows, self.state.latent_FCHW)
+        noise_NCHW, (rows_F, index_F, total_B) = _to_device(
+            noise, [rows, indices, totals], self.state.latent_FCHW
+        )
+        state = frames.insert(self.state, counts, noise_NCHW, rows_F)
+        if indices:
+            state = replace(state, index_F=index_F, total_B=total_B)
         return replace(
             self,
-            state=frames.insert(self.state, counts, noise_NCHW, rows_F),
+            state=state,
             age_F=torch.cat([self.age_F, torch.zeros(len(names)).long()])[rows],
             name_F=torch.cat([self.name_F, torch.tensor(names)])[rows],
         )
+
+    def plan(self) -> tuple[list[int], list[int]]:
+        """Indices of all frames, and numbers of frames of all clips, where clips are planned."""
+        planned = [clip for clip in self.growth if isinstance(clip, Planned)]
+        return [i for clip in planned for i in clip.indices or ()], [clip.total for clip in planned]
 
     def noised_again(self, age: int) -> Self:
         """With the generated frames of clips that have just finished back at this age, once.
@@ -205,7 +219,7 @@ class Step:
             return self
 
         latent_FCHW = self.state.latent_FCHW
-        noise_NCHW, row_N = _to_device(torch.stack(noise), rows, latent_FCHW)
+        noise_NCHW, (row_N,) = _to_device(noise, [rows], latent_FCHW)
         progress = self.change_A[:age].sum()
         latent_NCHW = torch.lerp(noise_NCHW, latent_FCHW[row_N], progress)
         state = replace(
@@ -244,12 +258,15 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], lis
     return gaps, list(size_BK)
 
 
-def _to_device(noise_NCHW: Tensor, rows: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise and row numbers on the device of ``like``, in one journey.
+def _to_device(
+    noise: Sequence[Tensor], numbers: Sequence[Sequence[int]], like: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Noise ``[N, C, H, W]`` and lists of numbers on the device of ``like``, in one journey.
 
-    Row numbers travel as float32, which holds whole numbers up to 2**24 exactly.
+    Numbers travel as float32, which holds whole ones up to 2**24 exactly.
     """
-    assert max(rows, default=0) < 2**24
-    packed = torch.cat([noise_NCHW.flatten(), torch.tensor(rows, dtype=torch.float32)])
-    noise, rows_F = packed.to(like.device).split([noise_NCHW.numel(), len(rows)])
-    return noise.view(noise_NCHW.shape).to(like.dtype), rows_F.long()
+    assert max((max(some, default=0) for some in numbers), default=0) < 2**24
+    noise_NCHW = torch.stack(list(noise)) if noise else torch.zeros(0, *like.shape[1:])
+    parts = [noise_NCHW.flatten(), *(torch.tensor(some, dtype=torch.float32) for some in numbers)]
+    moved = torch.cat(parts).to(like.device).split([len(part) for part in parts])
+    return moved[0].view(noise_NCHW.shape).to(like.dtype), [some.long() for some in moved[1:]]

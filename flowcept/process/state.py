@@ -36,6 +36,9 @@ class FrameState:
     tau_B: Tensor  # extended time of each clip
     open_first_B: Tensor  # bool: may frames be inserted before the first one
     lengths: tuple[int, ...]  # visible frames per clip; the sum is F
+    # Of processes that plan a clip at ``tau = 0``; int64, -1 while there is no plan:
+    index_F: Tensor | None = None  # of each frame in the whole clip
+    total_B: Tensor | None = None  # frames of the whole clip
 
     def __post_init__(self) -> None:
         num_frames, num_clips = self.latent_FCHW.shape[0], len(self.lengths)
@@ -59,6 +62,12 @@ class FrameState:
     def open_F(self) -> Tensor:
         """Whether frames may be inserted to the right of each frame."""
         return self.role_F != Role.PASSIVE
+
+    @property
+    def asked_B(self) -> Tensor:
+        """Clips that may miss frames, where no plan says how many: ``tau < 1``."""
+        early_B = self.tau_B < 1
+        return early_B if self.total_B is None else early_B & (self.total_B < 0)
 
     @property
     def flowing_F(self) -> Tensor:
@@ -196,7 +205,7 @@ def insertion_rows(lengths: Sequence[int], counts: Sequence[Sequence[int]]) -> l
 def insert(
     state: FrameState, counts: Sequence[Sequence[int]], latent_NCHW: Tensor, rows_F: Tensor
 ) -> FrameState:
-    """The state with new generated frames at flow time 0.
+    """The state with new generated frames at flow time 0, whose indices are to be told yet.
 
     ``rows_F`` are the ``insertion_rows`` of these counts, on the state's device.
     """
@@ -207,5 +216,6 @@ def insert(
         latent_FCHW=torch.cat([state.latent_FCHW, latent_NCHW])[rows_F],
         time_F=torch.cat([state.time_F, new_time_N])[rows_F],
         role_F=torch.cat([state.role_F, new_role_N])[rows_F],
+        index_F=None,
         lengths=tuple(n + sum(gaps) for n, gaps in zip(state.lengths, counts, strict=True)),
     )

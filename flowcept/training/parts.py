@@ -75,6 +75,7 @@ def network_config(
     channels, height, width = latent
     shape = {
         **asdict(config.network),
+        "place": config.network.place or config.process.planned,
         "channels": channels,
         "height": height,
         "width": width,

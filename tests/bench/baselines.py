@@ -29,7 +29,7 @@ from flowcept.networks.transformer import Block, Context, Transformer, Transform
 from flowcept.process.compositions import Gaps
 from flowcept.process.forward import Flowception
 from flowcept.process.growth import Insertions
-from flowcept.process.posterior import systematic
+from flowcept.process.posterior import inverse_cdf, systematic
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, PromptTokens, Rest
 from flowcept.settings import SampleConfig
@@ -152,7 +152,11 @@ class Autoregressive(FullSequence):
 
 @dataclass(frozen=True)
 class Ruled(Flowception):
-    """Flowception with another draw rule, or another order of insertion, in sampling."""
+    """Flowception with another draw rule, or another order of insertion, in sampling.
+
+    Rules are ``RULES``, and ``multinomial``: the posterior's number of frames, each in a gap of its
+    own by their means.
+    """
 
     rule: str = "posterior"
     order: str = "learned"
@@ -161,6 +165,8 @@ class Ruled(Flowception):
         self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
     ) -> Insertions:
         words = (given, generator, config, bounds, parse_schedule(self.schedule))
+        if self.rule == "multinomial":
+            return Multinomial(*words)
         if self.rule != "posterior":
             return ByMean(*words, self.rule)
         return Insertions(*words) if self.order == "learned" else Ordered(*words, self.order)
@@ -200,6 +206,15 @@ class ByMean(Insertions):
             counts[gap] -= taken
             excess -= taken
         return counts
+
+
+class Multinomial(Insertions):
+    """New frames go to gaps one by one, each by the gaps' means, and know nothing of each other."""
+
+    def _place(self, new: int, log_missing_G: Tensor) -> list[int]:
+        shares_G = log_missing_G.softmax(-1)
+        gap_N = [inverse_cdf(shares_G, self._uniform()) for _ in range(new)]
+        return [gap_N.count(gap) for gap in range(len(shares_G))]
 
 
 @dataclass

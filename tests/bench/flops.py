@@ -6,7 +6,8 @@ Operations are counted by PyTorch's own counter on the network itself, on tensor
 for every number of visible frames that the process draws; so nothing here is a formula of ours.
 A clip has a prompt of 8 tokens. Training counts forward and backward passes of the clips that teach
 something (the others are never computed); sampling counts all evaluations with as many steps for
-both, without guidance, lengths known. Both on the schedule's extended time [0, 2].
+both, without guidance, lengths known. Both on the schedule's extended time [0, 2]. With ``fill``
+finished frames flow again in training; with ``refine`` all do so in sampling, and none rests then.
 
 Shape suffixes: F frames, C H W a latent, S prompt tokens, D their width.
 """
@@ -18,6 +19,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import machine
 import torch
@@ -31,7 +33,7 @@ from flowcept.networks.transformer import TransformerConfig
 from flowcept.process.forward import Flowception, Process, draw
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Rest
-from flowcept.settings import ContextMixture
+from flowcept.settings import ContextMixture, SampleConfig
 
 
 class Counter:
@@ -104,7 +106,7 @@ def per_clip(
 
 
 def walked(
-    length: int, process: Process, steps: int, seed: int, *, cached: bool
+    length: int, process: Process, steps: int, seed: int, *, cached: bool, refine: float = 0.0
 ) -> list[tuple[int, int]]:
     """Visible and evaluated frames at each evaluation of one clip's sampling.
 
@@ -119,7 +121,8 @@ def walked(
         rests = cached and index > steps and visible == found[-1][0]
         finished = int((born_F <= index - steps).sum()) if rests else 0
         found.append((visible, visible - finished))
-    return found
+    config = SampleConfig(steps=steps, refine=refine)
+    return found + [(length, length)] * (steps - config.refine_age)
 
 
 def of_sampling(
@@ -143,6 +146,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--windows", type=int, nargs="+", default=[0, 4], help="0: all frames")
     parser.add_argument("--late", type=float, nargs="+", default=[0.5, 0.25], help="of training")
+    parser.add_argument("--fill", type=float, nargs="+", default=[0.75], help="of training")
+    parser.add_argument("--refine", type=float, nargs="+", default=[0.75], help="of sampling")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -152,16 +157,30 @@ def main() -> None:
         f"{options.draws} draws, {options.steps} steps, seed {options.seed}; 10^9 operations, then "
         "their ratio to full-sequence; of training also per frame that flows"
     )
-    shares = " | ".join(f"late {late:g}" for late in options.late)
-    print(f"| frames | window | training: full-sequence | {shares}", end=" ")
-    print("| sampling: full-sequence | no cache | cache |")
-    print("|---" * (6 + len(options.late)) + "|")
+    columns = ["frames", "window", "training: full-sequence", *trainings(options)]
+    columns += ["sampling: full-sequence", *samplings(options)]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     config = TransformerConfig()  # the default preset's, for 64 pixels
     for length in options.lengths:
         for window in options.windows:
             for cell in _cells(replace(config, window=window), length, options):
                 print(f"| {cell}", end=" ", flush=True)
             print("|")
+
+
+def trainings(options: argparse.Namespace) -> dict[str, Flowception]:
+    """Processes of training, by their columns' names."""
+    by_late = {f"late {late:g}": Flowception(late=late) for late in options.late}
+    return by_late | {f"fill {fill:g}": Flowception(fill=fill) for fill in options.fill}
+
+
+def samplings(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """How ``walked`` samples, by the columns' names."""
+    plain: dict[str, dict[str, Any]] = {"no cache": {"cached": False}, "cache": {"cached": True}}
+    return plain | {
+        f"cache, refine {refine:g}": {"cached": True, "refine": refine} for refine in options.refine
+    }
 
 
 def _cells(config: TransformerConfig, length: int, options: argparse.Namespace) -> Iterator[str]:
@@ -171,15 +190,15 @@ def _cells(config: TransformerConfig, length: int, options: argparse.Namespace) 
     yield str(config.window or "all")
     whole = counter.both(length)
     yield f"{whole:.1f}"
-    for late in options.late:
-        seen = drawn(length, Flowception(late=late), options.draws, options.seed)
+    for process in trainings(options).values():
+        seen = drawn(length, process, options.draws, options.seed)
         each = fmean(counter.both(visible) for visible, _ in seen)
         flowing = fmean(count for _, count in seen) / length
         yield f"{each:.1f}: {each / whole:.2f}, {each / whole / flowing:.2f}"
     full = options.steps * counter.forward(length, length)
     yield f"{full:.0f}"
-    for cached in (False, True):
-        way = walked(length, Flowception(), options.steps, options.seed, cached=cached)
+    for how in samplings(options).values():
+        way = walked(length, Flowception(), options.steps, options.seed, **how)
         made = sum(counter.forward(*frames) for frames in way)
         yield f"{made:.0f}: {made / full:.2f}"
 

@@ -4,10 +4,17 @@ An exact oracle stands in for the network, so that draw rule and step alone are 
 
     python tests/bench/length_law.py --clips 4000 --seed 1
     python tests/bench/length_law.py --tables controls gaps --clips 1000
+    python tests/bench/length_law.py --tables where --steps 4 8 16 64
+    python tests/bench/length_law.py --tables where-three where-pictures where-alike --steps 4 16
 
 ``rules``: total variation of lengths to the truth, for every draw rule. ``controls``: the same for
 the rate temperature and the length scale, to the law that each promises. ``gaps``: two gaps between
 given frames, each of 1 or 5 frames, independently; and where the start frame of a clip ends up.
+
+``where``: total variation of the counts of several gaps to their joint law. It is the law of two
+gaps that make up ten frames, mostly 2 and 8 or 8 and 2; in ``where-three`` of three gaps; in
+``where-pictures`` of three which what is given tells of; in ``where-alike`` any split of four
+frames is as likely. Means and law of sizes are exact in all columns.
 
 Shape suffixes: B clips, F frames, K counts.
 """
@@ -20,9 +27,12 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import pvariance
+from typing import Any
+from unittest import mock
 
 import baselines
 import machine
@@ -33,22 +43,29 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from oracle import (
+    JOINT_LAWS,
+    Arrangements,
     LengthOracle,
+    Means,
     blank,
     empty,
     generators,
     sample,
     sizes_of,
+    splits,
     total_variation,
     variation_floor,
 )
 
+from flowcept.process import compositions
 from flowcept.process.forward import Flowception, Process
 from flowcept.process.posterior import appeared_logits
 from flowcept.process.sampler import Model, sample_steps
 from flowcept.process.schedule import Schedule
 from flowcept.process.state import FrameState, Given, Prediction
 from flowcept.settings import SampleConfig
+
+Row = Callable[[int, argparse.Namespace], Iterator[str]]  # the cells of a number of steps
 
 LAW = {8: 0.2, 12: 0.5, 24: 0.3}
 STEPS = (4, 8, 16, 32, 64, 128)
@@ -58,6 +75,8 @@ CONTROLS: tuple[dict[str, float], ...] = (
 )  # fmt: skip
 LONGEST = 64
 GAP = {1: 0.5, 5: 0.5}  # frames that come in each of two gaps
+SUMS = {a + b: GAP[a] * GAP[b] * (1 + (a != b)) for a, b in ((1, 1), (1, 5), (5, 5))}
+PICTURES = "all gaps open, by what is shown"
 PLACES = 9  # frames of the clip whose start frame is looked for
 
 
@@ -145,24 +164,49 @@ def controls(steps: int, options: argparse.Namespace) -> Iterator[str]:
 
 
 def gaps(steps: int, options: argparse.Namespace) -> Iterator[str]:
-    between = Given(torch.zeros(3, 1, 1, 1), (False, True, True, False))
-    found = [
-        (middle - 1, last - middle - 1)
-        for _, middle, last, *_ in places(GapOracle(), between, steps, options.clips, options.seed)
-    ]
+    _, between = JOINT_LAWS["two gaps"]
+    seed = options.seed + 1000 * steps
+    found = splits(GapOracle(), between, SampleConfig(steps=steps), options.clips, seed)
     totals = Counter(map(sum, found))
-    law = {a + b: GAP[a] * GAP[b] * (1 + (a != b)) for a, b in ((1, 1), (1, 5), (5, 5))}
-    yield f"{total_variation(list(totals.elements()), law):.4f}"
+    yield f"{total_variation(list(totals.elements()), SUMS):.4f}"
     yield f"{sum(not set(pair) <= set(GAP) for pair in found) / len(found):.1%}"
     starts = places(LengthOracle({PLACES: 1.0}), empty(), steps, options.clips, options.seed)
     yield f"{pvariance([first for first, *_ in starts]):.2f}"
 
 
-TABLES = {
-    "rules": (rules, baselines.RULES),
+def where(name: str) -> Row:
+    """Rows of the table of a joint law: shares by three rules, then compositions."""
+    law, given = JOINT_LAWS[name]
+    exact = Arrangements(law)
+
+    def shares(*arguments: Any) -> Prediction:
+        return replace(exact(*arguments), tables=None)
+
+    def row(steps: int, options: argparse.Namespace) -> Iterator[str]:
+        config, seed = SampleConfig(steps=steps), options.seed + 1000 * steps
+
+        def cell(model: Model, rule: str = "posterior") -> str:
+            found = splits(model, given, config, options.clips, seed, baselines.Ruled(rule=rule))
+            return f"{total_variation(found, law):.4f}"
+
+        yield cell(shares)
+        yield cell(shares, "multinomial")
+        yield cell(shares, "bernoulli")
+        yield cell(Means(exact))
+        with mock.patch.object(compositions, "count_logits", exact.count_logits):
+            yield cell(exact)
+
+    return row
+
+
+WHERE = ("shares, systematic", "shares, multinomial", "shares, Bernoulli (published)",
+         "compositions, prior alone", "compositions")  # fmt: skip
+TABLES: dict[str, tuple[Row, Sequence[str], Mapping[Any, float]]] = {
+    "rules": (rules, baselines.RULES, LAW),
     "controls": (
         controls,
         [f"{name.replace('_', ' ')} {value:g}" for one in CONTROLS for name, value in one.items()],
+        LAW,
     ),
     "gaps": (
         gaps,
@@ -170,8 +214,19 @@ TABLES = {
             "sums of two gaps", "clips with a gap that cannot be",
             f"variance of the start frame's place (truth {(PLACES**2 - 1) / 12:.2f})",
         ),
+        SUMS,
     ),
+    "where": (where("two gaps"), WHERE, JOINT_LAWS["two gaps"][0]),
+    "where-three": (where("three gaps"), WHERE, JOINT_LAWS["three gaps"][0]),
+    "where-pictures": (where(PICTURES), WHERE, JOINT_LAWS[PICTURES][0]),
+    "where-alike": (where("gaps alike"), WHERE, JOINT_LAWS["gaps alike"][0]),
 }  # fmt: skip
+
+
+def described(law: Mapping[Any, float]) -> str:
+    """The law, where it is short."""
+    most = 12
+    return str(law) if len(law) <= most else f"a law of {len(law)} cases"
 
 
 def main() -> None:
@@ -184,14 +239,15 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["rules"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    mean, deviation = variation_floor(LAW, options.clips)
     print(machine.described())
-    print(f"lengths {LAW}, {options.clips} clips, seed {options.seed}")
-    print(f"floor: exact draws have {mean:.4f} +- {deviation:.4f}")
+    print(f"{options.clips} clips, seed {options.seed}")
     began = time.monotonic()
     for table in options.tables:
-        row, columns = TABLES[table]
-        print(f"\n| steps | {' | '.join(columns)} |")
+        row, columns, law = TABLES[table]
+        mean, deviation = variation_floor(law, options.clips)
+        print(f"\n{table}: {described(law)}")
+        print(f"floor: exact draws have {mean:.4f} +- {deviation:.4f}\n")
+        print(f"| steps | {' | '.join(columns)} |")
         print("|---" * (len(columns) + 1) + "|")
         for steps in options.steps:
             print(f"| {steps} | {' | '.join(row(steps, options))} |", flush=True)

@@ -7,20 +7,23 @@ for the clip; the length is 15, 20, 25 or 30, uniformly. No prompt, codec `pixel
 python tests/bench/ring.py --run run-ring --steps 415                  # clips seen as published
 python tests/bench/ring.py --run run-ring --steps 2000 2500 --shift 1.5 5 --decay 0 0.7 \
     --clips 30000 --place --rotary-values --schedule power:0.03 --late 0.1  # until it is learned
+python tests/bench/ring.py --run run-ring --steps 415 --first --fill 0.75 --refine 0 0.75 0.25
 
 Training has as many parts as ``--steps`` has numbers; each goes on from the model of the one before
 with a rate of its own. ``--schedule power:0.03``: nearly all frames appear at once, so that a
 frame's index, of which ``--place`` tells, is its place long before what it shows is settled;
 ``--shift 5`` leaves them noise for longer. ``--rotary-values`` turns what frames take from each
-other with their distance. ``--late 0.1`` leaves out most draws past the last insertion, in which
-few frames still flow, and ``--hidden 128 --cells 32`` makes a network of 1.9 million weights, of
-which an hour sees twice as many clips. Beside the printed figures, ``ring.png`` has the lengths and
-``rings.png`` twelve clips.
+other with their distance. ``--first``, ``--planned``, ``--fill`` and ``--context-noise`` are those
+of ``flowcept train``; for each number after ``--refine`` clips are sampled. ``--late 0.1`` leaves
+out most draws past the last insertion, in which few frames still flow, and ``--hidden 128
+--stem-channels 32`` makes a network of 1.9 million weights, of which an hour sees twice as many
+clips. Beside the printed figures, ``ring.png`` has the lengths and ``rings.png`` twelve clips.
 
 A run that is cut goes on where it stopped. Printed: total variation of 512 lengths, the share on
 valid lengths, and the rule error (root mean square over pixels in 0..1, against the best of the
 three rotations of the clip's own first frame; in brackets the 5 % and 95 % points over bootstraps
-of the clips), sampled with 50 and with 10 steps. Then, where an error comes from: real clips with
+of the clips), sampled with 50 and with 10 steps, and the error by quarters of the frames, in the
+order in which they appeared and in the clip. Then, where an error comes from: real clips with
 all their frames at one noise level, cleaned by the network and by the posterior mean, which can be
 written down for a ring; and what the sampler makes of 20 frames with that in the network's place.
 
@@ -32,6 +35,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +69,10 @@ FPS = 12
 BATCH = 64  # clips sampled together
 SPREAD = 60.0  # of a ring's pixels, about: their standard deviation
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # share of the clip in what is seen
-CHOSEN = ("schedule", "place", "late", "hidden", "stem_channels", "pooled")  # in all parts
+OF_TRAINING = ("place", "first", "planned", "late", "fill", "context_noise")
+CHOSEN = ("schedule", "hidden", "stem_channels", "pooled", *OF_TRAINING)  # in all parts
+QUARTERS = 4
+TRUTH = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
 
 
 def turned(first_HW3: NDArray[np.float64], turn: int, frames: int) -> NDArray[np.float64]:
@@ -94,12 +101,27 @@ def draw(rng: np.random.Generator) -> NDArray[np.uint8]:
     return turned(first_HW3, turn, frames).round().astype(np.uint8)
 
 
-def rule_error(clip_FHW3: NDArray[np.uint8]) -> float:
-    """Root mean square, in 0..1, against the best rotation of the clip's own first frame."""
+def squared_errors(clip_FHW3: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Of each frame, in 0..1, against the best rotation of the clip's own first frame."""
     clip = clip_FHW3 / 255
-    return min(
-        float(np.sqrt(np.mean((clip - turned(clip[0], turn, len(clip))) ** 2))) for turn in TURNS
-    )
+    by_turn = [(clip - turned(clip[0], turn, len(clip))) ** 2 for turn in TURNS]
+    return min((x.mean((1, 2, 3)) for x in by_turn), key=lambda x_F: float(x_F.mean()))
+
+
+def rule_error(clip_FHW3: NDArray[np.uint8]) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(squared_errors(clip_FHW3).mean()))
+
+
+def by_quarters(clips: Sequence[Made], *, born: bool) -> list[float]:
+    """Root mean square of the frames, by quarters of their clip or of the order of their births."""
+    errors: list[list[float]] = [[] for _ in range(QUARTERS)]
+    for clip in clips:
+        squares_F = squared_errors(clip.frames_FHW3).tolist()
+        order_F = clip.born_F if born else range(len(squares_F))
+        for number, square in zip(order_F, squares_F, strict=True):
+            errors[QUARTERS * number // len(squares_F)].append(square)
+    return [float(np.sqrt(np.mean(quarter))) if quarter else 0.0 for quarter in errors]
 
 
 def posterior_mean(noisy_FHW3: NDArray[np.float64], progress: float) -> NDArray[np.float64]:
@@ -252,23 +274,51 @@ def trained(folder: Path, options: argparse.Namespace) -> tuple[Path, float]:
     return model, seen
 
 
-def made(weights: Weights, clips: int, steps: int) -> list[NDArray[np.uint8]]:
-    done: list[NDArray[np.uint8]] = []
+@dataclass(frozen=True)
+class Made:
+    """A sampled clip."""
+
+    frames_FHW3: NDArray[np.uint8]
+    born_F: tuple[int, ...]  # in which order its frames appeared, from 0
+
+
+def made(weights: Weights, clips: int, config: SampleConfig) -> list[Made]:
+    done: dict[int, Made] = {}
     with torch.inference_mode():
         prompt = weights.text([""])
-        for start in tqdm(range(0, clips, BATCH), desc=f"{steps} steps", unit="batch"):
+        for start in tqdm(range(0, clips, BATCH), desc=f"{config.steps} steps", unit="batch"):
             part = range(start, min(start + BATCH, clips))
             prompts = [prompt] * len(part)
             steps_of = sample_steps(
                 guided(weights.network, prompts, prompts, 1.0),
                 [from_nothing(weights.card)] * len(part),
                 [clip_generator(i) for i in part],
-                SampleConfig(steps=steps),
+                config,
                 weights.card.process,
                 max_length=max(LENGTHS) + 10,
             )
-            done += [to_frames(weights.codec.decode(latent)) for latent in latents_of(steps_of)]
-    return done
+            for step in steps_of:
+                names = step.name_F.split(step.state.lengths)
+                for clip, latent_FCHW in step.done.items():
+                    born_F = tuple(names[step.clips.index(clip)].tolist())
+                    pictures = to_frames(weights.codec.decode(latent_FCHW))
+                    done[start + clip] = Made(pictures, born_F)
+    return [done[clip] for clip in range(clips)]
+
+
+def described(clips: Sequence[Made]) -> str:
+    """Lengths and rule error of sampled clips, beside the truth."""
+    law = Counter(len(clip.born_F) for clip in clips)
+    valid = sum(law[n] for n in LENGTHS) / len(clips)
+    error, *ends = evaluate.mean_interval([rule_error(clip.frames_FHW3) for clip in clips], 0)
+    born, placed = (
+        " ".join(f"{x:.3f}" for x in by_quarters(clips, born=born)) for born in (True, False)
+    )
+    return (
+        f"total variation {metrics.total_variation(law, TRUTH):.3f}, on valid lengths {valid:.1%}, "
+        f"rule error {error:.4f} ({ends[0]:.4f} to {ends[1]:.4f})\n"
+        f"  by quarters as they appeared {born}, in the clip {placed}"
+    )
 
 
 def main() -> None:
@@ -286,6 +336,15 @@ def main() -> None:
         "--decay", type=float, nargs="+", default=[0.3], help="last share, of a falling rate"
     )
     parser.add_argument("--place", action="store_true", help="frames are told their place")
+    parser.add_argument("--first", action="store_true", help="clips start with their first frame")
+    parser.add_argument("--planned", action="store_true", help="frames are told their indices")
+    parser.add_argument(
+        "--fill", type=float, default=0.0, help="share past tau = 1 whose frames flow again"
+    )
+    parser.add_argument("--context-noise", type=float, default=0.0, help="on finished frames")
+    parser.add_argument(
+        "--refine", type=float, nargs="+", default=[0.0], help="from which frames are cleaned again"
+    )
     parser.add_argument("--rotary-values", action="store_true", help="of attention among frames")
     parser.add_argument("--pooled", action="store_true", help="frames have no tokens of their own")
     parser.add_argument("--late", type=float, default=0.5, help="share of draws past tau = 1")
@@ -304,27 +363,22 @@ def main() -> None:
     print(f"network of {size:.1f} million weights, {options.steps} steps, about {seen:.0f} clips")
     shuffled = shuffled_error(options.seed)
     print(f"{vars(options)}; rule error of shuffled real clips {shuffled:.3f}")
-    truth = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
-    bars: dict[str, dict[int, float]] = {"truth": truth}
+    bars: dict[str, dict[int, float]] = {"truth": TRUTH}
     for steps in (50, 10):
-        clips = made(weights, options.samples, steps)
-        law = Counter(map(len, clips))
-        bars[f"{steps} steps"] = {n: count / len(clips) for n, count in law.items()}
-        valid = sum(law[n] for n in LENGTHS) / len(clips)
-        errors = [rule_error(clip) for clip in clips]
-        error, *ends = evaluate.mean_interval(errors, 0)
-        print(
-            f"{steps} steps, {len(clips)} clips: total variation "
-            f"{metrics.total_variation(law, truth):.3f}, on valid lengths {valid:.1%}, "
-            f"rule error {error:.4f} ({ends[0]:.4f} to {ends[1]:.4f})"
-        )
+        for refine in options.refine:
+            clips = made(weights, options.samples, SampleConfig(steps, refine=refine))
+            name = f"{steps} steps" + (f", refined from {refine:g}" if refine else "")
+            law = Counter(len(clip.born_F) for clip in clips)
+            bars[name] = {n: count / len(clips) for n, count in law.items()}
+            print(f"{name}, {len(clips)} clips: {described(clips)}", flush=True)
         ideal = ideal_error(20, steps, options.shift[-1], options.seed)
         print(f"by the posterior mean, all frames from the start: rule error {ideal:.4f}")
     for progress, *errors in cleaned(weights, 64, options.seed):
         network, best = (f"{error:.4f}" for error in errors)
         print(f"real clips at {progress:g}: cleaned by the network {network}, best {best}")
-    shown = [np.kron(clip, np.ones((1, 10, 10, 1), np.uint8)) for clip in clips[:12]]
-    labels = [f"{len(clip)} frames, rule error {rule_error(clip):.3f}" for clip in clips[:12]]
+    pictures = [clip.frames_FHW3 for clip in clips[:12]]
+    shown = [np.kron(clip, np.ones((1, 10, 10, 1), np.uint8)) for clip in pictures]
+    labels = [f"{len(clip)} frames, rule error {rule_error(clip):.3f}" for clip in pictures]
     video.save_image(video.contact_sheets(shown, labels, max_columns=32), options.run / "rings.png")
     chart = report.bar_chart(bars, title="ring: lengths", x_label="frames", y_label="share")
     video.save_image(chart, options.run / "ring.png")

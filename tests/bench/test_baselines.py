@@ -26,6 +26,7 @@ from torch import Tensor
 from flowcept import networks
 from flowcept.networks.layers import rotate
 from flowcept.networks.transformer import Transformer
+from flowcept.process.compositions import Gaps
 from flowcept.process.forward import Process, draw, shifted
 from flowcept.process.sampler import sample_steps
 from flowcept.process.schedule import parse_schedule
@@ -140,6 +141,22 @@ def test_rules_from_the_mean_where_the_hazard_has_no_bound(rule: str) -> None:
     )  # fmt: skip
     assert all(1 < len(latent) <= 24 for latent in out)
     assert all(latent[0] == 0 for latent in out)
+
+
+@pytest.mark.parametrize(("rule", "law"), [
+    ("multinomial", {(0, 2): 1 / 16, (1, 1): 6 / 16, (2, 0): 9 / 16}),
+    ("posterior", {(1, 1): 0.5, (2, 0): 0.5}),
+])  # fmt: skip
+def test_two_frames_shared_out_by_a_rule(rule: str, law: dict[tuple[int, ...], float]) -> None:
+    """Three quarters belong to the first gap: one by one, or rounded up or down."""
+    given = Given(torch.zeros(1, 1, 1, 1), (True, True))
+    config, generator = SampleConfig(steps=1, frames=3), torch.Generator().manual_seed(0)
+    size_logits_K, gaps = torch.zeros(9), Gaps(torch.tensor([3.0, 1.0]).double().log())
+    found = [
+        tuple(Ruled(rule=rule).grow(given, generator, config, (1, 9)).count(0, gaps, size_logits_K))
+        for _ in range(1000)
+    ]
+    assert total_variation(found, law) < bound(law, 1000)
 
 
 @pytest.mark.parametrize("order", ["left-to-right", "bisection"])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import comparison
 import framewise
+import missing
+import numpy as np
 import pytest
+import ring
 import torch
 from safetensors.torch import save_file
 from test_mobilenet import mobilenet_weights
@@ -18,6 +23,8 @@ import flowcept
 from flowcept import model_file
 from flowcept.data import theatre
 from flowcept.evaluation.evaluate import clips_like, draw_clips
+from flowcept.process.forward import Target
+from flowcept.process.state import FrameState, GapTables, Prediction
 from flowcept.settings import PRESETS, SampleConfig, TrainConfig
 from flowcept.training import run as train
 
@@ -69,14 +76,46 @@ def test_a_frame_of_either_form_is_held_against_the_padded_peer() -> None:
 
 
 def test_operations_of_equal_steps() -> None:
-    """A finished frame that rests saves about a third, which brings sampling to full-sequence's."""
+    """A finished frame that rests saves about a third, which brings sampling to full-sequence's.
+
+    Where finished frames flow again, nearly every frame that is computed teaches.
+    """
     out = printed("flops.py", "--lengths", 8, "--windows", 0, "--draws", 6, "--steps", 6)
     row = [cell.strip() for cell in out.splitlines()[-1].split("|")[1:-1]]
-    uniform, early = (float(cell.split(": ")[1].split(",")[0]) for cell in row[3:5])
-    plain, cached = (float(cell.split(": ")[1]) for cell in row[6:])
+    trained = [[float(x) for x in cell.split(": ")[1].split(", ")] for cell in row[3:6]]
+    (uniform, each_uniform), (early, _), (_, each_filled) = trained
+    plain, cached, refined = (float(cell.split(": ")[1]) for cell in row[7:])
     assert early < uniform < 1
+    assert each_filled < each_uniform
     assert 1.35 < plain < 1.65
     assert 0.9 < cached < 1.15
+    assert refined == pytest.approx(cached + 1 / 6, abs=0.011), "one more step of all frames"
+
+
+def test_places_by_compositions_are_exact_and_by_shares_are_not() -> None:
+    words = ("--tables", "where", "--steps", 2, "--clips", 60)
+    out = printed("length_law.py", *words).splitlines()
+    floor, deviation = (float(out[4].split()[i]) for i in (4, 6))
+    together, *_, exact = map(float, out[-2].strip("| ").split(" | ")[1:])
+    assert exact < floor + 4 * deviation < together
+
+
+def test_log_scores_of_places() -> None:
+    """Two frames in two equal gaps: one in each is half of the ways, a third of the splits."""
+    state = FrameState(
+        torch.zeros(1, 1, 1, 1), torch.zeros(1), torch.zeros(1).long(), torch.tensor([0.5]),
+        torch.tensor([True]), (1,),
+    )  # fmt: skip
+    target = Target(torch.zeros(1, 1, 1, 1), torch.ones(1), torch.ones(1), torch.tensor([2]))
+    tables = GapTables(torch.zeros(3, 1), torch.zeros(3, 1), torch.tensor([[0.0, 1.0, 0.0]]))
+    entry = torch.tensor([[[10.0, 0.0], [0.0, 0.0]]])  # a factor of nearly exp(10) for a count of 1
+    said = Prediction(torch.zeros(1, 1, 1, 1), torch.ones(1), torch.ones(1), torch.zeros(1, 3),
+                      gap_BG2H=entry, tables=tables)  # fmt: skip
+    scores = dict(missing.place_scores(said, state, target))
+    wanted = {"gaps by shares": 1 / 2, "gaps by the prior": 1 / 3, "gaps by compositions": 1.0}
+    assert {name: math.exp(x) for name, x in scores.items()} == pytest.approx(wanted, abs=1e-3)
+    without = replace(said, gap_BG2H=None, tables=None)
+    assert list(missing.place_scores(without, state, target)) == [*scores.items()][:1]
 
 
 class Whole(torch.nn.Module):
@@ -147,7 +186,9 @@ def test_what_is_recorded_of_made_clips(clips: list[Path], tmp_path: Path) -> No
     settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
     config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 1, "seed": 1})
     model = train.train(clips[0], tmp_path / "run", config, quiet=True)
-    maker = framewise.Recorder(model.name, flowcept.load(str(model), "cpu", "float32"), 3)
+    maker = framewise.Recorder(
+        model.name, flowcept.load(str(model), device="cpu", dtype="float32"), 3
+    )
     real, controls = draw_clips(maker, clips[1], 4), SampleConfig(4, frames=9)
     plain = clips_like(maker, real, controls, "gen")
     made = maker.clips(real, controls, "gen", told=False)
@@ -160,10 +201,24 @@ def test_what_is_recorded_of_made_clips(clips: list[Path], tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_log_scores_of_a_model_with_compositions(clips: list[Path], tmp_path: Path) -> None:
+    settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
+    config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 2, "seed": 1})
+    model = train.train(clips[0], tmp_path / "run", config, quiet=True)
+    out = printed("missing.py", "--model", model, "--clips", 12, "--actors", *theatre.SHAPES)
+    found = {line[:26].strip(): float(line[26:].split()[0]) for line in out.splitlines()[2:]}
+    assert len(found) == 7
+    prior, learned = found["gaps by the prior"], found["gaps by compositions"]
+    assert learned == pytest.approx(prior, abs=0.1), "two steps change little"
+    assert found["gaps by shares"] < prior < 0, "means that are not learned, for too sure"
+
+
+@pytest.mark.slow
 def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_path: Path) -> None:
     small = ("--clips", 20, "--samples", 2, "--hidden", 32, "--stem-channels", 8, "--place")
     parts = ("--steps", 2, 1, "--shift", 1.5, 5, "--decay", 0, 0.7)
-    how = (*parts, "--rotary-values", "--schedule", "power:0.1")
+    how = (*parts, "--rotary-values", "--schedule", "power:0.1", "--first", "--fill", 0.75,
+           "--context-noise", 0.1, "--refine", 0, 0.75)  # fmt: skip
     out = printed("ring.py", "--run", tmp_path / "run", *small, *how).splitlines()
     ideal = [line for line in out if line.startswith("by the posterior mean")]
     assert [float(line.split()[-1]) for line in ideal] == [0, 0], "a guess that makes perfect rings"
@@ -174,3 +229,19 @@ def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_pat
     assert best[-1] < 0.001
     for words, least in zip(cleaned, best, strict=True):
         assert float(words[-3].rstrip(",")) > least, "no network beats it"
+    made = [line for line in out if "2 clips: total variation" in line]
+    names = ["50 steps", "50 steps, refined from 0.75", "10 steps", "10 steps, refined from 0.75"]
+    assert [line.split(", 2 clips")[0] for line in made] == names
+    assert made[0].split(": ")[1] != made[1].split(": ")[1], "frames are cleaned once more"
+
+
+def test_ring_errors_by_the_order_of_births() -> None:
+    """A clip whose last half is of another ring; its frames appeared from the last to the first."""
+    first, other = (
+        ring.first_frame(*np.random.default_rng(seed).uniform(0, 255, (2, 3))) for seed in (0, 1)
+    )
+    frames = np.concatenate([ring.turned(first, 1, 8)[:4], ring.turned(other, 1, 8)[4:]])
+    made = ring.Made(frames.astype(np.uint8), (7, 6, 5, 4, 3, 2, 1, 0))
+    placed, born = (ring.by_quarters([made], born=born) for born in (False, True))
+    assert max(placed[:2]) < 0.01 < min(placed[2:])
+    assert born == placed[::-1]

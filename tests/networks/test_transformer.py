@@ -476,3 +476,23 @@ def test_laws_are_float32_under_autocast(pooled: bool) -> None:
     for a, b in zip(outputs(rough)[1:], outputs(exact)[1:], strict=True):
         assert a.dtype == torch.float32
         assert float((a - b).abs().max()) < 1e-3
+
+
+def test_a_plan_tells_frames_their_places() -> None:
+    """Its own index and its clip's length count; without a plan all is as in other processes."""
+    net, state, words = network(), CLIPS[4], PROMPTS[4]
+    both = frames.concat([state, CLIPS[2]])
+    prompts = frames.concat([words, PROMPTS[2]])
+
+    def said(index: list[int], totals: list[int]) -> Tensor:
+        plan = {"index_F": torch.tensor(index), "total_B": torch.tensor(totals)}
+        return net(replace(both, **plan), prompts).velocity_FCHW
+
+    plain, none = net(both, prompts).velocity_FCHW, said([-1] * 10, [-1, -1])
+    told = said([0, 2, 5, 6, *range(6)], [8, 6])
+    longer = said([0, 2, 5, 6, *range(6)], [9, 6])
+    assert torch.isfinite(told).all()
+    assert not torch.allclose(none[:4], told[:4], atol=1e-3)
+    assert not torch.allclose(told[:4], longer[:4], atol=1e-3)
+    close(told[4:], longer[4:])
+    assert plain.shape == none.shape

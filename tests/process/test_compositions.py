@@ -4,96 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
-from oracle import Arrangements, ar1_cov, bound, cut, generators, scalar_flow
+from oracle import JOINT_LAWS, THREE, Arrangements, Means, bound, cut, splits, total_variation
 
 from flowcept.process import compositions
 from flowcept.process.compositions import Gaps, cross_entropy_sum, num_scored
-from flowcept.process.forward import Flowception
-from flowcept.process.sampler import Model, sample_steps
-from flowcept.process.state import FrameState, GapTables, Given, Prediction, Role
+from flowcept.process.state import FrameState, GapTables, Prediction, Role
 from flowcept.settings import SampleConfig
 
-Tuples = Mapping[tuple[int, ...], float]
-
-# Two gaps that make up ten frames, mostly two and eight.
-UNEVEN: Tuples = {(2, 8): 0.45, (8, 2): 0.45, (5, 5): 0.1}
-THREE: Tuples = {(0, 1, 5): 0.3, (5, 0, 1): 0.3, (1, 5, 0): 0.2, (2, 2, 2): 0.1, (1, 1, 1): 0.1}
-ALIKE: Tuples = {(a, 4 - a): 0.2 for a in range(5)}
-
-
-def by_pictures(values: tuple[float, float]) -> Tuples:
-    """Frames before, between and after two given ones of a clip of an AR(1) process."""
-    places = [(n, i, j) for n in (5, 6, 7) for i in range(n) for j in range(i + 1, n)]
-    weights = {}
-    for n, i, j in places:
-        pair = torch.tensor([i, j])
-        cov = ar1_cov(n, 0.8, 1.0)[pair][:, pair]
-        _, log_p = scalar_flow(torch.tensor(values).double(), torch.ones(2).double() - 1e-9,
-                               torch.zeros(2).double(), cov)  # fmt: skip
-        weights[i, j - i - 1, n - 1 - j] = float(log_p.exp()) / math.comb(n, 2)
-    return {counts: w / sum(weights.values()) for counts, w in weights.items()}
-
-
-CASES = {
-    "two gaps": (UNEVEN, 3, (False, True, True, False)),
-    "three gaps": (THREE, 4, (False, True, True, True, False)),
-    "all gaps open, by what is shown": (by_pictures((1.0, -0.6)), 2, (True, True, True)),
-}
-
-
-def splits(
-    law: Tuples, given: Given, config: SampleConfig, clips: int, model: Model | None = None
-) -> list[tuple[int, ...]]:
-    """How many frames each gap of the given frames got."""
-    found = []
-    model = model or Arrangements(law)
-    for step in sample_steps(
-        model, [given] * clips, generators(clips, 3), config, Flowception(), max_length=40
-    ):
-        for clip in step.done:
-            row = step.clips.index(clip)
-            names_F = step.name_F.split(step.state.lengths)[row]
-            at = (names_F < len(given.latent_FCHW)).nonzero().flatten().tolist()
-            ends = zip([-1, *at], [*at, len(names_F)], strict=True)
-            counts = [b - a - 1 for a, b in ends]
-            found.append(
-                tuple(n for n, is_open in zip(counts, given.open_gaps, strict=True) if is_open)
-            )
-    return found
-
-
-def variation(found: list[tuple[int, ...]], law: Tuples) -> float:
-    counts = Counter(found)
-    return 0.5 * sum(abs(counts[key] / len(found) - law.get(key, 0)) for key in counts | dict(law))
-
-
-def limit(law: Tuples, clips: int) -> float:
-    return bound(dict(enumerate(law.values())), clips)
+SEED = 3
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", JOINT_LAWS)
 def test_counts_of_gaps_follow_their_joint_law(
     case: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    law, count, gaps = CASES[case]
+    law, given = JOINT_LAWS[case]
     oracle, clips = Arrangements(law), 1000
     monkeypatch.setattr(compositions, "count_logits", oracle.count_logits)
-    given = Given(torch.zeros(count, 1, 1, 1), gaps)
-    found = splits(law, given, SampleConfig(steps=steps), clips, oracle)
-    assert variation(found, law) < limit(law, clips)
+    found = splits(oracle, given, SampleConfig(steps=steps), clips, SEED)
+    assert total_variation(found, law) < bound(law, clips)
 
 
 @pytest.mark.parametrize("mistake", ["shares", "order forgotten", "what is placed forgotten"])
 def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = "three gaps" if mistake == "what is placed forgotten" else "two gaps"
-    law, count, gaps = CASES[case]
+    law, given = JOINT_LAWS[case]
     oracle = Arrangements(law)
 
     def mistaken(*arguments: object) -> Prediction:
@@ -109,43 +49,29 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
         return law_1K.flip(1) if mistake == "order forgotten" else law_1K.clamp(min=-1e4)
 
     monkeypatch.setattr(compositions, "count_logits", forgetful)
-    given = Given(torch.zeros(count, 1, 1, 1), gaps)
-    found = splits(law, given, SampleConfig(steps=4), 500, mistaken)
-    assert variation(found, law) > 1.5 * limit(law, 500)
-
-
-class Means:
-    """Equal means and nothing learned: every arrangement is as likely."""
-
-    def __init__(self, law: Tuples) -> None:
-        self.exact = Arrangements(law)
-
-    def __call__(self, *arguments: object) -> Prediction:
-        said = self.exact(*arguments)  # type: ignore[arg-type]
-        assert said.gap_BG2H is not None
-        tables = GapTables(torch.zeros(11, 1), torch.zeros(11, 1), torch.zeros(1, 11))
-        return replace(said, gap_BG2H=0 * said.gap_BG2H[..., :2], tables=tables)
+    found = splits(mistaken, given, SampleConfig(steps=4), 500, SEED)
+    assert total_variation(found, law) > 1.5 * bound(law, 500)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_where_nothing_is_known_every_arrangement_is_as_likely(steps: int) -> None:
     clips = 1000
-    given = Given(torch.zeros(3, 1, 1, 1), (False, True, True, False))
-    found = splits(ALIKE, given, SampleConfig(steps=steps), clips, Means(ALIKE))
-    assert variation(found, ALIKE) < limit(ALIKE, clips)
+    law, given = JOINT_LAWS["gaps alike"]
+    found = splits(Means(Arrangements(law)), given, SampleConfig(steps=steps), clips, SEED)
+    assert total_variation(found, law) < bound(law, clips)
 
 
 def test_bounds_and_known_counts_hold() -> None:
-    law, count, gaps = CASES["two gaps"]
-    given = Given(torch.zeros(count, 1, 1, 1), gaps)
+    law, given = JOINT_LAWS["two gaps"]
+    model, shown = Means(Arrangements(law)), len(given.latent_FCHW)
     for frames in (4, 9):
-        config = SampleConfig(steps=3, frames=count + frames)
-        found = splits(law, given, config, 20, Means(law))
+        config = SampleConfig(steps=3, frames=shown + frames)
+        found = splits(model, given, config, 20, SEED)
         assert {sum(counts) for counts in found} == {frames}
     exact = replace(given, missing=(0, 7, 1, 0))
-    assert set(splits(law, exact, SampleConfig(steps=3), 20, Means(law))) == {(7, 1)}
-    far = SampleConfig(steps=3, frames=count + 30)  # beyond the tables: by the means
-    assert {sum(counts) for counts in splits(law, given, far, 5, Means(law))} == {30}
+    assert set(splits(model, exact, SampleConfig(steps=3), 20, SEED)) == {(7, 1)}
+    far = SampleConfig(steps=3, frames=shown + 30)  # beyond the tables: by the means
+    assert {sum(counts) for counts in splits(model, given, far, 5, SEED)} == {30}
 
 
 def test_temperature_0_is_the_most_probable_count_of_every_gap() -> None:
@@ -216,7 +142,7 @@ def test_cross_entropy_is_minus_the_log_of_what_is_drawn(generator: torch.Genera
         return float(torch.rand((), generator=generator))
 
     found = [tuple(compositions.draw(gaps, largest, largest, 1.0, uniform)) for _ in range(4000)]
-    assert variation(found, law) < limit(law, 4000)
+    assert total_variation(found, law) < bound(law, 4000)
 
 
 def test_only_early_open_gaps_but_the_last_are_scored(generator: torch.Generator) -> None:

@@ -78,6 +78,56 @@ def test_lengths_follow_the_law_where_clips_start_with_their_first_frame(
     assert start.state.open_first_B.item() == (len(open_gaps) > 1 and open_gaps[0])
 
 
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("open_gaps", [(True,), (False, True), (True, False, True)])
+def test_lengths_of_planned_clips_follow_the_law(open_gaps: tuple[bool, ...], steps: int) -> None:
+    given = Given(torch.zeros(len(open_gaps) - 1, 1, 1, 1), open_gaps)
+    for first in (False, True):
+        process = Flowception(planned=True, first=first, schedule="power:0.5")
+        found = lengths(SampleConfig(steps=steps), process, given=given)
+        assert total_variation(found, LAW) < bound(LAW, CLIPS)
+
+
+def test_frames_of_a_planned_clip_keep_their_indices() -> None:
+    """None before the first step; then each its own, whole at the end, births as the schedule."""
+    process = Flowception(planned=True)
+    given = [empty(), Given(torch.zeros(2, 1, 1, 1), (False, True, True))] * 100
+    oracle, born, known = LengthOracle(LAW), [], {}
+    config = SampleConfig(steps=4)
+    for step in sample_steps(oracle, given, generators(200, 2), config, process, max_length=64):
+        lengths_, state = step.state.lengths, step.state
+        assert state.index_F is not None
+        assert state.total_B is not None
+        rows = zip(step.clips, state.index_F.split(lengths_), step.name_F.split(lengths_),
+                   step.age_F.split(lengths_), state.total_B.tolist(), strict=True)  # fmt: skip
+        for clip, index_F, name_F, age_F, total in rows:
+            if step.index == 0:
+                assert (index_F == -1).all()
+                assert total == -1
+                continue
+            assert (index_F.diff() > 0).all()
+            assert 0 <= int(index_F[0]) <= int(index_F[-1]) < total
+            for name, index in zip(name_F.tolist(), index_F.tolist(), strict=True):
+                assert known.setdefault((clip, name), index) == index
+            born += [step.index] * int((age_F == 0).sum())
+            assert clip not in step.done or index_F.tolist() == list(range(total))
+    counts = torch.tensor([born.count(index) for index in (1, 2, 3, 4)])
+    assert float(counts.float().std() / counts.float().mean()) < 0.1
+    assert oracle.calls > 4
+
+
+@pytest.mark.parametrize("settings", [{"frames": 9}, {"min_length": 10}, {"max_length": 8},
+    {"rate_temperature": 0.0}, {"length_scale": 2.0}])  # fmt: skip
+def test_controls_of_planned_clips_mean_the_same(settings: dict[str, float]) -> None:
+    """As in clips that are not planned, of which other tests tell."""
+    config = SampleConfig(steps=3, **settings)  # type: ignore[arg-type]
+    planned, plain = (
+        lengths(config, Flowception(planned=planned), clips=500) for planned in (True, False)
+    )
+    law = {n: plain.count(n) / 500 for n in set(plain)}
+    assert total_variation(planned, law) <= bound(law, 500) * 1.5
+
+
 @pytest.mark.parametrize("open_gaps", [(False, True), (True, False), (False, True, False)])
 def test_lengths_behind_given_frames_follow_the_law(open_gaps: tuple[bool, ...]) -> None:
     given = Given(torch.zeros(len(open_gaps) - 1, 1, 1, 1), open_gaps)
@@ -124,7 +174,7 @@ def test_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) 
     if mistake == "last step dropped":
         monkeypatch.setattr(
             Insertions, "count", lambda self, index, g, k: count(self, index, g, k)
-            if index < self.config.steps - 1 else [0] * len(g.log_missing_G),
+            if index < self.config.steps - 1 else [0] * len(self.segments),
         )  # fmt: skip
     if mistake == "jump":  # not divided by what is still hidden
         monkeypatch.setattr(Schedule, "jump", lambda _, a, b: b - a)

@@ -108,12 +108,13 @@ def test_frames_of_different_times_return_their_covariance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "first", "refine"),
-    [("none", False, 0.0), ("first_last", False, 0.0), ("none", True, 0.0),
-     ("none", True, 0.75), ("first_last", True, 0.5)],
+    ("kind", "process", "refine"),
+    [("none", Flowception(), 0.0), ("first_last", Flowception(), 0.0),
+     ("none", Flowception(first=True), 0.0), ("none", Flowception(first=True), 0.75),
+     ("first_last", Flowception(first=True), 0.5), ("none", Flowception(planned=True), 0.0)],
 )  # fmt: skip
 def test_whole_process_returns_lengths_and_covariances(
-    kind: str, first: bool, refine: float
+    kind: str, process: Flowception, refine: float
 ) -> None:
     """700 clips at 24 steps against the law of scalar AR(1) clips.
 
@@ -121,7 +122,7 @@ def test_whole_process_returns_lengths_and_covariances(
     mean of .018 and of a pooled variance of .025. Euler's error at 24 steps adds some .05.
     """
     clips, seeds = 700, torch.Generator().manual_seed(11)
-    oracle = ClipOracle(AR1_LAW, ar1_mean, ar1_cov, kind, first=first)
+    oracle = ClipOracle(AR1_LAW, ar1_mean, ar1_cov, kind, first=process.first)
     law, given = AR1_LAW, [empty()] * clips
     truth = torch.multinomial(
         torch.tensor(list(AR1_LAW.values())), clips, replacement=True, generator=seeds
@@ -129,7 +130,7 @@ def test_whole_process_returns_lengths_and_covariances(
     if kind == "first_last":
         ends = [ar1_clip(list(AR1_LAW)[int(i)], seeds)[[0, -1]] for i in truth]
         given = [Given(pair, (False, True, False)) for pair in ends]
-    config, process = SampleConfig(steps=24, refine=refine), Flowception(first=first)
+    config = SampleConfig(steps=24, refine=refine)
     out = sample(oracle, given, generators(clips, 5), config, process, max_length=6)
     assert total_variation([len(x) for x in out], law) < bound(law, clips) + 0.02
     white, products = [], []
@@ -218,14 +219,15 @@ def test_given_frames_come_out_bit_for_bit(fill: float) -> None:
     assert found[0] == found[1], "what frames hold changes nothing else"
 
 
+@pytest.mark.parametrize("planned", [False, True])
 @pytest.mark.parametrize("refine", [0.0, 0.6])
-def test_together_equals_alone(refine: float) -> None:
+def test_together_equals_alone(refine: float, planned: bool) -> None:
     given = [empty(), Given(torch.ones(1, 1, 1, 1), (False, True)), empty()]
 
     def go(chosen: Sequence[int]) -> list[Tensor]:
         return sample(
             LengthOracle(LAW), [given[b] for b in chosen], [clip_generator(b) for b in chosen],
-            SampleConfig(steps=5, refine=refine), Flowception(), max_length=24,
+            SampleConfig(steps=5, refine=refine), Flowception(planned=planned), max_length=24,
         )  # fmt: skip
 
     together = go([0, 1, 2])
@@ -368,15 +370,16 @@ GIVEN = [
 @pytest.mark.parametrize("steps", [1, 2, 6])
 @pytest.mark.parametrize("frames", [None, 9])
 @pytest.mark.parametrize("refine", [0.0, 0.5])
+@pytest.mark.parametrize("planned", [False, True])
 def test_a_step_moves_one_tensor_each_way_and_after_the_last_insertion_none(
-    steps: int, frames: int | None, refine: float
+    steps: int, frames: int | None, refine: float, planned: bool
 ) -> None:
-    """But for the noise of clips that go back once more."""
+    """But for the noise of clips that go back once more; of planned clips only the first asks."""
     config = SampleConfig(steps=steps, frames=frames, refine=refine)
     moved, ends, backs = [], set(), []
     with FakeDevice() as device:
         given = [replace(one, latent_FCHW=one.latent_FCHW.to("cuda")) for one in GIVEN]
-        seeds, process = generators(len(given), 3), Flowception(shift=2.0)
+        seeds, process = generators(len(given), 3), Flowception(shift=2.0, planned=planned)
         device.into.clear()
         for step in sample_steps(flat, given, seeds, config, process, max_length=12):
             moved.append((step.index, list(device.into), list(device.out)))
@@ -387,13 +390,13 @@ def test_a_step_moves_one_tensor_each_way_and_after_the_last_insertion_none(
             assert step.state.latent_FCHW.is_cuda
     assert len(ends) > 1, "clips end in different steps"
     start, *others = moved
-    assert len(start[1]) <= 5, start  # whole tables: roles, open gaps, ages' times, start frames
+    assert len(start[1]) <= 6, start  # whole tables: roles, open gaps, ages' times, start frames
     assert not start[2]
     for (index, into, out), before, after in zip(others, backs, backs[1:], strict=False):
         assert len(into) <= (index <= steps) + (after > before), (index, into)
         assert len(out) <= (index <= steps), (index, out)
     assert sum(len(into) for _, into, _ in others) > 0
-    assert sum(len(out) for _, _, out in others) == steps
+    assert sum(len(out) for _, _, out in others) == (1 if planned else steps)
 
 
 @pytest.mark.parametrize("refine", [0.0, 0.6])
