@@ -217,6 +217,7 @@ class NetworkSettings(Settings):
     compositions: int = setting(
         64, "features of the law that tells how many frames lie in which gap; 0: means", NUMBER
     )
+    pooled: bool = setting(False, "gaps are read from pooled patches: a token less for every frame")
 
 
 @dataclass(frozen=True)

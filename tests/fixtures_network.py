@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ SMALL = TransformerConfig(
     channels=3, height=4, width=4, largest_size=9, text_width=12, hidden=32, depth=2, heads=2,
     patch=2, stem_channels=8, between=1, place=True,
 )  # fmt: skip
+
+
+FORMS = pytest.mark.parametrize("pooled", [False, True], ids=["tokens", "pooled"])
 
 
 def network(window: int = 0, seed: int = 0, **settings: int) -> Transformer:

@@ -4,11 +4,14 @@ The sequence is an array of *rows*, each of equally many tokens (a frame, or one
 ``Plan`` says which rows each run of query rows sees. What is unusual here: no mask and no padding
 exist. Runs of equal shape are batched and go through ``scaled_dot_product_attention``; this loop is
 the specification. On CUDA the same plan goes to ``xformers.ops.memory_efficient_attention`` as a
-block diagonal. Local attention is a plan with fewer keys, so what it saves is real.
+block diagonal. Local attention is a plan with fewer keys, so what it saves is real. Only where runs
+are so short that a CPU spends its time on calls are they padded, to be one call (``padded.py``).
 
 Shape suffixes: R query rows, S key rows, P tokens per row, N heads, E head width; of a batch of
 runs of one shape G runs, Q query tokens, K key tokens.
 """
+
+from __future__ import annotations
 
 import functools
 import warnings
@@ -19,6 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from flowcept.networks.padded import Padded, attend_padded
+
+SHORT = 64  # tokens of a run: fewer take less time than the calls that they are worked on by
+MANY = 4  # shapes of runs: fewer are soon called one by one
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,21 @@ class Plan:
     key_order: Tensor | None  # the same for keys, which may repeat
     back_order: Tensor | None  # puts the outputs back into place
     block_masks: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False, repr=False)
+    padded: list[Padded] = field(default_factory=list, compare=False, repr=False)  # once made
+
+    def is_short(self, query_width: int, key_width: int) -> bool:
+        """Whether its runs, in rows of so many tokens, have many shapes and are short."""
+        tokens = (max(g.queries * query_width, g.keys * key_width) for g in self.groups)
+        return len(self.groups) > MANY and max(tokens) <= SHORT
+
+    def as_padded(self) -> Padded:
+        """Its runs, all made as long as the longest."""
+        if not self.padded:
+            queries = [(group.runs, group.queries) for group in self.groups]
+            keys = [(group.runs, group.keys) for group in self.groups]
+            orders = (self.query_order, self.key_order)
+            self.padded.append(Padded.of(*orders, queries, keys))
+        return self.padded[0]
 
 
 def make_plan(queries: Sequence[Sequence[int]], keys: Sequence[Sequence[int]]) -> Plan:
@@ -72,6 +95,8 @@ def inverse(order: Sequence[int]) -> Tensor:
 
 def attend(q_RPNE: Tensor, k_SPNE: Tensor, v_SPNE: Tensor, plan: Plan) -> Tensor:
     """Each run's queries over its keys; ``[R, P, N, E]``, rows in the order of the queries."""
+    if q_RPNE.device.type == "cpu" and plan.is_short(q_RPNE.shape[1], k_SPNE.shape[1]):
+        return attend_padded(q_RPNE, k_SPNE, v_SPNE, plan.as_padded())
     ops = xformers_ops() if q_RPNE.is_cuda else None
     if ops is None:
         out_RPNE = _attend_sdpa(q_RPNE, k_SPNE, v_SPNE, plan)

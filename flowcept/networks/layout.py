@@ -32,6 +32,7 @@ class Layout:
     place_F: Tensor  # place of each frame in the state
     before_F: Tensor  # number, among all frames, of the one before it in its clip; -1: none
     after_F: Tensor  # the same of the one after it
+    after_R: Tensor  # number, among all rows, of the one after each in its clip; -1: none
     clip_R: Tensor  # number of each row's clip
     index_R: Tensor  # index among the visible frames of the clip; -1 of the clip's own row
     clip_rows: Tensor
@@ -112,6 +113,7 @@ def make_layout(
     clip_rows = [row for row, (_, f) in enumerate(rows) if f < 0]
     frame_rows = [row for row, (_, f) in enumerate(rows) if f >= 0]
     awake_rows = [first[b] + b + 1 + f for b, f in rows]
+    after_rows = [first[b] + b + 2 + f if f + 1 < ordered[b] else -1 for b, f in rows]
 
     frames = [(b, f) for b, f in rows if f >= 0]
     before = [first[b] + f - 1 if f > 0 else -1 for b, f in frames]
@@ -125,6 +127,7 @@ def make_layout(
         place_F=integers([starts[order[b]] + f for b, f in frames]),
         before_F=integers(before),
         after_F=integers(after),
+        after_R=integers(after_rows),
         clip_R=integers([b for b, _ in rows]),
         index_R=integers([f for _, f in rows]),
         clip_rows=integers(clip_rows),

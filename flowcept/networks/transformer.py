@@ -1,15 +1,17 @@
 """The network: a transformer over the tokens of the visible frames of many clips, packed.
 
-A *row* is a frame: its frame token, then its patches. Before the frames of a clip goes one more
-row, the clip's own: the clip token, then as many learned tokens as a frame has patches, on which
-the clip may note what concerns it as a whole. So the sequence is an array of rows of one shape,
-adaptive normalisation broadcasts, and nothing is padded. What a token outputs depends on what it
-is:
+A *row* is a frame: its patches. Before the frames of a clip goes one more row, the clip's own: as
+many learned tokens, on which the clip may note what concerns it as a whole. So the sequence is an
+array of rows of one shape, adaptive normalisation broadcasts, and nothing is padded. What is said
+depends on what says it:
 
-* clip token: log-missing of the gap before the first frame, logits of how many generated frames the
-  whole clip will have;
-* frame token: log-missing of the gap to its right;
+* first token of a clip's row, the clip token: logits of how many generated frames the whole clip
+  will have;
+* rows left and right of a gap, pooled: its log-missing (``gaps.py``);
 * patch: velocity, by way of the stem's convolutions (``stem.py``).
+
+In the form that is not ``pooled`` every row begins with one token more. The clip token also says
+the log-missing of the gap before the first frame, a frame token that of the gap to its right.
 
 Time and role enter by adaptive normalisation per row, with one projection for all blocks and a
 learned offset in each. The prompt enters by cross-attention, and the sum of its tokens with the
@@ -35,6 +37,7 @@ from flowcept.device import sampling_bytes
 from flowcept.networks.attention import Plan, attend
 from flowcept.networks.base import VideoNetwork
 from flowcept.networks.compositions import Compositions
+from flowcept.networks.gaps import Gaps
 from flowcept.networks.in_between import InBetween, between
 from flowcept.networks.layers import (
     MOST_BLOCKS,
@@ -74,6 +77,7 @@ class TransformerConfig:
     mlp_ratio: int = 4
     place: bool = False  # a frame is told its index among the visible ones
     window: int = 0  # a frame sees frames within this distance; 0: all frames
+    pooled: bool = False  # gaps are read from pooled patches; else frames have tokens for it
     compositions: int = 0  # features of the joint law of the gaps' counts; 0: means alone
 
     def __post_init__(self) -> None:
@@ -192,8 +196,9 @@ class Transformer(VideoNetwork):
         )
         self.row_place = nn.Parameter(torch.randn(rows, 1, width) * 0.02)
         self.column_place = nn.Parameter(torch.randn(1, columns, width) * 0.02)
-        self.clip_row = nn.Parameter(torch.randn(1 + rows * columns, width) * 0.02)
-        self.frame_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.clip_row = nn.Parameter(torch.randn(self.tokens_per_frame, width) * 0.02)
+        self.frame_token = None if config.pooled else nn.Parameter(torch.randn(width) * 0.02)
+        self.gaps = Gaps(width) if config.pooled else None
         self.time = nn.Sequential(
             nn.Linear(2 * TIME_WAVES, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -236,7 +241,7 @@ class Transformer(VideoNetwork):
     @property
     def tokens_per_frame(self) -> int:
         rows, columns = self.config.grid
-        return rows * columns + 1
+        return rows * columns + (not self.config.pooled)
 
     @property
     def largest_size(self) -> int:
@@ -304,9 +309,9 @@ class Transformer(VideoNetwork):
         x_RPD = self._embedded(patch_FHWD, layout)
         x_RPD = self._transformed(x_RPD, condition_RD, tokens, evaluated, layout, memory)
 
-        clip_BD, frame_FPD = x_RPD[layout.clip_rows, 0], x_RPD[layout.frame_rows]
-        log_missing_F, first_B, size_BK = self._laws(frame_FPD[:, 0], clip_BD)
-        patch_FHWD = frame_FPD[:, 1:].reshape(patch_FHWD.shape)
+        patch_FPD, gap_FD, first_BD, clip_BD = self._read(x_RPD, layout, memory)
+        log_missing_F, first_B, size_BK = self._laws(gap_FD, first_BD, clip_BD)
+        patch_FHWD = patch_FPD.reshape(patch_FHWD.shape)
         condition_FD = condition_RD[layout.frame_rows]
         velocity_FCHW = self.stem.to_velocity(patch_FHWD, features, condition_FD, neighbours)
         if self.in_between is not None:
@@ -315,7 +320,7 @@ class Transformer(VideoNetwork):
         if self.compositions is not None and layout.awake_F is None:
             prediction = replace(
                 prediction,
-                gap_BG2H=self._gap_features(frame_FPD[:, 0], clip_BD, evaluated),
+                gap_BG2H=self._gap_features(gap_FD, first_BD, evaluated),
                 tables=self.compositions.tables,
             )
         return _in_state_order(prediction, state, layout)
@@ -377,9 +382,11 @@ class Transformer(VideoNetwork):
     def _embedded(self, patch_FHWD: Tensor, layout: Layout) -> Tensor:
         """Tokens of all rows ``[R, P, D]``, in the dtype of the patches."""
         patch_FPD = (patch_FHWD + (self.row_place + self.column_place)).flatten(1, 2)
-        frame_FPD = torch.cat([self.frame_token.expand(len(patch_FPD), 1, -1), patch_FPD], dim=1)
+        if self.frame_token is not None:
+            token_F1D = self.frame_token.expand(len(patch_FPD), 1, -1)
+            patch_FPD = torch.cat([token_F1D, patch_FPD], dim=1)
         clip_BPD = self.clip_row.expand(len(layout.order), -1, -1)
-        return layout.rows(clip_BPD, frame_FPD).to(patch_FHWD.dtype)
+        return layout.rows(clip_BPD, patch_FPD).to(patch_FHWD.dtype)
 
     def _transformed(
         self,
@@ -406,37 +413,53 @@ class Transformer(VideoNetwork):
     def _rotation(self, index_R: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the places of all tokens.
 
-        A clip's row lies before its frames, and a row's first token in the middle of its patches.
+        A clip's row lies before its frames, and a row's own token in the middle of its patches.
         """
         device = index_R.device
         rows, columns = (torch.arange(count, device=device).float() for count in self.config.grid)
         middle_12 = torch.stack([rows.mean(), columns.mean()])[None]
-        place_P2 = torch.cat([middle_12, torch.cartesian_prod(rows, columns)])
+        place_P2 = torch.cartesian_prod(rows, columns)
+        if not self.config.pooled:
+            place_P2 = torch.cat([middle_12, place_P2])
 
         index_RP1 = index_R.float()[:, None, None].expand(-1, len(place_P2), 1)
         place_RP2 = place_P2.expand(len(index_RP1), -1, -1)
         position_RPA = torch.cat([index_RP1, place_RP2], dim=-1)
         return rotary(position_RPA, self.config.hidden // self.config.heads)
 
-    def _laws(self, frame_FD: Tensor, clip_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(
+        self, x_RPD: Tensor, layout: Layout, memory: Memory | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Patches of frames; and float32 what laws are read from.
+
+        Of gaps right of frames ``[F, D]``, of those before first frames and of clips ``[B, D]``.
+        """
+        frame_FPD, clip_BD = x_RPD[layout.frame_rows], x_RPD[layout.clip_rows, 0].float()
+        if self.gaps is None:
+            return frame_FPD[:, 1:], frame_FPD[:, 0].float(), clip_BD, clip_BD
+        gap_RD = self.gaps(x_RPD, layout, memory)
+        return frame_FPD, gap_RD[layout.frame_rows], gap_RD[layout.clip_rows], clip_BD
+
+    def _laws(
+        self, gap_FD: Tensor, first_BD: Tensor, clip_BD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-missing after frames and before the first, logits of sizes; float32 throughout.
 
         In bfloat16 a logit near 12 would move in steps of .06.
         """
         with torch.autocast(clip_BD.device.type, enabled=False):
-            frame_FD, clip_BD = frame_FD.float(), clip_BD.float()
-            log_missing_F: Tensor = self.log_missing(frame_FD)[:, 0]
-            first_B: Tensor = self.log_missing_first(clip_BD)[:, 0]
+            log_missing_F: Tensor = self.log_missing(gap_FD)[:, 0]
+            first_B: Tensor = self.log_missing_first(first_BD)[:, 0]
             size_BK: Tensor = self.size(clip_BD)
         return log_missing_F, first_B, size_BK
 
-    def _gap_features(self, frame_FD: Tensor, clip_BD: Tensor, evaluated: FrameState) -> Tensor:
+    def _gap_features(self, gap_FD: Tensor, first_BD: Tensor, evaluated: FrameState) -> Tensor:
         """``[B, G, 2H]`` in float32, as all laws."""
         assert self.compositions is not None
         state = evaluated
-        with torch.autocast(clip_BD.device.type, enabled=False):
+        with torch.autocast(gap_FD.device.type, enabled=False):
             gap_BG2H: Tensor = self.compositions(
-                frame_FD.float(), clip_BD.float(), state.open_F, state.open_first_B, state.lengths
+                gap_FD, first_BD, state.open_F, state.open_first_B, state.lengths
             )
         return gap_BG2H
 

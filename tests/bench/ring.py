@@ -70,7 +70,7 @@ BATCH = 64  # clips sampled together
 SPREAD = 60.0  # of a ring's pixels, about: their standard deviation
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # share of the clip in what is seen
 OF_TRAINING = ("place", "first", "planned", "late", "fill", "context_noise")
-CHOSEN = ("schedule", "hidden", "stem_channels", *OF_TRAINING)  # in all parts
+CHOSEN = ("schedule", "hidden", "stem_channels", "pooled", *OF_TRAINING)  # in all parts
 QUARTERS = 4
 TRUTH = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
 
@@ -246,7 +246,7 @@ def config(steps: int, seed: int, init: Path | None, **chosen: Any) -> TrainConf
             "given_prompt_dropout": 0.0,
             "held_out": 0.01,
             "steps": steps,
-            "tokens": 1160,
+            "tokens": 580 if chosen["pooled"] else 1160,  # one or two a frame
             "warmup": 100,
             "ema": 0.998 if steps > 1000 else 0.98,
             "seed": seed,
@@ -346,6 +346,7 @@ def main() -> None:
         "--refine", type=float, nargs="+", default=[0.0], help="from which frames are cleaned again"
     )
     parser.add_argument("--rotary-values", action="store_true", help="of attention among frames")
+    parser.add_argument("--pooled", action="store_true", help="frames have no tokens of their own")
     parser.add_argument("--late", type=float, default=0.5, help="share of draws past tau = 1")
     parser.add_argument("--hidden", type=int, default=256, help="width of the network")
     parser.add_argument("--stem-channels", type=int, default=64, help="of its convolutions")

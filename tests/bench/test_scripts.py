@@ -60,6 +60,21 @@ def test_every_section_of_the_gpu_script_runs_and_routes_agree(tmp_path: Path) -
         assert figure in out
 
 
+def test_a_frame_of_either_form_is_held_against_the_padded_peer() -> None:
+    out = printed("frame_cost.py", "--pairs", 1, "--clips", 4, "--steps", 2, "--hidden", 32,
+                  "--stem-channels", 8)  # fmt: skip
+    rows = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("| ")]
+    assert [row[0].strip() for row in rows] == [
+        "training", "peer", "old form", "new form", "sampling", "peer", "old form", "new form",
+    ]  # fmt: skip
+    assert all(float(row[1]) > 0 for row in rows if "clips a second" not in row[1])
+    shares = [line for line in out.splitlines() if "products alone" in line]
+    assert len(shares) == 6
+    for line in shares:
+        assert 0 < float(line.split("alone ")[1].split("%")[0]) < 100
+        assert line.count("%") == 4, "the products, and three that take the rest"
+
+
 def test_operations_of_equal_steps() -> None:
     """A finished frame that rests saves about a third, which brings sampling to full-sequence's.
 

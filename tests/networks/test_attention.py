@@ -79,9 +79,19 @@ def test_an_order_has_an_inverse() -> None:
 @CASES
 @pytest.mark.parametrize("small", [0, 1024], ids=["fused", "plain"])
 @pytest.mark.parametrize("part", [1, 50, attention.PART])
+@pytest.mark.parametrize("many", [0, 100], ids=["padded", "by shape"])
 def test_segments_equal_the_dense_mask(
-    plan: Plan, seen_RS: Tensor, tokens: int, small: int, part: int, monkeypatch: pytest.MonkeyPatch
+    plan: Plan,
+    seen_RS: Tensor,
+    tokens: int,
+    small: int,
+    part: int,
+    many: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    plan = replace(plan, padded=[])
+    monkeypatch.setattr(attention, "MANY", many)
+    assert plan.is_short(TOKENS, tokens) is (many == 0)
     monkeypatch.setattr(attention, "SMALL", small)
     monkeypatch.setattr(attention, "PART", part)
     q, k, v = draw_qkv(*seen_RS.shape, tokens)
@@ -119,6 +129,17 @@ def test_equal_lengths_are_batched() -> None:
     assert len(attention_plan((4,) * 50, 0).groups) == 1
     assert len(attention_plan((4, 6) * 25, 0).groups) == 2
     assert len(attention_plan((20,) * 10, 2).groups) == 4  # clip rows; 3, 4 or 5 frames seen
+
+
+def test_only_many_short_runs_are_padded() -> None:
+    """Few shapes, or long runs, take little more than their own work as they are."""
+    many = make_plan([[i] for i in range(5)], [range(i, i + i + 1) for i in range(5)])
+    assert many.is_short(1, 1)
+    assert many.is_short(64, 12)
+    assert not many.is_short(65, 1)
+    assert not many.is_short(1, 13)
+    few = make_plan([[i] for i in range(4)], [range(i, i + i + 1) for i in range(4)])
+    assert not few.is_short(1, 1)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -160,6 +181,7 @@ def test_the_cuda_path_gives_the_same(
     assert attention.xformers_ops() is ops
     plan = replace(plan, block_masks={})
     qkv = draw_qkv(*seen_RS.shape, tokens)
+    monkeypatch.setattr(attention, "MANY", 100)  # nothing is padded
     expected = attend(*qkv, plan)
     assert FakeMask.made == 0
     monkeypatch.setattr(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_device import FakeDevice
-from fixtures_network import SMALL
+from fixtures_network import FORMS, SMALL
 from oracle import generators
 
 from flowcept.networks import attention
@@ -29,16 +29,17 @@ def opened(net: Transformer) -> Transformer:
     return net.eval()
 
 
+@FORMS
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("between", [0, 1])
 def test_an_evaluation_moves_one_tensor_where_lengths_changed_and_none_where_not(
-    between: int, guidance: float, cached: bool, monkeypatch: pytest.MonkeyPatch
+    pooled: bool, between: int, guidance: float, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In at most one, out none; a sampler's step adds one each way before ``tau = 1`` alone."""
     monkeypatch.setattr(attention, "xformers_ops", lambda: None)
     torch.manual_seed(0)
-    net = opened(Transformer(replace(SMALL, between=between, place=True), shift=1.0))
+    net = opened(Transformer(replace(SMALL, between=between, pooled=pooled), shift=1.0))
     generator = torch.Generator().manual_seed(1)
     shape, config = net.latent_shape, SampleConfig(steps=5, max_length=9)
     evaluated: list[tuple[object, int, int]] = []  # what a layout is made of, and journeys

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures_network import CLIPS, PROMPTS, close, network, outputs
+from fixtures_network import CLIPS, FORMS, PROMPTS, close, network, outputs
 from oracle import sample
 from torch import Tensor
 
@@ -46,16 +46,17 @@ def some_of(state: FrameState, seed: int) -> Tensor:
     return torch.rand(len(state.time_F), generator=generator) < 0.5
 
 
+@FORMS
 @pytest.mark.parametrize("chunk", [None, 1, 700])
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_awake_frames_see_what_they_saw(
-    window: int, chunk: int | None, monkeypatch: pytest.MonkeyPatch
+    pooled: bool, window: int, chunk: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an unchanged state the same is said again, whoever rests and whichever clips have left."""
     if chunk is not None:
         monkeypatch.setattr(layers, "CHUNK", chunk)
         monkeypatch.setattr(attention, "PART", chunk)
-    net, kept = network(window), {}
+    net, kept = network(window, pooled=pooled), {}
     for seed, chosen in enumerate([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [4, 2, 0], [4, 0], [0]]):
         state = states(chosen)
         rests_F = some_of(state, seed)
@@ -70,9 +71,10 @@ def test_awake_frames_see_what_they_saw(
             close(a, b)
 
 
-def test_what_rests_is_not_evaluated() -> None:
+@FORMS
+def test_what_rests_is_not_evaluated(pooled: bool) -> None:
     """Its new latent does not count, and no layer is asked about it."""
-    net, kept, chosen = network(between=0), {}, [0, 2]
+    net, kept, chosen = network(pooled=pooled, between=0), {}, [0, 2]
     state = states(chosen)
     rests_F = torch.tensor([True, False, True, True, False, True, True, False, True, True])
     first = say(net, state, chosen, kept, rests_F)
@@ -85,9 +87,10 @@ def test_what_rests_is_not_evaluated() -> None:
     assert sizes == [3 + 2], "three frames and the clips' own rows"
 
 
-def test_what_is_remembered_is_of_frames_as_they_were() -> None:
+@FORMS
+def test_what_is_remembered_is_of_frames_as_they_were(pooled: bool) -> None:
     """A frame that moves while another rests changes what is said, also of itself."""
-    net, kept, chosen = network(), {}, [2]
+    net, kept, chosen = network(pooled=pooled), {}, [2]
     state = states(chosen)
     rests_F = torch.tensor([True, True, True, False, False, False])
     first = say(net, state, chosen, kept, rests_F)
@@ -96,9 +99,10 @@ def test_what_is_remembered_is_of_frames_as_they_were() -> None:
     assert not torch.allclose(said.velocity_FCHW[3:], first.velocity_FCHW[3:], atol=1e-3)
 
 
+@FORMS
 @pytest.mark.parametrize("change", ["a name", "a length"])
-def test_other_clips_are_learned_anew(change: str) -> None:
-    net, kept = network(), {}
+def test_other_clips_are_learned_anew(pooled: bool, change: str) -> None:
+    net, kept = network(pooled=pooled), {}
     say(net, states([0]), [0], kept, torch.zeros(4, dtype=torch.bool))
     state = CLIPS[4] if change == "a name" else states([2])
     name = 4 if change == "a name" else 0
@@ -128,11 +132,14 @@ def test_a_memory_knows_names_and_lengths() -> None:
     assert memory.image_token_BV is None
 
 
+@FORMS
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_sampling_evaluates_each_frame_for_as_many_steps_as_it_flows(guidance: float) -> None:
+def test_sampling_evaluates_each_frame_for_as_many_steps_as_it_flows(
+    pooled: bool, guidance: float
+) -> None:
     """And once more at ``tau = 1`` where it has finished by then; before, all that are visible."""
     steps, frames_made = 6, 5
-    net = network()
+    net = network(pooled=pooled)
     evaluated: list[int] = []
     hook = lambda _, inputs: evaluated.append(len(inputs[0]))  # noqa: E731
     net.layers[0].up.register_forward_pre_hook(hook)

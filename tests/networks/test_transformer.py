@@ -12,6 +12,7 @@ from fake_device import FakeDevice
 from fake_xformers import install
 from fixtures_network import (
     CLIPS,
+    FORMS,
     ORDER,
     PROMPTS,
     SMALL,
@@ -48,9 +49,10 @@ def split(prediction: Prediction, lengths: Sequence[int]) -> list[list[Tensor]]:
     return [list(one) for one in zip(*parts, strict=True)]
 
 
+@FORMS
 @pytest.mark.parametrize("window", [0, 1])
-def test_a_clip_alone_equals_a_clip_in_a_pack(window: int) -> None:
-    net, chosen = network(window), [0, 1, 2, 4]
+def test_a_clip_alone_equals_a_clip_in_a_pack(pooled: bool, window: int) -> None:
+    net, chosen = network(window, pooled=pooled), [0, 1, 2, 4]
     packed = run(net, chosen)
     score(packed).backward()
     gradient = [p.grad.clone() for p in net.parameters()]
@@ -65,8 +67,9 @@ def test_a_clip_alone_equals_a_clip_in_a_pack(window: int) -> None:
         assert float(g.abs().max()) > 0, f"{name} has no part in the output"
 
 
-def test_order_of_a_pack_does_not_matter() -> None:
-    net, order = network(), [4, 2, 0, 3, 1]
+@FORMS
+def test_order_of_a_pack_does_not_matter(pooled: bool) -> None:
+    net, order = network(pooled=pooled), [4, 2, 0, 3, 1]
     straight = split(run(net, range(5)), [c.lengths[0] for c in CLIPS])
     shuffled = split(run(net, order), [CLIPS[b].lengths[0] for b in order])
     for b, part in zip(order, shuffled, strict=True):
@@ -74,15 +77,17 @@ def test_order_of_a_pack_does_not_matter() -> None:
             close(a, c)
 
 
+@FORMS
 @pytest.mark.parametrize("window", [0, 1, 2])
-def test_network_equals_one_with_dense_masked_attention(window: int) -> None:
+def test_network_equals_one_with_dense_masked_attention(pooled: bool, window: int) -> None:
     own = clip_mask([CLIPS[b].lengths[0] for b in ORDER], window)
-    check_against_dense_attention(network(window), own)
+    check_against_dense_attention(network(window, pooled=pooled), own)
 
 
-def test_packing_equals_padding_with_a_mask() -> None:
+@FORMS
+def test_packing_equals_padding_with_a_mask(pooled: bool) -> None:
     """Attention over ``[B, longest]`` with a mask on the padding, gathered from the packed rows."""
-    net = network()
+    net = network(pooled=pooled)
     tokens = net.tokens_per_frame
     packed = run(net, ORDER)
 
@@ -116,9 +121,10 @@ def test_packing_equals_padding_with_a_mask() -> None:
         close(a, c)
 
 
-def test_planted_mistake_is_seen() -> None:
+@FORMS
+def test_planted_mistake_is_seen(pooled: bool) -> None:
     """The prompt of another clip, another role, time, tau or gap 0 changes the output."""
-    net, state = network(), CLIPS[2]
+    net, state = network(pooled=pooled), CLIPS[2]
     base = net(state, PROMPTS[2])
     changed = {
         "prompt": (state, PROMPTS[3]),
@@ -136,20 +142,22 @@ def test_planted_mistake_is_seen() -> None:
             assert not torch.allclose(a, c, atol=1e-6), name
 
 
-def test_tau_past_one_counts_as_one() -> None:
-    net, at = network(), torch.tensor([1.0])
+@FORMS
+def test_tau_past_one_counts_as_one(pooled: bool) -> None:
+    net, at = network(pooled=pooled), torch.tensor([1.0])
     one, later = (net(replace(CLIPS[0], tau_B=at * tau), PROMPTS[0]) for tau in (1.0, 1.7))
     for a, c in zip(outputs(one), outputs(later), strict=True):
         assert torch.equal(a, c)
 
 
-def test_sizes_that_reach_further() -> None:
+@FORMS
+def test_sizes_that_reach_further(pooled: bool) -> None:
     """Old sizes keep their proportions, new ones are as likely as the least likely bias says."""
-    net = network()
+    net = network(pooled=pooled)
     before = run(net, range(5))
     old = net.largest_size
     grown = net.grow_law(old + 3)
-    assert grown == net.config == replace(SMALL, largest_size=old + 3)
+    assert grown == net.config == replace(SMALL, largest_size=old + 3, pooled=pooled)
     assert net.largest_size == old + 3
     after = run(net, range(5))
     for a, b in zip(outputs(before)[:3], outputs(after)[:3], strict=True):
@@ -162,8 +170,9 @@ def test_sizes_that_reach_further() -> None:
         net.grow_law(old)
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    net = network().train()
+@FORMS
+def test_gradient_checkpointing_changes_nothing(pooled: bool) -> None:
+    net = network(pooled=pooled).train()
     score(run(net, range(5))).backward()
     gradient = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
@@ -173,9 +182,10 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         close(p.grad, g)
 
 
+@FORMS
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_blocks_serve_packs_of_other_lengths(
-    training: bool, monkeypatch: pytest.MonkeyPatch
+    pooled: bool, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lies between attentions is compiled for one pack, generalised for another, then kept.
 
@@ -183,7 +193,7 @@ def test_compiled_blocks_serve_packs_of_other_lengths(
     are for what is not compiled.
     """
     monkeypatch.setattr(layers, "CHUNK", 700)
-    net, plain, counter = network(), network(), CompileCounter()
+    net, plain, counter = network(pooled=pooled), network(pooled=pooled), CompileCounter()
     net.compile_blocks(backend=counter)
     counts = []
     for chosen in ([0, 2], [1, 4, 3], [2, 0, 4, 1], [4, 2, 0]):
@@ -198,27 +208,32 @@ def test_compiled_blocks_serve_packs_of_other_lengths(
     assert counts[1:] == [counts[1]] * 3
 
 
-def test_a_fresh_network_starts_from_nothing() -> None:
+@FORMS
+def test_a_fresh_network_starts_from_nothing(pooled: bool) -> None:
     """It knows no size from another, and what is missing follows by Bayes' rule alone."""
     torch.manual_seed(0)
-    said = run(Transformer(SMALL, shift=1.0), range(5))
+    said = run(Transformer(replace(SMALL, pooled=pooled), shift=1.0), range(5))
     for out in outputs(said):
         assert out.abs().max().item() == 0
 
 
-def test_a_pack_may_have_no_frame() -> None:
+@FORMS
+def test_a_pack_may_have_no_frame(pooled: bool) -> None:
     """A clip alone before its first frame appears."""
-    said = run(network(), [3])
+    said = run(network(pooled=pooled), [3])
     assert said.velocity_FCHW.shape == (0, 3, 4, 4)
     assert said.log_missing_F.shape == (0,)
     assert said.log_missing_first_B.isfinite().all()
     assert said.size_logits_BK.shape == (1, 10)
 
 
+@FORMS
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("window", [0, 1])
-def test_sampling_together_equals_sampling_alone(guidance: float, window: int) -> None:
-    net = network(window)
+def test_sampling_together_equals_sampling_alone(
+    pooled: bool, guidance: float, window: int
+) -> None:
+    net = network(window, pooled=pooled)
     given = [
         Given(torch.zeros(0, 3, 4, 4), (True,)),
         Given(torch.randn(2, 3, 4, 4), (False, True, False)),
@@ -246,9 +261,10 @@ def test_sampling_together_equals_sampling_alone(guidance: float, window: int) -
         close(go([b])[0], together[b])
 
 
-def test_content_means_nothing_but_itself() -> None:
+@FORMS
+def test_content_means_nothing_but_itself(pooled: bool) -> None:
     """Frames of zeros, of -1 and repeated frames are seen as frames: each adds to the output."""
-    net, state = network(), CLIPS[2]
+    net, state = network(pooled=pooled), CLIPS[2]
     for value in (0.0, -1.0):
         filled = replace(state, latent_FCHW=torch.full_like(state.latent_FCHW, value))
         fewer = frames.select(filled, [0])
@@ -284,11 +300,13 @@ def test_impossible_shapes_are_refused(settings: dict[str, int]) -> None:
         TransformerConfig(**settings)
 
 
+@FORMS
 @pytest.mark.parametrize("place", [False, True])
-def test_a_frame_is_told_its_place(place: bool) -> None:
+def test_a_frame_is_told_its_place(pooled: bool, place: bool) -> None:
     """Equal frames say the same where nothing but their place can tell them apart, or not."""
     torch.manual_seed(0)
-    net = Transformer(replace(SMALL, stem_depth=0, between=0, place=place), shift=1.0).eval()
+    config = replace(SMALL, stem_depth=0, between=0, place=place, pooled=pooled)
+    net = Transformer(config, shift=1.0).eval()
     with torch.no_grad():
         for parameter in net.stem.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.25)
@@ -303,13 +321,14 @@ def test_a_frame_is_told_its_place(place: bool) -> None:
         assert (float((first - other).abs().max()) > 1e-3) is place  # rounding apart
 
 
+@FORMS
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("part", [1, 700, 3000])
 def test_chunks_change_nothing_but_memory(
-    window: int, part: int, monkeypatch: pytest.MonkeyPatch
+    pooled: bool, window: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evaluated frame by frame, or by a few frames, of which the last part has fewer."""
-    net = network(window=window).eval()
+    net = network(pooled=pooled, window=window).eval()
     state, prompt = frames.concat(CLIPS), frames.concat(PROMPTS)
     with torch.no_grad():
         whole = net(state, prompt)
@@ -320,9 +339,10 @@ def test_chunks_change_nothing_but_memory(
         close(a, b)
 
 
-def test_given_frames_are_read_clip_by_clip() -> None:
+@FORMS
+def test_given_frames_are_read_clip_by_clip(pooled: bool) -> None:
     """What they show, each one alike, normalised; generated frames say nothing, however clean."""
-    net, generated = network(), Role.GENERATED
+    net, generated = network(pooled=pooled), Role.GENERATED
     roles = [Role.ACTIVE, generated, generated, Role.PASSIVE]
     some = replace(CLIPS[0], role_F=torch.tensor(roles))
     none = replace(CLIPS[2], role_F=torch.full((6,), generated), time_F=torch.ones(6))
@@ -340,9 +360,10 @@ def test_given_frames_are_read_clip_by_clip() -> None:
     close(token_BV[2], net.image_token(layers.layer_norm(shown_FD[1])))
 
 
-def test_the_image_token_reaches_all_frames_of_its_clip_only() -> None:
+@FORMS
+def test_the_image_token_reaches_all_frames_of_its_clip_only(pooled: bool) -> None:
     """Another token changes every frame of its clip, also where blocks see neighbours only."""
-    net, state = network(window=1), frames.concat([CLIPS[0], CLIPS[2]])
+    net, state = network(pooled=pooled, window=1), frames.concat([CLIPS[0], CLIPS[2]])
     state = replace(state, role_F=torch.tensor([1, 0, 0, 0, 1, 0, 0, 0, 0, 0]))
     words = frames.concat([PROMPTS[0], PROMPTS[2]])
     twice_second = lambda _, __, token_BV: token_BV * torch.tensor([[1.0], [2.0]])  # noqa: E731
@@ -354,9 +375,10 @@ def test_the_image_token_reaches_all_frames_of_its_clip_only() -> None:
     assert differs_F.tolist() == [False] * 4 + [True] * 6
 
 
-def test_the_image_token_is_taught_by_words_alone() -> None:
+@FORMS
+def test_the_image_token_is_taught_by_words_alone(pooled: bool) -> None:
     """What else is learned does not reach it: no gradient from velocities or laws."""
-    net = network()
+    net = network(pooled=pooled)
     sum(out.sum() for out in outputs(run(net, range(5)))).backward()
     assert net.image_token.weight.grad is None
     run(net, range(5)).image_token_BV.sum().backward()
@@ -367,12 +389,33 @@ def test_states_of_roles_use_their_embedding() -> None:
     assert network().frame_role.weight.shape[0] == len(Role)
 
 
+def test_pooled_rows_have_a_token_less() -> None:
+    """And the law of a gap is read from the rows on both sides of it."""
+    with_tokens, pooled = network(), network(pooled=True)
+    assert with_tokens.tokens_per_frame == 5
+    assert pooled.tokens_per_frame == 4
+    rows: list[torch.Size] = []
+    features: list[Tensor] = []
+
+    def note(_: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        rows.append(inputs[0].shape)
+        features.append(output)
+
+    pooled.gaps.register_forward_hook(note)
+    said = run(pooled, [0])
+    assert rows == [(1 + 4, 4, SMALL.hidden)]
+    first_D, *gap_FD = features[0]
+    close(pooled.log_missing_first(first_D), said.log_missing_first_B)
+    close(pooled.log_missing(torch.stack(gap_FD))[:, 0], said.log_missing_F)
+
+
 # On a GPU
 
 
+@FORMS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_attention_on_cuda_is_of_one_dtype(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    pooled: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autocast makes norms float32 there; xformers refuses queries, keys, values that differ."""
     seen: list[tuple[torch.dtype, ...]] = []
@@ -384,7 +427,8 @@ def test_attention_on_cuda_is_of_one_dtype(
     ops = install(monkeypatch, note)
     monkeypatch.setattr(attention, "xformers_ops", lambda: ops)
     with FakeCuda() as cuda, torch.no_grad(), cuda.autocast(dtype):
-        net = cuda.module(network(between=0))  # in training the device is asked who lies between
+        # With an in-between prior, training asks the device who lies between.
+        net = cuda.module(network(pooled=pooled, between=0))
         said = net(cuda.record(frames.concat(CLIPS)), cuda.record(frames.concat(PROMPTS)))
     assert seen == [(dtype,) * 3] * (2 * SMALL.depth), "both attentions of each block"
     for out in outputs(said):
@@ -392,12 +436,14 @@ def test_attention_on_cuda_is_of_one_dtype(
         assert out.dtype == torch.float32
 
 
+@FORMS
 def test_evaluations_in_sampling_copy_once_and_read_nothing(
+    pooled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Numbers of a layout go to the device together; the same layout again costs no copy."""
     monkeypatch.setattr(attention, "xformers_ops", lambda: None)
-    net, memory = network(), {}
+    net, memory = network(pooled=pooled), {}
     copies: list[int] = []
     for clips, may_rest in [(range(5), False)] * 2 + [(range(5), True)] * 3 + [([4, 2, 0], True)]:
         state = frames.concat([CLIPS[b] for b in clips])
@@ -413,9 +459,10 @@ def test_evaluations_in_sampling_copy_once_and_read_nothing(
     assert copies == [1, 0, 0, 1, 0, 1], "a pack, one in which frames rest, and one of fewer clips"
 
 
-def test_laws_are_float32_under_autocast() -> None:
+@FORMS
+def test_laws_are_float32_under_autocast(pooled: bool) -> None:
     """A logit near 12 moves in steps of .06 in bfloat16: it stays where float32 has it."""
-    net = network()
+    net = network(pooled=pooled)
     with torch.no_grad():
         net.size.weight.mul_(0.003)
         net.size.bias.fill_(12.03)
