@@ -42,7 +42,7 @@ _INTERLACED = re.compile(r"\b(top|bottom) (coded )?first\b")
 
 _LEVEL = re.compile(r"(?:\[[^\]]* @ \w+\] )*\[(\w+)\] (.*)", re.DOTALL)
 _COMPLAINTS = {"panic", "fatal", "error", "warning"}
-_AUDIO = re.compile(r"^ {2,4}Stream #0:\d+[^:]*: Audio: ", re.MULTILINE)
+_AUDIO = re.compile(r"^ {2,4}Stream #0:\d+[^:]*: Audio: (\w*)", re.MULTILINE)
 _TAGS = r"\n +Metadata:(?:\n {6,}.*)*"
 _VIDEO = re.compile(rf"^ {{2,4}}Stream #0:\d+[^:]*: Video: (.*)({_TAGS})?", re.MULTILINE)
 _ALPHA = re.compile(r"^ {6,}alpha_mode +: 1$", re.MULTILINE | re.IGNORECASE)
@@ -284,6 +284,12 @@ def _flags(packet: Sequence[str]) -> int:
 
 def has_sound(path: Path) -> bool:
     """Whether a file has an audio stream, from its headers."""
+    return sound_codec(path) is not None
+
+
+def sound_codec(path: Path) -> str | None:
+    """Codec of the first audio stream of a file, from its headers; None if there is none."""
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
-    return _AUDIO.search(run.described) is not None
+    found = _AUDIO.search(run.described)
+    return found[1] if found else None
