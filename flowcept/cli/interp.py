@@ -6,19 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, making
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, record, takes
+from flowcept.cli.retiming import network_of, retime_clips, retimes
 from flowcept.errors import UserError
-from flowcept.settings import FIT, SampleConfig, check_keyframes
+from flowcept.settings import FIT, RetimeConfig, SampleConfig, check_keyframes, defaults
 
 if TYPE_CHECKING:
     from flowcept.data.video import Frames
 
 
-@making("interp")
+@takes(
+    options=record(MakeOptions("interp")),
+    config=record(defaults("interp")),
+    retiming=record(RetimeConfig()),
+)
 def interp(
     options: MakeOptions,
     config: SampleConfig,
-    keyframes: Annotated[list[Path], typer.Argument(help="two pictures or more, or one clip")],
+    retiming: RetimeConfig,
+    keyframes: Annotated[list[Path], typer.Argument(help="two pictures or more, or clips")],
     prompt: Prompt = "",
     multi: Annotated[int, helped("exactly so many frames in every gap; for a clip 1")] = 0,
     fit: Fit = "crop",
@@ -28,6 +34,9 @@ def interp(
     from flowcept.data import video
 
     FIT.check("fit", fit)
+    if retimes(options, retiming, keyframes):
+        retime_clips(options, retiming, keyframes, network_of(options), multi)
+        return
     keys_FHW3, rate = _read(keyframes, fit)
     sound = None
     if rate is not None:

@@ -192,6 +192,7 @@ class Film:
     edges: Edges  # when each stored frame begins, and the last one ends (s, the first at 0)
     fps: float  # of the edges: the constant rate, or that of the median duration
     start: float  # of the first frame, on the file's clock (s)
+    transparent: bool  # whether the file has an alpha channel
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -231,6 +232,7 @@ class Film:
         shown_F = durations(ticks_F, run.tick, run.declared)
         self.edges, self.fps = edges(shown_F, run.tick, run.declared)
         self.start = float(ticks_F[0]) * run.tick
+        self.transparent = run.alpha_decoder() is not None
 
     def survey(self) -> bool:
         """Decode the first frame, and read the packets of the others.

@@ -570,12 +570,28 @@ def guess(network: MotionNetwork | None, gap: Gap, t: float) -> tuple[Tensor, Te
     [H, W], in the same units. Places where the given pictures are alike and nothing moves keep
     their bits.
     """
+    plan = planned(network, gap, t)
+    log_error_N1HW = plan.log_error_N1HW
+    size = gap.left_CHW.shape[-2:]
+    if log_error_N1HW.shape[-2:] != size:
+        log_error_N1HW = F.interpolate(log_error_N1HW, size, mode="bilinear", align_corners=False)
+    return shown(gap, plan), log_error_N1HW[0, 0].exp()
+
+
+@torch.no_grad()
+def planned(network: MotionNetwork | None, gap: Gap, t: float) -> Plan:
+    """How to make the frame at place ``t``, at the size of the work pictures."""
     left, right = gap.left_work_1CHW, gap.right_work_1CHW
     t_N = left.new_tensor([t])
     if network is None:
-        plan = hand_made(left, right, gap.flows, t_N)
-    else:
-        plan = _padded_plan(network, left, right, gap.flows, t_N)
+        return hand_made(left, right, gap.flows, t_N)
+    return _padded_plan(network, left, right, gap.flows, t_N)
+
+
+@torch.no_grad()
+def shown(gap: Gap, plan: Plan) -> Tensor:
+    """The frame [C, H, W] in [-1, 1] that a plan makes of the gap's pictures, at their size."""
+    left, right = gap.left_work_1CHW, gap.right_work_1CHW
     height, width = gap.left_CHW.shape[-2:]
     if left.shape[-2] > height:
         picture = F.interpolate(painted(left, right, plan), (height, width), mode="area")
@@ -584,8 +600,7 @@ def guess(network: MotionNetwork | None, gap: Gap, t: float) -> tuple[Tensor, Te
         plan = enlarged(plan, height, width)
         picture = painted(gap.left_CHW[None], gap.right_CHW[None], plan)
     still = still_places(gap.left_CHW[None], gap.right_CHW[None], plan.motion_N1HW)
-    picture = torch.where(still, gap.left_CHW[None], picture.clamp(-1, 1))
-    return picture[0], plan.log_error_N1HW[0, 0].exp()
+    return torch.where(still, gap.left_CHW[None], picture.clamp(-1, 1))[0]
 
 
 def _padded_plan(
@@ -670,3 +685,12 @@ def load_network(path: Path) -> MotionNetwork:
     except RuntimeError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return network.eval()
+
+
+def holds_network(path: Path) -> bool:
+    """Whether a file says that it is one that ``save_network`` wrote."""
+    try:
+        with safe_open(path, "pt") as file:
+            return CONFIG_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
