@@ -86,7 +86,8 @@ def outputs(weights: Weights) -> list[torch.Tensor]:
     return [
         prompt.token_SD,
         weights.codec.decode(latent_FCHW),
-        *(getattr(prediction, name) for name in prediction.__dataclass_fields__),
+        *(x for x in vars(prediction).values() if isinstance(x, torch.Tensor)),
+        *(vars(prediction.tables).values() if prediction.tables else ()),
     ]
 
 

@@ -132,7 +132,9 @@ def test_what_is_recorded_of_made_clips(clips: list[Path], tmp_path: Path) -> No
     settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
     config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 1, "seed": 1})
     model = train.train(clips[0], tmp_path / "run", config, quiet=True)
-    maker = framewise.Recorder(model.name, flowcept.load(str(model), device="cpu", dtype="float32"), 3)
+    maker = framewise.Recorder(
+        model.name, flowcept.load(str(model), device="cpu", dtype="float32"), 3
+    )
     real, controls = draw_clips(maker, clips[1], 4), SampleConfig(4, frames=9)
     plain = clips_like(maker, real, controls, "gen")
     made = maker.clips(real, controls, "gen", told=False)

@@ -689,10 +689,15 @@ def test_interrupt_keeps_what_is_finished_and_leaves_no_halves(tiny_model):
     Path("p.jsonl").write_text("\n".join(map(json.dumps, jobs)))
     words = ["gen", "--prompts-file", "p.jsonl", "-m", tiny_model, "--preview", "p.webp"]
     with program(*words, "--scale", 1) as process:
-        deadline = time.monotonic() + 100
-        while not Path("first.webp").exists() and time.monotonic() < deadline:
+        first, preview, deadline = Path("first.webp"), Path("p.webp"), time.monotonic() + 100
+
+        def underway() -> bool:
+            """Whether the second clip was shown."""
+            both = first.exists() and preview.exists()
+            return both and preview.stat().st_mtime_ns > first.stat().st_mtime_ns
+
+        while not underway() and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
