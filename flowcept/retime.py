@@ -45,9 +45,9 @@ from flowcept.networks.motion import (
 from flowcept.settings import FASTEST, SLOWEST, RetimeConfig
 
 SNAP = 1e-3  # of a gap: a time this near to a given picture's is that picture's
-CUT_ERROR = 0.05  # of the range of colours: with less, two pictures show one scene
-CUT_RATIO = 2.5  # a cut's error over those of the gaps beside it
-CUT_COLOURS = 0.25  # share of the pixels that changes its colour
+CUT_ERROR = 0.045  # of the range of colours: with less, two pictures show one scene
+CUT_RATIO = 2.0  # a cut's error over those of the gaps beside it
+CUT_COLOURS = 0.1  # share of the pixels that changes its colour
 COLOUR_LEVELS = 8  # of red, green and blue, in counts of colours
 DISSOLVE = 0.12  # expected mean absolute error, pictures in [-1, 1]
 ALIKE = 6 / 255  # mean absolute difference of the most different cell of two alike pictures
@@ -329,7 +329,7 @@ class Maker:
         alpha = _alpha_gap(around.pair, gap) if self.alpha else None
         middle = min(places, key=lambda place: abs(place - 0.5))
         central = planned(self.network, gap, middle)
-        far = float(central.log_error_N1HW.exp().mean()) > DISSOLVE
+        far = self._expected_error(around.pair, central) > DISSOLVE
         self.report.dissolved += far
         for place in places:
             if far:
@@ -337,6 +337,12 @@ class Maker:
             else:
                 plan = central if place == middle else planned(self.network, gap, place)
                 yield _frame(gap, alpha, partial(_moved, plan=plan))
+
+    def _expected_error(self, pair: Pair, plan: Plan) -> float:
+        """Mean absolute error, as the network says; else what motion leaves unexplained."""
+        if self.network is None:
+            return 2 * pair.error  # of colours in [-1, 1]
+        return float(plan.log_error_N1HW.exp().mean())
 
 
 def _dissolved(gap: Gap, place: float) -> Tensor:
