@@ -219,6 +219,8 @@ def write_webp(output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comm
     data = bytearray(output.read_bytes())
     if alone:
         del data[52 + int.from_bytes(data[48:52], "little") :]  # after the head, 44, and a chunk
+    if first_HWC.shape[2] == 4:
+        _replace_each_other(data)
     if comment:
         exif = Image.Exif()
         exif.get_ifd(EXIF)[USER_COMMENT] = EXIF_ASCII + comment.encode()
@@ -227,6 +229,16 @@ def write_webp(output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comm
         data += b"EXIF" + struct.pack("<I", len(note)) + note + b"\0" * (len(note) % 2)
     data[4:8] = struct.pack("<I", len(data) - 8)
     output.write_bytes(data)
+
+
+def _replace_each_other(data: bytearray) -> None:
+    """Let the frames of an animated WebP replace the one before, not shine through to it."""
+    place = 12  # after the head of the file
+    while place < len(data):
+        if data[place : place + 4] == b"ANMF":
+            data[place + 23] |= 2  # flag: do not blend
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
 
 
 def write_apng(output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comment: str) -> None:
