@@ -112,14 +112,14 @@ class Given:
         unit_CHW = self._channels()
         if len(unit_CHW) == 4:
             unit_CHW = unit_CHW[:3] * unit_CHW[3:] + (1 - unit_CHW[3:])
-        return unit_CHW * 2 - 1
+        return unit_CHW.mul_(2).sub_(1)
 
     def alpha_1HW(self) -> Tensor:
         """In [-1, 1]: 1 where nothing shines through."""
         return self._channels()[3:] * 2 - 1
 
     def _channels(self) -> Tensor:
-        return torch.from_numpy(self.picture_HWC.copy()).permute(2, 0, 1).float() / 255
+        return torch.from_numpy(self.picture_HWC.copy()).permute(2, 0, 1).float().div_(255)
 
     @property
     def transparent(self) -> bool:

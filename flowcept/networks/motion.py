@@ -201,7 +201,7 @@ def enlarged(plan: Plan, height: int, width: int) -> Plan:
         return F.interpolate(x_NCHW, (height, width), mode="bilinear", align_corners=False)
 
     longer = plan.place_NK4HW.new_tensor([width / columns, height / rows] * 2).view(1, 1, 4, 1, 1)
-    place_NK4HW = sized(plan.place_NK4HW.flatten(1, 2)).unflatten(1, (2, 4)) * longer
+    place_NK4HW = sized(plan.place_NK4HW.flatten(1, 2)).unflatten(1, (2, 4)).mul_(longer)
     return Plan(
         place_NK4HW,
         sized(plan.weight_NMHW),
