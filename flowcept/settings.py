@@ -64,6 +64,8 @@ STRENGTH = within(0, LARGEST)
 SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST)
 SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
 RATE = Rule(f"0 or from {SLOWEST} to {FASTEST}", lambda fps: not fps or SLOWEST <= fps <= FASTEST)
+STATED = within(SLOWEST, FASTEST)
+SLOWNESS = within(0.01, 1000)
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
 FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
@@ -130,6 +132,24 @@ class SampleConfig(Settings):
             raise UserError(f"--min-length {low} is over --max-length {high}")
         if self.frames is not None and (self.frames < low or (high and self.frames > high)):
             raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
+
+
+@dataclass(frozen=True)
+class RetimeConfig(Settings):
+    """How a whole clip is brought to another rate or pace."""
+
+    target_fps: float | None = setting(
+        None, "of a clip: frames a second of the result; default twice its rate", STATED
+    )
+    slow: float = setting(1.0, "of a clip: so many times longer, at its rate", SLOWNESS)
+    dedupe: bool = setting(
+        False, "of a clip: make frames anew that repeat the one before", names="--dedupe"
+    )
+
+    @property
+    def asked(self) -> bool:
+        """Whether any of it was asked for."""
+        return self != RetimeConfig()
 
 
 def defaults(command: str) -> SampleConfig:

@@ -40,7 +40,7 @@ FLOORS = [
     ("codecs",),
     ("model_file", "data.folder", "data.batches"),
     ("data.shards",),
-    ("generation", "evaluation.metrics", "evaluation.features"),
+    ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),
     ("training.console", "training.stopping", "training.distributed", "training.parts"),
@@ -49,6 +49,7 @@ FLOORS = [
     ("training.run",),
     ("cli.options",),
     ("cli.making", "cli.evaluate", "cli.info", "cli.theatre", "cli.train"),
+    ("cli.retiming",),
     ("cli.extend", "cli.gen", "cli.i2v", "cli.interp"),
     ("cli",),
 ]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, making
+from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, helped, record, takes
+from flowcept.cli.retiming import retime_clips, retimes
 from flowcept.errors import UserError
-from flowcept.settings import FIT, SampleConfig, check_keyframes
+from flowcept.settings import FIT, RetimeConfig, SampleConfig, check_keyframes, defaults
 
 if TYPE_CHECKING:
     from flowcept.data.video import Frames
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 PREFERRED = "motion"  # the model that is taken where neither it nor a prompt is named
 
 
-@making("interp")
+@takes(
+    options=record(MakeOptions("interp")),
+    config=record(defaults("interp")),
+    retiming=record(RetimeConfig()),
+)
 def interp(
     options: MakeOptions,
     config: SampleConfig,
+    retiming: RetimeConfig,
     flags: typer.Context,
-    keyframes: Annotated[list[Path], typer.Argument(help="two pictures or more, or one clip")],
+    keyframes: Annotated[list[Path], typer.Argument(help="two pictures or more, or clips")],
     prompt: Prompt = "",
     multi: Annotated[int, helped("exactly so many frames in every gap; for a clip 1")] = 0,
     fit: Fit = "crop",
@@ -32,6 +38,11 @@ def interp(
     from flowcept.data import video
 
     FIT.check("fit", fit)
+    if not (options.model or prompt or options.negative_prompt):
+        options = replace(options, model=_preferred())
+    if retimes(options, config, retiming, keyframes):
+        retime_clips(options, retiming, keyframes, multi)
+        return
     keys_FHW3, rate = _read(keyframes, fit)
     sound = None
     if rate is not None:
@@ -40,8 +51,6 @@ def interp(
         check_rate(options.fps or rate * (multi + 1))
         sound = keyframes[0] if video.has_sound(keyframes[0]) else None
     check_keyframes(config, len(keys_FHW3), multi)
-    if not (options.model or prompt or options.negative_prompt):
-        options = replace(options, model=_preferred())
     make_clips(
         options,
         [options.job(prompt, config)],

@@ -117,11 +117,11 @@ def _outputs(options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path]) 
         outputs.append(Outputs(name, *pictures))
 
     paths, sheets, traces = zip(*outputs, strict=True)
-    _check_apart([*paths, options.preview, *sheets, *traces], inputs)
+    check_apart([*paths, options.preview, *sheets, *traces], inputs)
     return outputs
 
 
-def _check_apart(files: Iterable[Path | None], inputs: Sequence[Path]) -> None:
+def check_apart(files: Iterable[Path | None], inputs: Sequence[Path]) -> None:
     """Raise ``UserError`` where a file to be written is an input, or holds two things."""
     from flowcept.data import video
 

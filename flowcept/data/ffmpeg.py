@@ -9,6 +9,7 @@ Shape suffixes: F frames, H height, W width, 3 colours.
 
 import array
 import functools
+import os
 import re
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flowcept.data.timing import Timing, from_stamps
+from flowcept.data.timing import Edges, Timing, durations, edges, from_stamps
 from flowcept.errors import UserError
 
 Frames = NDArray[np.uint8]
@@ -41,7 +42,7 @@ _INTERLACED = re.compile(r"\b(top|bottom) (coded )?first\b")
 
 _LEVEL = re.compile(r"(?:\[[^\]]* @ \w+\] )*\[(\w+)\] (.*)", re.DOTALL)
 _COMPLAINTS = {"panic", "fatal", "error", "warning"}
-_AUDIO = re.compile(r"^ {2,4}Stream #0:\d+[^:]*: Audio: ", re.MULTILINE)
+_AUDIO = re.compile(r"^ {2,4}Stream #0:\d+[^:]*: Audio: (\w*)", re.MULTILINE)
 _TAGS = r"\n +Metadata:(?:\n {6,}.*)*"
 _VIDEO = re.compile(rf"^ {{2,4}}Stream #0:\d+[^:]*: Video: (.*)({_TAGS})?", re.MULTILINE)
 _ALPHA = re.compile(r"^ {6,}alpha_mode +: 1$", re.MULTILINE | re.IGNORECASE)
@@ -86,7 +87,11 @@ class Run:
         command = [_executable(), "-hide_banner", "-nostats", "-loglevel", "level+info"]
         pipe, stdin = subprocess.PIPE, subprocess.PIPE if feed else subprocess.DEVNULL
         self.process = subprocess.Popen(
-            [*command, *arguments], stdin=stdin, stdout=pipe, stderr=pipe
+            [*command, *arguments],
+            stdin=stdin,
+            stdout=pipe,
+            stderr=pipe,
+            process_group=0 if os.name == "posix" else None,  # a terminal's Ctrl-C is not for it
         )
         assert self.process.stdout is not None
         self.output = self.process.stdout
@@ -159,15 +164,15 @@ class Run:
             return ["-c:v", _ALPHA_DECODERS[about[:3]]]
         return [] if _TRANSPARENT.search(about) else None
 
-    def pictures(self) -> Iterator[Frames]:
-        """The frames `[H, W, 3]` that come out of ffmpeg, one at a time."""
+    def pictures(self, channels: int = 3) -> Iterator[Frames]:
+        """The frames `[H, W, channels]` that come out of ffmpeg, one at a time."""
         self.begun.wait()
-        size = self.height * self.width * 3
+        size = self.height * self.width * channels
         while size and (data := self.output.read(size)):
             if len(data) < size:
                 self._torn = True
                 return
-            yield np.frombuffer(data, np.uint8).reshape(self.height, self.width, 3)
+            yield np.frombuffer(data, np.uint8).reshape(self.height, self.width, channels)
 
     def finish(self, path: Path) -> None:
         """Wait for the end; UserError if `path` was not read whole."""
@@ -184,13 +189,18 @@ class Film:
     """The first video stream of a file."""
 
     timing: Timing  # known at the end of `pictures`, or after `survey`
+    edges: Edges  # when each stored frame begins, and the last one ends (s, the first at 0)
+    fps: float  # of the edges: the constant rate, or that of the median duration
+    start: float  # of the first frame, on the file's clock (s)
+    transparent: bool  # whether the file has an alpha channel
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def pictures(self) -> Iterator[Frames]:
+    def pictures(self, alpha: bool = False) -> Iterator[Frames]:
         """The stored frames `[H, W, 3]`, upright and on white.
 
+        With `alpha` those of a file that has transparency are `[H, W, 4]`, colours as they are.
         Raises UserError at the end of a file that is not whole.
         """
         with Run(self._decoding(_UPRIGHT)) as run:
@@ -199,21 +209,30 @@ class Film:
             if decoder is None:
                 yield from self._read(run)
                 return
-        with Run([*decoder, *self._decoding(f"{_UPRIGHT},{_ON_WHITE}")]) as run:
-            yield from self._read(run)
+        filters = _UPRIGHT if alpha else f"{_UPRIGHT},{_ON_WHITE}"
+        channels = 4 if alpha else 3
+        with Run([*decoder, *self._decoding(filters, channels)]) as run:
+            yield from self._read(run, channels)
 
-    def _decoding(self, filters: str) -> list[str]:
-        raw = ["-vf", f"{filters},format=rgb24", "-fps_mode", "passthrough", "-f", "rawvideo", "-"]
-        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *raw]
+    def _decoding(self, filters: str, channels: int = 3) -> list[str]:
+        pixels = "rgba" if channels == 4 else "rgb24"
+        raw = ["-vf", f"{filters},format={pixels}", "-fps_mode", "passthrough"]
+        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *raw, "-f", "rawvideo", "-"]
 
-    def _read(self, run: Run) -> Iterator[Frames]:
+    def _read(self, run: Run, channels: int = 3) -> Iterator[Frames]:
         count = 0
-        for frame_HW3 in run.pictures():
-            yield frame_HW3
+        for frame_HWC in run.pictures(channels):
+            yield frame_HWC
             count += 1
         run.finish(self.path)
-        ticks_F = np.array(run.ticks[:count], np.int64)
+        self._clock(np.array(run.ticks[:count], np.int64), run)
+
+    def _clock(self, ticks_F: NDArray[np.int64], run: Run) -> None:
         self.timing = from_stamps(ticks_F, run.tick, run.declared)
+        shown_F = durations(ticks_F, run.tick, run.declared)
+        self.edges, self.fps = edges(shown_F, run.tick, run.declared)
+        self.start = float(ticks_F[0]) * run.tick
+        self.transparent = run.alpha_decoder() is not None
 
     def survey(self) -> bool:
         """Decode the first frame, and read the packets of the others.
@@ -229,7 +248,7 @@ class Film:
         ticks_F = _ticks_of_packets(lines, run.tick)
         if ticks_F is None or run.failed or _INTERLACED.search(run.video()[0]):
             return False
-        self.timing = from_stamps(ticks_F, run.tick, run.declared)
+        self._clock(ticks_F, run)
         return True
 
     def comment(self) -> str:
@@ -267,6 +286,12 @@ def _flags(packet: Sequence[str]) -> int:
 
 def has_sound(path: Path) -> bool:
     """Whether a file has an audio stream, from its headers."""
+    return sound_codec(path) is not None
+
+
+def sound_codec(path: Path) -> str | None:
+    """Codec of the first audio stream of a file, from its headers; None if there is none."""
     with Run(["-nostdin", *source(path)]) as run:
         run.wait()
-    return _AUDIO.search(run.described) is not None
+    found = _AUDIO.search(run.described)
+    return found[1] if found else None

@@ -3,13 +3,14 @@
 A clip comes back with the frames it had: encoders that merge equal neighbours are not used. No
 function leaves a name of a tool in a file, and each raises OSError if it cannot be written.
 
-Shape suffixes: F frames, H height, W width, 3 colours.
+Shape suffixes: F frames, H height, W width, C 3 colours or 4 with alpha.
 """
 
+import itertools
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,9 +37,14 @@ _NAMELESS = (
 # Not libwebp_anim, which merges equal neighbouring frames; nor does this apng.
 _LOSSLESS = "-pix_fmt bgra -lossless 1 -quality 0 -compression_level 1"
 _WEBP = f"-c:v libwebp {_LOSSLESS} -loop 0 {_NAMELESS}"
-_APNG = f"-f apng -plays 0 -vf setsar=1 -pix_fmt rgb24 {_NAMELESS}"
+_APNG = f"-f apng -plays 0 -vf setsar=1 -pix_fmt {{pixels}} {_NAMELESS}"
+_LOSSLESS_FILM = f"-c:v ffv1 -pix_fmt bgr0 {_NAMELESS}"
 _BT709 = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _FASTEST_GIF = 50  # frames a second; viewers play a frame of under 2/100 s for 10/100 s
+_OPAQUE = {".mp4", ".mov", ".gif"}  # these hold no alpha channel here
+# Codecs of sound that a file of this suffix takes as they are.
+_SOUNDS = {".mp4": ("aac", "mp3"), ".mov": ("aac", "mp3"), ".webm": ("opus", "vorbis")}
+_IN_STEP = 0.002  # seconds by which sound may begin early or late and still be copied
 _KNOWN = "No space left on device|Permission denied|File too large|Disk quota exceeded"
 
 
@@ -52,7 +58,7 @@ class Sound:
 
 def write(
     output: Path,
-    frames_FHW3: Frames,
+    frames_FHWC: Iterable[Frames],
     rate: Fraction,
     comment: str,
     sound: Sound | None,
@@ -62,33 +68,54 @@ def write(
 
     Returns what had to be changed, "" if nothing.
     """
+    first_HWC, frames = peeked(frames_FHWC)
     if output.suffix in ENCODERS:
-        write_film(output, frames_FHW3, rate, comment, sound)
-        height, width = frames_FHW3.shape[1:3]
+        write_film(output, frames, rate, comment, sound)
+        height, width = first_HWC.shape[:2]
         if height % 2 or width % 2:
             even = f"{width + width % 2}x{height + height % 2}"
             return f"padded from {width}x{height} to {even}: this format needs even sizes"
     elif output.suffix in ANIMATIONS:
-        ANIMATIONS[output.suffix](output, frames_FHW3, rate, comment)
+        again = isinstance(frames_FHWC, np.ndarray | Recorded)  # a GIF reads its frames twice
+        ANIMATIONS[output.suffix](output, frames_FHWC if again else frames, rate, comment)
         if output.suffix == ".gif" and rate > _FASTEST_GIF:
             return f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that"
     else:
-        write_pngs(output, frames_FHW3, name, comment)
+        write_pngs(output, frames, name, comment)
     return ""
 
 
-def _encode(frames_FHW3: Frames, rate: Fraction, arguments: Sequence[str], output: Path) -> None:
+def holds_alpha(suffix: str) -> bool:
+    """Whether a clip of a suffix, "" for a folder of PNG frames, can be transparent."""
+    return suffix not in _OPAQUE
+
+
+def peeked(frames_FHWC: Iterable[Frames]) -> tuple[Frames, Iterator[Frames]]:
+    """The first of one or more frames, and all of them."""
+    rest = iter(frames_FHWC)
+    first_HWC = next(rest)
+    return first_HWC, itertools.chain([first_HWC], rest)
+
+
+def _pixels(frame_HWC: Frames) -> str:
+    return "rgba" if frame_HWC.shape[2] == 4 else "rgb24"
+
+
+def _encode(
+    frames_FHWC: Iterable[Frames], rate: Fraction, arguments: Sequence[str], output: Path
+) -> None:
     """Send frames to ffmpeg, one by one, odd ones padded for video."""
-    height, width = frames_FHW3.shape[1:3]
+    first_HWC, frames = peeked(frames_FHWC)
+    height, width = first_HWC.shape[:2]
     right, below = (width % 2, height % 2) if output.suffix in ENCODERS else (0, 0)
     edges = ((0, below), (0, right), (0, 0))
-    raw = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-framerate", str(rate)]
+    raw = ["-y", "-f", "rawvideo", "-pix_fmt", _pixels(first_HWC), "-framerate", str(rate)]
     raw += ["-video_size", f"{width + right}x{height + below}", "-i", "-"]
     with ffmpeg.Run([*raw, *arguments, f"file:{output.absolute()}"], feed=True) as run:
         assert run.process.stdin is not None
         with suppress(BrokenPipeError):  # it stopped early: its complaints say why
-            for frame_HW3 in frames_FHW3:
-                run.process.stdin.write(np.pad(frame_HW3, edges, mode="edge").tobytes())
+            for frame_HWC in frames:
+                run.process.stdin.write(np.pad(frame_HWC, edges, mode="edge").tobytes())
         with suppress(BrokenPipeError):
             run.process.stdin.close()
         if run.wait() != 0:
@@ -97,11 +124,13 @@ def _encode(frames_FHW3: Frames, rate: Fraction, arguments: Sequence[str], outpu
 
 
 def write_film(
-    output: Path, frames_FHW3: Frames, rate: Fraction, comment: str, sound: Sound | None
+    output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comment: str, sound: Sound | None
 ) -> None:
     """mp4 and mov (H.264) or webm (VP9), 4:2:0, BT.709, sound in AAC or Opus."""
+    first_HWC, frames = peeked(frames_FHWC)
+    pixels = "yuva420p" if first_HWC.shape[2] == 4 else "yuv420p"
     colours = f"scale=out_color_matrix=bt709:out_range=tv:{ffmpeg.SCALE}"
-    arguments = ["-map", "0:v:0", "-vf", f"{colours},format=yuv420p,setparams={_BT709}"]
+    arguments = ["-map", "0:v:0", "-vf", f"{colours},format={pixels},setparams={_BT709}"]
     if sound is not None:
         place = f"aresample=async=1:first_pts=0,adelay=delays={round(sound.start * 1000)}:all=1"
         place += ",aformat=channel_layouts=mono|stereo"
@@ -110,10 +139,48 @@ def write_film(
     arguments += [*ENCODERS[output.suffix].split(), *_NAMELESS.split()]
     if comment:
         arguments += ["-metadata", f"comment={comment}"]
-    _encode(frames_FHW3, rate, arguments, output)
+    _encode(frames, rate, arguments, output)
 
 
-def write_gif(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
+def add_sound(film: Path, sound: Sound, seconds: float, comment: str, output: Path) -> None:
+    """A film with the sound of another file, cut to its length: copied where the format takes it.
+
+    `sound.start` may be negative: so much of the sound comes before the film.
+    """
+    suffix = output.suffix
+    codec = ffmpeg.sound_codec(sound.path)
+    arguments = ["-y", "-nostdin", *ffmpeg.source(film), "-itsoffset", f"{sound.start:.6f}"]
+    arguments += [*ffmpeg.source(sound.path), "-map", "0:v:0", "-map", "1:a:0"]
+    arguments += ["-c:v", "copy"]
+    if suffix != ".webm":
+        arguments += ["-movflags", "+faststart"]
+    if codec in _SOUNDS[suffix] and abs(sound.start) < _IN_STEP:
+        arguments += ["-c:a", "copy"]
+    else:
+        place = "aresample=async=1:first_pts=0,aformat=channel_layouts=mono|stereo"
+        encoder = "libopus" if suffix == ".webm" else "aac"
+        arguments += ["-af", place, "-c:a", encoder, "-b:a", "192k"]
+    arguments += ["-t", f"{seconds:.6f}", *_NAMELESS.split()]
+    if comment:
+        arguments += ["-metadata", f"comment={comment}"]
+    with ffmpeg.Run([*arguments, f"file:{output.absolute()}"]) as run:
+        if run.wait() != 0:
+            found = re.search(f"({_KNOWN})$", "\n".join(run.complaints), re.MULTILINE)
+            raise OSError(found[1].lower() if found else "the sound cannot be kept")
+
+
+class Recorded:
+    """Frames of one pass, kept in a lossless film so that they can be read again and again."""
+
+    def __init__(self, file: Path, frames_FHW3: Iterable[Frames], rate: Fraction) -> None:
+        self.file = file
+        _encode(frames_FHW3, rate, _LOSSLESS_FILM.split(), file)
+
+    def __iter__(self) -> Iterator[Frames]:
+        return ffmpeg.Film(self.file).pictures()
+
+
+def write_gif(output: Path, frames_FHW3: Iterable[Frames], rate: Fraction, comment: str) -> None:
     """One palette for the whole clip, found in a first pass, so that nothing has to be kept."""
     rate = min(rate, Fraction(_FASTEST_GIF))
     palette = output.with_name(f"{output.name}.palette.png")
@@ -139,16 +206,21 @@ def _add_gif_comment(file: Path, text: bytes) -> None:
     _insert(file, header, extension)
 
 
-def write_webp(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
+def write_webp(output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comment: str) -> None:
     """An animated lossless WebP (RFC 9649, section 2.7.1), comment in an Exif chunk at its end."""
-    if max(frames_FHW3.shape[1:3]) > 1 << 14:
+    first_HWC, frames = peeked(frames_FHWC)
+    if max(first_HWC.shape[:2]) > 1 << 14:
         raise OSError("WebP pictures have at most 16384 pixels a side")
-    alone = len(frames_FHW3) == 1  # for one frame ffmpeg makes a still picture, without a rate
-    _encode(np.repeat(frames_FHW3, 2, 0) if alone else frames_FHW3, rate, _WEBP.split(), output)
+    start = list(itertools.islice(frames, 2))
+    alone = len(start) == 1  # for one frame ffmpeg makes a still picture, without a rate
+    frames = iter(start * 2) if alone else itertools.chain(start, frames)
+    _encode(frames, rate, _WEBP.split(), output)
 
     data = bytearray(output.read_bytes())
     if alone:
         del data[52 + int.from_bytes(data[48:52], "little") :]  # after the head, 44, and a chunk
+    if first_HWC.shape[2] == 4:
+        _replace_each_other(data)
     if comment:
         exif = Image.Exif()
         exif.get_ifd(EXIF)[USER_COMMENT] = EXIF_ASCII + comment.encode()
@@ -159,12 +231,25 @@ def write_webp(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) 
     output.write_bytes(data)
 
 
-def write_apng(output: Path, frames_FHW3: Frames, rate: Fraction, comment: str) -> None:
+def _replace_each_other(data: bytearray) -> None:
+    """Let the frames of an animated WebP replace the one before, not shine through to it."""
+    place = 12  # after the head of the file
+    while place < len(data):
+        if data[place : place + 4] == b"ANMF":
+            data[place + 23] |= 2  # flag: do not blend
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8 + size + size % 2
+
+
+def write_apng(output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comment: str) -> None:
     """An animated PNG (PNG third edition, section 11.3.6)."""
-    _encode(frames_FHW3, rate, _APNG.split(), output)
+    first_HWC, frames = peeked(frames_FHWC)
+    start = list(itertools.islice(frames, 2))
+    arguments = _APNG.format(pixels=_pixels(first_HWC)).split()
+    _encode(itertools.chain(start, frames), rate, arguments, output)
     chunks = []
-    if len(frames_FHW3) == 1:  # of which ffmpeg makes a plain PNG, without a rate
-        height, width = frames_FHW3.shape[1:3]
+    if len(start) == 1:  # of which ffmpeg makes a plain PNG, without a rate
+        height, width = first_HWC.shape[:2]
         delay = (1 / rate).limit_denominator(65535)  # seconds, as two numbers of 16 bits
         fractions = delay.numerator, delay.denominator
         chunks = [b"acTL" + struct.pack(">II", 1, 0)]
@@ -186,11 +271,11 @@ def _insert(file: Path, place: int, data: bytes) -> None:
 ANIMATIONS = {".gif": write_gif, ".webp": write_webp, ".apng": write_apng}
 
 
-def write_pngs(folder: Path, frames_FHW3: Frames, name: str, comment: str) -> None:
+def write_pngs(folder: Path, frames_FHWC: Iterable[Frames], name: str, comment: str) -> None:
     """A new folder of one PNG a frame, numbered from 1; the comment goes into the first."""
     folder.mkdir()
-    for number, frame_HW3 in enumerate(frames_FHW3, start=1):
+    for number, frame_HWC in enumerate(frames_FHWC, start=1):
         text = PngImagePlugin.PngInfo()
         if comment and number == 1:
             text.add_text("comment", comment)
-        Image.fromarray(frame_HW3).save(folder / (name % number), pnginfo=text)
+        Image.fromarray(frame_HWC).save(folder / (name % number), pnginfo=text)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_FPS = 12.0  # of a still picture or a folder of pictures, which carry no rate
+Edges = NDArray[np.float64]
 _FASTEST_MIXED = 120  # frames a second, the most that unequal durations are brought to
 
 
@@ -26,12 +27,34 @@ def from_stamps(ticks_F: NDArray[np.int64], tick: float, declared: float) -> Tim
 
     `declared` are the frames per second that the file or its reader says, 0 if neither does.
     """
+    return constant_rate(durations(ticks_F, tick, declared), tick, declared)
+
+
+def durations(ticks_F: NDArray[np.int64], tick: float, declared: float) -> NDArray[np.float64]:
+    """How long each frame is shown (s), by time stamps as `from_stamps` gets them."""
     steps = np.diff(ticks_F.astype(np.float64))
     # Nothing follows the last frame to time it, and its stored duration is often wrong.
     last = 1 / (declared or DEFAULT_FPS) / tick
     if len(steps):  # a rate that a reader had to guess can be a multiple of the true one
         last = max(last, steps.min()) if declared else np.median(steps)
-    return constant_rate(np.append(steps, last) * tick, tick, declared)
+    shown_F: NDArray[np.float64] = np.append(steps, last) * tick
+    return shown_F
+
+
+def edges(
+    durations_F: NDArray[np.float64], tick: float, declared: float = 0.0
+) -> tuple[Edges, float]:
+    """When each frame begins, and the last one ends (s, the first at 0); and the frames per second.
+
+    Where a constant rate explains all stamps these are its beats, which no clock has rounded. Where
+    none does they are the stamps, and the rate is that of the median duration.
+    """
+    durations_F = np.maximum(durations_F, max(tick, 1e-6))
+    timing = _explained(durations_F, tick, declared)
+    if timing is None:
+        return np.append(0.0, np.cumsum(durations_F)), _median_rate(durations_F)
+    beats_F = np.cumsum(timing.times or (1,) * timing.num_frames)
+    return np.append(0, beats_F) / timing.fps, timing.fps
 
 
 def constant_rate(durations_F: NDArray[np.float64], tick: float, declared: float = 0.0) -> Timing:
@@ -43,6 +66,21 @@ def constant_rate(durations_F: NDArray[np.float64], tick: float, declared: float
     at the rate of the median duration.
     """
     durations_F = np.maximum(durations_F, max(tick, 1e-6))
+    timing = _explained(durations_F, tick, declared)
+    if timing is not None:
+        return timing
+    rate, ends_F, count = _median_rate(durations_F), np.cumsum(durations_F), len(durations_F)
+    middles = (np.arange(max(1, round(ends_F[-1] * rate))) + 0.5) / rate
+    shown = np.minimum(np.searchsorted(ends_F, middles, side="right"), count - 1)
+    return _timing(rate, np.bincount(shown, minlength=count))
+
+
+def _median_rate(durations_F: NDArray[np.float64]) -> float:
+    return min(float(1 / np.median(durations_F)), _FASTEST_MIXED)
+
+
+def _explained(durations_F: NDArray[np.float64], tick: float, declared: float) -> Timing | None:
+    """The constant rate that explains every time stamp; None if there is none."""
     ends_F = np.cumsum(durations_F)
     spare_F = np.zeros_like(ends_F)
     spare_F[-1] = tick / 2  # the last duration is rounded by itself, not to fit the next stamp
@@ -57,11 +95,7 @@ def constant_rate(durations_F: NDArray[np.float64], tick: float, declared: float
         for rate, slack in _candidates(mean, declared, tick):
             if rate > 0 and np.all(np.abs(beats_F / rate - ends_F) <= slack + spare_F):
                 return _timing(rate, times_F)
-
-    rate = min(float(1 / np.median(durations_F)), _FASTEST_MIXED)
-    middles = (np.arange(max(1, round(ends_F[-1] * rate))) + 0.5) / rate
-    shown = np.minimum(np.searchsorted(ends_F, middles, side="right"), count - 1)
-    return _timing(rate, np.bincount(shown, minlength=count))
+    return None
 
 
 def _timing(fps: float, times_F: NDArray[np.intp]) -> Timing:

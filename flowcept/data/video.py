@@ -16,8 +16,9 @@ import stat
 import struct
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,12 +27,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from flowcept.data import ffmpeg, formats
 from flowcept.data.ffmpeg import unreadable
-from flowcept.data.timing import DEFAULT_FPS, Timing, constant_rate
+from flowcept.data.timing import DEFAULT_FPS, Edges, Timing, constant_rate, edges
 from flowcept.errors import UserError
 from flowcept.settings import FASTEST, SLOWEST
 
 Frames = ffmpeg.Frames
 Sound = formats.Sound
+holds_alpha = formats.holds_alpha
 
 _FFMPEG_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})
 _PILLOW_SUFFIXES = frozenset({".gif", ".webp", ".apng"})
@@ -57,6 +59,10 @@ class Animation:
     """The frames of a file that Pillow reads; a still picture has one."""
 
     timing: Timing
+    edges: Edges  # these, as of ffmpeg.Film
+    fps: float
+    start = 0.0
+    transparent = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,23 +70,26 @@ class Animation:
     def survey(self) -> bool:
         return False
 
-    def pictures(self) -> Iterator[Frames]:
+    def pictures(self, alpha: bool = False) -> Iterator[Frames]:
         durations = []  # seconds, 0 where there is none
         with _opened(self.path) as image:
             first = 1 if image.info.get("default_image") else 0  # for viewers that know no APNG
             for number in range(first, _num_pictures(image)):
                 image.seek(number)
                 image.load()
+                self.transparent |= image.has_transparency_data
                 duration = float(image.info.get("duration", 0)) / 1000
                 if image.format == "GIF" and duration <= 0.01:
                     duration = 0.1  # as every browser plays it
                 durations.append(duration)
-                yield _upright_picture(image)
+                yield _upright_picture(image, alpha)
             tick = {"GIF": 0.01, "WEBP": 0.001}.get(image.format or "", 1e-6)  # s; APNG: fractions
         if any(durations):
             self.timing = constant_rate(np.array(durations), tick)
+            self.edges, self.fps = edges(np.array(durations), tick)
         else:
             self.timing = Timing(DEFAULT_FPS, len(durations))
+            self.edges, self.fps = np.arange(len(durations) + 1) / DEFAULT_FPS, DEFAULT_FPS
 
     def comment(self) -> object:
         with _opened(self.path) as image:
@@ -93,18 +102,23 @@ class Animation:
 class PictureFolder:
     """A folder of pictures of one size, at the rate that `write_video` noted in the first one."""
 
+    start = 0.0
+    transparent = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = _pictures(path)
         fps = (read_metadata(self.files[0]) or {}).get("fps")
         rate = float(fps) if isinstance(fps, int | float) and 0 < fps < 1e6 else DEFAULT_FPS
         self.timing = Timing(rate, len(self.files))
+        self.edges, self.fps = np.arange(len(self.files) + 1) / rate, rate
 
     def survey(self) -> bool:
         """Read all headers, which may not differ in size, and the first picture."""
         sizes = []
         for file in self.files:
             with _opened(file) as image:
+                self.transparent |= image.has_transparency_data
                 turned = image.getexif().get(_ORIENTATION, 1) >= 5
                 sizes.append(image.size[::-1] if turned else image.size)
             if sizes[-1] != sizes[0]:
@@ -113,9 +127,10 @@ class PictureFolder:
         read_image(self.files[0])
         return True
 
-    def pictures(self) -> Iterator[Frames]:
+    def pictures(self, alpha: bool = False) -> Iterator[Frames]:
         self.survey()
-        yield from map(read_image, self.files)
+        for file in self.files:
+            yield read_image(file, alpha)
 
     def comment(self) -> object:
         return Animation(self.files[0]).comment()
@@ -146,12 +161,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"cannot read {path}: its pictures are too large") from error
 
 
-def _upright_picture(image: Image.Image) -> Frames:
-    """The current frame of an open file as uint8 RGB `[H, W, 3]`."""
+def _upright_picture(image: Image.Image, alpha: bool = False) -> Frames:
+    """The current frame of an open file as uint8 RGB `[H, W, 3]`, with `alpha` `[H, W, 4]`."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 bits a pixel, kept by Pillow in one of several wide modes
         value_HW = np.asarray(image, np.float64) * (255 if image.mode == "F" else 1 / 257)
         image = Image.fromarray(np.rint(value_HW).clip(0, 255).astype(np.uint8))
+    if alpha:
+        return np.array(image.convert("RGBA"))
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -236,15 +253,72 @@ def read_video(path: Path) -> tuple[Frames, float]:
     return frames_FHW3, source.timing.fps
 
 
-def read_image(path: Path) -> Frames:
-    """Read a picture: uint8 RGB `[H, W, 3]`, turned as its EXIF says, transparency on white."""
+@dataclass(frozen=True)
+class Reel:
+    """A clip to be read frame by frame, with the real times of its frames."""
+
+    path: Path
+    edges: Edges  # when each frame begins, and the last one ends (s, the first at 0)
+    fps: float  # the constant rate; of unequal durations that of the median
+    start: float  # of the first frame on the file's clock (s), by which its sound begins earlier
+    transparent: bool  # whether the file has an alpha channel
+
+    @property
+    def num_frames(self) -> int:
+        """As the file stores them: those of a variable rate once each."""
+        return len(self.edges) - 1
+
+    def pictures(self) -> Iterator[Frames]:
+        """The frames `[H, W, 3]`, or `[H, W, 4]` where the file has an alpha channel.
+
+        Raises UserError, perhaps at the end only, for a file that is not a whole clip or has
+        another number of frames than it had.
+        """
+        count = 0
+        for frame_HWC in _source(self.path).pictures(alpha=self.transparent):
+            count += 1
+            if count > self.num_frames:
+                break
+            yield frame_HWC
+        if count != self.num_frames:
+            raise UserError(f"{self.path} no longer holds {self.num_frames} frames")
+
+
+def open_reel(path: Path) -> Reel:
+    """A clip's frames and times; a film is decoded for them only where packets do not tell.
+
+    Raises UserError for what is seen not to be a whole clip, and for a single picture.
+    """
+    source = _source(path)
+    if not source.survey():
+        for _ in source.pictures():
+            pass
+    if len(source.edges) < 3:
+        raise UserError(f"{path} is one picture, a clip is needed")
+    return Reel(path, source.edges, source.fps, source.start, source.transparent)
+
+
+def read_image(path: Path, alpha: bool = False) -> Frames:
+    """Read a picture: uint8 RGB `[H, W, 3]`, turned as its EXIF says, transparency on white.
+
+    With `alpha` it is `[H, W, 4]`, colours as they are.
+    """
     _check_readable(path)
     if path.is_dir() or path.suffix.lower() in _FFMPEG_SUFFIXES:
         raise UserError(f"{path} is a clip, a still picture is needed here: give one of its frames")
     with _opened(path) as image:
         if _num_pictures(image) > 1:
             raise UserError(f"{path} is a clip, a still picture is needed here: save one frame")
-        return _upright_picture(image)
+        return _upright_picture(image, alpha)
+
+
+def is_moving(path: Path) -> bool:
+    """Whether a file holds a clip rather than a picture, by its name or its header."""
+    if path.suffix.lower() in _FFMPEG_SUFFIXES or path.is_dir():
+        return True
+    _check_readable(path)
+    with _opened(path) as image:
+        return _num_pictures(image) > 1
 
 
 def _check_readable(path: Path) -> None:
@@ -405,6 +479,67 @@ def write_video(
         note = formats.write(temporary, frames_FHW3, rate, comment, kept, name)
         _check_written(path, temporary, len(frames_FHW3))
     return "; ".join(filter(None, [lost, note]))
+
+
+def write_stream(
+    path: Path,
+    frames_FHWC: Iterable[Frames],
+    fps: float,
+    *,
+    metadata: Mapping[str, object] | None = None,
+    sound: Sound | None = None,
+) -> tuple[int, str]:
+    """As `write_video`, of one frame after another: memory holds none of them for long.
+
+    Frames are `[H, W, 3]`, or `[H, W, 4]` where the format `holds_alpha`. `sound` is cut where the
+    frames end, and copied where the format takes it. Returns how many frames there were, too. The
+    file is whole however many frames came; none is an error.
+    """
+    check_output(path)
+    if not SLOWEST <= fps <= FASTEST:
+        raise ValueError(f"a clip needs {SLOWEST} to {FASTEST} frames a second")
+    suffix = path.suffix.lower()
+    lost = _lost_sound(sound, suffix)
+    rate = Fraction(fps).limit_denominator(1001)
+    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)
+    counted = _Counted(frames_FHWC)
+    with replacing(path, numbered=suffix == ".png") as temporary, _beside(temporary) as apart:
+        name = path.name if suffix else "%04d.png"
+        if suffix == ".gif":
+            frames: Iterable[Frames] = formats.Recorded(apart.with_suffix(".mkv"), counted, rate)
+        else:
+            frames = counted
+        if sound is None or lost:
+            note = formats.write(temporary, frames, rate, comment, None, name)
+        else:
+            note = formats.write(apart, frames, rate, "", None, name)
+            seconds = float(counted.count / rate)
+            formats.add_sound(apart, sound, seconds, comment, temporary)
+        _check_written(path, temporary, counted.count)
+    return counted.count, "; ".join(filter(None, [lost, note]))
+
+
+class _Counted:
+    """Frames that pass by, and how many did."""
+
+    def __init__(self, frames_FHWC: Iterable[Frames]) -> None:
+        self.frames, self.count = frames_FHWC, 0
+
+    def __iter__(self) -> Iterator[Frames]:
+        for frame_HWC in self.frames:
+            self.count += 1
+            yield frame_HWC
+
+
+@contextmanager
+def _beside(temporary: Path) -> Iterator[Path]:
+    """A second hidden name, whose files, of any suffix, are gone after the block."""
+    apart = temporary.with_name(f"{temporary.stem}-apart{temporary.suffix}")
+    try:
+        yield apart
+    finally:
+        for suffix in (apart.suffix, ".mkv"):
+            apart.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _check_clip(frames_FHW3: Frames, fps: float) -> None:

@@ -175,6 +175,17 @@ def painted(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan) -> Tensor:
     return (shown * plan.weight_NMHW[:, :, None]).sum(1) + plan.colour_NCHW
 
 
+def painted_in_turn(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan) -> Tensor:
+    """As ``painted`` up to rounding, in less memory: one candidate at a time."""
+    picture_NCHW = plan.colour_NCHW
+    for m in range(plan.weight_NMHW.shape[1]):
+        field, side = divmod(m, 2)
+        way_N2HW = plan.place_NK4HW[:, field, 2 * side : 2 * side + 2]
+        moved_NCHW = backward_warp((left_NCHW, right_NCHW)[side], way_N2HW)
+        picture_NCHW = torch.addcmul(picture_NCHW, moved_NCHW, plan.weight_NMHW[:, m : m + 1])
+    return picture_NCHW
+
+
 def enlarged(plan: Plan, height: int, width: int) -> Plan:
     """The plan for pictures of another size: motion in their pixels, all else interpolated."""
     rows, columns = plan.place_NK4HW.shape[-2:]
@@ -185,7 +196,7 @@ def enlarged(plan: Plan, height: int, width: int) -> Plan:
         return F.interpolate(x_NCHW, (height, width), mode="bilinear", align_corners=False)
 
     longer = plan.place_NK4HW.new_tensor([width / columns, height / rows] * 2).view(1, 1, 4, 1, 1)
-    place_NK4HW = sized(plan.place_NK4HW.flatten(1, 2)).unflatten(1, (2, 4)) * longer
+    place_NK4HW = sized(plan.place_NK4HW.flatten(1, 2)).unflatten(1, (2, 4)).mul_(longer)
     return Plan(
         place_NK4HW,
         sized(plan.weight_NMHW),
@@ -584,22 +595,37 @@ def guess(network: MotionNetwork | None, gap: Gap, t: float) -> tuple[Tensor, Te
     [H, W], in the same units. Places where the given pictures are alike and nothing moves keep
     their bits.
     """
+    plan = planned(network, gap, t)
+    log_error_N1HW = plan.log_error_N1HW
+    size = gap.left_CHW.shape[-2:]
+    if log_error_N1HW.shape[-2:] != size:
+        log_error_N1HW = F.interpolate(log_error_N1HW, size, mode="bilinear", align_corners=False)
+    return shown(gap, plan), log_error_N1HW[0, 0].exp()
+
+
+@torch.no_grad()
+def planned(network: MotionNetwork | None, gap: Gap, t: float) -> Plan:
+    """How to make the frame at place ``t``, at the size of the work pictures."""
     left, right = gap.left_work_1CHW, gap.right_work_1CHW
     t_N = left.new_tensor([t])
     if network is None:
-        plan = hand_made(left, right, gap.flows, t_N)
-    else:
-        plan = _padded_plan(network, left, right, gap.flows, t_N)
+        return hand_made(left, right, gap.flows, t_N)
+    return _padded_plan(network, left, right, gap.flows, t_N)
+
+
+@torch.no_grad()
+def shown(gap: Gap, plan: Plan) -> Tensor:
+    """The frame [C, H, W] in [-1, 1] that a plan makes of the gap's pictures, at their size."""
+    left, right = gap.left_work_1CHW, gap.right_work_1CHW
     height, width = gap.left_CHW.shape[-2:]
     if left.shape[-2] > height:
         picture = F.interpolate(painted(left, right, plan), (height, width), mode="area")
         plan = enlarged(plan, height, width)
     else:
         plan = enlarged(plan, height, width)
-        picture = painted(gap.left_CHW[None], gap.right_CHW[None], plan)
+        picture = painted_in_turn(gap.left_CHW[None], gap.right_CHW[None], plan)
     still = still_places(gap.left_CHW[None], gap.right_CHW[None], plan.motion_N1HW)
-    picture = torch.where(still, gap.left_CHW[None], picture.clamp(-1, 1))
-    return picture[0], plan.log_error_N1HW[0, 0].exp()
+    return torch.where(still, gap.left_CHW[None], picture.clamp(-1, 1))[0]
 
 
 def _padded_plan(

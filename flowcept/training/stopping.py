@@ -30,6 +30,20 @@ def whole() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def noticed() -> Iterator[list[int]]:
+    """Within, what would stop the program is noted in the list; a second time it stops it."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came:
+            _interrupt(number, frame)
+        came.append(number)
+
+    with _handled(note):
+        yield came
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 

@@ -92,7 +92,7 @@ def test_a_clip_at_twice_its_rate(flow, keys, tiny_motion):
     assert flow("interp", "clip.apng", "-m", tiny_motion, "-o", "o.apng").status == 0
     frames_FHW3, fps = video.read_video(Path("o.apng"))
     np.testing.assert_array_equal(frames_FHW3[[0, 2]], keys)
-    assert (len(frames_FHW3), fps) == (3, 20)
+    assert (len(frames_FHW3), fps) == (4, 20)
 
 
 @pytest.mark.parametrize(("flags", "steps"), [([], 1), (["--steps", 4], 4), (["--steps", 2], 2)])

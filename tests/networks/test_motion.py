@@ -24,6 +24,7 @@ from flowcept.networks.motion import (
     hand_made,
     measured_gap,
     painted,
+    painted_in_turn,
     total_law,
 )
 
@@ -50,6 +51,7 @@ def test_network_that_has_not_learned_is_the_blend_by_hand() -> None:
     made = MotionNetwork(SMALL)(left, right, flows, t)
     hand = hand_made(left, right, flows, t)
     assert torch.equal(painted(left, right, made), painted(left, right, hand))
+    assert torch.allclose(painted_in_turn(left, right, hand), painted(left, right, hand), atol=1e-5)
 
 
 def test_default_network_fits_its_file() -> None:

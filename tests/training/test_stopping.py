@@ -21,7 +21,7 @@ from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.training import run as train
 from flowcept.training.loop import Reports
 from flowcept.training.state import write_config
-from flowcept.training.stopping import stoppable
+from flowcept.training.stopping import noticed, stoppable
 from flowcept.training.stopping import whole as whole_step
 from flowcept.training.trainer import Average, Trainer
 
@@ -223,3 +223,11 @@ def test_a_second_signal_while_the_state_is_written_waits(folder: Path, run: Pat
         with pytest.raises(KeyboardInterrupt):
             train.train(folder, run, TINY.changed(save_every=100), quiet=True)
     assert model_file.load_tree(run / "state.safetensors")["step"] == 3
+
+
+def test_the_first_stop_is_noticed_and_the_second_stops() -> None:
+    with pytest.raises(KeyboardInterrupt), noticed() as came:
+        signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGINT)
+    assert came == [signal.SIGTERM]

@@ -1,0 +1,193 @@
+"""Whole clips at another rate or pace, for ``flowcept interp``."""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from flowcept.cli.making import check_apart, numbered
+from flowcept.cli.options import MakeOptions, check_output
+from flowcept.errors import UserError
+from flowcept.settings import RetimeConfig, SampleConfig, flag
+
+if TYPE_CHECKING:
+    from flowcept.retime import Retimed, Retimer
+
+SUFFIX = ".mp4"  # of an output that nobody named, where the clip's own cannot be written
+INTERRUPTED = 130  # exit status
+
+
+def retimes(
+    options: MakeOptions, config: SampleConfig, retiming: RetimeConfig, files: Sequence[Path]
+) -> bool:
+    """Whether files are clips to be retimed by motion, rather than keyframes of the sampler.
+
+    One clip is keyframes where a flag asks for what the sampler alone does, or its model is another
+    one. Raises ``UserError`` where retiming is asked of pictures, of such a model or with such a
+    flag.
+    """
+    from flowcept.data import video
+
+    moving = [video.is_moving(path) for path in files]
+    if retiming.asked and not all(moving):
+        still = files[moving.index(False)]
+        raise UserError(f"{still} is a picture: --target-fps, --slow and --dedupe need clips")
+    if not all(moving):
+        return False
+    needed = retiming.asked or len(files) > 1
+    flags = _of_the_sampler(options, config)
+    if flags and needed:
+        raise UserError(f"{flags[0]} means nothing where whole clips are retimed: leave it out")
+    if flags or not _is_motion(options.model):
+        if needed:
+            raise UserError("whole clips are retimed by motion: leave out --model and --prompt")
+        return False
+    return True
+
+
+def _of_the_sampler(options: MakeOptions, config: SampleConfig) -> list[str]:
+    """Flags that were given and that the sampler alone understands."""
+    asked = {
+        **{name: getattr(config, name) for name in ("frames", "min_length", "max_length")},
+        **{name: getattr(options, name) for name in ("scale", "preview", "sheet", "trace")},
+        "count": options.count > 1,
+        "device": options.device not in ("auto", "cpu"),
+    }
+    return [flag(name) for name, value in asked.items() if value]
+
+
+def _is_motion(model: str | None) -> bool:
+    """Whether a model is one of motion."""
+    from flowcept import model_file
+    from flowcept.networks.motion import MotionConfig
+
+    return isinstance(model_file.read_card(model_file.find(model)).network, MotionConfig)
+
+
+def retime_clips(
+    options: MakeOptions,
+    config: RetimeConfig,
+    clips: Sequence[Path],
+    multi: int = 0,
+) -> None:
+    """Write each clip at its new times; of several each gets its own name in the output's folder.
+
+    Ctrl-C keeps what is finished. Raises ``UserError`` where a file cannot be read or written.
+    """
+    from flowcept import model_file
+    from flowcept.networks.motion_video import MotionVideo
+    from flowcept.retime import Retimer
+    from flowcept.training.stopping import noticed
+
+    outputs = _outputs(options.output, clips, config)
+    check_apart(outputs, clips)
+    for output in outputs:
+        check_output(output)
+    _use_threads(options.threads)
+    network = model_file.load(model_file.find(options.model)).network
+    assert isinstance(network, MotionVideo)
+    retimer = Retimer(network.motion, config=config, multi=multi, fps=options.fps)
+    results: list[dict[str, Any]] = []
+    stopped = False
+    try:
+        with noticed() as came:
+            for clip, output in zip(clips, outputs, strict=True):
+                made = _retime(options, retimer, clip, output, lambda: bool(came))
+                results.append(_told(options, output, made))
+                if came:
+                    break
+            stopped = bool(came)
+    finally:
+        if options.as_json:
+            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _use_threads(threads: int) -> None:
+    import cv2
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+
+
+def _retime(
+    options: MakeOptions,
+    retimer: "Retimer",
+    clip: Path,
+    output: Path,
+    stopped: Callable[[], bool],
+) -> "Retimed":
+    """One clip, under a bar of its frames."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=clip.name, unit="frame", disable=options.quiet, delay=1)
+
+    def watch(total: int) -> None:
+        bar.total = total
+        bar.update()
+
+    with bar:
+        metadata = not options.no_metadata
+        return retimer.retime(clip, output, metadata=metadata, watch=watch, stopped=stopped)
+
+
+def _told(options: MakeOptions, output: Path, made: "Retimed") -> dict[str, Any]:
+    """Say what was written; the record of it for JSON."""
+    if options.talks:
+        for line in made.notes:
+            typer.echo(f"note: {line}")
+        size, rate = f"{made.width}x{made.height}", f"{made.grid.fps:g} fps"
+        typer.echo(f"{output}: {made.count} frames of {size} at {rate}")
+    return {
+        "output": str(output),
+        "frames": made.count,
+        "fps": made.grid.fps,
+        "width": made.width,
+        "height": made.height,
+        "notes": made.notes,
+    }
+
+
+def _outputs(output: Path | None, clips: Sequence[Path], config: RetimeConfig) -> list[Path]:
+    """Where each clip goes: names that nobody chose are new ones."""
+    if len(clips) == 1 and output is not None:
+        return [output]
+    folder = output or Path()
+    if output is not None:
+        _make_folder(output)
+    taken: list[Path] = []
+    for clip in clips:
+        first = folder / f"{clip.stem}{_ending(config)}{_suffix(clip)}"
+        later = (numbered(first, number) for number in itertools.count(2))
+        names = itertools.chain([first], later)
+        taken.append(next(name for name in names if name not in taken and not name.exists()))
+    return taken
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.suffix:
+        raise UserError(f"several clips go into a folder: give --output one, not {folder}")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def _ending(config: RetimeConfig) -> str:
+    """What is added to the name of a clip."""
+    pace = f"-slow{config.slow:g}" if config.slow != 1 else ""
+    rate = f"-{config.target_fps:g}fps" if config.target_fps else ""
+    return pace + rate or "-smooth"
+
+
+def _suffix(clip: Path) -> str:
+    from flowcept.data import video
+
+    suffix = clip.suffix.lower()
+    return suffix if suffix in video.OUTPUT_SUFFIXES - {".png"} else SUFFIX
