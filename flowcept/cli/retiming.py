@@ -37,6 +37,8 @@ def retimes(
         raise UserError(f"{still} is a picture: --target-fps, --slow and --dedupe need clips")
     if not all(moving):
         return False
+    for path in files:
+        video.probe(path)  # what is wrong with a clip is said before anything of the model
     needed = retiming.asked or len(files) > 1
     flags = _of_the_sampler(options, config)
     if flags and needed:

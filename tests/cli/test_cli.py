@@ -438,12 +438,12 @@ def test_nothing_is_written_over_what_is_read(flow, command, inputs, flags):
     assert {name: Path(name).read_bytes() for name in files()} == before
 
 
-def test_a_rate_that_cannot_be_written_is_refused_first(flow, monkeypatch):
+def test_a_rate_that_cannot_be_written_is_refused_first(flow, tiny_model, monkeypatch):
     video.write_video(Path("clip.apng"), noise(3), 10)
     read = video.read_video
     monkeypatch.setattr(video, "read_video", lambda path: (read(path)[0], 2000.0))
     refused(flow("extend", "clip.apng", "-m", ABSENT), "--fps")
-    refused(flow("interp", "clip.apng", "-m", ABSENT), "--fps")
+    refused(flow("interp", "clip.apng", "-m", tiny_model), "--fps")
 
 
 def test_model_from_the_environment(flow, tiny_model, monkeypatch):

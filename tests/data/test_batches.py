@@ -56,6 +56,8 @@ def equal(a: Batch, b: Batch) -> bool:
         return False
     return all(
         torch.equal(torch.as_tensor(getattr(x, f.name)), torch.as_tensor(getattr(y, f.name)))
+        if getattr(x, f.name) is not None
+        else getattr(y, f.name) is None
         for pair_a, pair_b in zip(a.pairs, b.pairs, strict=True)
         for x, y in zip(pair_a, pair_b, strict=True)
         for f in fields(x)
