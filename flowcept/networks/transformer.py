@@ -453,10 +453,9 @@ class Transformer(VideoNetwork):
             size_BK: Tensor = self.size(clip_BD)
         return log_missing_F, first_B, size_BK
 
-    def _gap_features(self, gap_FD: Tensor, first_BD: Tensor, evaluated: FrameState) -> Tensor:
+    def _gap_features(self, gap_FD: Tensor, first_BD: Tensor, state: FrameState) -> Tensor:
         """``[B, G, 2H]`` in float32, as all laws."""
         assert self.compositions is not None
-        state = evaluated
         with torch.autocast(gap_FD.device.type, enabled=False):
             gap_BG2H: Tensor = self.compositions(
                 gap_FD, first_BD, state.open_F, state.open_first_B, state.lengths

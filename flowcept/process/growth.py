@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -55,8 +54,6 @@ class Insertions:
         longest = max(max_length, self.num_given, wanted or 1)
         self.high = self.config.frames or self.config.max_length or longest
         self.low = wanted or min(min_length, self.high)
-
-    indices: ClassVar[list[int] | None] = None  # of visible frames, where the clip is planned
 
     def complete(self, index: int) -> bool:
         """Whether no frame can appear any more after ``index`` steps, whatever was drawn."""
@@ -186,7 +183,7 @@ class Planned(Insertions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.indices = [-1] * self.num_given  # type: ignore[misc]
+        self.indices = [-1] * self.num_given  # of visible frames, -1 while there is no plan
         self.total = -1  # frames of the whole clip
         self.births: list[tuple[int, int]] = []  # step and index of every frame to come
 
@@ -196,15 +193,14 @@ class Planned(Insertions):
     def count(self, index: int, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
         if index == 0:
             self._plan(self._hidden(gaps, size_logits_K))
-        assert self.indices is not None
         new = [place for step, place in self.births if step == index]
         ends = pairwise([-1, *self.indices, self.total])
-        self.indices = sorted([*self.indices, *new])  # type: ignore[misc]
+        self.indices = sorted([*self.indices, *new])
         return [sum(low < place < high for place in new) for low, high in ends]
 
     def born(self, counts: Sequence[int], shape: Sequence[int]) -> list[Tensor]:
         if self.total < 0:
-            self.indices = [-1] * (self.length + sum(counts))  # type: ignore[misc]
+            self.indices = [-1] * (self.length + sum(counts))
         return super().born(counts, shape)
 
     def _hidden(self, gaps: Gaps, size_logits_K: Tensor) -> list[int]:
@@ -220,7 +216,7 @@ class Planned(Insertions):
         """Indices of the visible frames, and of every hidden one with the step that shows it."""
         self.total = self.length + sum(hidden_G)
         before = [sum(hidden_G[: gap + 1]) for gap in range(self.length)]
-        self.indices = [frame + count for frame, count in enumerate(before)]  # type: ignore[misc]
+        self.indices = [frame + count for frame, count in enumerate(before)]
         places = sorted(set(range(self.total)) - set(self.indices))
         uniform_N = torch.rand(len(places), generator=self.generator, dtype=torch.float64)
         step_N = (self.schedule.inverse(uniform_N) * self.config.steps).ceil().long() - 1

@@ -41,9 +41,11 @@ def missing_logits(
     have a start frame.
     """
     visible_B = state.count_B(~state.given_F)
-    given_B = state.count_B(state.given_F)
-    open_gaps_B = state.count_B(state.role_F == Role.ACTIVE) + state.open_first_B
-    starts_B = START_FRAMES * (given_B == 0 if first else open_gaps_B == 1)
+    if first:
+        starts_B = START_FRAMES * (state.count_B(state.given_F) == 0)
+    else:
+        open_gaps_B = state.count_B(state.role_F == Role.ACTIVE) + state.open_first_B
+        starts_B = START_FRAMES * (open_gaps_B == 1)
     appeared_B1 = (visible_B - starts_B).clamp(min=0)[:, None]
 
     count_K = torch.arange(size_logits_BK.shape[1], device=visible_B.device)

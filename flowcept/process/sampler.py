@@ -176,7 +176,7 @@ class Step:
         """With new noise frames of age 0 in the gaps."""
         shape, lengths = self.state.latent_FCHW.shape[1:], self.state.lengths
         born = [clip.born(gaps, shape) for clip, gaps in zip(self.growth, counts, strict=True)]
-        indices, totals = self.plan()
+        indices, totals = self._plan()
         if not any(born) and not (indices and self.index == 1):  # with the first step comes a plan
             return self
         noise = [noise_CHW for clip in born for noise_CHW in clip]
@@ -195,10 +195,10 @@ class Step:
             name_F=torch.cat([self.name_F, torch.tensor(names)])[rows],
         )
 
-    def plan(self) -> tuple[list[int], list[int]]:
+    def _plan(self) -> tuple[list[int], list[int]]:
         """Indices of all frames, and numbers of frames of all clips, where clips are planned."""
         planned = [clip for clip in self.growth if isinstance(clip, Planned)]
-        return [i for clip in planned for i in clip.indices or ()], [clip.total for clip in planned]
+        return [i for clip in planned for i in clip.indices], [clip.total for clip in planned]
 
     def noised_again(self, age: int) -> Self:
         """With the generated frames of clips that have just finished back at this age, once.
