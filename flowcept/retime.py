@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from flowcept import __version__
 from flowcept.data import video
+from flowcept.data.formats import peeked
 from flowcept.data.video import Frames, Reel, Sound
 from flowcept.errors import UserError
 from flowcept.networks.flow import DisEstimator, MotionEstimator, photometric_error
@@ -392,18 +393,13 @@ def retimed(
     """The frames ``[H, W, 3]``, or with alpha ``[H, W, 4]``, of a clip on another grid of times."""
     timed = zip(reel.pictures(), reel.edges, strict=False)  # the last edge is the end
     pictures = (Given(float(start), picture_HWC) for picture_HWC, start in timed)
-    first, kept = _peeked(without_repeats(pictures, maker.report, keep=not dedupe))
+    first, kept = peeked(without_repeats(pictures, maker.report, keep=not dedupe))
     number, last = 0, first
     for around in surrounded(paired(kept, estimator)):
         places = _places(around.pair, grid, number)
         yield from maker.frames(around, places)
         number, last = number + len(places), around.pair.right
     yield from itertools.repeat(maker.given(last), grid.count - number)
-
-
-def _peeked(pictures: Iterator[Given]) -> tuple[Given, Iterator[Given]]:
-    first = next(pictures)
-    return first, itertools.chain([first], pictures)
 
 
 def _places(pair: Pair, grid: Grid, number: int) -> list[float]:

@@ -15,12 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from flowcept.data import ffmpeg
 from flowcept.data.ffmpeg import Frames
+
+T = TypeVar("T")
 
 EXIF = 0x8769  # Exif tag: the sub-directory of
 USER_COMMENT = 0x9286
@@ -90,11 +93,11 @@ def holds_alpha(suffix: str) -> bool:
     return suffix not in _OPAQUE
 
 
-def peeked(frames_FHWC: Iterable[Frames]) -> tuple[Frames, Iterator[Frames]]:
-    """The first of one or more frames, and all of them."""
-    rest = iter(frames_FHWC)
-    first_HWC = next(rest)
-    return first_HWC, itertools.chain([first_HWC], rest)
+def peeked(items: Iterable[T]) -> tuple[T, Iterator[T]]:
+    """The first of one or more items, and all of them."""
+    rest = iter(items)
+    first = next(rest)
+    return first, itertools.chain([first], rest)
 
 
 def _pixels(frame_HWC: Frames) -> str:
