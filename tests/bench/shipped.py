@@ -570,9 +570,7 @@ def main() -> None:
     parser.add_argument("--refine", type=float, default=SampleConfig().refine)
     parser.add_argument("--seed", type=int, default=4321)
     options = parser.parse_args()
-    settings = SampleConfig(
-        steps=options.steps, guidance=options.guidance, refine=options.refine
-    )
+    settings = SampleConfig(steps=options.steps, guidance=options.guidance, refine=options.refine)
     judge = judging.load(options.judge)
     bench = Bench(options.model, judge, options.seed, settings)
     if not set(bench.cast) <= set(judge.actors):
