@@ -141,14 +141,21 @@ class MotionData:
         """Flow from a frame to the one ``spacing`` later, and back: int16 [2, 2, H, W]."""
         file = self.folder / "flows" / flow_name(shot, start, spacing)
         if not file.exists():
-            frames = self.frames(shot)
-            first, second = (picture(frames[i]) for i in (start, start + spacing))
-            both = torch.stack([self.estimator(first, second), self.estimator(second, first)])
-            steps = (both * FLOW_STEPS).round().clamp(-32767, 32767).to(torch.int16).numpy()
+            steps = self.estimated(shot, start, spacing)
             with replacing(file) as temporary:
                 np.save(temporary, steps)
         flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
         return flow
+
+    def estimated(self, shot: Shot, start: int, spacing: int) -> NDArray[np.int16]:
+        """The same, newly estimated."""
+        frames = self.frames(shot)
+        first, second = (picture(frames[i]) for i in (start, start + spacing))
+        both = torch.stack([self.estimator(first, second), self.estimator(second, first)])
+        steps: NDArray[np.int16] = (
+            (both * FLOW_STEPS).round().clamp(-32767, 32767).to(torch.int16).numpy()
+        )
+        return steps
 
     def gaps(self, shot: Shot, spacing: int) -> list[Gap]:
         """The gaps that are drawn from, in the middle of the shot."""
@@ -248,6 +255,11 @@ class WindowDrawer:
         if not any(gaps for (_, layered), (gaps, _) in self._choices.items() if not layered):
             raise UserError("nothing moves in the clips to learn from: give others")
         self.sides = _fitting(data)
+
+    @property
+    def num_gaps(self) -> int:
+        """Gaps that may be drawn."""
+        return sum(len(gaps) for gaps, _ in self._choices.values())
 
     @property
     def num_windows(self) -> int:

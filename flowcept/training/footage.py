@@ -41,7 +41,7 @@ from flowcept.errors import UserError
 from flowcept.networks.flow import MotionEstimator
 from flowcept.networks.motion import WORKING_SIDE, working_size
 from flowcept.retime import Given, Report, is_cut, paired, surrounded, without_repeats
-from flowcept.training.console import Console
+from flowcept.training.console import Console, counted
 
 SHOT_FRAMES = 64  # of the longest shot; longer scenes make several
 LEAST_SIDE = 16  # pixels of a clip's shorter side
@@ -64,7 +64,8 @@ class Footage:
     def summary(self, examples: int = 5) -> Iterator[str]:
         """Lines for people."""
         frames = sum(timing.num_frames for _, timing in self.clips)
-        yield f"{len(self.clips)} clips of {frames} frames and {len(self.pictures)} pictures found"
+        clips, pictures = counted(len(self.clips), "clip"), counted(len(self.pictures), "picture")
+        yield f"{clips} of {frames} frames and {pictures} found"
         yield from (f"  {finding}" for finding in self.findings[:examples])
         if len(self.findings) > examples:
             yield f"  ... and {len(self.findings) - examples} more dropped"
@@ -82,20 +83,17 @@ def find(
     Raises ``UserError`` for a folder that is not there or has no such clip.
     """
     seen = look(folder, progress, cache)
-    pictures = [one.path for one in seen if _is_picture(one)]
-    if photos:
-        pictures += [one.path for one in look(Path(photos)) if _is_picture(one)]
-    clips, findings = [], []
-    for one in seen:
-        if reason := _why_not(one, least):
-            findings.append(_dropped(one.path, one.found, reason))
-        elif isinstance(one.found, Timing) and not _is_picture(one):
-            clips.append((one.path, one.found))
-    if not clips and not findings:
-        raise UserError(f"{folder} holds pictures only: put clips of {least} frames or more there")
-    if not clips:
+    others = look(Path(photos)) if photos else []
+    pictures = [one.path for one in [*seen, *others] if _is_picture(one)]
+    findings = [_dropped(one, reason) for one in seen if (reason := _why_not(one, least))]
+    bad = {finding.path for finding in findings}
+    clips = [one for one in seen if one.path not in bad and not _is_picture(one)]
+    if clips:
+        timed = [(one.path, one.found) for one in clips if isinstance(one.found, Timing)]
+        return Footage(folder, tuple(timed), tuple(pictures), tuple(findings))
+    if findings:
         raise unusable(folder, findings)
-    return Footage(folder, tuple(clips), tuple(pictures), tuple(findings))
+    raise UserError(f"{folder} holds pictures only: put clips of {least} frames or more there")
 
 
 def _is_picture(one: Seen) -> bool:
@@ -113,9 +111,9 @@ def _why_not(one: Seen, least: int) -> str:
     return f"{one.found.num_frames} frames, {least} are needed"
 
 
-def _dropped(path: Path, found: Timing | str, reason: str) -> Finding:
-    count, fps = (found.num_frames, found.fps) if isinstance(found, Timing) else (0, 0.0)
-    return Finding(path, "dropped", reason, count, fps)
+def _dropped(one: Seen, reason: str) -> Finding:
+    count = one.found.num_frames if isinstance(one.found, Timing) else 0
+    return Finding(one.path, "dropped", reason, count, 0.0)
 
 
 # ---- shots -----------------------------------------------------------------------------------
@@ -154,9 +152,11 @@ class Gathering:
                 if len(frames_FHW3) >= least and self._is_kept():
                     made += self._added(frames_FHW3, held_out)
             if self.number == before:
-                self.findings.append(_dropped(path, timing, f"no {least} frames without a cut"))
+                self.findings.append(
+                    _dropped(Seen(path, "", timing), f"no {least} frames without a cut")
+                )
         except UserError as error:
-            self.findings.append(_dropped(path, timing, reason_of(path, error)))
+            self.findings.append(_dropped(Seen(path, "", timing), reason_of(path, error)))
         else:
             self.shots += made
 
@@ -214,10 +214,7 @@ def gathered(
     console: Console,
 ) -> Path:
     """The cache folder of what is learned from, made if it is not there."""
-    prints = [
-        fingerprint(path) for path in (*(path for path, _ in footage.clips), *footage.pictures)
-    ]
-    folder = cache / f"motion-{digest_of(FORMAT, prints, asdict(windows))}"
+    folder = cache / f"motion-{_digest(footage, windows)}"
     if not (folder / INDEX).exists():
         folder.mkdir(parents=True, exist_ok=True)
         gathering = Gathering(footage, folder, windows, estimator)
@@ -228,15 +225,19 @@ def gathered(
     return folder
 
 
+def _digest(footage: Footage, windows: WindowsConfig) -> str:
+    """Names the files and settings that a cache is made from."""
+    paths = [*(path for path, _ in footage.clips), *footage.pictures]
+    return digest_of(FORMAT, [fingerprint(path) for path in paths], asdict(windows))
+
+
 def _told(gathering: Gathering) -> Iterator[str]:
     """Lines for people on what became of the clips."""
     report = gathering.report
     yield from (f"  {finding}" for finding in gathering.findings)
     if report.cuts or report.repeats:
-        yield (
-            f"{report.cuts} scene cuts, across which nothing is learned; "
-            f"{report.repeats} frames that repeat the one before, left out"
-        )
+        cuts, repeats = counted(report.cuts, "scene cut"), counted(report.repeats, "repeated frame")
+        yield f"{cuts}, across which nothing is learned; {repeats} left out"
 
 
 def scenes(
@@ -246,11 +247,10 @@ def scenes(
 
     Raises ``UserError``, perhaps at the end only, for what is not a whole clip or is too small.
     """
-    stream = enumerate(video.stream(path, timing))
-    given = (Given(float(number), shot_size(frame_HW3)) for number, frame_HW3 in stream)
     run: list[Frames] = []
     last: Given | None = None
-    for around in surrounded(paired(without_repeats(given, report, keep=False), estimator)):
+    differing = without_repeats(_sized(path, timing), report, keep=False)
+    for around in surrounded(paired(differing, estimator)):
         run.append(around.pair.left.picture_HWC)
         last = around.pair.right
         cut = is_cut(around)
@@ -260,6 +260,12 @@ def scenes(
             run = []
     if last is not None:
         yield np.stack([*run, last.picture_HWC])
+
+
+def _sized(path: Path, timing: Timing) -> Iterator[Given]:
+    """The frames of a clip one after another."""
+    for number, frame_HW3 in enumerate(video.stream(path, timing)):
+        yield Given(float(number), shot_size(frame_HW3))
 
 
 # ---- sizes -----------------------------------------------------------------------------------

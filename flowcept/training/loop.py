@@ -127,8 +127,10 @@ class Tally:
 
     def means(self, team: Team) -> dict[str, float]:
         """Means over the steps; of tensors the sums over all processes. One read of the device."""
-        stacked = torch.stack(list(self.tensors.values()))
-        totals = dict(zip(self.tensors, team.summed(stacked).tolist(), strict=True))
+        totals: dict[str, float] = {}
+        if self.tensors:
+            stacked = torch.stack(list(self.tensors.values()))
+            totals = dict(zip(self.tensors, team.summed(stacked).tolist(), strict=True))
         return {name: total / self.steps for name, total in (totals | self.numbers).items()}
 
 

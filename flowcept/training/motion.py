@@ -44,6 +44,7 @@ LEAST_DIFFERENCE = 0.01  # of a pixel, in the same units, in what the expected e
 LOG_ERROR_WEIGHT = 1.0  # of the mean logarithm of the squared error
 EXPECTED_WEIGHT = 0.02  # of what the network expects of its own error
 MOST_SKIPPED = 20  # steps in a row whose gradient is not finite: then training has diverged
+DECIBELS = 10 / math.log(10)  # of a natural logarithm
 FPS = 24.0  # at which frames between pictures are played
 
 
@@ -160,18 +161,22 @@ class MotionTrainer:
 
     def _backward(self, batch: Batch) -> dict[str, float]:
         """Gradients of a batch; its losses, and its mean gain over the blend by hand, in dB."""
+        terms = self._losses(batch)
+        weights = {"log_error": LOG_ERROR_WEIGHT, "expected": EXPECTED_WEIGHT}
+        weighted = [weights.get(name, 1.0) * term for name, term in terms.items()]
+        torch.stack(weighted).sum().backward()
+        told = {name: float(term.detach()) for name, term in terms.items()}
+        return {**told, "gain": DECIBELS * (by_hand(batch) - told["log_error"])}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(self.machine.device, self.machine.dtype):
             plan = self.network(batch.left_N3HW, batch.right_N3HW, batch.flows, batch.t_N)
         made_N3HW = painted(batch.left_N3HW, batch.right_N3HW, plan)
-        laplacian = laplacian_loss(made_N3HW, batch.truth_N3HW)
-        log_error = log_error_loss(made_N3HW, batch.truth_N3HW)
-        expected = expected_error_loss(plan.log_error_N1HW, made_N3HW, batch.truth_N3HW)
-        total = torch.stack([laplacian, LOG_ERROR_WEIGHT * log_error, EXPECTED_WEIGHT * expected])
-        total.sum().backward()
-        terms = {"laplacian": laplacian, "log_error": log_error, "expected": expected}
-        told = {name: float(term.detach()) for name, term in terms.items()}
-        gained = by_hand(batch) - told["log_error"]
-        return {**told, "gain": 10 / math.log(10) * gained}
+        return {
+            "laplacian": laplacian_loss(made_N3HW, batch.truth_N3HW),
+            "log_error": log_error_loss(made_N3HW, batch.truth_N3HW),
+            "expected": expected_error_loss(plan.log_error_N1HW, made_N3HW, batch.truth_N3HW),
+        }
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -180,15 +185,17 @@ class MotionTrainer:
         ours, others = self.average.parameters(), self.network.parameters()
         torch._foreach_lerp_(list(ours), list(others), 1 - keep)
 
-    def seconds(self) -> float:
-        """What a step takes here, measured; nothing is learned."""
+    def seconds(self) -> tuple[float, float]:
+        """What a step takes here and a new flow, measured; nothing is learned."""
         drawer = WindowDrawer(self.drawer.data, np.random.default_rng(0))
         batch = drawer.batch().to(self.machine.device)
         for _ in range(2):  # the first one warms up
             begun = time.monotonic()
             self._backward(batch)
             self.optimizer.zero_grad(set_to_none=True)
-        return time.monotonic() - begun
+        stepped = time.monotonic()
+        self.drawer.data.estimated(self.drawer.data.shots[0], 0, 2)
+        return stepped - begun, time.monotonic() - stepped
 
     def held_out(self) -> dict[str, float]:
         """Scores of the averaged weights on held-out windows; empty where there are none."""

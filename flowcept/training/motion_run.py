@@ -7,7 +7,9 @@ taught, then the network learns. A run that was stopped goes on where its last s
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,17 +24,18 @@ from flowcept.networks.flow import DisEstimator, MotionEstimator
 from flowcept.networks.motion import MotionConfig, MotionNetwork
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.settings import RESUMABLE, MotionTrainConfig
-from flowcept.training.console import Console
+from flowcept.training.console import Console, counted
 from flowcept.training.distributed import Machine, Team, pick
 from flowcept.training.footage import Footage, find, gathered
 from flowcept.training.loop import run_to_end
 from flowcept.training.motion import MotionTrainer
-from flowcept.training.motion_law import fit_law, law_examples
+from flowcept.training.motion_law import LawExamples, fit_law, law_examples
 from flowcept.training.run import go_on, open_folder, told_how_to_go_on
 from flowcept.training.state import Files, Run
 from flowcept.training.stopping import stoppable
 
 FLOW_BYTES = 8  # of a pixel: two flows of two int16
+FLOWS_A_WINDOW = 2  # about, that are new to it: of its gap and of those beside it
 
 
 @dataclass(frozen=True)
@@ -74,36 +77,55 @@ def train_motion(
     Raises ``UserError`` for a folder without usable clips, for unusable settings, and for a run
     folder that is in use and not to be resumed.
     """
-    parts, files = parts or MotionParts(), Files(run)
+    files, told = Files(run), Console(console, quiet)
     config = files.recorded(config, given) if resume else files.unused(config)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("motion is trained by one process: start it without torchrun")
-    device, dtype = pick(config.machine)
-    origin = _origin(config, files, resume)
+    state = Run(files, config, _machine(config), told)
+    resumed = resume and files.state.exists()
+    course = Course(state, parts or MotionParts(), _origin(config, files, resumed), resumed)
 
     with stoppable():
-        said = Console(console, quiet)
-        state = Run(files, config, Machine(device, dtype, Team()), said)
-        footage = find(
-            folder, config.motion.photos, parts.least, said.progress("reading", "file"), files.cache
-        )
-        said.say(*footage.summary())
+        footage = _footage(folder, course)
+        told.say(*footage.summary())
         if not resume:
             open_folder(state)
         with told_how_to_go_on(folder, state):
-            trainer = _trainer(footage, state, parts, origin, resume)
-            if resume:
+            trainer = _trainer(footage, course, free=not resume)
+            if resumed:
                 go_on(trainer, state)
-            said.say(*describe(trainer, files))
+            told.say(*describe(trainer, files))
             run_to_end(trainer, state, pause_at)
     return files.model
 
 
-def _origin(config: MotionTrainConfig, files: Files, resume: bool) -> Weights | None:
+@dataclass(frozen=True)
+class Course:
+    """What a run starts from."""
+
+    run: Run[MotionTrainConfig]
+    parts: MotionParts
+    origin: Weights | None  # the model whose weights go on learning; None: new ones
+    resumed: bool  # whether the run has a state to go on from
+
+
+def _machine(config: MotionTrainConfig) -> Machine:
+    """Where it is computed; ``UserError`` for what is not there, and for several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("motion is trained by one process: start it without torchrun")
+    return Machine(*pick(config.machine), Team())
+
+
+def _footage(folder: Path, course: Course) -> Footage:
+    """What the folder holds."""
+    run, least = course.run, course.parts.least
+    reading = run.console.progress("reading", "file")
+    return find(folder, run.config.motion.photos, least, reading, run.files.cache)
+
+
+def _origin(config: MotionTrainConfig, files: Files, resumed: bool) -> Weights | None:
     """The model to go on from: a resumed run's own, else that of ``init``; None: a new one."""
-    if resume and files.state.exists():
-        return model_file.load(files.model)
     wanted = config.optimizer.init
+    if resumed:
+        return model_file.load(files.model)
     if not wanted:
         return None
     origin = model_file.load(model_file.find(wanted))
@@ -112,77 +134,79 @@ def _origin(config: MotionTrainConfig, files: Files, resume: bool) -> Weights | 
     return origin
 
 
-def _trainer(
-    footage: Footage,
-    run: Run[MotionTrainConfig],
-    parts: MotionParts,
-    origin: Weights | None,
-    resume: bool,
-) -> MotionTrainer:
+def _trainer(footage: Footage, course: Course, free: bool) -> MotionTrainer:
     """All that is trained and what it learns from, before the first step.
 
-    Where that fails the remedy may be other clips: a new run's folder is free then.
+    Where that fails the remedy may be other clips: with ``free`` the run's folder is free then.
     """
+    run = course.run
     try:
-        data = _data(footage, run, parts)
-        torch.manual_seed(run.config.machine.seed)
-        network = _network(origin, parts.network)
-        measuring = run.console.progress("measuring pace", "shot")
-        learned, held = law_examples(data, network.config.most_missing, measuring)
-        if not (resume and run.files.state.exists()):
-            steps, seed = run.config.optimizer.law_steps, run.config.machine.seed
-            fit_law(network.law, learned, steps, seed, further=origin is not None)
-        name = _dataset(footage, origin, resume and run.files.state.exists())
-        return MotionTrainer(network, data, held, run.config, run.machine, name)
+        data = _data(footage, course)
+        network, held_law = _begun(data, course)
+        dataset = _dataset(footage, course)
+        return MotionTrainer(network, data, held_law, run.config, run.machine, dataset)
     except UserError:
-        if not resume:
+        if free:
             run.files.free()
         raise
 
 
-def _data(footage: Footage, run: Run[MotionTrainConfig], parts: MotionParts) -> MotionData:
+def _begun(data: MotionData, course: Course) -> tuple[MotionNetwork, LawExamples]:
+    """The network, whose law of gaps is taught, and what that law is scored on."""
+    settings, seed = course.run.config.optimizer, course.run.config.machine.seed
+    torch.manual_seed(seed)
+    network = _network(course)
+    measuring = course.run.console.progress("measuring pace", "shot")
+    learned, held = law_examples(data, network.config.most_missing, measuring)
+    if not course.resumed:
+        further = course.origin is not None
+        fit_law(network.law, learned, settings.law_steps, seed, further=further)
+    return network, held
+
+
+def _data(footage: Footage, course: Course) -> MotionData:
     """Shots in the run's cache."""
-    settings = run.config.motion
+    run, settings = course.run, course.run.config.motion
     layered = bool(settings.layers and settings.layered_share)
     windows = replace(
-        parts.windows,
+        course.parts.windows,
         held_out=settings.held_out,
         most_shots=settings.max_shots,
         num_layered=settings.layers if layered else 0,
         layered_share=settings.layered_share if layered else 0.0,
         seed=run.config.machine.seed,
     )
-    folder = gathered(footage, run.files.cache, windows, parts.estimator, run.console)
-    return MotionData(folder, windows, parts.estimator)
+    estimator = course.parts.estimator
+    folder = gathered(footage, run.files.cache, windows, estimator, run.console)
+    return MotionData(folder, windows, estimator)
 
 
-def _network(origin: Weights | None, config: MotionConfig) -> MotionNetwork:
+def _network(course: Course) -> MotionNetwork:
     """A new network, or the origin's, to be trained on."""
-    if origin is None:
-        return MotionNetwork(config)
-    assert isinstance(origin.network, MotionVideo)
-    network: MotionNetwork = origin.network.motion.requires_grad_().train()
+    if course.origin is None:
+        return MotionNetwork(course.parts.network)
+    assert isinstance(course.origin.network, MotionVideo)
+    network: MotionNetwork = course.origin.network.motion.requires_grad_().train()
     return network
 
 
-def _dataset(footage: Footage, origin: Weights | None, resumed: bool) -> str:
+def _dataset(footage: Footage, course: Course) -> str:
     """What a card says that was learned from, an origin's clips and authors included."""
-    if origin is None:
-        return footage.folder.resolve().name
-    if resumed:
-        return origin.card.dataset
-    return f"{footage.folder.resolve().name}, after {origin.card.dataset}"
+    name = footage.folder.resolve().name
+    if course.origin is None:
+        return name
+    before = course.origin.card.dataset
+    return before if course.resumed else f"{name}, after {before}"
 
 
 def describe(trainer: MotionTrainer, files: Files) -> Iterator[str]:
     """What is trained, on what, where, and how long it will take."""
     data, machine = trainer.drawer.data, trainer.machine
-    real = [shot for shot in data.shots if not shot.layered]
-    held = sum(shot.held_out for shot in real)
-    layered = len(data.shots) - len(real)
+    kinds = Counter("layers" if shot.layered else shot.held_out for shot in data.shots)
     yield (
-        f"{trainer.drawer.num_windows} windows in {len(real) - held} shots to learn from and "
-        f"{layered} clips of moving layers; {held} shots held out"
+        f"{counted(trainer.drawer.num_windows, 'window')} in {counted(kinds[False], 'shot')} to "
+        f"learn from, {counted(kinds['layers'], 'clip')} of moving layers; "
+        f"{counted(kinds[True], 'shot')} held out"
     )
     million = sum(weight.numel() for weight in trainer.learning) / 1e6
     dtype = str(machine.dtype).removeprefix("torch.")
@@ -203,10 +227,13 @@ def _disk(data: MotionData) -> float:
 
 
 def _duration(trainer: MotionTrainer) -> str:
-    """How long it will take, by the time of one step."""
-    settings, seconds = trainer.config.optimizer, trainer.seconds()
-    hours = (settings.steps - trainer.step) * seconds / 3600
+    """How long it will take, by the time of a step and of a flow."""
+    settings, left = trainer.config.optimizer, trainer.config.optimizer.steps - trainer.step
+    step, flow = trainer.seconds()
+    windows = left * trainer.drawer.data.config.pixels / max(trainer.drawer.sides) ** 2
+    hours = (left * step + min(FLOWS_A_WINDOW * windows, trainer.drawer.num_gaps) * flow) / 3600
     if settings.max_hours:
         hours = min(hours, settings.max_hours - trainer.hours)
-    told = f"{60 * hours:.0f} minutes" if hours < 1.5 else f"{hours:.1f} hours"
-    return f"a step takes about {seconds:.1f} s here: about {told}, some more while flows are new"
+    minutes = counted(math.ceil(60 * hours), "minute")
+    told = minutes if hours < 1.5 else f"{hours:.1f} hours"
+    return f"about {told}: {counted(left, 'step')} at most, of {step:.1f} s each"

@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowcept.codecs import to_frames
 from flowcept.data.motion_windows import Batch
 from flowcept.networks.motion import MotionNetwork, Plan, hand_made, painted
 
 SHEET_ROWS = 8
 ERROR_SCALE = 4  # of the errors that a sheet shows
+HALFWAY = 0.5
 
 
 def scores(
@@ -29,12 +31,10 @@ def scores(
     """
     if not windows:
         return {}
-    there = [window.to(device) for window in windows]
-    made = [psnr(_painted(window, _plan(network, window)), window.truth_N3HW) for window in there]
-    hand = [psnr(_painted(window, _hand_plan(window)), window.truth_N3HW) for window in there]
-    gains = [ours - theirs for ours, theirs in zip(made, hand, strict=True)]
-    pairs = zip(gains, windows, strict=True)
-    halves = [gain for gain, window in pairs if float(window.t_N) == 0.5]
+    pairs = [decibels(network, window.to(device)) for window in windows]
+    made, hand = zip(*pairs, strict=True)
+    gains = [ours - theirs for ours, theirs in pairs]
+    halfway = [gain for gain, one in zip(gains, windows, strict=True) if float(one.t_N) == HALFWAY]
     told = {
         "psnr": fmean(made),
         "hand_made": fmean(hand),
@@ -43,7 +43,13 @@ def scores(
         "best_gain": max(gains),
         "worst_gain": min(gains),
     }
-    return {**told, "gain_halfway": fmean(halves)} if halves else told
+    return {**told, "gain_halfway": fmean(halfway)} if halfway else told
+
+
+def decibels(network: MotionNetwork, window: Batch) -> tuple[float, float]:
+    """PSNR in dB of the network's frame and of the one that is made by hand."""
+    made, hand = (_painted(window, plan) for plan in (_plan(network, window), _hand_plan(window)))
+    return psnr(made, window.truth_N3HW), psnr(hand, window.truth_N3HW)
 
 
 def psnr(made_NCHW: Tensor, truth_NCHW: Tensor) -> float:
@@ -71,9 +77,8 @@ def sheet(network: MotionNetwork, windows: Sequence[Batch], device: torch.device
     step = max(1, len(windows) // SHEET_ROWS)
     rows = [_row(network, window.to(device)) for window in windows[::step][:SHEET_ROWS]]
     height, width = (max(row.shape[side] for row in rows) for side in (1, 2))
-    padded = [F.pad(row, (0, width - row.shape[2], 0, height - row.shape[1])) for row in rows]
-    pixels_HW3 = ((torch.cat(padded, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(pixels_HW3.cpu().numpy())
+    same = [F.pad(row, (0, width - row.shape[2], 0, height - row.shape[1])) for row in rows]
+    return Image.fromarray(to_frames(torch.cat(same, 1)[None].cpu())[0])
 
 
 def _row(network: MotionNetwork, window: Batch) -> Tensor:
