@@ -148,7 +148,7 @@ class MotionData:
             try:
                 with replacing(file) as temporary:
                     np.save(temporary, steps)
-            except OSError:  # a full disk: it will be estimated again
+            except UserError:  # a full disk: it will be estimated again
                 return steps
         flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
         return flow
