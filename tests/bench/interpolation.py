@@ -50,7 +50,7 @@ from flowcept.networks.motion import (
     measured_gap,
 )
 from flowcept.networks.motion_video import MotionVideo
-from flowcept.training.motion import within_central
+from flowcept.training.motion_law import within_central
 
 SEED = 0
 Peer = Callable[[Tensor, int], Tensor]  # given [G, 3, H, W] in [-1, 1], spacing -> missing frames
