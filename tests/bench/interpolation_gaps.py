@@ -133,7 +133,7 @@ GAPS = (
 # ---- what lies in a gap ----------------------------------------------------------------------
 
 
-def ours(network: MotionNetwork, clip_FHW3: Frames, gap: HardGap) -> Frames:
+def ours(network: MotionNetwork | None, clip_FHW3: Frames, gap: HardGap) -> Frames:
     """The missing frame as the command makes it, the clip's frames beyond the gap given, too."""
     first = (gap.frame - gap.reach) % (2 * gap.reach)
     kept = range(first, len(clip_FHW3), 2 * gap.reach)
@@ -161,7 +161,9 @@ def decibels(made_HW3: Frames, truth_HW3: Frames) -> float:
 # ---- the sheet -------------------------------------------------------------------------------
 
 
-def row(network: MotionNetwork, rife: Rife | None, clip_FHW3: Frames, gap: HardGap) -> Image.Image:
+def row(
+    network: MotionNetwork | None, rife: Rife | None, clip_FHW3: Frames, gap: HardGap
+) -> Image.Image:
     """Left, ours, truth, RIFE's if there, right; what is hard and what is wrong under them."""
     left, truth, right = (clip_FHW3[gap.frame + k] for k in (-gap.reach, 0, gap.reach))
     made = ours(network, clip_FHW3, gap)
