@@ -120,7 +120,7 @@ def main() -> None:
     parser = interpolation.parser_of(__doc__)
     parser.add_argument("clips", type=Path)
     parser.add_argument("--output", type=Path, help="a .json that keeps what is measured")
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--cost", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     interpolation.use_one_thread()
