@@ -5,7 +5,7 @@ python tests/bench/interpolation_peers.py CLIPS --weights motion.safetensors --r
 
 CLIPS and FOLDER are those of interpolation.py, whose peers these are. PSNR and SSIM are means over
 the clips at 256 px. Costs are of a frame halfway between two, one thread, each peer and size in a
-process of its own: a clip is enlarged, frames are made between six given ones and between three,
+process of its own: a clip of large motion is enlarged, frames made between six given ones and between three,
 and the difference is what three more frames cost, in seconds of the processor, so that starting
 does not count. Memory is the most that the process held (resident), the frames as floats among it;
 of ``minterpolate``, what ffmpeg held.
