@@ -5,10 +5,10 @@ python tests/bench/interpolation_peers.py CLIPS --weights motion.safetensors --r
 
 CLIPS and FOLDER are those of interpolation.py, whose peers these are. PSNR and SSIM are means over
 the clips at 256 px. Costs are of a frame halfway between two, one thread, each peer and size in a
-process of its own: a clip of large motion is enlarged, frames made between six given ones and between three,
-and the difference is what three more frames cost, in seconds of the processor, so that starting
-does not count. Memory is the most that the process held (resident), the frames as floats among it;
-of ``minterpolate``, what ffmpeg held.
+process of its own: the first clip is enlarged, frames are made between six given ones and between
+three, and the difference is what three more frames cost, in seconds of the processor, so that
+starting does not count. Memory is the most that the process held (resident), the frames as floats
+among it; of ``minterpolate``, what ffmpeg held.
 
 What is measured is kept in the file of ``--output`` and not measured again while its weights are
 the same: a run that was cut off goes on. Delete it when the code changes.
