@@ -23,7 +23,7 @@ import imageio_ffmpeg
 import machine
 
 INTERVAL = 0.05  # seconds between two looks
-GIGABYTE = 1 << 30
+GIBIBYTE = 1 << 30
 
 
 @dataclass
@@ -102,11 +102,11 @@ def main() -> None:
         words = ["interp", str(clip), "-o", str(made), "--model", options.weights, "--quiet"]
         seen = watched([sys.executable, "-m", "flowcept", *words])
         frames = imageio_ffmpeg.count_frames_and_secs(str(made))[0]
-    shares = ", ".join(f"{n} {p / GIGABYTE:.2f}" for n, p in seen.peaks.items() if n != "all")
+    shares = ", ".join(f"{n} {p / GIBIBYTE:.2f}" for n, p in seen.peaks.items() if n != "all")
     quarters = [max(seen.sums[k * len(seen.sums) // 4 :][: len(seen.sums) // 4]) for k in range(4)]
     print(f"{options.size}, {options.frames} frames in, {frames} out")
-    print(f"peak of all together {seen.peaks['all'] / GIGABYTE:.2f} GiB; of each: {shares}")
-    print("by quarters of the time:", *(f"{peak / GIGABYTE:.2f}" for peak in quarters))
+    print(f"peak of all together {seen.peaks['all'] / GIBIBYTE:.2f} GiB; of each: {shares}")
+    print("by quarters of the time:", *(f"{peak / GIBIBYTE:.2f}" for peak in quarters))
     used = os.times()
     print(f"{(used.children_user + used.children_system) / 60:.1f} minutes of one core")
 

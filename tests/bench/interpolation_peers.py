@@ -27,7 +27,7 @@ from statistics import fmean
 import interpolation
 import torch
 from interpolation import Peer
-from interpolation_memory import GIGABYTE, watched
+from interpolation_memory import GIBIBYTE, watched
 from kept import Kept, digest
 from torch import Tensor
 from torch.nn import functional as F
@@ -137,7 +137,7 @@ def main() -> None:
         for size in options.sizes:
             words = f"{kept_name}, cost at {size}"
             seconds, peak = kept.get(words, cost, name, size, options)
-            cells.append(f"{seconds:.2f} s, {peak / GIGABYTE:.2f} GiB")
+            cells.append(f"{seconds:.2f} s, {peak / GIBIBYTE:.2f} GiB")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
