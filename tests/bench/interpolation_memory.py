@@ -4,7 +4,7 @@ python tests/bench/interpolation_memory.py --frames 64
 python tests/bench/interpolation_memory.py --frames 256 --weights motion.safetensors
 
 Draws ffmpeg's moving test picture of the size asked for, doubles its rate as a user would, and sums
-the resident memory of the command and of all that it starts, 20 times a second. Linux only. A clip
+the resident memory of the command and of all that it starts, ten times a second. Linux only. A clip
 is a stream, so the last quarter of the time should need no more than the others.
 """
 
@@ -16,13 +16,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import imageio_ffmpeg
 import machine
 
-INTERVAL = 0.05  # seconds between two looks
+INTERVAL = 0.1  # seconds between two looks
 GIBIBYTE = 1 << 30
 
 
@@ -31,8 +33,12 @@ class Watched:
     """A command that has ended."""
 
     out: str = ""
-    peaks: dict[str, int] = field(default_factory=dict)  # bytes of programs by name, and of "all"
     sums: list[int] = field(default_factory=list)  # bytes of all processes, at every look
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes at most, by program
+
+    def peak(self, program: str) -> int:
+        """Bytes at most of the processes of a program that ran at one time."""
+        return max(size for name, size in self.peaks.items() if name.startswith(program))
 
 
 def watched(command: list[str]) -> Watched:
@@ -51,33 +57,35 @@ def watched(command: list[str]) -> Watched:
 
 def _look(root: int, seen: Watched, over: threading.Event) -> None:
     while not over.wait(INTERVAL):
-        by_name = resident(root)
-        by_name["all"] = sum(by_name.values())
-        seen.sums.append(by_name["all"])
-        for name, size in by_name.items():
+        statuses = [status for status in map(_status, below(root)) if "VmRSS" in status]
+        seen.sums.append(sum(_bytes(status["VmRSS"]) for status in statuses))
+        peaks = Counter[str]()
+        for status in statuses:
+            peaks[status["Name"]] += _bytes(status["VmHWM"])
+        for name, size in peaks.items():
             seen.peaks[name] = max(size, seen.peaks.get(name, 0))
 
 
-def resident(root: int) -> dict[str, int]:
-    """Resident bytes of a process and of all below it, by the program's name."""
-    statuses = [_status(path) for path in Path("/proc").glob("[0-9]*/status")]
-    parents = {int(one["Pid"]): int(one["PPid"]) for one in statuses if one}
-    found: dict[str, int] = {}
-    for one in statuses:
-        pid = int(one.get("Pid", 0))
-        while pid and pid != root:
-            pid = parents.get(pid, 0)
-        if pid == root and "VmRSS" in one:  # a process that has just ended has none
-            found[one["Name"]] = found.get(one["Name"], 0) + 1024 * int(one["VmRSS"].split()[0])
+def below(root: int) -> list[int]:
+    """A process and all that it started, and that those started."""
+    found = [root]
+    for pid in found:  # it grows meanwhile
+        with suppress(OSError):  # ended meanwhile
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
     return found
 
 
-def _status(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-        return {}
+def _status(pid: int) -> dict[str, str]:
+    """What Linux tells of a process; of one that has ended nothing."""
+    lines = []
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _bytes(kibibytes: str) -> int:
+    return 1024 * int(kibibytes.removesuffix(" kB"))
 
 
 def draw_clip(path: Path, frames: int, size: str) -> None:
@@ -102,10 +110,10 @@ def main() -> None:
         words = ["interp", str(clip), "-o", str(made), "--model", options.weights, "--quiet"]
         seen = watched([sys.executable, "-m", "flowcept", *words])
         frames = imageio_ffmpeg.count_frames_and_secs(str(made))[0]
-    shares = ", ".join(f"{n} {p / GIBIBYTE:.2f}" for n, p in seen.peaks.items() if n != "all")
-    quarters = [max(seen.sums[k * len(seen.sums) // 4 :][: len(seen.sums) // 4]) for k in range(4)]
     print(f"{options.size}, {options.frames} frames in, {frames} out")
-    print(f"peak of all together {seen.peaks['all'] / GIBIBYTE:.2f} GiB; of each: {shares}")
+    shares = [f"{name} {seen.peak(name) / GIBIBYTE:.2f}" for name in ("python", "ffmpeg")]
+    print(f"peak of all together {max(seen.sums) / GIBIBYTE:.2f} GiB; of each: {', '.join(shares)}")
+    quarters = [max(seen.sums[k * len(seen.sums) // 4 :][: len(seen.sums) // 4]) for k in range(4)]
     print("by quarters of the time:", *(f"{peak / GIBIBYTE:.2f}" for peak in quarters))
     used = os.times()
     print(f"{(used.children_user + used.children_system) / 60:.1f} minutes of one core")

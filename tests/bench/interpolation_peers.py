@@ -103,9 +103,8 @@ def cost(name: str, size: str, options: argparse.Namespace) -> list[float]:
         value = getattr(options, flag)
         words += [f"--{flag}", str(value)] if value else []
     seen = watched(words)
-    program = "ffmpeg" if name == "minterpolate" else "all"
-    peak = max(size for known, size in seen.peaks.items() if known.startswith(program))
-    return [float(seen.out), float(peak)]
+    program = "ffmpeg" if name == "minterpolate" else "python"
+    return [float(seen.out), float(seen.peak(program))]
 
 
 def measure_cost(options: argparse.Namespace) -> None:
