@@ -52,6 +52,8 @@ DOUBTED = 0.15, 0.35  # expected mean absolute error, pictures in [-1, 1]
 UNPROVEN = 0.8, 1.6  # the same as a share of how far guess and dissolve differ
 DOUBT_REACH = 8  # pixels of the size of work: both are smoothed over twice this to each side
 LARGEST_GAP = 1000  # frames of which a law may know
+WIDEST = 16  # frames between, of the pairs from which a law learns
+OPEN_SHARE = 0.2  # of a law, over 0..WIDEST alike: what pictures tell of time is never certain
 LAW_SIDE = 128  # pixels of the shorter side of the pictures from which a gap's size is told
 
 
@@ -531,7 +533,8 @@ class GapLaw(nn.Module):
     """The law of how many frames lie between two pictures, 0..G, from ``gap_cues``.
 
     A mixture of logistic laws of the logarithm of the spacing (frames between, and one more), cut
-    at whole numbers: smooth, so that few examples of each number are enough.
+    at whole numbers: smooth, so that few examples of each number are enough. A share of the law
+    is even, so that no pace surprises it much.
     """
 
     def __init__(self, hidden: int, most_missing: int) -> None:
@@ -561,9 +564,10 @@ class GapLaw(nn.Module):
         edges = torch.arange(self.most_missing + 2, device=cue_ND.device) + 0.5  # of spacings
         scale_NP1 = log_scale_NP.clamp(-4, 3).exp()[:, :, None]
         below = torch.sigmoid((edges.log() - middle_NP[:, :, None]) / scale_NP1)
-        mass_NG = (torch.softmax(share_NP, 1)[:, :, None] * below.diff(dim=2)).sum(1)
-        log_mass_NG = torch.log(mass_NG + 1e-6)
-        return log_mass_NG - log_mass_NG.logsumexp(1, keepdim=True)
+        mass_NG = (torch.softmax(share_NP, 1)[:, :, None] * below.diff(dim=2)).sum(1) + 1e-6
+        even_G = (edges[:-1] < WIDEST + 1).float()
+        told_NG = mass_NG / mass_NG.sum(1, keepdim=True)
+        return torch.log((1 - OPEN_SHARE) * told_NG + OPEN_SHARE * even_G / even_G.sum())
 
 
 def total_law(log_law_NG: Tensor) -> Tensor:

@@ -313,16 +313,17 @@ def export(state: Path, output: Path, cues: Path | None = None) -> None:
 
 
 def _law_of(cues: Path, config: MotionConfig) -> GapLaw:
-    """A law of gaps that learned from a table of cues; the same at every call."""
+    """A law of gaps that learned from a table of cues, of held-out shots too; always the same."""
     try:
         table = read_law_table(cues)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{cues} is no law.npz of a training's cache") from error
-    learned, _ = parted(table, config.most_missing)
+    table["held"] = torch.zeros_like(table["held"])
+    examples, _ = parted(table, config.most_missing)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of the first weights
         law = GapLaw(config.law_hidden, config.most_missing)
-    fit_law(law, learned, MotionOptimizerSettings().law_steps, seed=0)
+    fit_law(law, examples, MotionOptimizerSettings().law_steps, seed=0)
     return law
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowcept.data.motion_windows import MotionData, Progress
-from flowcept.networks.motion import GapLaw
+from flowcept.networks.motion import WIDEST, GapLaw
 
-WIDEST = 16  # frames between: pairs up to it are learned from, those of each number alike
 LAW_RATE = 1e-3
 LAW_DECAY = 0.1
 LAW_BATCH = 64  # pairs of pictures a step
@@ -33,7 +32,10 @@ class LawExamples:
 def law_examples(
     data: MotionData, most: int, progress: Progress | None = None
 ) -> tuple[LawExamples, LawExamples]:
-    """Pairs of at most so many frames between: those to learn from, and those held out."""
+    """Pairs of at most so many frames between: those to learn from, and those held out.
+
+    Of none wider than ``WIDEST``: farther apart, pictures tell next to nothing of time.
+    """
     return parted(data.law_examples(progress), most)
 
 
@@ -100,8 +102,8 @@ def law_scores(law: GapLaw, examples: LawExamples) -> dict[str, float]:
 def share_within(log_law_NG: Tensor, count_N: Tensor, share: float) -> Tensor:
     """How much of each count's own mass lies within the central share of its law: [N] in [0, 1].
 
-    A count at the edge is inside in part. So the mean is ``share`` of any law that is right, however
-    few counts it spreads over.
+    A count at the edge is inside in part. So the mean is ``share`` of any law that is right,
+    however few counts it spreads over.
     """
     law_NG = log_law_NG.double().exp()
     own_N = law_NG.gather(1, count_N[:, None])[:, 0].clamp(min=1e-12)

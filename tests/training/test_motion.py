@@ -21,11 +21,11 @@ from flowcept.data.motion_windows import (
     varied,
 )
 from flowcept.networks.flow import backward_warp
-from flowcept.networks.motion import NUM_CUES, GapLaw, MotionNetwork
+from flowcept.networks.motion import NUM_CUES, WIDEST, GapLaw, MotionNetwork
 from flowcept.training.console import Console
 from flowcept.training.footage import find, gathered
 from flowcept.training.motion import SHIPPED_FROM, laplacian_loss, main
-from flowcept.training.motion_law import WIDEST, LawExamples, alike, fit_law, parted, share_within
+from flowcept.training.motion_law import LawExamples, alike, fit_law, parted, share_within
 
 
 def data_of(folder: Path, cache: Path, windows: WindowsConfig = WINDOWS) -> MotionData:
@@ -109,8 +109,8 @@ def test_law_learns_what_the_cues_tell() -> None:
         torch.manual_seed(0)  # of the first weights
         law = GapLaw(16, 32)
     fit_law(law, LawExamples(cues, between), 1500, seed=0)
-    told = law(cues)
-    score = float(told.gather(1, between[:, None]).mean().detach())
+    told = law(cues).detach()
+    score = float(told.gather(1, between[:, None]).mean())
     inside = float(share_within(told, between, 0.8).mean())
     assert score > -2.6 > -math.log(20)
     assert inside > 0.7, "a sharp law of whole numbers covers more than it says"
