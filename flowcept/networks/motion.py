@@ -8,7 +8,8 @@ is good already. Then a small network, at first without any effect, corrects:
 * the coarse half, at a quarter of the size, sees how well features of the two pictures agree under
   each field and at small shifts of it, and moves the fields;
 * the fine half, at half the size, sees the four candidates, moves the fields once more, says which
-  candidate to trust where, adds the colour that none shows, and how far off it expects to be.
+  candidate to trust where, adds the colour that none shows, and how far off it expects to be: where
+  that is too far, the pictures dissolve into each other instead.
 
 ``MotionNetwork`` is fully convolutional: pictures of any size. How many frames lie between two
 pictures is told by ``GapLaw`` from how far things moved.
@@ -225,7 +226,8 @@ def _ramp(x: Tensor, ends: tuple[float, float]) -> Tensor:
     """From 0 to 1 between both ends, without a kink."""
     first, last = ends
     u = ((x - first) / (last - first)).clamp(0, 1)
-    return u * u * (3 - 2 * u)
+    smooth: Tensor = u * u * (3 - 2 * u)
+    return smooth
 
 
 def painted_in_turn(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan) -> Tensor:

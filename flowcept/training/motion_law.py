@@ -50,7 +50,8 @@ def parted(table: Mapping[str, Tensor], most: int) -> tuple[LawExamples, LawExam
 def alike(between_N: Tensor) -> Tensor:
     """Weights by which all numbers of frames between count alike; they sum to 1."""
     _, number_N, counts = torch.unique(between_N, return_inverse=True, return_counts=True)
-    return 1 / (len(counts) * counts[number_N])
+    weight_N: Tensor = 1 / (len(counts) * counts[number_N])
+    return weight_N
 
 
 def fit_law(
