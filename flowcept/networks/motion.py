@@ -191,7 +191,7 @@ def _with_unmoved(
     """A picture and, on top, both given ones as they stand, as far as they count."""
     if plan.unmoved_N2HW is None:
         return picture_NCHW
-    left_N1HW, right_N1HW = plan.unmoved_N2HW.split(1, 1)
+    left_N1HW, right_N1HW = plan.unmoved_N2HW[:, :1], plan.unmoved_N2HW[:, 1:]
     return picture_NCHW + left_N1HW * left_NCHW + right_N1HW * right_NCHW
 
 
