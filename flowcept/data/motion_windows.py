@@ -34,6 +34,7 @@ FLOW_STEPS = 64  # a flow is kept in whole 64ths of a pixel, int16: up to 511 pi
 TAKE = 4  # shots of one source with neighbouring numbers, held out together
 SMALL = "-small"  # ends the name of a shot that is another one, made small and enlarged again
 INDEX = "shots.json"
+MOST_OPEN = 256  # files of shots; systems allow about a thousand of all kinds
 LEAST_MOTION = 0.4  # of 255: mean change over a spacing under which a gap counts as still
 
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -134,6 +135,8 @@ class MotionData:
     def frames(self, shot: Shot) -> NDArray[np.uint8]:
         """uint8 [F, H, W, 3], read from the file as needed."""
         if shot.name not in self._frames:
+            if len(self._frames) == MOST_OPEN:
+                self._frames.clear()
             self._frames[shot.name] = np.load(self.folder / f"{shot.name}.npy", mmap_mode="r")
         return self._frames[shot.name]
 
@@ -142,8 +145,11 @@ class MotionData:
         file = self.folder / "flows" / flow_name(shot, start, spacing)
         if not file.exists():
             steps = self.estimated(shot, start, spacing)
-            with replacing(file) as temporary:
-                np.save(temporary, steps)
+            try:
+                with replacing(file) as temporary:
+                    np.save(temporary, steps)
+            except UserError:  # a full disk: it will be estimated again
+                return steps
         flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
         return flow
 

@@ -88,12 +88,16 @@ def find(
     findings = [_dropped(one, reason) for one in seen if (reason := _why_not(one, least))]
     bad = {finding.path for finding in findings}
     clips = [one for one in seen if one.path not in bad and not _is_picture(one)]
-    if clips:
-        timed = [(one.path, one.found) for one in clips if isinstance(one.found, Timing)]
-        return Footage(folder, tuple(timed), tuple(pictures), tuple(findings))
+    if not clips:
+        raise _no_clip(folder, findings, least)
+    timed = [(one.path, one.found) for one in clips if isinstance(one.found, Timing)]
+    return Footage(folder, tuple(timed), tuple(pictures), tuple(findings))
+
+
+def _no_clip(folder: Path, findings: Sequence[Finding], least: int) -> UserError:
     if findings:
-        raise unusable(folder, findings)
-    raise UserError(f"{folder} holds pictures only: put clips of {least} frames or more there")
+        return unusable(folder, findings)
+    return UserError(f"{folder} holds pictures only: put clips of {least} frames or more there")
 
 
 def _is_picture(one: Seen) -> bool:
@@ -216,11 +220,14 @@ def gathered(
     """The cache folder of what is learned from, made if it is not there."""
     folder = cache / f"motion-{_digest(footage, windows)}"
     if not (folder / INDEX).exists():
-        folder.mkdir(parents=True, exist_ok=True)
         gathering = Gathering(footage, folder, windows, estimator)
-        gathering.add_clips(console.progress("cutting into shots", "frame"))
-        gathering.add_layers(console.progress("moving layers", "clip"))
-        write_shots(gathering.shots, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            gathering.add_clips(console.progress("cutting into shots", "frame"))
+            gathering.add_layers(console.progress("moving layers", "clip"))
+            write_shots(gathering.shots, folder)
+        except OSError as error:
+            raise UserError(f"cannot keep shots in {folder}: {error.strerror}") from error
         console.say(*_told(gathering))
     return folder
 

@@ -1,7 +1,8 @@
 """Train a ``MotionNetwork``: losses, and what changes from step to step.
 
 ``python -m flowcept.training.motion --export STATE.pt -o MODEL.safetensors`` makes a model file of
-a state of version 0.1.0, whose runs were started from this module: its averaged weights.
+the averaged weights of a ``state.pt``: runs of this module wrote one before ``flowcept train
+--network motion`` was there, that of the shipped file among them.
 
 Shape suffixes: N windows, C channels, H W height and width.
 """
@@ -295,7 +296,7 @@ SHIPPED_FROM = (
 
 
 def export(state: Path, output: Path, cues: Path | None = None) -> None:
-    """Write the averaged weights of a state of version 0.1.0 to a model file.
+    """Write the averaged weights of a ``state.pt`` of the shipped file's run to a model file.
 
     ``cues``, the ``law.npz`` of a training's cache: the law of gaps is taught anew from it. Raises
     ``UserError`` where a file is not what it should be, or of a network of another size.

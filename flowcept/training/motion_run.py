@@ -77,23 +77,12 @@ def train_motion(
     Raises ``UserError`` for a folder without usable clips, for unusable settings, and for a run
     folder that is in use and not to be resumed.
     """
-    files, told = Files(run), Console(console, quiet)
+    files = Files(run)
     config = files.recorded(config, given) if resume else files.unused(config)
-    state = Run(files, config, _machine(config), told)
-    resumed = resume and files.state.exists()
-    course = Course(state, parts or MotionParts(), _origin(config, files, resumed), resumed)
-
+    begun = Run(files, config, _machine(config), Console(console, quiet))
+    course = _course(begun, parts or MotionParts(), resume)
     with stoppable():
-        footage = _footage(folder, course)
-        told.say(*footage.summary())
-        if not resume:
-            open_folder(state)
-        with told_how_to_go_on(folder, state):
-            trainer = _trainer(footage, course, free=not resume)
-            if resumed:
-                go_on(trainer, state)
-            told.say(*describe(trainer, files))
-            run_to_end(trainer, state, pause_at)
+        _learn(folder, course, pause_at)
     return files.model
 
 
@@ -104,7 +93,29 @@ class Course:
     run: Run[MotionTrainConfig]
     parts: MotionParts
     origin: Weights | None  # the model whose weights go on learning; None: new ones
+    new: bool  # whether the run's folder is to be taken
     resumed: bool  # whether the run has a state to go on from
+
+
+def _course(run: Run[MotionTrainConfig], parts: MotionParts, resume: bool) -> Course:
+    """A new run, or one that goes on; its preparation may have been stopped before any state."""
+    resumed = resume and run.files.state.exists()
+    return Course(run, parts, _origin(run, resumed), new=not resume, resumed=resumed)
+
+
+def _learn(folder: Path, course: Course, pause_at: int | None) -> None:
+    """From the folder to the end of the training."""
+    run = course.run
+    footage = _footage(folder, course)
+    run.console.say(*footage.summary())
+    if course.new:
+        open_folder(run)
+    with told_how_to_go_on(folder, run):
+        trainer = _trainer(footage, course)
+        if course.resumed:
+            go_on(trainer, run)
+        run.console.say(*describe(trainer, run.files))
+        run_to_end(trainer, run, pause_at)
 
 
 def _machine(config: MotionTrainConfig) -> Machine:
@@ -121,11 +132,11 @@ def _footage(folder: Path, course: Course) -> Footage:
     return find(folder, run.config.motion.photos, least, reading, run.files.cache)
 
 
-def _origin(config: MotionTrainConfig, files: Files, resumed: bool) -> Weights | None:
+def _origin(run: Run[MotionTrainConfig], resumed: bool) -> Weights | None:
     """The model to go on from: a resumed run's own, else that of ``init``; None: a new one."""
-    wanted = config.optimizer.init
+    wanted = run.config.optimizer.init
     if resumed:
-        return model_file.load(files.model)
+        return model_file.load(run.files.model)
     if not wanted:
         return None
     origin = model_file.load(model_file.find(wanted))
@@ -134,10 +145,10 @@ def _origin(config: MotionTrainConfig, files: Files, resumed: bool) -> Weights |
     return origin
 
 
-def _trainer(footage: Footage, course: Course, free: bool) -> MotionTrainer:
+def _trainer(footage: Footage, course: Course) -> MotionTrainer:
     """All that is trained and what it learns from, before the first step.
 
-    Where that fails the remedy may be other clips: with ``free`` the run's folder is free then.
+    Where that fails the remedy may be other clips: a new run's folder is free then.
     """
     run = course.run
     try:
@@ -146,7 +157,7 @@ def _trainer(footage: Footage, course: Course, free: bool) -> MotionTrainer:
         dataset = _dataset(footage, course)
         return MotionTrainer(network, data, held_law, run.config, run.machine, dataset)
     except UserError:
-        if free:
+        if course.new:
             run.files.free()
         raise
 

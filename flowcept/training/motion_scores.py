@@ -27,14 +27,13 @@ def scores(
 ) -> dict[str, float]:
     """Held-out PSNR in dB of network and hand-made blend, and what lies between, over windows.
 
-    ``gain_halfway`` is of those alone whose frame has both given pictures next to it or as far.
+    ``gain_halfway`` is of those alone whose frame lies in the middle.
     """
     if not windows:
         return {}
     pairs = [decibels(network, window.to(device)) for window in windows]
     made, hand = zip(*pairs, strict=True)
     gains = [ours - theirs for ours, theirs in pairs]
-    halfway = [gain for gain, one in zip(gains, windows, strict=True) if float(one.t_N) == HALFWAY]
     told = {
         "psnr": fmean(made),
         "hand_made": fmean(hand),
@@ -43,7 +42,14 @@ def scores(
         "best_gain": max(gains),
         "worst_gain": min(gains),
     }
-    return {**told, "gain_halfway": fmean(halfway)} if halfway else told
+    return {**told, **_halfway(gains, windows)}
+
+
+def _halfway(gains: Sequence[float], windows: Sequence[Batch]) -> dict[str, float]:
+    """The mean gain of frames in the middle between two given ones, if there are any."""
+    pairs = zip(gains, windows, strict=True)
+    middle = [gain for gain, window in pairs if float(window.t_N) == HALFWAY]
+    return {"gain_halfway": fmean(middle)} if middle else {}
 
 
 def decibels(network: MotionNetwork, window: Batch) -> tuple[float, float]:

@@ -144,7 +144,7 @@ def test_small_shots_are_cut_into_crops_that_fit(data: MotionData) -> None:
     assert WindowDrawer(other, np.random.default_rng(0)).batch().left_N3HW.shape[-1] == 96
 
 
-# ---- a state of version 0.1.0 becomes a model file -----------------------------------------------
+# ---- a state of the shipped file's run becomes a model file --------------------------------------
 
 
 def exported(monkeypatch: pytest.MonkeyPatch, state: Path, model: Path, *flags: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -136,6 +137,32 @@ def test_ctrl_c_ends_a_whole_step_and_says_how_to_go_on(
     assert model_file.load_tree(run / "state.safetensors")["step"] == 4
     learned(clips, run, resume=True)
     assert same(run, whole)
+
+
+def test_ctrl_c_while_shots_are_cut(clips: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_in(patch, footage.Gathering, "add_layers", 1)
+        with pytest.raises(KeyboardInterrupt):
+            learned(clips, run)
+    assert not (run / "state.safetensors").exists()
+    learned(clips, run, resume=True)
+    assert same(run, whole)
+
+
+def test_a_full_disk_is_one_line_and_later_only_slow(
+    clips: Path, whole: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shutil.rmtree(next((run / "cache").glob("motion-*")) / "flows")
+    monkeypatch.setattr("flowcept.data.motion_windows.np.save", full)
+    learned(clips, run)
+    assert same(run, whole)
+    with pytest.raises(UserError, match=r"cannot keep shots in .*: No space left"):
+        learned(clips, tmp_path / "other")
+    assert not (tmp_path / "other" / "config.toml").exists()
 
 
 def test_a_state_of_other_clips_is_refused(clips: Path, whole: Path, tmp_path: Path) -> None:
