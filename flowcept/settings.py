@@ -425,7 +425,7 @@ class MotionOptimizerSettings(Settings):
     weight_decay: float = setting(1e-3, "of AdamW", NUMBER)
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
     clip: float = setting(0.5, "bound on the gradient's norm", POSITIVE)
-    law_steps: int = setting(4000, "training steps of the law of how long gaps are", NUMBER)
+    law_steps: int = setting(1500, "training steps of the law of how long gaps are", NUMBER)
 
 
 @dataclass(frozen=True)

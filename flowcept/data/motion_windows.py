@@ -177,8 +177,7 @@ class MotionData:
             cues, between, held = self._measured(progress or (lambda *_: None))
             with replacing(file) as temporary:
                 np.savez(temporary, cues=np.stack(cues), between=between, held=held)
-        with np.load(file) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
+        return read_law_table(file)
 
     def _measured(
         self, progress: Progress
@@ -198,6 +197,12 @@ class MotionData:
         left, right = (picture(frame_HW3).float() / 127.5 - 1 for frame_HW3 in ends)
         cue_D: NDArray[np.float32] = measured_cues(self.estimator, left, right).numpy()
         return cue_D
+
+
+def read_law_table(file: Path) -> dict[str, Tensor]:
+    """What ``MotionData.law_examples`` keeps in a file."""
+    with np.load(file) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
 
 
 def _pairs(shot: Shot, config: WindowsConfig) -> list[tuple[int, int]]:

@@ -26,17 +26,23 @@ from torch.nn import functional as F
 
 from flowcept import model_file
 from flowcept.codecs import CodecConfig, Pixels
-from flowcept.data.motion_windows import Batch, MotionData, WindowDrawer, held_windows
+from flowcept.data.motion_windows import (
+    Batch,
+    MotionData,
+    WindowDrawer,
+    held_windows,
+    read_law_table,
+)
 from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.model_file import Card, Weights
-from flowcept.networks.motion import MotionNetwork, hand_made, painted
+from flowcept.networks.motion import GapLaw, MotionConfig, MotionNetwork, hand_made, painted
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.networks.text import TextConfig, build_encoder
 from flowcept.process.forward import Flowception
-from flowcept.settings import MotionTrainConfig
+from flowcept.settings import MotionOptimizerSettings, MotionTrainConfig
 from flowcept.training.distributed import Machine
-from flowcept.training.motion_law import LawExamples, law_scores
+from flowcept.training.motion_law import LawExamples, fit_law, law_scores, parted
 from flowcept.training.motion_scores import scores, sheet
 
 LEVELS = 5  # of the Laplacian pyramid
@@ -289,10 +295,11 @@ SHIPPED_FROM = (
 )
 
 
-def export(state: Path, output: Path) -> None:
+def export(state: Path, output: Path, cues: Path | None = None) -> None:
     """Write the averaged weights of a ``state.pt`` of the shipped file's run to a model file.
 
-    Raises ``UserError`` where it is no such state, or of a network of another size.
+    ``cues``, the ``law.npz`` of a training's cache: the law of gaps is taught anew from it. Raises
+    ``UserError`` where a file is not what it should be, or of a network of another size.
     """
     network = MotionNetwork()
     try:
@@ -301,7 +308,24 @@ def export(state: Path, output: Path) -> None:
         steps, hours = int(saved["step"]), saved["seconds"] / 3600
     except Exception as error:  # pickles raise what they like
         raise UserError(f"{state} is no state of a training of motion") from error
+    if cues:
+        network.law = _law_of(cues, network.config)
     model_file.save(motion_weights(network.eval(), steps, SHIPPED_FROM, hours), output)
+
+
+def _law_of(cues: Path, config: MotionConfig) -> GapLaw:
+    """A law of gaps that learned from a table of cues, of held-out shots too; always the same."""
+    try:
+        table = read_law_table(cues)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{cues} is no law.npz of a training's cache") from error
+    table["held"] = torch.zeros_like(table["held"])
+    examples, _ = parted(table, config.most_missing)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the first weights
+        law = GapLaw(config.law_hidden, config.most_missing)
+    fit_law(law, examples, MotionOptimizerSettings().law_steps, seed=0)
+    return law
 
 
 def main() -> None:
@@ -311,9 +335,12 @@ def main() -> None:
     )
     parser.add_argument("--export", type=Path, required=True, help="the state.pt")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the model file")
+    parser.add_argument(
+        "--law", type=Path, help="a cache's law.npz, to teach the law of gaps anew (seconds)"
+    )
     options = parser.parse_args()
     try:
-        export(options.export, options.output)
+        export(options.export, options.output, options.law)
     except UserError as error:
         parser.exit(2, f"{error}\n")
 

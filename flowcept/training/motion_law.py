@@ -5,6 +5,7 @@ Shape suffixes: N pairs of pictures, D cues, G counts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowcept.data.motion_windows import MotionData, Progress
-from flowcept.networks.motion import GapLaw
+from flowcept.networks.motion import WIDEST, GapLaw
 
-STRIDES = (1, 2, 3, 4)  # shots are told at their own rate, at a half, a third and a quarter of it
 LAW_RATE = 1e-3
 LAW_DECAY = 0.1
 LAW_BATCH = 64  # pairs of pictures a step
-LAW_NOISE = 0.3  # of the cues' spread: few shots, and each has a pace to learn by heart
+LAW_NOISE = 0.7  # of the cues' spread: few shots, and each has a pace to learn by heart
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,26 @@ class LawExamples:
 def law_examples(
     data: MotionData, most: int, progress: Progress | None = None
 ) -> tuple[LawExamples, LawExamples]:
-    """Pairs of at most so many frames between: those to learn from, and those held out."""
-    table = data.law_examples(progress)
-    known = table["between"] <= most
-    parts = [known & (table["held"] == held) for held in (False, True)]
-    learned, held = (LawExamples(table["cues"][rows], table["between"][rows]) for rows in parts)
-    return slower(learned), slower(held)
+    """Pairs of at most so many frames between: those to learn from, and those held out.
 
-
-def slower(examples: LawExamples) -> LawExamples:
-    """The same pictures as of shots of which every frame, or every second, third or fourth is kept.
-
-    A user's clip may have 60 frames a second or 8. So that all rates count alike, pairs whose
-    distance a stride divides stand there as many times as the stride says: 1 in k distances is
-    divided by k.
+    Of none wider than ``WIDEST``: farther apart, pictures tell next to nothing of time.
     """
-    cues, betweens = [], []
-    spacing_N = examples.between_N + 1
-    for stride in STRIDES:
-        rows = torch.nonzero(spacing_N % stride == 0)[:, 0].repeat(stride)
-        cues.append(examples.cue_ND[rows])
-        betweens.append(spacing_N[rows] // stride - 1)
-    return LawExamples(torch.cat(cues), torch.cat(betweens))
+    return parted(data.law_examples(progress), most)
+
+
+def parted(table: Mapping[str, Tensor], most: int) -> tuple[LawExamples, LawExamples]:
+    """The pairs of a table of cues as ``law_examples`` gives them."""
+    known = table["between"] <= min(most, WIDEST)
+    rows = [known & (table["held"] == held) for held in (False, True)]
+    learned, held = (LawExamples(table["cues"][one], table["between"][one]) for one in rows)
+    return learned, held
+
+
+def alike(between_N: Tensor) -> Tensor:
+    """Weights by which all numbers of frames between count alike; they sum to 1."""
+    _, number_N, counts = torch.unique(between_N, return_inverse=True, return_counts=True)
+    weight_N: Tensor = 1 / (len(counts) * counts[number_N])
+    return weight_N
 
 
 def fit_law(
@@ -80,7 +78,8 @@ def fit_law(
 
 def _drawn(examples: LawExamples, spread_D: Tensor, generator: torch.Generator) -> LawExamples:
     """Those of one step, with noise on their cues."""
-    rows = torch.randint(len(examples.cue_ND), (LAW_BATCH,), generator=generator)
+    weight_N = alike(examples.between_N)
+    rows = torch.multinomial(weight_N, LAW_BATCH, replacement=True, generator=generator)
     noise_ND = torch.randn(LAW_BATCH, examples.cue_ND.shape[1], generator=generator)
     cue_ND = examples.cue_ND[rows] + LAW_NOISE * spread_D * noise_ND
     return LawExamples(cue_ND, examples.between_N[rows])
@@ -88,26 +87,28 @@ def _drawn(examples: LawExamples, spread_D: Tensor, generator: torch.Generator) 
 
 @torch.no_grad()
 def law_scores(law: GapLaw, examples: LawExamples) -> dict[str, float]:
-    """Mean log score of the true counts, and how many lie in the central 80 %."""
+    """Mean log score of the true counts, and their share in the central 80 %; counts alike."""
     if not len(examples.cue_ND):
         return {}
     device = law.mean_D.device
     log_law_NG, between_N = law(examples.cue_ND.to(device)), examples.between_N.to(device)
-    inside_N = within_central(log_law_NG, between_N, 0.8)
+    score_N = log_law_NG.gather(1, between_N[:, None])[:, 0]
+    weight_N = alike(between_N)
     return {
-        "law_log_score": float(-F.nll_loss(log_law_NG, between_N)),
-        "law_central_80": float(inside_N.float().mean()),
+        "law_log_score": float((weight_N * score_N).sum()),
+        "law_central_80": float((weight_N * share_within(log_law_NG, between_N, 0.8)).sum()),
     }
 
 
-def within_central(log_law_NG: Tensor, count_N: Tensor, share: float) -> Tensor:
-    """Whether each count lies within the central share of its law: bool [N].
+def share_within(log_law_NG: Tensor, count_N: Tensor, share: float) -> Tensor:
+    """How much of each count's own mass lies within the central share of its law: [N] in [0, 1].
 
-    The law's mass below and up to the count must leave neither tail: the count is inside unless all
-    of its own mass lies in one of the two tails of ``(1 - share) / 2``.
+    A count at the edge is inside in part. So the mean is ``share`` of any law that is right,
+    however few counts it spreads over.
     """
-    up_to_NG = log_law_NG.double().exp().cumsum(1)
-    up_to_N = up_to_NG.gather(1, count_N[:, None])[:, 0]
-    below_N = up_to_N - log_law_NG.double().exp().gather(1, count_N[:, None])[:, 0]
+    law_NG = log_law_NG.double().exp()
+    own_N = law_NG.gather(1, count_N[:, None])[:, 0].clamp(min=1e-12)
+    up_to_N = law_NG.cumsum(1).gather(1, count_N[:, None])[:, 0]
     tail = (1 - share) / 2
-    return (up_to_N > tail) & (below_N < 1 - tail)
+    inside_N = up_to_N.clamp(max=1 - tail) - (up_to_N - own_N).clamp(min=tail)
+    return inside_N.clamp(min=0) / own_N

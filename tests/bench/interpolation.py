@@ -50,7 +50,7 @@ from flowcept.networks.motion import (
     measured_gap,
 )
 from flowcept.networks.motion_video import MotionVideo
-from flowcept.training.motion_law import within_central
+from flowcept.training.motion_law import share_within
 
 SEED = 0
 GRAIN = 32  # sides that RIFE takes are multiples of it
@@ -298,7 +298,7 @@ def calibration(clips: dict[str, Tensor], network: MotionNetwork) -> None:
             for start in sorted({0, last // 2, last}):
                 law = gap_logits(network, estimator, clip[start], clip[start + spacing])
                 true = torch.tensor([spacing - 1])
-                inside.append(float(within_central(law[None], true, 0.8)))
+                inside.append(float(share_within(law[None], true, 0.8)))
                 scores.append(float(law[spacing - 1]))
                 means.append(float((law.exp() * torch.arange(len(law))).sum()))
         inside_all += inside

@@ -21,11 +21,11 @@ from flowcept.data.motion_windows import (
     varied,
 )
 from flowcept.networks.flow import backward_warp
-from flowcept.networks.motion import NUM_CUES, GapLaw, MotionNetwork
+from flowcept.networks.motion import NUM_CUES, WIDEST, GapLaw, MotionNetwork
 from flowcept.training.console import Console
 from flowcept.training.footage import find, gathered
 from flowcept.training.motion import SHIPPED_FROM, laplacian_loss, main
-from flowcept.training.motion_law import LawExamples, fit_law, slower, within_central
+from flowcept.training.motion_law import LawExamples, alike, fit_law, parted, share_within
 
 
 def data_of(folder: Path, cache: Path, windows: WindowsConfig = WINDOWS) -> MotionData:
@@ -109,25 +109,33 @@ def test_law_learns_what_the_cues_tell() -> None:
         torch.manual_seed(0)  # of the first weights
         law = GapLaw(16, 32)
     fit_law(law, LawExamples(cues, between), 1500, seed=0)
-    told = law(cues)
-    score = float(told.gather(1, between[:, None]).mean().detach())
-    inside = within_central(told, between, 0.8).float().mean()
+    told = law(cues).detach()
+    score = float(told.gather(1, between[:, None]).mean())
+    inside = float(share_within(told, between, 0.8).mean())
     assert score > -2.6 > -math.log(20)
     assert inside > 0.7, "a sharp law of whole numbers covers more than it says"
 
 
-def test_every_rate_counts_alike() -> None:
-    examples = LawExamples(torch.arange(12.0)[:, None], torch.arange(12))  # spacings 1 to 12
-    made = slower(examples)
-    assert len(made.between_N) == 4 * 12
-    of_spacing_12 = made.between_N[made.cue_ND[:, 0] == 11]
-    assert sorted(of_spacing_12.tolist()) == [2, 2, 2, 2, 3, 3, 3, 5, 5, 11]
+def test_numbers_count_alike() -> None:
+    between = torch.tensor([0, 0, 0, 3, 3, 7])
+    weights = alike(between)
+    assert torch.allclose(weights, torch.tensor([1 / 9] * 3 + [1 / 6] * 2 + [1 / 3]))
+
+
+def test_far_pairs_are_no_examples() -> None:
+    between, held = torch.arange(30), torch.arange(30) % 2 == 1
+    table = {"cues": torch.arange(30.0)[:, None], "between": between, "held": held}
+    learned, kept = parted(table, 40)
+    assert learned.between_N.tolist() == list(range(0, WIDEST + 1, 2))
+    assert kept.cue_ND[:, 0].tolist() == list(range(1, WIDEST, 2))
+    assert parted(table, 5)[0].between_N.tolist() == [0, 2, 4]
 
 
 def test_central_share() -> None:
-    law = torch.log(torch.tensor([[0.05, 0.05, 0.4, 0.4, 0.05, 0.05]]))
-    inside = [bool(within_central(law, torch.tensor([n]), 0.8)) for n in range(6)]
-    assert inside == [False, False, True, True, False, False]
+    law = torch.tensor([0.05, 0.1, 0.35, 0.4, 0.02, 0.08])
+    inside = torch.cat([share_within(law.log()[None], torch.tensor([n]), 0.8) for n in range(6)])
+    assert torch.allclose(inside.float(), torch.tensor([0, 0.5, 1, 1, 0, 0]), atol=1e-5)
+    assert float((law * inside).sum()) == pytest.approx(0.8), "of a law that is right"
 
 
 def test_small_shots_are_cut_into_crops_that_fit(data: MotionData) -> None:
@@ -139,8 +147,8 @@ def test_small_shots_are_cut_into_crops_that_fit(data: MotionData) -> None:
 # ---- a state of the shipped file's run becomes a model file --------------------------------------
 
 
-def exported(monkeypatch: pytest.MonkeyPatch, state: Path, model: Path) -> None:
-    monkeypatch.setattr("sys.argv", ["motion", "--export", str(state), "-o", str(model)])
+def exported(monkeypatch: pytest.MonkeyPatch, state: Path, model: Path, *flags: str) -> None:
+    monkeypatch.setattr("sys.argv", ["motion", "--export", str(state), "-o", str(model), *flags])
     main()
 
 
@@ -156,6 +164,28 @@ def test_a_state_becomes_a_model_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert card.dataset == SHIPPED_FROM
     for author in ("Blender Foundation", "Intel", "CC-BY-4.0", "Flutter", "Piero Toffanin"):
         assert author in card.dataset
+
+
+def test_the_law_is_taught_anew_by_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cues by which ten frames lie between any two pictures; all else stays as it was."""
+    kept, rng = MotionNetwork().state_dict(), np.random.default_rng(0)
+    state, model, table = tmp_path / "state.pt", tmp_path / "made.safetensors", tmp_path / "law.npz"
+    torch.save({"average": kept, "step": 17, "seconds": 7200.0}, state)
+    cues = rng.normal(size=(40, NUM_CUES)).astype(np.float32)
+    np.savez(table, cues=cues, between=np.full(40, 10), held=np.zeros(40, bool))
+    exported(monkeypatch, state, model, "--law", str(table))
+    made = model_file.load(model).network.motion
+    same = {name for name, x in made.state_dict().items() if torch.equal(kept[name], x)}
+    assert {name for name in kept if not name.startswith("law.")} == same
+    assert (made.law(torch.from_numpy(cues)).argmax(1) == 10).all()
+
+    table.write_text("no table")
+    with pytest.raises(SystemExit) as stop:
+        exported(monkeypatch, state, tmp_path / "none.safetensors", "--law", str(table))
+    assert stop.value.code == 2 and not (tmp_path / "none.safetensors").exists()
+    assert capsys.readouterr().err == f"{table} is no law.npz of a training's cache\n"
 
 
 @pytest.mark.parametrize("content", ["small", "other", "text", None])
