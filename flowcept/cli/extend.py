@@ -1,13 +1,16 @@
 """``flowcept extend``: more frames after, before or around a clip."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import MakeOptions, Prompt, helped, making
+from flowcept.cli.options import Anyway, MakeOptions, Prompt, helped, making
 from flowcept.settings import SampleConfig, check_extension
+
+if TYPE_CHECKING:
+    from flowcept.generation import Clip, Studio
 
 
 @making("extend")
@@ -17,7 +20,10 @@ def extend(
     clip: Annotated[Path, typer.Argument(help="the clip to go on from")],
     prompt: Prompt = "",
     direction: Annotated[str, helped("forward, backward or both")] = "forward",
-    context: Annotated[int, helped("frames of the clip that the model sees")] = 4,
+    context: Annotated[
+        int | None, helped("frames of the clip that the model sees; default as many as it can")
+    ] = None,
+    anyway: Anyway = False,
 ) -> None:
     """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)"""
     from flowcept.data import video
@@ -29,11 +35,15 @@ def extend(
     if options.scale is not None and not options.quiet:
         typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
 
-    make_clips(
-        options,
-        [options.job(prompt, config)],
-        lambda studio, asked: studio.extend(
-            clip_FHW3, clip_fps=rate, direction=direction, context=context, sound=sound, **asked
-        ),
-        inputs=[clip],
-    )
+    def call(studio: "Studio", asked: dict[str, Any]) -> "Clip":
+        return studio.extend(
+            clip_FHW3,
+            clip_fps=rate,
+            direction=direction,
+            context=context,
+            sound=sound,
+            anyway=anyway,
+            **asked,
+        )
+
+    make_clips(options, [options.job(prompt, config)], call, inputs=[clip])
