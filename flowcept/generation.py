@@ -136,6 +136,7 @@ class Made:
     order: list[int]  # names of the clip's latents, left to right
     places: list[int]  # of the picture that each given latent is, or ends with
     together: int  # latents that were sampled at once
+    before: int = 0  # new pictures before those of the user's clip
 
     def __len__(self) -> int:
         return len(self.frames_FHW3)
@@ -346,8 +347,7 @@ class Studio:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
         request = self._request("i2v", prompt, options)
         picture_1HW3 = image_HW3[None]
-        fitted_1HW3, _ = video.fit(picture_1HW3, self._size(picture_1HW3), fit)
-        self._check_rebuilt(fitted_1HW3, request)
+        fitted_1HW3 = self._given(picture_1HW3, fit, request)
         latent_1CHW = self._encoded(self.codec.encode_keyframes, fitted_1HW3)
         made, notes = self._clip(Given(latent_1CHW, (False, True)), request)
         clip = self._finish(made, request, notes)
@@ -372,14 +372,13 @@ class Studio:
         """
         request = self._request("interp", prompt, options)
         settings.check_keyframes(request.config, len(keyframes_FHW3), multi)
-        fitted_FHW3, _ = video.fit(keyframes_FHW3, self._size(keyframes_FHW3), fit)
-        self._check_rebuilt(fitted_FHW3, request)
-        multi, notes = self._multi(multi)
-        made, told = self._through(fitted_FHW3, multi, request)
+        fitted_FHW3 = self._given(keyframes_FHW3, fit, request)
+        made, notes = self._through(fitted_FHW3, multi, request)
 
+        between = Grid(self.codec, known=2)
+        multi = multi and between.pictures(between.latents(multi))
         rate = clip_fps and clip_fps * (multi + 1)
         request = replace(request, fps=request.fps or rate)
-        notes += told
         clip = self._finish(made, request, notes, keyframes=len(keyframes_FHW3), multi=multi)
         clip = _sounding(clip, sound, 0.0 if multi and request.fps == rate else None)
         return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
@@ -405,17 +404,12 @@ class Studio:
         settings.check_extension(direction, context)
         request = self._request("extend", prompt, options)
         edges = self._edges(direction, context, len(clip_FHW3))
-        for edge in edges:
-            self._check_rebuilt(self._fitted(edge.seen(clip_FHW3)), request)
-        made, before, notes = self._extended(clip_FHW3, edges, request)
-        if abs(clip_fps / self.card.fps - 1) > 0.25:
-            rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
-            notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
-
+        made, notes = self._extended(clip_FHW3, edges, request)
         rate = request.fps or clip_fps
         request = replace(request, fps=rate, scale=1)
+        notes += self._other_rate(clip_fps)
         clip = self._finish(made, request, notes, direction=direction, context=edges[-1].known)
-        return _sounding(clip, sound, before / rate if rate == clip_fps else None)
+        return _sounding(clip, sound, made.before / rate if rate == clip_fps else None)
 
     def estimate(
         self,
@@ -469,20 +463,25 @@ class Studio:
         """Pictures brought to the model's size, whatever becomes of their aspect."""
         return video.fit(frames_FHW3, self._size(frames_FHW3), "stretch")[0]
 
-    def _check_rebuilt(self, given_FHW3: Frames, request: Request) -> None:
-        """Raise ``UserError`` where the codec loses what is given, at the model's own size."""
+    def _given(self, frames_FHW3: Frames, fit: str, request: Request) -> Frames:
+        """Pictures that the user gives, brought to the model's size.
+
+        Raises ``UserError`` where the codec loses one of them, unless that was said not to matter.
+        """
+        fitted_FHW3, _ = video.fit(frames_FHW3, self._size(frames_FHW3), fit)
         least = self._least_psnr()
         if request.anyway or least is None:
-            return
-        image_FCHW = to_images(given_FHW3).to(self.device)
+            return fitted_FHW3
+        image_FCHW = to_images(fitted_FHW3).to(self.device)
         with autocast(self.device, self.dtype):
             worst = min(self.codec.psnr(image_1CHW) for image_1CHW in image_FCHW.split(1))
         if worst < least:
             raise UserError(
                 f"{self.name} cannot show what is given: its codec rebuilds it at {worst:.1f} dB, "
-                f"less than {least:.1f}; train on such pictures, with --codec a pretrained one if "
-                "they are many-sided, or go on with --anyway"
+                f"less than {least:.1f}; train on such pictures, or on a pretrained backbone, or "
+                "go on with --anyway"
             )
+        return fitted_FHW3
 
     def _least_psnr(self) -> float | None:
         """Decibels at which given pictures must be rebuilt; None: the codec is made for any."""
@@ -616,7 +615,10 @@ class Studio:
     ) -> tuple[Made, list[str]]:
         """Keyframes and what is between them, and notes; on ``grid`` lengths are counted."""
         if multi:
-            return self._multiplied(fitted_FHW3, multi, request), []
+            between = Grid(self.codec, known=2)
+            latents = between.latents(multi)
+            notes = between.told("--multi", multi, latents)
+            return self._multiplied(fitted_FHW3, latents - 1, request), notes
         count = len(fitted_FHW3)
         config, notes = grid.in_latents(request.config)
         notes += self._room(count, config)
@@ -627,25 +629,17 @@ class Studio:
             notes.append("no frame was drawn between the keyframes; --multi K puts K there")
         return made, notes
 
-    def _multi(self, asked: int) -> tuple[int, list[str]]:
-        """How many pictures lie between two keyframes if so many are to, and a note if not so."""
-        if not asked:
-            return 0, []
-        between = Grid(self.codec, known=2)
-        latents = between.latents(asked)
-        return between.pictures(latents), between.told("--multi", asked, latents)
-
-    def _multiplied(self, fitted_FHW3: Frames, multi: int, request: Request) -> Made:
-        """A clip in windows as long as the model's, so many pictures between two keyframes."""
+    def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> Made:
+        """A clip in windows as long as the model's, so many latents from a keyframe to the next."""
         last = len(fitted_FHW3) - 1
-        span = Grid(self.codec, known=2).latents(multi) - 1  # latents from a keyframe to the next
         gaps = min(max((self.card.max_length - 1) // span, 1), last)  # in one window
         pieces = []
         for number, start in enumerate(range(0, last, gaps)):
             part_FHW3 = fitted_FHW3[start : start + gaps + 1]
             pieces.append(self._between(part_FHW3, request.config, request.window(number), span))
         frames = [pieces[0].frames_FHW3[:1], *(piece.frames_FHW3[1:] for piece in pieces)]
-        places = list(range(0, (multi + 1) * last + 1, multi + 1))
+        step = self.codec.pictures_of(1 + span) - 1  # pictures from a keyframe to the next
+        places = list(range(0, step * last + 1, step))
         return replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
 
     def _edges(self, direction: str, context: int | None, available: int) -> list[Edge]:
@@ -661,23 +655,25 @@ class Studio:
 
     def _extended(
         self, clip_FHW3: Frames, edges: Sequence[Edge], request: Request
-    ) -> tuple[Made, int, list[str]]:
-        """The clip among its new pictures, how many of these come before it, and notes.
+    ) -> tuple[Made, list[str]]:
+        """The clip among its new pictures, and notes on their number.
 
         A way back takes its share from the new pictures of the last edge.
         """
+        self._given(np.concatenate([edge.seen(clip_FHW3) for edge in edges]), "stretch", request)
         _, notes = edges[0].in_latents(request.config)
-        *others, last = edges
-        grown = [self._grow(clip_FHW3, edge, request) for edge in others]
         there = request.way_there() if request.loop else request
-        grown.append(self._grow(clip_FHW3, last, there))
-        new = [made.frames_FHW3 for made in grown]
-        first = 1 if edges[0].backward else 0  # of the new parts after the clip
-        parts = [*new[:first], clip_FHW3, *new[first:]]
-        made = replace(grown[0], frames_FHW3=np.concatenate(parts))
-        if request.loop:
-            made, notes = self._closed(made, request, len(new[-1]))
-        return made, sum(map(len, new[:first])), notes
+        asked = [*[request] * (len(edges) - 1), there]
+        grown = [self._grow(clip_FHW3, *each) for each in zip(edges, asked, strict=True)]
+        made = _around(clip_FHW3, grown, edges[0].backward)
+        return self._closed(made, request, len(grown[-1])) if request.loop else (made, notes)
+
+    def _other_rate(self, clip_fps: float) -> list[str]:
+        """A note where a clip to go on from does not play as those that were learned."""
+        if abs(clip_fps / self.card.fps - 1) <= 0.25:
+            return []
+        rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
+        return [f"the clip has {rates}: new motion may look too slow or too fast"]
 
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
@@ -843,6 +839,14 @@ class Studio:
             frames_FHW3 = frames_FHW3.copy()
             frames_FHW3[list(places)] = video.scale(own_FHW3, height // own_FHW3.shape[1])
         return replace(clip, frames_FHW3=frames_FHW3, notes=notes)
+
+
+def _around(clip_FHW3: Frames, new: Sequence[Made], backward: bool) -> Made:
+    """A clip with new pictures after it, or the first part of them before it."""
+    parts = [made.frames_FHW3 for made in new]
+    parts.insert(1 if backward else 0, clip_FHW3)
+    before = len(new[0]) if backward else 0
+    return replace(new[0], frames_FHW3=np.concatenate(parts), before=before)
 
 
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:

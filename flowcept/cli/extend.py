@@ -1,16 +1,13 @@
 """``flowcept extend``: more frames after, before or around a clip."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
 from flowcept.cli.options import Anyway, MakeOptions, Prompt, helped, making
 from flowcept.settings import SampleConfig, check_extension
-
-if TYPE_CHECKING:
-    from flowcept.generation import Clip, Studio
 
 
 @making("extend")
@@ -35,8 +32,10 @@ def extend(
     if options.scale is not None and not options.quiet:
         typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
 
-    def call(studio: "Studio", asked: dict[str, Any]) -> "Clip":
-        return studio.extend(
+    make_clips(
+        options,
+        [options.job(prompt, config)],
+        lambda studio, asked: studio.extend(
             clip_FHW3,
             clip_fps=rate,
             direction=direction,
@@ -44,6 +43,6 @@ def extend(
             sound=sound,
             anyway=anyway,
             **asked,
-        )
-
-    make_clips(options, [options.job(prompt, config)], call, inputs=[clip])
+        ),
+        inputs=[clip],
+    )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,6 @@ from flowcept.settings import FIT, RetimeConfig, SampleConfig, check_keyframes, 
 
 if TYPE_CHECKING:
     from flowcept.data.video import Frames
-    from flowcept.generation import Clip, Studio
 
 PREFERRED = "motion"  # the model that is taken where neither it nor a prompt is named
 
@@ -63,8 +62,10 @@ def interp(
     check_keyframes(config, len(given.frames_FHW3), multi)
     count = len(given.frames_FHW3) + options.loop  # the first one ends a loop, too
 
-    def call(studio: "Studio", asked: dict[str, Any]) -> "Clip":
-        return studio.interp(
+    make_clips(
+        options,
+        [options.job(prompt, config)],
+        lambda studio, asked: studio.interp(
             given.frames_FHW3,
             multi=multi,
             clip_fps=given.fps,
@@ -73,12 +74,7 @@ def interp(
             sound=given.sound,
             anyway=anyway,
             **asked,
-        )
-
-    make_clips(
-        options,
-        [options.job(prompt, config)],
-        call,
+        ),
         inputs=keyframes,
         own_steps=not _named(flags, "steps"),
         least=multi + 2 if multi else count,
