@@ -154,7 +154,7 @@ class Made:
         return replace(
             self,
             frames_FHW3=np.concatenate([self.frames_FHW3, new_FHW3]),
-            growth=[*self.growth, *([*self.growth[-1], *row] for row in renamed[1:])],
+            growth=[*self.growth, *([*self.growth[-1], *row] for row in renamed)],
             order=[*self.order, *(free + name for name in back.order if name > 1)],
             together=max(self.together, back.together),
         )
