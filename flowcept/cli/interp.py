@@ -58,8 +58,8 @@ def interp(
         return
     given = _read(keyframes, fit)
     multi = multi or given.usual(config)
-    check_rate(options.fps or (given.fps or 1) * (multi + 1))
     check_keyframes(config, len(given.frames_FHW3), multi)
+    check_rate(options.fps or (given.fps or 1) * (multi + 1))
     count = len(given.frames_FHW3) + options.loop  # the first one ends a loop, too
 
     make_clips(
