@@ -369,6 +369,7 @@ class Studio:
 
         ``clip_fps`` is the rate of the clip whose frames the keyframes are, and ``sound`` a file
         whose sound is kept where playing takes as long as before.
+        In a loop the first keyframe follows the last one, and all lengths count the way there.
         """
         request = self._request("interp", prompt, options)
         settings.check_keyframes(request.config, len(keyframes_FHW3), multi)
@@ -499,7 +500,7 @@ class Studio:
         made = self._sample(given, config, request)
         if not request.loop:
             return made, notes
-        return self._closed(made, request, len(made.frames_FHW3))
+        return self._closed(made, request, len(made))
 
     def _closed(self, made: Made, request: Request, counted: int) -> tuple[Made, list[str]]:
         """A clip with frames from its last picture back to its first, and what there is to say.
