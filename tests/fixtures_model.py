@@ -60,7 +60,7 @@ def write_model(path: Path, codec: str = "autoencoder") -> Path:
     prompts = {"a dog surfing": 2, "a cat": 1}
     card = Card(
         network, process, text, codec_config, (SIZE, SIZE), 12.0, LENGTHS,
-        steps=7, dataset="toy", prompts=prompts, words=WORDS,
+        codec_psnr=4.0, steps=7, dataset="toy", prompts=prompts, words=WORDS,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -264,6 +266,21 @@ def test_extend_leaves_the_clip_alone(studio, direction, size):
 def test_extend_context(studio, context):
     made = studio.extend(noise(30), clip_fps=12, context=context, frames=3, **FAST)
     assert len(made) == 33
+
+
+@pytest.mark.parametrize(("longest", "frames", "seen"), [(12, 30, 6), (40, 30, 8), (12, 3, 3)])
+def test_extend_sees_all_that_fits(studio, monkeypatch, longest, frames, seen):
+    """Half of the longest trained clip, but no more in a row than training shows."""
+    monkeypatch.setattr(studio, "card", replace(studio.card, lengths={4: 1, longest: 1}))
+    clip = noise(frames)
+    made = studio.extend(clip, clip_fps=12, frames=2, **FAST)
+    assert made.settings["context"] == seen
+    if seen < frames:
+        for place, matters in ((-seen - 1, False), (-seen, True)):
+            other = clip.copy()
+            other[place] = 255 - other[place]
+            new_FHW3 = studio.extend(other, clip_fps=12, frames=2, **FAST).frames_FHW3[frames:]
+            assert (new_FHW3 != made.frames_FHW3[frames:]).any() == matters
 
 
 def test_extend_sees_its_context_only(studio):

@@ -36,6 +36,7 @@ def helped(meaning: str, *names: str) -> Any:  # noqa: ANN401 - as Typer has it
 RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
+Anyway = Annotated[bool, helped("go on with pictures that the model cannot show", "--anyway")]
 Device = Annotated[str, helped("auto, cpu, cuda or mps")]
 Dtype = Annotated[str, helped("auto, float32, bfloat16 or float16")]
 Exact = Annotated[
@@ -57,6 +58,7 @@ class Job:
     seed: int | None = None  # None: a random one
     fps: float | None = None
     scale: int | None = None
+    loop: bool = False
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
@@ -93,6 +95,10 @@ class MakeOptions(Settings):
     scale: int | None = setting(
         None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
     )
+    loop: bool = setting(
+        False, "frames from the last one back to the first, which all lengths count too",
+        names="--loop",
+    )  # fmt: skip
     device: str = setting("auto", "auto, cpu, cuda or mps")
     dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
     compile: bool = setting(
@@ -123,7 +129,8 @@ class MakeOptions(Settings):
 
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
-        return Job(prompt, config, self.negative_prompt, self.seed, self.fps, self.scale)
+        shared = ("negative_prompt", "seed", "fps", "scale", "loop")
+        return Job(prompt, config, **{name: getattr(self, name) for name in shared})
 
 
 def check_output(path: Path | None) -> None:

@@ -469,16 +469,11 @@ def write_video(
     """
     check_output(path)
     _check_clip(frames_FHW3, fps)
-    suffix = path.suffix.lower()
-    lost = _lost_sound(sound, suffix)
-    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
-    with replacing(path, numbered=suffix == ".png") as temporary:
-        name = path.name if suffix else "%04d.png"
-        kept = None if lost else sound
-        note = formats.write(temporary, frames_FHW3, rate, comment, kept, name)
+    how = _Writing.of(path, fps, metadata, sound)
+    with replacing(path, numbered=how.suffix == ".png") as temporary:
+        note = formats.write(temporary, frames_FHW3, how.rate, how.comment, how.sound, how.name)
         _check_written(path, temporary, len(frames_FHW3))
-    return "; ".join(filter(None, [lost, note]))
+    return "; ".join(filter(None, [how.lost, note]))
 
 
 def write_stream(
@@ -498,25 +493,48 @@ def write_stream(
     check_output(path)
     if not SLOWEST <= fps <= FASTEST:
         raise ValueError(f"a clip needs {SLOWEST} to {FASTEST} frames a second")
-    suffix = path.suffix.lower()
-    lost = _lost_sound(sound, suffix)
-    rate = Fraction(fps).limit_denominator(1001)
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)
+    how = _Writing.of(path, fps, metadata, sound)
     counted = _Counted(frames_FHWC)
-    with replacing(path, numbered=suffix == ".png") as temporary, _beside(temporary) as apart:
-        name = path.name if suffix else "%04d.png"
-        if suffix == ".gif":
-            frames: Iterable[Frames] = formats.Recorded(apart.with_suffix(".mkv"), counted, rate)
+    with replacing(path, numbered=how.suffix == ".png") as temporary, _beside(temporary) as apart:
+        frames: Iterable[Frames] = counted
+        if how.suffix == ".gif":
+            frames = formats.Recorded(apart.with_suffix(".mkv"), counted, how.rate)
+        if how.sound is None:
+            note = formats.write(temporary, frames, how.rate, how.comment, None, how.name)
         else:
-            frames = counted
-        if sound is None or lost:
-            note = formats.write(temporary, frames, rate, comment, None, name)
-        else:
-            note = formats.write(apart, frames, rate, "", None, name)
-            seconds = float(counted.count / rate)
-            formats.add_sound(apart, sound, seconds, comment, temporary)
+            note = formats.write(apart, frames, how.rate, "", None, how.name)
+            seconds = float(counted.count / how.rate)
+            formats.add_sound(apart, how.sound, seconds, how.comment, temporary)
         _check_written(path, temporary, counted.count)
-    return counted.count, "; ".join(filter(None, [lost, note]))
+    return counted.count, "; ".join(filter(None, [how.lost, note]))
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How a clip is written."""
+
+    suffix: str
+    name: str  # of PNG frames
+    rate: Fraction
+    comment: str
+    sound: Sound | None  # where it can be kept
+    lost: str  # why it cannot, "" if it can
+
+    @staticmethod
+    def of(
+        path: Path, fps: float, metadata: Mapping[str, object] | None, sound: Sound | None
+    ) -> "_Writing":
+        """In the format of the suffix of ``path``."""
+        suffix = path.suffix.lower()
+        lost = _lost_sound(sound, suffix)
+        return _Writing(
+            suffix,
+            path.name if suffix else "%04d.png",
+            Fraction(fps).limit_denominator(1001),  # holds 29.97 and 30000/1001 alike
+            "" if metadata is None else json.dumps(dict(metadata), default=str),  # ASCII
+            None if lost else sound,
+            lost,
+        )
 
 
 class _Counted:

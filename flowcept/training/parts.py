@@ -109,7 +109,7 @@ def assemble(
 ) -> Weights:
     """The modules to train, those of ``origin`` where there is one, with card and process.
 
-    ``facts`` are what else the card says: dataset and frames per second.
+    ``facts`` are what else the card says: dataset, frames per second, and of its codec.
     """
     torch.manual_seed(config.machine.seed)
     longest = max(clips.latents.lengths)  # clips held out are scored as well

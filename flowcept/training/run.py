@@ -25,7 +25,7 @@ from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
-from flowcept.training.fitting import fitted, new_codec
+from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
 from flowcept.training.loop import Training, run_to_end
 from flowcept.training.parts import (
     Clips,
@@ -89,7 +89,11 @@ def train(
             if origin is None:
                 codec = fitted(codec, pictures, state)
             clips = _encoded(pictures, codec, state)
-            facts = {"dataset": folder.resolve().name, "fps": scan.fps}
+            facts = {
+                "dataset": folder.resolve().name,
+                "fps": scan.fps,
+                "codec_psnr": rebuilt_psnr(codec, pictures, state),
+            }
             weights = assemble(config, clips, codec, origin, process, family, **facts)
             trainer = Trainer(weights, clips, config, state.machine)
             if resume:
