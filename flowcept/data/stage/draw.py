@@ -1,0 +1,160 @@
+"""Drawing triangles: a camera, a z-buffer, light, and shadows on the ground.
+
+World units: the ground is y = 0, x runs right, z towards the viewer; an actor is about 1 high.
+
+Shape suffixes: V vertices, T triangles, P pixels that are candidates, H height, W width.
+"""
+
+from dataclasses import dataclass
+from math import cos, radians, sin, tan
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowcept.data.stage.gltf import Floats, Indices, Mesh
+
+NEAREST = 0.05  # what is nearer to the camera is not drawn
+FIELD_OF_VIEW = 32.0  # degrees, of the whole height
+SUN = np.array((-0.45, 0.8, 0.55), np.float32) / np.float32(np.linalg.norm((-0.45, 0.8, 0.55)))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Looks at `target` from `distance` away, `elevation` degrees above the horizon."""
+
+    target: tuple[float, float, float]
+    distance: float
+    elevation: float = 12.0
+
+    @property
+    def axes(self) -> Floats:
+        """Rows are right, up, and towards the viewer."""
+        c, s = cos(radians(self.elevation)), sin(radians(self.elevation))
+        return np.array(((1, 0, 0), (0, c, -s), (0, s, c)), np.float32)
+
+    def seen(self, point_V3: Floats) -> Floats:
+        """x and y in [-1, 1] of the picture, y up, and 1 / depth, which is linear between them."""
+        away_V3 = (point_V3 - np.array(self.target, np.float32)) @ self.axes.T
+        depth_V = np.maximum(self.distance - away_V3[:, 2], NEAREST)
+        scale_V = 1 / (depth_V * np.float32(tan(radians(FIELD_OF_VIEW / 2))))
+        return np.stack([away_V3[:, 0] * scale_V, away_V3[:, 1] * scale_V, 1 / depth_V], axis=1)
+
+    def pixels(self, point_V3: Floats, size: int) -> Floats:
+        """x and y in pixels from the upper left corner, and 1 / depth."""
+        seen_V3 = self.seen(point_V3)
+        seen_V3[:, 0] = (1 + seen_V3[:, 0]) * (size / 2)
+        seen_V3[:, 1] = (1 - seen_V3[:, 1]) * (size / 2)
+        return seen_V3
+
+    def ground(self, size: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """Where the ray of each pixel meets the ground, [H, W, 2] as x and z, and whether it does."""
+        step = tan(radians(FIELD_OF_VIEW / 2)) * ((np.arange(size) + 0.5) / size * 2 - 1)
+        right_HW, down_HW = np.meshgrid(step.astype(np.float32), step.astype(np.float32))
+        ray_HW3 = np.stack([right_HW, -down_HW, -np.ones_like(right_HW)], -1) @ self.axes
+        eye_3 = np.array(self.target, np.float32) + self.distance * self.axes[2]
+        meets_HW = ray_HW3[..., 1] < -1e-3
+        reach_HW = np.where(meets_HW, eye_3[1] / np.maximum(-ray_HW3[..., 1], 1e-3), 0)
+        return eye_3[[0, 2]] + reach_HW[..., None] * ray_HW3[..., [0, 2]], meets_HW
+
+
+@dataclass(frozen=True)
+class Light:
+    """Linear colours of the sun, the sky above and what the ground throws back."""
+
+    sun: tuple[float, float, float] = (1.0, 0.96, 0.88)
+    sky: tuple[float, float, float] = (0.42, 0.47, 0.55)
+    ground: tuple[float, float, float] = (0.24, 0.23, 0.2)
+
+    def on(self, normal_X3: Floats, colour_X3: Floats) -> Floats:
+        """Linear colours of surfaces; lit ones face the sun, and edges catch a little more."""
+        sun_X1 = np.clip((normal_X3 @ SUN)[:, None] * 0.85 + 0.15, 0, 1)
+        up_X1 = normal_X3[:, 1:2] * 0.5 + 0.5
+        sky, ground, sun = (np.array(c, np.float32) for c in (self.sky, self.ground, self.sun))
+        edge_X1 = np.clip(1 - np.abs(normal_X3[:, 2:3]), 0, 1) ** 3 * up_X1
+        light_X3 = ground + (sky - ground) * up_X1 + sun * sun_X1 + 0.5 * sky * edge_X1
+        lit: Floats = colour_X3 * light_X3
+        return lit
+
+
+def to_srgb(linear: Floats) -> Floats:
+    """What screens show, in [0, 1]."""
+    shown: Floats = np.clip(linear, 0, 1) ** np.float32(1 / 2.2)
+    return shown
+
+
+def _planes(corner_T33: Floats) -> Floats:
+    """Per triangle three rows (a, b, c): its corners' shares at x, y are a x + b y + c."""
+    x, y = corner_T33[:, :, 0].astype(np.float64), corner_T33[:, :, 1].astype(np.float64)
+    after, last = [1, 2, 0], [2, 0, 1]
+    rows = (
+        y[:, after] - y[:, last],
+        x[:, last] - x[:, after],
+        x[:, after] * y[:, last] - x[:, last] * y[:, after],
+    )
+    plane_T33 = np.stack(rows, axis=2)
+    area_T = plane_T33[:, :, 2].sum(1)
+    safe_T = np.where(np.abs(area_T) < 1e-9, np.inf, area_T)
+    return (plane_T33 / safe_T[:, None, None]).astype(np.float32)
+
+
+def _boxes(corner_T33: Floats, size: int) -> tuple[Indices, Indices, Indices, Indices]:
+    """Per triangle the first pixel and the number of pixels, along x and y, that it may cover."""
+    low_T2 = np.ceil(corner_T33[:, :, :2].min(1) - 0.5).clip(0, size).astype(np.int64)
+    high_T2 = np.floor(corner_T33[:, :, :2].max(1) - 0.5).clip(-1, size - 1).astype(np.int64)
+    count_T2 = np.maximum(high_T2 - low_T2 + 1, 0)
+    return low_T2[:, 0], low_T2[:, 1], count_T2[:, 0], count_T2[:, 1]
+
+
+def rasterise(pixel_V3: Floats, face_T3: Indices, size: int) -> tuple[Indices, Indices, Floats]:
+    """Which triangle is nearest where: pixels (y * size + x), triangles, corners' shares [P, 3].
+
+    `pixel_V3` is x, y and 1 / depth. Exact: every candidate pixel of every triangle is compared.
+    """
+    corner_T33 = pixel_V3[face_T3]
+    left_T, top_T, wide_T, high_T = _boxes(corner_T33, size)
+    count_T = np.where(corner_T33[:, :, 2].max(1) < 1 / NEAREST, wide_T * high_T, 0)
+    triangle_P = np.repeat(np.arange(len(face_T3)), count_T)
+    within_P = np.arange(len(triangle_P)) - np.repeat(np.cumsum(count_T) - count_T, count_T)
+    row_P, column_P = np.divmod(within_P, wide_T[triangle_P])
+    x_P, y_P = left_T[triangle_P] + column_P, top_T[triangle_P] + row_P
+
+    plane_T33 = _planes(corner_T33)
+    middle_P3 = np.stack([x_P + 0.5, y_P + 0.5, np.ones(len(x_P))], axis=1).astype(np.float32)
+    share_P3 = (plane_T33[triangle_P] @ middle_P3[:, :, None])[:, :, 0]
+    inside_P = (share_P3 >= 0).all(1) & (share_P3.sum(1) > 0.5)
+    triangle_P, share_P3 = triangle_P[inside_P], share_P3[inside_P]
+    place_P = (y_P * size + x_P)[inside_P]
+
+    near_P = (corner_T33[triangle_P, :, 2] * share_P3).sum(1)
+    winner = np.full(size * size, -1)
+    order_P = np.argsort(near_P, kind="stable")
+    winner[place_P[order_P]] = order_P  # the last of each pixel, the nearest, stays
+    pixels = np.flatnonzero(winner >= 0)
+    best = winner[pixels]
+    return pixels, triangle_P[best], share_P3[best]
+
+
+def paint(mesh: Mesh, camera: Camera, light: Light, size: int, over: int = 2) -> Floats:
+    """A lit mesh as [H, W, 4]: colours for screens times coverage, and coverage; edges smooth."""
+    large = size * over
+    pixels, triangle_P, share_P3 = rasterise(camera.pixels(mesh.point_V3, large), mesh.face_T3, large)
+    corner_P3 = mesh.face_T3[triangle_P]
+    normal_P3 = (mesh.normal_V3[corner_P3] * share_P3[:, :, None]).sum(1)
+    normal_P3 /= np.maximum(np.linalg.norm(normal_P3, axis=1, keepdims=True), 1e-9)
+    colour_P3 = (mesh.colour_V3[corner_P3] * share_P3[:, :, None]).sum(1)
+
+    canvas = np.zeros((large * large, 4), np.float32)
+    canvas[pixels, :3] = to_srgb(light.on(normal_P3, colour_P3))
+    canvas[pixels, 3] = 1
+    return canvas.reshape(size, over, size, over, 4).mean((1, 3))
+
+
+def shadow(mesh: Mesh, camera: Camera, size: int) -> Floats:
+    """How much of each pixel of the ground lies in the mesh's shadow, [H, W] in [0, 1]."""
+    height_V1 = np.maximum(mesh.point_V3[:, 1:2], 0)
+    flat_V3 = mesh.point_V3 - SUN * (height_V1 / SUN[1])
+    flat_V3[:, 1] = 0
+    pixels, _, _ = rasterise(camera.pixels(flat_V3, size), mesh.face_T3, size)
+    dark = np.zeros(size * size, np.float32)
+    dark[pixels] = 1
+    return dark.reshape(size, size)
