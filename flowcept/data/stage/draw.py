@@ -5,6 +5,7 @@ World units: the ground is y = 0, x runs right, z towards the viewer; an actor i
 Shape suffixes: V vertices, T triangles, P pixels that are candidates, H height, W width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, radians, sin, tan
 
@@ -24,7 +25,13 @@ class Camera:
 
     target: tuple[float, float, float]
     distance: float
-    elevation: float = 12.0
+    elevation: float = 8.0
+    zoom: float = 1.0
+
+    @property
+    def slope(self) -> float:
+        """Half of the picture's height, one unit away."""
+        return tan(radians(FIELD_OF_VIEW / 2)) / self.zoom
 
     @property
     def axes(self) -> Floats:
@@ -36,7 +43,7 @@ class Camera:
         """x and y in [-1, 1] of the picture, y up, and 1 / depth, which is linear between them."""
         away_V3 = (point_V3 - np.array(self.target, np.float32)) @ self.axes.T
         depth_V = np.maximum(self.distance - away_V3[:, 2], NEAREST)
-        scale_V = 1 / (depth_V * np.float32(tan(radians(FIELD_OF_VIEW / 2))))
+        scale_V = 1 / (depth_V * np.float32(self.slope))
         return np.stack([away_V3[:, 0] * scale_V, away_V3[:, 1] * scale_V, 1 / depth_V], axis=1)
 
     def pixels(self, point_V3: Floats, size: int) -> Floats:
@@ -48,7 +55,7 @@ class Camera:
 
     def ground(self, size: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Where the ray of each pixel meets the ground, [H, W, 2] as x and z, and whether it does."""
-        step = tan(radians(FIELD_OF_VIEW / 2)) * ((np.arange(size) + 0.5) / size * 2 - 1)
+        step = self.slope * ((np.arange(size) + 0.5) / size * 2 - 1)
         right_HW, down_HW = np.meshgrid(step.astype(np.float32), step.astype(np.float32))
         ray_HW3 = np.stack([right_HW, -down_HW, -np.ones_like(right_HW)], -1) @ self.axes
         eye_3 = np.array(self.target, np.float32) + self.distance * self.axes[2]
@@ -134,19 +141,39 @@ def rasterise(pixel_V3: Floats, face_T3: Indices, size: int) -> tuple[Indices, I
     return pixels, triangle_P[best], share_P3[best]
 
 
-def paint(mesh: Mesh, camera: Camera, light: Light, size: int, over: int = 2) -> Floats:
-    """A lit mesh as [H, W, 4]: colours for screens times coverage, and coverage; edges smooth."""
+Shader = Callable[[Floats], Floats]  # from points of the world to linear colours
+
+
+def paint(
+    mesh: Mesh, camera: Camera, light: Light, size: int, over: int = 2, shader: Shader | None = None
+) -> Floats:
+    """A lit mesh as [H, W, 4]: colours for screens times coverage, and coverage; edges smooth.
+
+    `shader` gives colours in place of the mesh's own.
+    """
     large = size * over
     pixels, triangle_P, share_P3 = rasterise(camera.pixels(mesh.point_V3, large), mesh.face_T3, large)
     corner_P3 = mesh.face_T3[triangle_P]
     normal_P3 = (mesh.normal_V3[corner_P3] * share_P3[:, :, None]).sum(1)
     normal_P3 /= np.maximum(np.linalg.norm(normal_P3, axis=1, keepdims=True), 1e-9)
-    colour_P3 = (mesh.colour_V3[corner_P3] * share_P3[:, :, None]).sum(1)
+    if shader is None:
+        colour_P3 = (mesh.colour_V3[corner_P3] * share_P3[:, :, None]).sum(1)
+    else:
+        colour_P3 = shader(_points(mesh.point_V3[corner_P3], camera, share_P3))
 
     canvas = np.zeros((large * large, 4), np.float32)
     canvas[pixels, :3] = to_srgb(light.on(normal_P3, colour_P3))
     canvas[pixels, 3] = 1
     return canvas.reshape(size, over, size, over, 4).mean((1, 3))
+
+
+def _points(corner_P33: Floats, camera: Camera, share_P3: Floats) -> Floats:
+    """Points of the world; shares are of the picture, where what is near is larger."""
+    eye_3 = np.array(camera.target, np.float32) + camera.distance * camera.axes[2]
+    near_P3 = share_P3 / np.maximum((eye_3 - corner_P33) @ camera.axes[2], NEAREST)
+    near_P3 /= near_P3.sum(1, keepdims=True)
+    point_P3: Floats = (corner_P33 * near_P3[:, :, None]).sum(1)
+    return point_P3
 
 
 def shadow(mesh: Mesh, camera: Camera, size: int) -> Floats:

@@ -205,7 +205,7 @@ class Model:
         return Mesh(point_V3, normal_V3, self.mesh.colour_V3, self.mesh.face_T3)
 
 
-def _face_normals(point_V3: Floats, face_T3: Indices) -> Floats:
+def face_normals(point_V3: Floats, face_T3: Indices) -> Floats:
     """Normals of vertices: the mean of their triangles' by area."""
     a, b, c = (point_V3[face_T3[:, i]] for i in range(3))
     across_T3 = np.cross(b - a, c - a)
@@ -300,7 +300,7 @@ class _Reader:
         if "NORMAL" in names:
             normal_V3 = self.file.array(names["NORMAL"]).astype(np.float32)
         else:
-            normal_V3 = _face_normals(point_V3, face_T3)
+            normal_V3 = face_normals(point_V3, face_T3)
         return Mesh(point_V3, normal_V3, self._colours(part, len(point_V3)), face_T3)
 
     def _colours(self, part: dict[str, Any], vertices: int) -> Floats:

@@ -1,0 +1,337 @@
+"""Where actors play: skies, grounds, light, and what stands about.
+
+Everything that does not move is drawn once a clip; the ground and what stands on it pass by
+when an actor covers ground. Shape suffixes: H height, W width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import radians, tan
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flowcept.data.stage.draw import FIELD_OF_VIEW, Camera, Light, paint
+from flowcept.data.stage.gltf import Floats, Mesh
+
+Rng = np.random.Generator
+Point = tuple[float, float]  # x and z on the ground
+
+TILE = 256  # pixels along the noise, which repeats
+TILE_WIDTH = 6.0  # in world units
+FAR = 9.0  # where the ground has half the colour of the horizon
+LOW = 0.36  # what is no higher hides nobody
+SPRITE = 96  # pixels along the picture of something that stands about
+
+DAY = Light((1.5, 1.42, 1.25), (0.62, 0.68, 0.78), (0.36, 0.35, 0.28))
+DUSK = Light((1.7, 0.95, 0.5), (0.6, 0.46, 0.6), (0.34, 0.25, 0.24))
+NIGHT = Light((0.5, 0.6, 0.95), (0.26, 0.32, 0.52), (0.13, 0.16, 0.24))
+SPACE = Light((1.7, 1.65, 1.6), (0.3, 0.3, 0.36), (0.3, 0.3, 0.32))
+SHOW = Light((1.75, 1.55, 1.25), (0.5, 0.42, 0.5), (0.4, 0.3, 0.24))
+WATER = Light((0.95, 1.35, 1.4), (0.5, 0.75, 0.85), (0.3, 0.42, 0.46))
+DEEP = Light((0.5, 0.75, 1.05), (0.26, 0.42, 0.62), (0.12, 0.2, 0.32))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Colours are in hexadecimal; `props` are patterns of file names, numbers and heights."""
+
+    colours: str  # the sky above, the horizon, and two that mix on the ground
+    light: Light
+    props: tuple[tuple[str, int, float], ...] = ()
+    hills: str = ""  # colour of what rises at the horizon
+    rise: float = 0.1  # height of the hills, of the picture
+    extra: str = ""  # clouds, stars, moon, sun, earth, curtain or rays, with spaces between
+
+
+GRASS = (("Grass*", 14, 0.16),)
+FLOWERS = (("Flowers", 12, 0.22), ("Grass*", 8, 0.16))
+MEADOW = "5aa8ec d4ecfa 6cb04a 8cc45a"
+PLACES: dict[str, Place] = {
+    "": Place(MEADOW, DAY, (("Tree[1-4]", 3, 1.9), ("Bush*", 3, 0.4), *GRASS), "7fb06e", 0.07,
+              "clouds"),
+    "in a forest": Place("7cb8dc cfe6d8 4e7e3c 6a8f46", DAY,
+                         (("PineTree_[1-5]", 9, 2.5), ("CommonTree_[1-5]", 7, 2.4),
+                          ("Bush_[12]", 4, 0.4), ("Plant_*", 5, 0.25)), "56805a", 0.16),
+    "in an autumn forest": Place("9cc0dc f4e4c8 a8743a c08c44", DAY,
+                                 (("CommonTree_Autumn*", 8, 2.4), ("BirchTree_Autumn*", 7, 2.4),
+                                  ("WoodLog*", 2, 0.25)), "c08a58", 0.16),
+    "in the desert": Place("4ea6ea fbe6b8 e8b866 f2cc80", DAY,
+                           (("Cactus_*", 6, 1.0), ("Rock_[1-7]", 5, 0.3)), "d89c5c", 0.12),
+    "in the snow": Place("8fb4dc e4eef8 e6eef8 fafcff", DAY,
+                         (("PineTree_Snow*", 8, 2.3), ("Rock_Snow*", 4, 0.3)), "bccce0", 0.15),
+    "on a beach": Place("3f9fec c8f0fa ecd498 f6e4b4", DAY,
+                        (("PalmTree*", 5, 2.4), ("Rock_[1-7]", 3, 0.22)), "2e90c4", 0.055,
+                        "clouds"),
+    "at sunset": Place("6a4a96 ffb060 6e6a3e 8a7a48", DUSK,
+                       (("Tree[1-4]", 3, 1.9), ("Bush*", 3, 0.4), *GRASS), "80506a", 0.09, "sun"),
+    "at night": Place("0c1236 35468a 24463e 2e5444", NIGHT,
+                      (("Tree[1-4]", 3, 1.9), ("Bush*", 3, 0.4), *GRASS), "1e2c58", 0.08,
+                      "stars moon"),
+    "on the moon": Place("05050c 15151f 8e8e98 b0b0b8", SPACE,
+                         (("Rock_[1-7]", 9, 0.3),), "6c6c78", 0.06, "stars earth"),
+    "by a castle": Place("62a8e4 dceaf4 7aa858 98b868", DAY,
+                         (("Tower", 4, 2.8), ("Tree[1-4]", 2, 1.8), ("Bush*", 3, 0.4)), "8ea892",
+                         0.1, "clouds"),
+    "on a stage": Place("4a0f18 7c1c26 a8703c b8804a", SHOW, (), "", 0.0, "curtain"),
+    "among flowers": Place(MEADOW, DAY, FLOWERS + (("Bush*", 3, 0.4),), "7fb06e", 0.07, "clouds"),
+}  # fmt: skip
+WATERS: dict[str, Place] = {
+    "": Place("5fd0e8 2f9cc8 c8c890 dcd8a4", WATER, (("Rock_[1-7]", 4, 0.35),), "2b88b4", 0.1,
+              "rays"),
+    "over a coral reef": Place("62d4ec 38a8d0 d8c8a0 e8d8b0", WATER,
+                               (("CactusFlower*", 8, 0.55), ("Rock_Moss*", 5, 0.4),
+                                ("BushBerries*", 4, 0.4)), "3090b8", 0.12, "rays"),
+    "in the deep sea": Place("12386e 081c44 1c3458 24406a", DEEP, (("Rock_[1-7]", 6, 0.4),),
+                             "0c2450", 0.1),
+    "among seaweed": Place("58c4a8 2a8c84 7c9a64 90ac74", WATER,
+                           (("Corn_1", 9, 1.1), ("Plant_[1-5]", 8, 0.5)), "2a7c74", 0.14, "rays"),
+}  # fmt: skip
+# Surfers need a sea; the ground's colours are those of deep and shallow water.
+SEAS: dict[str, Place] = {
+    "": Place("3f9fec c8f0fa 0c5a94 2cb4c4", DAY, (), "", 0.0, "clouds"),
+    "at sunset": Place("6a4a96 ffb060 3c3c78 b0788c", DUSK, (), "", 0.0, "sun"),
+    "at night": Place("0c1236 35468a 081c48 2c5890", NIGHT, (), "", 0.0, "stars moon"),
+    "by an island": Place("3f9fec d4f2fa 0c6c9c 34c4c4", DAY, (("PalmTree*", 7, 3.4),), "d8c48c",
+                          0.03, "clouds"),
+}  # fmt: skip
+
+
+def colour(hexadecimal: str) -> Floats:
+    return np.array(list(bytes.fromhex(hexadecimal)), np.float32) / 255
+
+
+@lru_cache(maxsize=4)
+def noise(sharpness: float, seed: int) -> Floats:
+    """Clouds of grey in [0, 1] that repeat, [TILE, TILE]; sharper ones have finer grains."""
+    rng = np.random.default_rng(seed)
+    y, x = np.meshgrid(*[np.fft.fftfreq(TILE) * TILE] * 2, indexing="ij")
+    size = np.maximum(np.hypot(x, y), 1) ** -sharpness
+    waves = np.fft.fft2(rng.standard_normal((TILE, TILE))) * size
+    waves[0, 0] = 0
+    grey = np.real(np.fft.ifft2(waves))
+    ranks = np.empty(TILE * TILE)
+    ranks[np.argsort(grey, axis=None, kind="stable")] = np.linspace(0, 1, TILE * TILE)
+    return ranks.reshape(TILE, TILE).astype(np.float32)
+
+
+def sampled(tile: Floats, x: Floats, y: Floats, width: float = TILE_WIDTH) -> Floats:
+    """The noise between its pixels at points of the world, where one tile is so wide."""
+    column, row = (x * np.float32(TILE / width)), (y * np.float32(TILE / width))
+    left, top = np.floor(column), np.floor(row)
+    right_share, low_share = column - left, row - top
+    left, top = left.astype(np.int64) % TILE, top.astype(np.int64) % TILE
+    right, low = (left + 1) % TILE, (top + 1) % TILE
+    above = tile[top, left] * (1 - right_share) + tile[top, right] * right_share
+    below = tile[low, left] * (1 - right_share) + tile[low, right] * right_share
+    found: Floats = above * (1 - low_share) + below * low_share
+    return found
+
+
+def over(below_HW3: Floats, above_HW3: Floats, share_HW: Floats) -> Floats:
+    """`above` where the share is 1."""
+    mixed: Floats = below_HW3 + (above_HW3 - below_HW3) * share_HW[..., None]
+    return mixed
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A picture of something that stands on the ground, at SPRITE pixels and two halves of it."""
+
+    pictures: tuple[Floats, ...]  # [H, W, 4], colours times coverage
+    width: float  # of the picture in world units
+
+
+def sprite_of(mesh: Mesh, height: float, light: Light, elevation: float) -> Sprite:
+    """A mesh of this height as seen from far away."""
+    low, high = mesh.point_V3.min(0), mesh.point_V3.max(0)
+    middle = np.array(((low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2), np.float32)
+    scale = height / max(high[1] - low[1], 1e-6)
+    point_V3 = (mesh.point_V3 - middle) * np.float32(scale)
+    wide = max(height, 2 * float(np.abs(point_V3[:, [0, 2]]).max())) * 1.1
+    away = 12 * wide
+    camera = Camera((0, wide * 0.45, 0), away, elevation, tan(radians(FIELD_OF_VIEW / 2)) * 24)
+    small = Mesh(point_V3, mesh.normal_V3, mesh.colour_V3, mesh.face_T3)
+    picture = paint(small, camera, light, SPRITE)
+    halves = [picture]
+    for _ in range(3):
+        halves.append(cv2.resize(halves[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+    return Sprite(tuple(halves), wide)
+
+
+def paste(canvas: Floats, sprite: Sprite, foot: tuple[float, float], unit: float, fog: Floats,
+          dim: float) -> None:  # fmt: skip
+    """Paint a sprite whose foot stands at a pixel, `unit` pixels a world unit, into the picture.
+
+    `fog` is a colour and `dim` its share.
+    """
+    size = canvas.shape[0]
+    wide = sprite.width * unit
+    level = next((i for i, p in enumerate(sprite.pictures) if len(p) < 2 * wide), 3)
+    picture = sprite.pictures[level]
+    scale = wide / len(picture)
+    left, top = foot[0] - wide / 2, foot[1] - wide * 0.95
+    x0, y0 = max(0, int(left) - 1), max(0, int(top) - 1)
+    x1, y1 = min(size, int(left + wide) + 2), min(size, int(top + wide) + 2)
+    if x0 >= x1 or y0 >= y1:
+        return
+    # Pixel centres lie at halves.
+    move = np.array(
+        ((scale, 0, left - x0 + scale / 2 - 0.5), (0, scale, top - y0 + scale / 2 - 0.5)), np.float64
+    )
+    patch = cv2.warpAffine(picture, move, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
+    colours = patch[..., :3] * (1 - dim) + fog * patch[..., 3:] * dim
+    canvas[y0:y1, x0:x1] *= 1 - patch[..., 3:]
+    canvas[y0:y1, x0:x1] += colours
+
+
+class Backdrop:
+    """A place as one camera sees it. `sky` stands still; `ground` passes by."""
+
+    def __init__(self, place: Place, camera: Camera, size: int) -> None:
+        self.place, self.camera, self.size = place, camera, size
+        self.above, self.horizon, self.dark, self.bright = map(colour, place.colours.split())
+        self.world_HW2, self.meets_HW = camera.ground(size)
+        eye_z = camera.target[2] + camera.distance * float(camera.axes[2, 2])
+        away_HW = np.maximum(eye_z - self.world_HW2[..., 1] - camera.distance, 0)
+        fading_HW = 1 - np.exp(-away_HW / FAR)
+        self.fog_HW: Floats = np.where(self.meets_HW, fading_HW, 1).astype(np.float32)
+        self.sky_HW3 = self._sky()
+
+    def fog_at(self, z: float) -> float:
+        """The share of the horizon's colour in what stands at this depth."""
+        return float(1 - np.exp(-max(self.camera.target[2] - z, 0) / FAR)) * 0.8
+
+    def _sky(self) -> Floats:
+        level = (np.arange(self.size) + 0.5) / self.size
+        horizon = self._horizon()
+        share_H1 = np.clip(level / max(horizon, 0.35), 0, 1)[:, None] ** 1.2
+        row_H3 = self.above + (self.horizon - self.above) * share_H1
+        sky_HW3 = np.repeat(row_H3[:, None], self.size, axis=1).astype(np.float32)
+        for name in self.place.extra.split():
+            sky_HW3 = EXTRAS[name](sky_HW3, horizon)
+        return self._with_hills(sky_HW3, horizon)
+
+    def _horizon(self) -> float:
+        """Its height in the picture, from 0 at the top."""
+        return 0.5 - 0.5 * tan(radians(self.camera.elevation)) / tan(radians(FIELD_OF_VIEW / 2))
+
+    def _with_hills(self, sky_HW3: Floats, horizon: float) -> Floats:
+        if not self.place.hills:
+            return sky_HW3
+        across = np.linspace(0, 1, self.size)
+        waves = 0.6 + 0.25 * np.sin(5 * across + 1) + 0.15 * np.sin(13 * across + 4)
+        if self.place.rise < 0.06:  # the sea, or a flat shore
+            waves = np.ones_like(waves)
+        top_W = (horizon - self.place.rise * waves) * self.size
+        share_HW = np.clip(np.arange(self.size)[:, None] + 1 - top_W, 0, 1).astype(np.float32)
+        return over(sky_HW3, np.broadcast_to(colour(self.place.hills), sky_HW3.shape), share_HW)
+
+    def ground(self, passed: tuple[float, float], time: float) -> Floats:
+        """The whole picture without anything that stands or plays; `passed` is the way gone."""
+        x, z = self.world_HW2[..., 0] + passed[0], self.world_HW2[..., 1] + passed[1]
+        if "curtain" in self.place.extra:
+            share_HW = 0.5 + 0.5 * np.tanh(12 * (np.abs((x / 0.35) % 1 - 0.5) - 0.46))
+            share_HW = 1 - 0.9 * share_HW
+        else:
+            coarse_HW, fine_HW = sampled(noise(1.6, 1), x, z), sampled(noise(1.0, 2), x, z, 3.0)
+            share_HW = 0.65 * coarse_HW + 0.35 * fine_HW
+        if "rays" in self.place.extra:  # light that waves throw on the ground
+            moving_HW = sampled(noise(1.8, 3), x + 0.5 * time, z - 0.3 * time, 4.0)
+            share_HW = share_HW + 0.9 * np.clip(1 - 14 * np.abs(moving_HW - 0.5), 0, 1)
+        floor_HW3 = over(self.dark, self.bright, share_HW.astype(np.float32))
+        fog_HW = np.where(self.meets_HW, self.fog_HW, 0)
+        shown_HW3 = over(floor_HW3, np.broadcast_to(self.horizon, floor_HW3.shape), fog_HW)
+        return np.where(self.meets_HW[..., None], shown_HW3, self.sky_HW3).astype(np.float32)
+
+
+def _grid(picture: Floats) -> tuple[Floats, Floats]:
+    level = (np.arange(len(picture), dtype=np.float32) + 0.5) / len(picture)
+    x, y = np.meshgrid(level, level)
+    return x, y
+
+
+def _disc(picture: Floats, x: float, y: float, radius: float, shade: str, halo: float) -> Floats:
+    """A disc with light around it."""
+    across, down = _grid(picture)
+    away = np.hypot(across - x, down - y)
+    glow = halo * np.exp(-np.maximum(away - radius, 0) / radius)
+    inside = np.clip((radius - away) * len(picture) + 0.5, 0, 1)
+    plain = np.broadcast_to(colour(shade), picture.shape)
+    return over(picture, plain, np.maximum(glow, inside).astype(np.float32))
+
+
+def _clouds(picture: Floats, horizon: float) -> Floats:
+    x, y = _grid(picture)
+    thick = sampled(noise(2.2, 4), x * 3, y * 8, 6.0)
+    share = np.clip((thick - 0.62) * 4, 0, 0.85) * np.clip((horizon - y) * 8, 0, 1)
+    return over(picture, np.ones_like(picture), share)
+
+
+def _stars(picture: Floats, _: float) -> Floats:
+    rng = np.random.default_rng(7)
+    for x, y, radius in rng.uniform((0, 0, 0.003), (1, 0.5, 0.007), (26, 3)):
+        picture = _disc(picture, x, y, radius, "fff8dc", 0.5)
+    return picture
+
+
+def _rays(picture: Floats, _: float) -> Floats:
+    x, y = _grid(picture)
+    slant = np.sin((x + 0.35 * y) * 17) + np.sin((x + 0.35 * y) * 31 + 2)
+    share = np.clip(slant * 0.12, 0, 0.3) * np.clip(1 - 1.6 * y, 0, 1)
+    return over(picture, np.ones_like(picture), share)
+
+
+def _curtain(picture: Floats, _: float) -> Floats:
+    x, y = _grid(picture)
+    fold = 0.72 + 0.28 * np.sin(x * 2 * np.pi * 9 + 0.8 * np.sin(x * 17))
+    spot = 0.55 + 0.75 * np.exp(-(((x - 0.5) / 0.33) ** 2) - ((y - 0.45) / 0.5) ** 2)
+    hung = picture * (fold * spot)[..., None]
+    gold = np.clip(1 - np.abs(y - 0.045) * 40, 0, 1)
+    return over(hung, np.broadcast_to(colour("e0b050"), hung.shape), gold.astype(np.float32))
+
+
+EXTRAS: dict[str, Callable[[Floats, float], Floats]] = {
+    "clouds": _clouds,
+    "stars": _stars,
+    "rays": _rays,
+    "curtain": _curtain,
+    "sun": lambda picture, horizon: _disc(picture, 0.74, horizon - 0.05, 0.1, "ffe890", 0.7),
+    "moon": lambda picture, _: _disc(picture, 0.8, 0.13, 0.065, "f8f4d8", 0.35),
+    "earth": lambda picture, _: _disc(picture, 0.2, 0.14, 0.085, "4c8cdc", 0.25),
+}
+
+
+def scattered(
+    place: Place, sprites: Callable[[str], Sequence[Sprite]], way: Sequence[Point], rng: Rng
+) -> list[tuple[float, float, Sprite]]:
+    """Where things stand, x and z: in view at some part of the way, and never in its way.
+
+    `sprites` finds what a pattern of file names fits, 1 high; `way` is what the actor passes.
+    """
+    found = []
+    for pattern, number, height in place.props:
+        kinds = sprites(pattern)
+        for _ in range(number * 2 if kinds else 0):
+            at_x, at_z = way[int(rng.integers(len(way)))]
+            depth = rng.uniform(-6.5, 1.2) if height < LOW else rng.uniform(-8.0, -1.0)
+            x = at_x + rng.uniform(-1, 1) * (1.1 + 0.32 * abs(depth - 4))
+            tall = height * rng.uniform(0.75, 1.25)
+            kind = kinds[int(rng.integers(len(kinds)))]
+            if _clear(x, at_z + depth, tall, way):
+                found.append((x, at_z + depth, Sprite(kind.pictures, kind.width * tall)))
+    return found
+
+
+def _clear(x: float, z: float, height: float, way: Sequence[Point]) -> bool:
+    """Whether it neither stands in the actor's way nor hides it."""
+    for passed_x, passed_z in way:
+        side, depth = abs(x - passed_x), z - passed_z
+        reach = 0.75 + 0.3 * height
+        if side < reach and abs(depth) < reach:
+            return False
+        if height > LOW and depth > -0.5:
+            return False
+    return True

@@ -1,0 +1,118 @@
+"""What actors ride on: a board, with wheels or on a wave. Shape suffixes: V vertices, P points."""
+
+from collections.abc import Callable
+from math import cos, pi, sin
+
+import numpy as np
+
+from flowcept.data.stage.draw import Light, to_srgb
+from flowcept.data.stage.gltf import Floats, Mesh, face_normals
+from flowcept.data.stage.places import noise, sampled
+
+BOARDS = ((0.85, 0.06, 0.05), (0.95, 0.55, 0.03), (0.9, 0.9, 0.9), (0.1, 0.5, 0.8))
+WHEEL = (0.03, 0.03, 0.035)
+SPEED = 2.4  # of the wave, in world units a second
+CREST = 0.95  # height of the wave
+BEHIND = -1.35  # where its crest runs
+
+
+def _mesh(points: list[tuple[float, float, float]], faces: list[tuple[int, ...]],
+          colour: tuple[float, float, float]) -> Mesh:  # fmt: skip
+    point_V3, face_T3 = np.array(points, np.float32), np.array(faces, np.int64)
+    colour_V3 = np.tile(np.array(colour, np.float32), (len(points), 1))
+    normal_V3 = face_normals(point_V3, face_T3)
+    normal_V3 /= np.maximum(np.linalg.norm(normal_V3, axis=1, keepdims=True), 1e-9)
+    return Mesh(point_V3, normal_V3, colour_V3, face_T3)
+
+
+def joined(*meshes: Mesh) -> Mesh:
+    starts = np.cumsum([0, *(len(mesh.point_V3) for mesh in meshes)])
+    return Mesh(
+        np.concatenate([mesh.point_V3 for mesh in meshes]),
+        np.concatenate([mesh.normal_V3 for mesh in meshes]),
+        np.concatenate([mesh.colour_V3 for mesh in meshes]),
+        np.concatenate([m.face_T3 + s for m, s in zip(meshes, starts, strict=False)]),
+    )
+
+
+def board(length: float, width: float, colour: tuple[float, float, float]) -> Mesh:
+    """Pointed, bent up at the tip, its top at y = 0, lying along z."""
+    points, faces, rings = [], [], 13
+    for i in range(rings):
+        along = i / (rings - 1) * 2 - 1
+        half = width / 2 * max(1 - abs(along) ** 2.6, 0.0) ** 0.6
+        z, lift = along * length / 2, 0.06 * max(along, 0.0) ** 3 * length
+        points += [(-half, lift, z), (half, lift, z), (0.0, lift - 0.05, z)]
+    for i in range(0, 3 * (rings - 1), 3):
+        for a, b in ((0, 1), (1, 2), (2, 0)):
+            faces += [(i + a, i + 3 + a, i + b), (i + b, i + 3 + a, i + 3 + b)]
+    return _mesh(points, faces, colour)
+
+
+def skateboard(length: float, width: float, colour: tuple[float, float, float]) -> Mesh:
+    """A board on four wheels, which touch y = -0.1."""
+    wheels = []
+    for x in (-width * 0.36, width * 0.36):
+        for z in (-length * 0.32, length * 0.32):
+            turns = [2 * pi * i / 10 for i in range(10)]
+            rim = [(x, -0.055 + 0.05 * sin(a), z + 0.05 * cos(a)) for a in turns]
+            rim += [(p[0] + 0.05, p[1], p[2]) for p in rim]
+            sides = [(i, (i + 1) % 10, i + 10) for i in range(10)]
+            sides += [((i + 1) % 10, (i + 1) % 10 + 10, i + 10) for i in range(10)]
+            caps = [(s, s + i, s + i + 1) for s in (0, 10) for i in range(1, 9)]
+            wheels.append(_mesh(rim, sides + caps, WHEEL))
+    return joined(board(length, width, colour), *wheels)
+
+
+def wave_height(x: Floats, z: Floats, time: float) -> Floats:
+    """The sea at points of the world: a wave that breaks on the left, and ripples."""
+    steep = np.where(z < BEHIND, 0.95, 0.62)
+    crest = CREST * (0.62 + 0.38 * np.tanh(0.9 * (0.6 - x)))
+    swell = crest * np.exp(-(((z - BEHIND) / steep) ** 2))
+    ripple = 0.02 * np.sin(5 * (x + SPEED * time) + 3 * z) + 0.015 * np.sin(9 * z - 6 * time + 2 * x)
+    height: Floats = (swell + ripple).astype(np.float32)
+    return height
+
+
+def wave(time: float) -> Mesh:
+    """The sea as far as one sees; rows lie closer near the wave."""
+    depth = np.concatenate([np.linspace(-14, -3, 8), np.linspace(-2.6, 0.6, 26), np.linspace(0.8, 3, 8)])
+    across = np.linspace(-1, 1, 33)
+    z, side = np.meshgrid(depth, across, indexing="ij")
+    x = side * (2.6 - 0.62 * (z - 1))
+    point_V3 = np.stack([x, wave_height(x, z, time), z], -1).reshape(-1, 3).astype(np.float32)
+    row, column = np.meshgrid(np.arange(len(depth) - 1), np.arange(len(across) - 1), indexing="ij")
+    corner = (row * len(across) + column).ravel()
+    right, below = corner + 1, corner + len(across)
+    face_T3 = np.concatenate([
+        np.stack([corner, below, right], 1), np.stack([right, below, below + 1], 1)
+    ])  # fmt: skip
+    normal_V3 = face_normals(point_V3, face_T3)
+    normal_V3 /= np.linalg.norm(normal_V3, axis=1, keepdims=True)
+    return Mesh(point_V3, normal_V3, np.ones_like(point_V3), face_T3)
+
+
+def water(deep: Floats, shallow: Floats, far: Floats, time: float) -> Callable[[Floats], Floats]:
+    """Colours of the sea: lighter where the wave is thin, foam on its crest and behind the board."""
+    deep, shallow, far = (shade**2.2 for shade in (deep, shallow, far))
+
+    def shade(point_P3: Floats) -> Floats:
+        x, y, z = point_P3.T
+        thin_P1 = np.clip(y / CREST, 0, 1)[:, None]
+        streak_P = sampled(noise(1.2, 5), x + SPEED * time, z * 2.2 + y, 4.0)
+        grain_P = sampled(noise(1.4, 6), x + 0.9 * SPEED * time, z - 0.8 * y, 2.0)
+        colour_P3 = deep + (shallow - deep) * (0.12 + 0.8 * thin_P1)
+        colour_P3 = colour_P3 * (0.8 + 0.4 * streak_P[:, None])
+
+        lip_P = np.clip((y - 0.66) * 4, 0, 1) * np.clip((z - BEHIND + 0.5) * 4, 0, 1)
+        broken_P = np.clip((-1.0 - x) * 1.3, 0, 1) * np.exp(-(((z - BEHIND - 0.2) / 0.9) ** 2))
+        wake_P = np.exp(-((z / (0.1 + 0.16 * np.maximum(-x, 0))) ** 2)) * np.clip(-x * 3, 0, 1)
+        wake_P = wake_P * np.exp(-0.5 * np.maximum(-x, 0))
+        wanted_P = np.maximum(np.maximum(lip_P, broken_P * 1.2), wake_P)
+        foam_P1 = np.clip((wanted_P - 0.75 * grain_P) * 5, 0, 1)[:, None]
+        colour_P3 = colour_P3 + (0.9 - colour_P3) * foam_P1
+        fog_P1 = (1 - np.exp(-np.maximum(-1.5 - z, 0) / 7))[:, None]
+        mixed: Floats = (colour_P3 + (far - colour_P3) * fog_P1).astype(np.float32)
+        return mixed
+
+    return shade
