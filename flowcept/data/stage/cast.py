@@ -47,7 +47,7 @@ FOLDERS = frozenset(key.partition("/")[0] for key in WORDS) | {
 
 # What each actor's hands do not hold; models come with all their things at once.
 HIDDEN: tuple[str, ...] = (
-    "1H_Sword_Offhand", "2H_Sword", "2H_Axe", "Badge_Shield", "Rectangle_Shield", "Spike_Shield", "1H_Axe",
+    "1H_Sword_Offhand", "2H_Sword", "2H_Axe", "Badge_Shield", "Round_Shield", "Rectangle_Shield", "Spike_Shield", "1H_Axe",
     "1H_Axe_Offhand", "Barbarian_Round_Shield", "Mug", "1H_Wand", "Spellbook", "Spellbook_open",
     "Knife", "Knife_Offhand", "Throwable", "2H_Crossbow", "1H_Crossbow",
 )  # fmt: skip
@@ -80,7 +80,8 @@ ACTS: dict[str, Act] = {
     "punching": Act(("punch", "unarmed_melee_attack_punch_a"), loops=False),
     "kicking": Act(("attack_kick", "kick", "unarmed_melee_attack_kick"), loops=False),
     "attacking": Act(("attack", "attack_headbutt", "bite_front"), loops=False),
-    "sitting down": Act(("sit_floor_down", "sitting"), loops=False),
+    "sitting down": Act(("sit_floor_down",), loops=False),
+    "crouching": Act(("sitting", "duck"), loops=False),
     "falling over": Act(("death", "death_a"), loops=False),
     "nodding": Act(("yes",)),
     "throwing": Act(("throw",), loops=False),
@@ -93,8 +94,12 @@ ONLY = {"swinging a sword": "knight", "casting a spell": "wizard"}
 NEVER = frozenset({("blue rabbit", "jumping")})  # it stays in the air
 
 # Played by any actor without an animation of its own, in seconds.
-INVENTED: dict[str, float] = {"surfing": 1.6, "skateboarding": 1.3, "spinning": 1.1, "bouncing": 1.0}
-RIDES = frozenset({"surfing", "skateboarding"})  # no fish does
+INVENTED: dict[str, float] = {
+    "surfing": 1.6, "skateboarding": 1.3, "spinning": 1.1, "bouncing": 1.0, "doing a backflip": 0.9,
+    "diving": 1.2,
+}  # fmt: skip
+GROUND_ONLY = frozenset({"surfing", "skateboarding", "bouncing"})  # no fish does
+ALOFT_ONLY = frozenset({"diving"})
 
 # Never drawn for training: they measure later whether a model combines what it knows.
 RESERVED: frozenset[tuple[str, str]] = frozenset({
@@ -104,7 +109,7 @@ RESERVED: frozenset[tuple[str, str]] = frozenset({
     ("alien", "clapping"), ("knight", "cheering"), ("man in a suit", "punching"),
     ("donkey", "kicking"), ("wolf", "attacking"), ("wizard", "sitting down"),
     ("skeleton", "running"), ("crab", "nodding"), ("ranger", "throwing"), ("deer", "spinning"),
-    ("pig", "bouncing"), ("T-rex", "skateboarding"), ("woman", "walking"),
+    ("pig", "bouncing"), ("bull", "doing a backflip"), ("dolphin", "diving"), ("T-rex", "skateboarding"), ("woman", "walking"),
     ("dinosaur", "falling over"), ("barbarian", "jumping"), ("shark", "spinning"),
 })  # fmt: skip
 
@@ -130,14 +135,13 @@ def acts_of(word: str, names: list[str], known: bool) -> dict[str, tuple[str, Ac
     """
     endings = {_ending(name): name for name in reversed(names) if _ending(name) not in LEFT_OUT}
     found: dict[str, tuple[str, Act]] = {}
-    taken: set[str] = set()
+    taken = {""}
     for action, act in ACTS.items():
         name = _fitting(act, endings)
         if name in taken or (known and not _plays(word, action)):
             continue
-        if name:
-            found[action] = name, act
-            taken.add(name)
+        found[action] = name, act
+        taken.add(name)
     for ending, name in endings.items():
         if not known and name not in taken:
             found[" ".join(re.findall(r"[a-z]+", ending))] = name, Act((ending,))

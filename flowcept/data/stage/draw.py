@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, radians, sin, tan
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from flowcept.data.stage.gltf import Floats, Indices, Mesh
 
 NEAREST = 0.05  # what is nearer to the camera is not drawn
+FLAT = 1e-6  # square pixels: triangles seen from their edges
 FIELD_OF_VIEW = 32.0  # degrees, of the whole height
 SUN = np.array((-0.45, 0.8, 0.55), np.float32) / np.float32(np.linalg.norm((-0.45, 0.8, 0.55)))
 
@@ -90,26 +92,30 @@ def to_srgb(linear: Floats) -> Floats:
 
 
 def _planes(corner_T33: Floats) -> Floats:
-    """Per triangle three rows (a, b, c): its corners' shares at x, y are a x + b y + c."""
-    x, y = corner_T33[:, :, 0].astype(np.float64), corner_T33[:, :, 1].astype(np.float64)
-    after, last = [1, 2, 0], [2, 0, 1]
-    rows = (
-        y[:, after] - y[:, last],
-        x[:, last] - x[:, after],
-        x[:, after] * y[:, last] - x[:, last] * y[:, after],
-    )
-    plane_T33 = np.stack(rows, axis=2)
-    area_T = plane_T33[:, :, 2].sum(1)
-    safe_T = np.where(np.abs(area_T) < 1e-9, np.inf, area_T)
-    return (plane_T33 / safe_T[:, None, None]).astype(np.float32)
+    """Per triangle three rows (a, b, c) for two corners' shares and 1 / depth: a x + b y + c."""
+    corner_T33 = corner_T33.astype(np.float64)
+    (x0, y0, near0), (x1, y1, near1), (x2, y2, near2) = corner_T33.transpose(1, 2, 0)
+    area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+    area = np.where(np.abs(area) < FLAT, np.inf, area)
+    first = np.stack([y1 - y2, x2 - x1, x1 * y2 - x2 * y1]) / area
+    second = np.stack([y2 - y0, x0 - x2, x2 * y0 - x0 * y2]) / area
+    near = first * (near0 - near2) + second * (near1 - near2)
+    near[2] += np.where(np.isinf(area), 0, near2)
+    planes_33T: Floats = np.stack([first, second, near]).astype(np.float32)
+    return planes_33T
 
 
-def _boxes(corner_T33: Floats, size: int) -> tuple[Indices, Indices, Indices, Indices]:
-    """Per triangle the first pixel and the number of pixels, along x and y, that it may cover."""
+def _candidates(corner_T33: Floats, size: int) -> tuple[Indices, Indices, Indices]:
+    """Triangles with the x and y of all pixels in their boxes."""
     low_T2 = np.ceil(corner_T33[:, :, :2].min(1) - 0.5).clip(0, size).astype(np.int64)
     high_T2 = np.floor(corner_T33[:, :, :2].max(1) - 0.5).clip(-1, size - 1).astype(np.int64)
-    count_T2 = np.maximum(high_T2 - low_T2 + 1, 0)
-    return low_T2[:, 0], low_T2[:, 1], count_T2[:, 0], count_T2[:, 1]
+    wide_T, high_T = np.maximum(high_T2 - low_T2 + 1, 0).T
+    count_T = np.where(corner_T33[:, :, 2].max(1) < 1 / NEAREST, wide_T * high_T, 0)
+    triangle_P = np.repeat(np.arange(len(corner_T33)), count_T)
+    within_P = np.arange(len(triangle_P)) - np.repeat(np.cumsum(count_T) - count_T, count_T)
+    row_P = within_P // wide_T[triangle_P]
+    x_P = low_T2[:, 0][triangle_P] + within_P - row_P * wide_T[triangle_P]
+    return triangle_P, x_P, low_T2[:, 1][triangle_P] + row_P
 
 
 def rasterise(pixel_V3: Floats, face_T3: Indices, size: int) -> tuple[Indices, Indices, Floats]:
@@ -118,27 +124,23 @@ def rasterise(pixel_V3: Floats, face_T3: Indices, size: int) -> tuple[Indices, I
     `pixel_V3` is x, y and 1 / depth. Exact: every candidate pixel of every triangle is compared.
     """
     corner_T33 = pixel_V3[face_T3]
-    left_T, top_T, wide_T, high_T = _boxes(corner_T33, size)
-    count_T = np.where(corner_T33[:, :, 2].max(1) < 1 / NEAREST, wide_T * high_T, 0)
-    triangle_P = np.repeat(np.arange(len(face_T3)), count_T)
-    within_P = np.arange(len(triangle_P)) - np.repeat(np.cumsum(count_T) - count_T, count_T)
-    row_P, column_P = np.divmod(within_P, wide_T[triangle_P])
-    x_P, y_P = left_T[triangle_P] + column_P, top_T[triangle_P] + row_P
-
-    plane_T33 = _planes(corner_T33)
-    middle_P3 = np.stack([x_P + 0.5, y_P + 0.5, np.ones(len(x_P))], axis=1).astype(np.float32)
-    share_P3 = (plane_T33[triangle_P] @ middle_P3[:, :, None])[:, :, 0]
-    inside_P = (share_P3 >= 0).all(1) & (share_P3.sum(1) > 0.5)
-    triangle_P, share_P3 = triangle_P[inside_P], share_P3[inside_P]
-    place_P = (y_P * size + x_P)[inside_P]
-
-    near_P = (corner_T33[triangle_P, :, 2] * share_P3).sum(1)
+    triangle_P, x_P, y_P = _candidates(corner_T33, size)
+    middle_x, middle_y = (x_P + 0.5).astype(np.float32), (y_P + 0.5).astype(np.float32)
+    first_P, second_P, near_P = (
+        a[triangle_P] * middle_x + b[triangle_P] * middle_y + c[triangle_P]
+        for a, b, c in _planes(corner_T33)
+    )
+    # Triangles without area have shares and nearness of 0.
+    inside = np.flatnonzero(
+        (first_P >= 0) & (second_P >= 0) & (first_P + second_P <= 1) & (near_P > 0)
+    )
+    order = inside[np.argsort(near_P[inside], kind="stable")]
     winner = np.full(size * size, -1)
-    order_P = np.argsort(near_P, kind="stable")
-    winner[place_P[order_P]] = order_P  # the last of each pixel, the nearest, stays
+    winner[y_P[order] * size + x_P[order]] = order  # the last of each pixel, the nearest, stays
     pixels = np.flatnonzero(winner >= 0)
     best = winner[pixels]
-    return pixels, triangle_P[best], share_P3[best]
+    share_P3 = np.stack([first_P[best], second_P[best], 1 - first_P[best] - second_P[best]], axis=1)
+    return pixels, triangle_P[best], share_P3
 
 
 Shader = Callable[[Floats], Floats]  # from points of the world to linear colours
@@ -152,28 +154,37 @@ def paint(
     `shader` gives colours in place of the mesh's own.
     """
     large = size * over
-    pixels, triangle_P, share_P3 = rasterise(camera.pixels(mesh.point_V3, large), mesh.face_T3, large)
+    pixels, triangle_P, share_P3 = rasterise(
+        camera.pixels(mesh.point_V3, large), mesh.face_T3, large
+    )
     corner_P3 = mesh.face_T3[triangle_P]
-    normal_P3 = (mesh.normal_V3[corner_P3] * share_P3[:, :, None]).sum(1)
+    normal_P3 = _between(mesh.normal_V3, corner_P3, share_P3)
     normal_P3 /= np.maximum(np.linalg.norm(normal_P3, axis=1, keepdims=True), 1e-9)
     if shader is None:
-        colour_P3 = (mesh.colour_V3[corner_P3] * share_P3[:, :, None]).sum(1)
+        colour_P3 = _between(mesh.colour_V3, corner_P3, share_P3)
     else:
-        colour_P3 = shader(_points(mesh.point_V3[corner_P3], camera, share_P3))
+        colour_P3 = shader(_points(mesh.point_V3, corner_P3, camera, share_P3))
 
     canvas = np.zeros((large * large, 4), np.float32)
     canvas[pixels, :3] = to_srgb(light.on(normal_P3, colour_P3))
     canvas[pixels, 3] = 1
-    return canvas.reshape(size, over, size, over, 4).mean((1, 3))
+    canvas = canvas.reshape(large, large, 4)
+    return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def _points(corner_P33: Floats, camera: Camera, share_P3: Floats) -> Floats:
+def _between(value_V3: Floats, corner_P3: Indices, share_P3: Floats) -> Floats:
+    """Values between the corners of triangles."""
+    first, second, third = (value_V3[corner_P3[:, i]] * share_P3[:, i : i + 1] for i in range(3))
+    mixed: Floats = first + second + third
+    return mixed
+
+
+def _points(point_V3: Floats, corner_P3: Indices, camera: Camera, share_P3: Floats) -> Floats:
     """Points of the world; shares are of the picture, where what is near is larger."""
-    eye_3 = np.array(camera.target, np.float32) + camera.distance * camera.axes[2]
-    near_P3 = share_P3 / np.maximum((eye_3 - corner_P33) @ camera.axes[2], NEAREST)
-    near_P3 /= near_P3.sum(1, keepdims=True)
-    point_P3: Floats = (corner_P33 * near_P3[:, :, None]).sum(1)
-    return point_P3
+    near_V = camera.seen(point_V3)[:, 2]
+    weight_P3 = share_P3 * near_V[corner_P3]
+    weight_P3 /= weight_P3 @ np.ones((3, 1), np.float32)
+    return _between(point_V3, corner_P3, weight_P3)
 
 
 def shadow(mesh: Mesh, camera: Camera, size: int) -> Floats:

@@ -236,7 +236,9 @@ class _Reader:
             np.concatenate([mesh.point_V3 for mesh, _, _ in parts]),
             np.concatenate([mesh.normal_V3 for mesh, _, _ in parts]),
             np.concatenate([mesh.colour_V3 for mesh, _, _ in parts]),
-            np.concatenate([mesh.face_T3 + s for (mesh, _, _), s in zip(parts, starts, strict=False)]),
+            np.concatenate(
+                [mesh.face_T3 + s for (mesh, _, _), s in zip(parts, starts, strict=False)]
+            ),
         )
         weight_VJ = np.zeros((len(mesh.point_V3), len(self.joints)), np.float32)
         for (_, joint_VX, weight_VX), start in zip(parts, starts, strict=False):
@@ -263,7 +265,9 @@ class _Reader:
                 mesh, names = self._mesh(part), part["attributes"]
                 if "skin" in node and "JOINTS_0" in names:
                     joint_VX = self.file.array(names["JOINTS_0"]).astype(np.int64) + start
-                    weight_VX = np.nan_to_num(self.file.array(names["WEIGHTS_0"])).astype(np.float32)
+                    weight_VX = np.nan_to_num(self.file.array(names["WEIGHTS_0"])).astype(
+                        np.float32
+                    )
                     weight_VX[weight_VX.sum(1) <= 0, 0] = 1  # such vertices are found in real files
                 else:
                     joint_VX = np.full((len(mesh.point_V3), 1), start)

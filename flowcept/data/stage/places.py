@@ -5,9 +5,9 @@ when an actor covers ground. Shape suffixes: H height, W width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import radians, tan
+from math import cos, pi, radians, sin, tan
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ Point = tuple[float, float]  # x and z on the ground
 
 TILE = 256  # pixels along the noise, which repeats
 TILE_WIDTH = 6.0  # in world units
-FAR = 9.0  # where the ground has half the colour of the horizon
+FAR = 13.0  # where the ground has half the colour of the horizon
 LOW = 0.36  # what is no higher hides nobody
 SPRITE = 96  # pixels along the picture of something that stands about
 
@@ -30,13 +30,16 @@ DUSK = Light((1.7, 0.95, 0.5), (0.6, 0.46, 0.6), (0.34, 0.25, 0.24))
 NIGHT = Light((0.5, 0.6, 0.95), (0.26, 0.32, 0.52), (0.13, 0.16, 0.24))
 SPACE = Light((1.7, 1.65, 1.6), (0.3, 0.3, 0.36), (0.3, 0.3, 0.32))
 SHOW = Light((1.75, 1.55, 1.25), (0.5, 0.42, 0.5), (0.4, 0.3, 0.24))
-WATER = Light((0.95, 1.35, 1.4), (0.5, 0.75, 0.85), (0.3, 0.42, 0.46))
-DEEP = Light((0.5, 0.75, 1.05), (0.26, 0.42, 0.62), (0.12, 0.2, 0.32))
+WATER = Light((1.35, 1.4, 1.35), (0.58, 0.72, 0.8), (0.34, 0.4, 0.42))
+DEEP = Light((0.62, 0.78, 1.05), (0.26, 0.42, 0.62), (0.12, 0.2, 0.32))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Colours are in hexadecimal; `props` are patterns of file names, numbers and heights."""
+    """Colours are in hexadecimal.
+
+    `props` are patterns of file names, numbers and heights; what follows an @ is a colour for it.
+    """
 
     colours: str  # the sky above, the horizon, and two that mix on the ground
     light: Light
@@ -46,15 +49,15 @@ class Place:
     extra: str = ""  # clouds, stars, moon, sun, earth, curtain or rays, with spaces between
 
 
-GRASS = (("Grass*", 14, 0.16),)
-FLOWERS = (("Flowers", 12, 0.22), ("Grass*", 8, 0.16))
+FLOWERS = "flowers"  # made here, of many colours
+GRASS = (("Grass", 7, 0.14), ("Grass_Short", 7, 0.1), ("Plant_[134]", 3, 0.2))
 MEADOW = "5aa8ec d4ecfa 6cb04a 8cc45a"
 PLACES: dict[str, Place] = {
-    "": Place(MEADOW, DAY, (("Tree[1-4]", 3, 1.9), ("Bush*", 3, 0.4), *GRASS), "7fb06e", 0.07,
+    "": Place(MEADOW, DAY, (("CommonTree_[1-5]", 3, 2.2), *GRASS), "7fb06e", 0.07,
               "clouds"),
     "in a forest": Place("7cb8dc cfe6d8 4e7e3c 6a8f46", DAY,
                          (("PineTree_[1-5]", 9, 2.5), ("CommonTree_[1-5]", 7, 2.4),
-                          ("Bush_[12]", 4, 0.4), ("Plant_*", 5, 0.25)), "56805a", 0.16),
+                          ("Plant_[134]", 7, 0.25)), "56805a", 0.16),
     "in an autumn forest": Place("9cc0dc f4e4c8 a8743a c08c44", DAY,
                                  (("CommonTree_Autumn*", 8, 2.4), ("BirchTree_Autumn*", 7, 2.4),
                                   ("WoodLog*", 2, 0.25)), "c08a58", 0.16),
@@ -66,37 +69,41 @@ PLACES: dict[str, Place] = {
                         (("PalmTree*", 5, 2.4), ("Rock_[1-7]", 3, 0.22)), "2e90c4", 0.055,
                         "clouds"),
     "at sunset": Place("6a4a96 ffb060 6e6a3e 8a7a48", DUSK,
-                       (("Tree[1-4]", 3, 1.9), ("Bush*", 3, 0.4), *GRASS), "80506a", 0.09, "sun"),
+                       (("CommonTree_[1-5]", 3, 2.2), *GRASS), "80506a", 0.09, "sun"),
     "at night": Place("0c1236 35468a 24463e 2e5444", NIGHT,
-                      (("Tree[1-4]", 3, 1.9), ("Bush*", 3, 0.4), *GRASS), "1e2c58", 0.08,
+                      (("CommonTree_[1-5]", 3, 2.2), *GRASS), "1e2c58", 0.08,
                       "stars moon"),
     "on the moon": Place("05050c 15151f 8e8e98 b0b0b8", SPACE,
                          (("Rock_[1-7]", 9, 0.3),), "6c6c78", 0.06, "stars earth"),
     "by a castle": Place("62a8e4 dceaf4 7aa858 98b868", DAY,
-                         (("Tower", 4, 2.8), ("Tree[1-4]", 2, 1.8), ("Bush*", 3, 0.4)), "8ea892",
+                         (("Tower", 4, 2.8), ("CommonTree_[1-5]", 2, 2.2)), "8ea892",
                          0.1, "clouds"),
     "on a stage": Place("4a0f18 7c1c26 a8703c b8804a", SHOW, (), "", 0.0, "curtain"),
-    "among flowers": Place(MEADOW, DAY, FLOWERS + (("Bush*", 3, 0.4),), "7fb06e", 0.07, "clouds"),
+    "among flowers": Place(MEADOW, DAY, ((FLOWERS, 60, 0.26), *GRASS), "7fb06e", 0.07, "clouds"),
 }  # fmt: skip
 WATERS: dict[str, Place] = {
     "": Place("5fd0e8 2f9cc8 c8c890 dcd8a4", WATER, (("Rock_[1-7]", 4, 0.35),), "2b88b4", 0.1,
               "rays"),
     "over a coral reef": Place("62d4ec 38a8d0 d8c8a0 e8d8b0", WATER,
-                               (("CactusFlower*", 8, 0.55), ("Rock_Moss*", 5, 0.4),
-                                ("BushBerries*", 4, 0.4)), "3090b8", 0.12, "rays"),
+                               (("CactusFlowers_[23]@f0604c", 6, 0.6), ("Plant_3@c860d0", 6, 0.4),
+                                ("BushBerries*@f4a03c", 5, 0.35), ("Rock_Moss*", 4, 0.35),
+                                ("CommonTree_Dead_[12]@f080b0", 4, 0.7)), "3090b8", 0.12, "rays"),
     "in the deep sea": Place("12386e 081c44 1c3458 24406a", DEEP, (("Rock_[1-7]", 6, 0.4),),
                              "0c2450", 0.1),
     "among seaweed": Place("58c4a8 2a8c84 7c9a64 90ac74", WATER,
-                           (("Corn_1", 9, 1.1), ("Plant_[1-5]", 8, 0.5)), "2a7c74", 0.14, "rays"),
+                           (("Grass@2c9a58", 9, 1.1), ("Grass@74b84c", 9, 0.8), ("Plant_3@2f8f70", 5, 0.5)), "2a7c74", 0.14, "rays"),
 }  # fmt: skip
 # Surfers need a sea; the ground's colours are those of deep and shallow water.
 SEAS: dict[str, Place] = {
-    "": Place("3f9fec c8f0fa 0c5a94 2cb4c4", DAY, (), "", 0.0, "clouds"),
+    "": Place("3f9fec c8f0fa 0e4a7c 36a4b0", DAY, (), "", 0.0, "clouds"),
     "at sunset": Place("6a4a96 ffb060 3c3c78 b0788c", DUSK, (), "", 0.0, "sun"),
     "at night": Place("0c1236 35468a 081c48 2c5890", NIGHT, (), "", 0.0, "stars moon"),
-    "by an island": Place("3f9fec d4f2fa 0c6c9c 34c4c4", DAY, (("PalmTree*", 7, 3.4),), "d8c48c",
-                          0.03, "clouds"),
+    "by an island": Place("3f9fec d4f2fa 0e5c80 3cb4a8", DAY, (("PalmTree*", 8, 3.0),), "", 0.0,
+                          "clouds"),
 }  # fmt: skip
+
+
+PETALS = ("e8304c", "f4f0f0", "f0a0d0", "f4c828", "a060e0")
 
 
 def colour(hexadecimal: str) -> Floats:
@@ -144,6 +151,23 @@ class Sprite:
     width: float  # of the picture in world units
 
 
+def flower(petals: str) -> Mesh:
+    """A stem with six petals around a yellow middle."""
+    leaf, middle, petal = (colour(shade) ** 2.2 for shade in ("3c7c30", "f0c030", petals))
+    rim = [(0.3 * cos(pi * i / 3), 0.95, 0.3 * sin(pi * i / 3)) for i in range(6)]
+    point_V3 = np.array([(-0.03, 0, 0), (0.03, 0, 0), (0, 0.9, 0), (0, 0.82, 0), *rim], np.float32)
+    face_T3 = np.array([(0, 1, 2), *((3, 4 + i, 4 + (i + 1) % 6) for i in range(6))])
+    colour_V3 = np.array([leaf, leaf, leaf, middle, *[petal] * 6], np.float32)
+    return Mesh(point_V3, np.tile(np.array((0, 0.8, 0.6), np.float32), (10, 1)), colour_V3, face_T3)
+
+
+def tinted(mesh: Mesh, shade: str) -> Mesh:
+    """The mesh in one colour, as bright and dark as it was."""
+    grey_V1 = mesh.colour_V3.mean(1, keepdims=True)
+    level_V1 = 0.6 + 0.4 * grey_V1 / max(float(grey_V1.max()), 1e-6)
+    return replace(mesh, colour_V3=(colour(shade) ** 2.2 * level_V1).astype(np.float32))
+
+
 def sprite_of(mesh: Mesh, height: float, light: Light, elevation: float) -> Sprite:
     """A mesh of this height as seen from far away."""
     low, high = mesh.point_V3.min(0), mesh.point_V3.max(0)
@@ -179,7 +203,8 @@ def paste(canvas: Floats, sprite: Sprite, foot: tuple[float, float], unit: float
         return
     # Pixel centres lie at halves.
     move = np.array(
-        ((scale, 0, left - x0 + scale / 2 - 0.5), (0, scale, top - y0 + scale / 2 - 0.5)), np.float64
+        ((scale, 0, left - x0 + scale / 2 - 0.5), (0, scale, top - y0 + scale / 2 - 0.5)),
+        np.float64,
     )
     patch = cv2.warpAffine(picture, move, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
     colours = patch[..., :3] * (1 - dim) + fog * patch[..., 3:] * dim
@@ -316,7 +341,7 @@ def scattered(
         kinds = sprites(pattern)
         for _ in range(number * 2 if kinds else 0):
             at_x, at_z = way[int(rng.integers(len(way)))]
-            depth = rng.uniform(-6.5, 1.2) if height < LOW else rng.uniform(-8.0, -1.0)
+            depth = rng.uniform(-4.0, 1.4) if height < LOW else rng.uniform(-8.0, -1.0)
             x = at_x + rng.uniform(-1, 1) * (1.1 + 0.32 * abs(depth - 4))
             tall = height * rng.uniform(0.75, 1.25)
             kind = kinds[int(rng.integers(len(kinds)))]

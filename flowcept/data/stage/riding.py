@@ -69,14 +69,18 @@ def wave_height(x: Floats, z: Floats, time: float) -> Floats:
     steep = np.where(z < BEHIND, 0.95, 0.62)
     crest = CREST * (0.62 + 0.38 * np.tanh(0.9 * (0.6 - x)))
     swell = crest * np.exp(-(((z - BEHIND) / steep) ** 2))
-    ripple = 0.02 * np.sin(5 * (x + SPEED * time) + 3 * z) + 0.015 * np.sin(9 * z - 6 * time + 2 * x)
+    ripple = 0.02 * np.sin(5 * (x + SPEED * time) + 3 * z) + 0.015 * np.sin(
+        9 * z - 6 * time + 2 * x
+    )
     height: Floats = (swell + ripple).astype(np.float32)
     return height
 
 
 def wave(time: float) -> Mesh:
     """The sea as far as one sees; rows lie closer near the wave."""
-    depth = np.concatenate([np.linspace(-14, -3, 8), np.linspace(-2.6, 0.6, 26), np.linspace(0.8, 3, 8)])
+    depth = np.concatenate(
+        [np.linspace(-14, -3, 8), np.linspace(-2.6, 0.6, 26), np.linspace(0.8, 3, 8)]
+    )
     across = np.linspace(-1, 1, 33)
     z, side = np.meshgrid(depth, across, indexing="ij")
     x = side * (2.6 - 0.62 * (z - 1))
@@ -104,15 +108,32 @@ def water(deep: Floats, shallow: Floats, far: Floats, time: float) -> Callable[[
         colour_P3 = deep + (shallow - deep) * (0.12 + 0.8 * thin_P1)
         colour_P3 = colour_P3 * (0.8 + 0.4 * streak_P[:, None])
 
-        lip_P = np.clip((y - 0.66) * 4, 0, 1) * np.clip((z - BEHIND + 0.5) * 4, 0, 1)
+        lip_P = np.clip((y - 0.7) * 3, 0, 0.9) * np.clip((z - BEHIND + 0.5) * 4, 0, 1)
         broken_P = np.clip((-1.0 - x) * 1.3, 0, 1) * np.exp(-(((z - BEHIND - 0.2) / 0.9) ** 2))
         wake_P = np.exp(-((z / (0.1 + 0.16 * np.maximum(-x, 0))) ** 2)) * np.clip(-x * 3, 0, 1)
         wake_P = wake_P * np.exp(-0.5 * np.maximum(-x, 0))
         wanted_P = np.maximum(np.maximum(lip_P, broken_P * 1.2), wake_P)
         foam_P1 = np.clip((wanted_P - 0.75 * grain_P) * 5, 0, 1)[:, None]
-        colour_P3 = colour_P3 + (0.9 - colour_P3) * foam_P1
+        colour_P3 = colour_P3 + (0.5 - colour_P3) * foam_P1
         fog_P1 = (1 - np.exp(-np.maximum(-1.5 - z, 0) / 7))[:, None]
         mixed: Floats = (colour_P3 + (far - colour_P3) * fog_P1).astype(np.float32)
         return mixed
 
     return shade
+
+
+def spray(time: float) -> Mesh:
+    """Drops that fly up behind the board, whose tail is the origin; they fall within a second."""
+    rng = np.random.default_rng(3)
+    start_D, away_D3 = (
+        rng.uniform(0, 1, 40),
+        rng.uniform((-1.3, 0.5, -0.5), (-0.2, 1.3, 0.5), (40, 3)),
+    )
+    age_D1 = ((start_D + 1.4 * time) % 1)[:, None] * 0.7
+    middle_D3 = away_D3 * age_D1 - np.array((0, 1.3, 0)) * age_D1**2
+    radius_D1 = 0.038 * (1 - age_D1)
+    corner_3 = [np.array((cos(a), sin(a), 0.0)) for a in (pi / 2, 7 * pi / 6, 11 * pi / 6)]
+    point_V3 = np.stack([middle_D3 + radius_D1 * c for c in corner_3], 1).reshape(-1, 3)
+    normal_V3 = np.tile(np.array((0, 0.8, 0.6), np.float32), (120, 1))
+    white_V3 = np.full((120, 3), 0.55, np.float32)
+    return Mesh(point_V3.astype(np.float32), normal_V3, white_V3, np.arange(120).reshape(-1, 3))

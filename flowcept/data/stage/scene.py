@@ -17,7 +17,15 @@ import numpy as np
 
 from flowcept.data import video
 from flowcept.data.stage import cast, places, riding
-from flowcept.data.stage.cast import FLYING, INVENTED, RESERVED, RIDES, SWIMMING, Act
+from flowcept.data.stage.cast import (
+    ALOFT_ONLY,
+    FLYING,
+    GROUND_ONLY,
+    INVENTED,
+    RESERVED,
+    SWIMMING,
+    Act,
+)
 from flowcept.data.stage.draw import Camera, Light, paint, shadow
 from flowcept.data.stage.gltf import Floats, Mesh, Model, read_model
 from flowcept.data.stage.places import Backdrop, Place, Point, Rng, Sprite
@@ -28,13 +36,15 @@ SHORTEST, LONGEST = 8, 20  # frames of a plain clip
 PACE = {"": 1.0, "slowly": 1.5, "quickly": 0.7}  # how an adverb multiplies the natural length
 ADVERBS: tuple[str, ...] = tuple(PACE)
 
+ONCE = frozenset({"doing a backflip", "diving"})  # of the invented ones
+
 # How the camera stands: what is added to the actor's turn, elevation, share of the picture filled.
 VIEWS: dict[str, tuple[float, float, float]] = {
-    "": (52, 8, 0.62),
-    "from the side": (90, 6, 0.62),
-    "from the front": (6, 8, 0.62),
-    "from behind": (160, 12, 0.62),
-    "from above": (52, 40, 0.6),
+    "": (52, 8, 0.68),
+    "from the side": (90, 6, 0.68),
+    "from the front": (6, 8, 0.68),
+    "from behind": (160, 12, 0.68),
+    "from above": (52, 40, 0.64),
     "close up": (42, 7, 0.98),
     "from far away": (55, 9, 0.32),
 }
@@ -62,8 +72,8 @@ class Actor:
     @property
     def actions(self) -> tuple[str, ...]:
         """Its own, and those that anybody can play."""
-        invented = [one for one in INVENTED if self.way != SWIMMING or one == "spinning"]
-        return (*self.acts, *invented)
+        barred = GROUND_ONLY if self.way == SWIMMING else frozenset() if self.way else ALOFT_ONLY
+        return (*self.acts, *(one for one in INVENTED if one not in barred))
 
     def length(self, action: str) -> float:
         """Frames of the plain action: one or more whole turns of its animation."""
@@ -80,13 +90,6 @@ class Actor:
         name, act = self.acts[action]
         seconds = self.models[0].animations[name].seconds
         return max(1, round(1.1 / max(seconds, 0.1))) if act.loops else 1
-
-
-def _rested(model: Model, actor_acts: dict[str, tuple[str, Act]]) -> tuple[str | None, float]:
-    """The animation and time in which an actor merely stands."""
-    del actor_acts
-    idle = [n for n in model.animations if n.lower().rpartition("|")[2].split("_")[-1] == "idle"]
-    return (idle[0], 0.0) if idle else (next(iter(model.animations), None), 0.0)
 
 
 class Poses:
@@ -153,12 +156,12 @@ class Stage:
     left or an actor is unknown.
     """
 
-    def __init__(self, folder: Path, actors: str = "") -> None:
+    def __init__(self, folder: Path, actors: str = "all") -> None:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder; name a folder of .glb models")
         self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".glb")
         self._models: dict[Path, Model | None] = {}
-        wanted = [name.strip() for name in actors.split(",")] if actors else []
+        wanted = [] if actors == "all" else [name.strip() for name in actors.split(",")]
         self.cast = self._cast(wanted)
         unknown = [name for name in wanted if name not in self.cast]
         if unknown or not self.cast:
@@ -184,8 +187,12 @@ class Stage:
         actors = {}
         for word, models in found.items():
             acts = cast.acts_of(word, list(models[0].animations), known[word])
-            alike = [model for model in models if set(models[0].animations) <= set(model.animations)]
+            alike = [
+                model for model in models if set(models[0].animations) <= set(model.animations)
+            ]
             way = next((way for way in (SWIMMING, FLYING) if way in acts), "")
+            if way:  # there is nothing to fall on
+                acts.pop("falling over", None)
             actors[word] = Actor(tuple(alike), acts, way)
         return actors
 
@@ -203,10 +210,17 @@ class Stage:
         near = min((8.0, 40.0), key=lambda level: abs(level - elevation))
         key = pattern, light, near
         if key not in self._sprites:
-            models = [self._model(p) for p in self.files if fnmatchcase(p.stem, pattern)]
-            meshes = [model.pose() for model in models if model is not None]
+            meshes = self._props(pattern)
             self._sprites[key] = [places.sprite_of(mesh, 1.0, light, near) for mesh in meshes]
         return self._sprites[key]
+
+    def _props(self, pattern: str) -> list[Mesh]:
+        if pattern == places.FLOWERS:
+            return [places.flower(petals) for petals in places.PETALS]
+        name, _, shade = pattern.partition("@")
+        models = [self._model(path) for path in self.files if fnmatchcase(path.stem, name)]
+        meshes = [model.pose() for model in models if model is not None]
+        return [places.tinted(mesh, shade) if shade else mesh for mesh in meshes]
 
     def poses(self, model: Model) -> Poses:
         if id(model) not in self._poses:
@@ -317,13 +331,13 @@ class Take:
         self.board = riding.BOARDS[int(rng.integers(len(riding.BOARDS)))]
 
         self.name, self.act = self.actor.acts.get(scene.action, (self.poses.idle, Act(())))
-        self.loops = self.act.loops
+        self.loops = self.act.loops and self.scene.action not in ONCE
         self.turns = self.actor.turns(scene.action)
         self.way = self._way()
         self.camera = self._camera()
         self.backdrop = Backdrop(self.place, self.camera, size)
         ways = [(self.way[0] * p, self.way[1] * p) for p in np.linspace(0, 1, 9)]
-        self.things = [] if scene.action == "surfing" else places.scattered(
+        self.things = places.scattered(
             self.place, lambda p: stage.sprites(p, self.place.light, self.elevation), ways, rng
         )
         self.things.sort(key=lambda thing: thing[1])
@@ -334,8 +348,7 @@ class Take:
         if self.act.travels and self.name:
             aloft = self.actor.way != "" or self.scene.action == "leaping"
             ahead = self.poses.stride(self.name, aloft) * self.turns
-        if self.scene.action == "skateboarding":
-            ahead = 3.0
+        ahead = {"skateboarding": 3.0, "diving": 1.6}.get(self.scene.action, ahead)
         return ahead * sin(radians(self.yaw)), ahead * cos(radians(self.yaw))
 
     def _camera(self) -> Camera:
@@ -352,9 +365,14 @@ class Take:
 
     def mesh(self, phase: float) -> Mesh:
         """The actor and what it rides on, where they are."""
-        played = getattr(self, f"_{self.scene.action}", self._animated)
-        mesh: Mesh = played(phase)
-        return mesh
+        played = {
+            "surfing": self._surfing, "skateboarding": self._skateboarding,
+            "spinning": self._spinning, "bouncing": self._bouncing,
+            "doing a backflip": self._backflip, "diving": self._diving,
+        }  # fmt: skip
+        if self.scene.action in self.actor.acts:
+            return self._animated(phase)
+        return played[self.scene.action](phase)
 
     def _animated(self, phase: float) -> Mesh:
         seconds = self.poses.model.animations[self.name].seconds if self.name else 0.0
@@ -382,6 +400,26 @@ class Take:
         mesh = replace(mesh, point_V3=mesh.point_V3 * wide)
         return moved(turned(mesh, self.yaw), y=0.4 * height + self._aloft(0) * 0.3)
 
+    def _backflip(self, phase: float) -> Mesh:
+        """Crouching, a leap with one turn backwards, landing; those aloft only turn."""
+        share = min(1.0, max(0.0, (phase - 0.15) / 0.7))
+        turn = share * share * (3 - 2 * share)
+        height = 0.0 if self.actor.way else 0.75 * 4 * share * (1 - share)
+        crouch = max(0.0, 1 - abs(phase - 0.1) / 0.1, 1 - abs(phase - 0.9) / 0.1)
+        mesh = self.poses.at(self.name, 0.0)
+        wide = np.array((1, 1 - 0.15 * crouch, 1), np.float32)
+        mesh = replace(mesh, point_V3=mesh.point_V3 * wide)
+        mesh = turned(mesh, self.yaw, -360 * turn, about=0.4)
+        return moved(mesh, y=height + self._aloft(phase))
+
+    def _diving(self, phase: float) -> Mesh:
+        """Nose down from above to the ground, levelling out."""
+        lower = phase * phase * (3 - 2 * phase)
+        seconds = self.poses.model.animations[self.name].seconds if self.name else 0.0
+        mesh = self.poses.at(self.name, (2 * phase) % 1 * seconds)
+        mesh = turned(mesh, self.yaw, 48 * sin(pi * phase), about=0.3)
+        return moved(mesh, y=1.3 - 1.1 * lower)
+
     def _ridden(self, deck: Mesh, phase: float, sway: float) -> Mesh:
         """The standing actor on a board, swaying."""
         seconds = self.poses.model.animations[self.name].seconds if self.name else 0.0
@@ -402,8 +440,11 @@ class Take:
         climb, time = sin(2 * pi * phase), 1.6 * phase
         x, z = 0.0, -0.3 - 0.18 * climb
         ahead = riding.wave_height(np.array([x, x + 0.25]), np.array([z, z]), time)
-        mesh = turned(mesh, self._surf_yaw() + 12 * cos(2 * pi * phase), -10 * cos(2 * pi * phase))
-        return moved(mesh, x, float(ahead[0]) + 0.05, z)
+        yaw = self._surf_yaw() + 12 * cos(2 * pi * phase)
+        mesh = turned(mesh, yaw, -10 * cos(2 * pi * phase))
+        back = -0.45 * length
+        drops = moved(riding.spray(time), back * sin(radians(yaw)), 0.0, back * cos(radians(yaw)))
+        return moved(riding.joined(mesh, drops), x, float(ahead[0]) + 0.05, z)
 
     def _surf_yaw(self) -> float:
         """Along the wave, more or less; nobody surfs up a wave."""
@@ -418,7 +459,9 @@ class Take:
             picture = self._sea(phase)
         else:
             picture = self.backdrop.ground(passed, 1.6 * phase)
-            dark_HW = cv2.GaussianBlur(shadow(mesh, self.camera, self.size), (0, 0), self.size / 110)
+            dark_HW = cv2.GaussianBlur(
+                shadow(mesh, self.camera, self.size), (0, 0), self.size / 110
+            )
             picture = picture * (1 - 0.42 * dark_HW * self.backdrop.meets_HW)[..., None]
             self._stand(picture, passed, behind=True)
         shown = paint(mesh, self.camera, light, self.size)
@@ -445,7 +488,14 @@ class Take:
         time = 1.6 * phase
         shades = self.backdrop.dark, self.backdrop.bright, self.backdrop.horizon
         shown = paint(
-            riding.wave(time), self.camera, self.place.light, self.size, 2, riding.water(*shades, time)
+            riding.wave(time),
+            self.camera,
+            self.place.light,
+            self.size,
+            2,
+            riding.water(*shades, time),
         )
-        picture: Floats = self.backdrop.sky_HW3 * (1 - shown[..., 3:]) + shown[..., :3]
-        return picture
+        picture = self.backdrop.sky_HW3.copy()
+        self._stand(picture, (0.0, 6.0), behind=True)  # an island far behind the wave
+        sea: Floats = picture * (1 - shown[..., 3:]) + shown[..., :3]
+        return sea
