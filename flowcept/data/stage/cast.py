@@ -1,8 +1,11 @@
 """Who plays and what they can do: words for models and for animations."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from flowcept.data.stage.gltf import Model
 
 # folder/file: word, or nothing where the model is no actor. Other models of these folders do not
 # act; those of other folders have the words of their file names.
@@ -47,12 +50,15 @@ FOLDERS = frozenset(key.partition("/")[0] for key in WORDS) | {
 
 # What each actor's hands do not hold; models come with all their things at once.
 HIDDEN: tuple[str, ...] = (
-    "1H_Sword_Offhand", "2H_Sword", "2H_Axe", "Badge_Shield", "Round_Shield", "Rectangle_Shield", "Spike_Shield", "1H_Axe",
-    "1H_Axe_Offhand", "Barbarian_Round_Shield", "Mug", "1H_Wand", "Spellbook", "Spellbook_open",
-    "Knife", "Knife_Offhand", "Throwable", "2H_Crossbow", "1H_Crossbow",
+    "1H_Sword_Offhand", "2H_Sword", "2H_Axe", "Badge_Shield", "Round_Shield", "Rectangle_Shield",
+    "Spike_Shield", "1H_Axe", "1H_Axe_Offhand", "Barbarian_Round_Shield", "Mug", "1H_Wand",
+    "Spellbook", "Spellbook_open", "Knife", "Knife_Offhand", "Throwable", "2H_Crossbow",
+    "1H_Crossbow",
 )  # fmt: skip
 
 FLYING, SWIMMING = "flying", "swimming"
+SHORTEST, LONGEST = 0.75, 1.67  # seconds of an action: what is shorter or longer is stretched
+ENOUGH = 1.1  # seconds that an animation which loops is played again for
 
 
 @dataclass(frozen=True)
@@ -87,74 +93,122 @@ ACTS: dict[str, Act] = {
     "throwing": Act(("throw",), loops=False),
     "casting a spell": Act(("spellcast_long",), loops=False),
     "swinging a sword": Act(("1h_melee_attack_slice_horizontal",), loops=False),
+    "standing": Act(("idle",)),
 }
-# Animations that do not show what their names say, and things that only one has in hand.
+# Animations that do not show what their names say, and actions that few or no known actors play.
 LEFT_OUT = frozenset({"block_attack"})
-ONLY = {"swinging a sword": "knight", "casting a spell": "wizard"}
+ONLY = {"swinging a sword": "knight", "casting a spell": "wizard", "standing": ""}
 NEVER = frozenset({("blue rabbit", "jumping")})  # it stays in the air
 
-# Played by any actor without an animation of its own, in seconds.
+# What an actor plays without an animation of its own, in seconds.
 INVENTED: dict[str, float] = {
     "surfing": 1.6, "skateboarding": 1.3, "spinning": 1.1, "bouncing": 1.0, "doing a backflip": 0.9,
     "diving": 1.2,
 }  # fmt: skip
-GROUND_ONLY = frozenset({"surfing", "skateboarding", "bouncing"})  # no fish does
-ALOFT_ONLY = frozenset({"diving"})
+NOT_FOR = {  # by how actors get about
+    SWIMMING: frozenset({"surfing", "skateboarding", "bouncing", "falling over"}),
+    FLYING: frozenset({"falling over"}),
+    "": frozenset({"diving"}),
+}
 
 # Never drawn for training: they measure later whether a model combines what it knows.
 RESERVED: frozenset[tuple[str, str]] = frozenset({
     ("cow", "surfing"), ("robot", "surfing"), ("fox", "walking"), ("zebra", "running"),
-    ("knight", "dancing"), ("frog", "jumping"), ("horse", "leaping"), ("dragon", "flying"),
+    ("knight", "running"), ("frog", "jumping"), ("horse", "leaping"), ("dragon", "flying"),
     ("goldfish", "swimming"), ("stag", "eating"), ("mech", "dancing"), ("robot", "waving"),
     ("alien", "clapping"), ("knight", "cheering"), ("man in a suit", "punching"),
     ("donkey", "kicking"), ("wolf", "attacking"), ("wizard", "sitting down"),
-    ("skeleton", "running"), ("crab", "nodding"), ("ranger", "throwing"), ("deer", "spinning"),
-    ("pig", "bouncing"), ("bull", "doing a backflip"), ("dolphin", "diving"), ("T-rex", "skateboarding"), ("woman", "walking"),
-    ("dinosaur", "falling over"), ("barbarian", "jumping"), ("shark", "spinning"),
+    ("woman", "crouching"), ("crab", "nodding"), ("ranger", "throwing"), ("deer", "spinning"),
+    ("pig", "bouncing"), ("bull", "doing a backflip"), ("dolphin", "diving"),
+    ("T-rex", "skateboarding"), ("dinosaur", "falling over"),
 })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A word with the models that it means, all of which play the same actions."""
+
+    models: tuple[Model, ...]
+    acts: dict[str, tuple[str, Act]]  # from actions to animations of each model
+    way: str  # FLYING, SWIMMING, or "" on the ground
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """All that it can play."""
+        able = dict.fromkeys([*self.acts, *INVENTED])
+        return tuple(action for action in able if action not in NOT_FOR[self.way])
+
+    def turns(self, action: str) -> int:
+        """How often its animation is played in a clip."""
+        name, act = self.acts[action]
+        return max(1, round(ENOUGH / self.models[0].animations[name].seconds)) if act.loops else 1
+
+    def seconds(self, action: str) -> float:
+        """How long the plain action takes."""
+        if action not in self.acts:
+            return INVENTED[action]
+        natural = self.models[0].animations[self.acts[action][0]].seconds
+        return min(max(natural * self.turns(action), SHORTEST), LONGEST)
+
+
+def key_of(path: Path) -> str:
+    """A file's folder and name, as in `WORDS`."""
+    return f"{path.parent.name}/{path.stem}"
 
 
 def word_for(path: Path) -> str:
     """What an actor is called in captions; "" where this model does not act."""
-    key = f"{path.parent.name}/{path.stem}"
-    if key in WORDS or path.parent.name in FOLDERS:
-        return WORDS.get(key, "")
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.stem.rpartition("__")[2])
+    if path.parent.name in FOLDERS:
+        return WORDS.get(key_of(path), "")
+    return _words(path.stem.rpartition("__")[2])
+
+
+def _words(name: str) -> str:
+    """A name such as GreatWhite_Shark2 as words."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return " ".join(re.findall(r"[A-Za-z]+", apart)).lower()
+
+
+def actor_of(word: str, models: Sequence[Model], known: bool) -> Actor:
+    """An actor of models of one word; those that lack an animation of the first are left out."""
+    names = models[0].movements
+    alike = tuple(model for model in models if set(names) <= set(model.movements))
+    acts = _known_acts(word, names) if known else _all_acts(names)
+    return Actor(alike, acts, next((way for way in (SWIMMING, FLYING) if way in acts), ""))
+
+
+def _known_acts(word: str, names: Sequence[str]) -> dict[str, tuple[str, Act]]:
+    """From actions to the animations that show them; each animation shows one."""
+    endings = {_ending(name): name for name in reversed(names) if _ending(name) not in LEFT_OUT}
+    found: dict[str, tuple[str, Act]] = {}
+    for action, act in ACTS.items():
+        name = _fitting(act, endings)
+        taken = {name for name, _ in found.values()}
+        only = ONLY.get(action, word) == word and (word, action) not in NEVER
+        if name and name not in taken and only:
+            found[action] = name, act
+    return found
+
+
+def _all_acts(names: Sequence[str]) -> dict[str, tuple[str, Act]]:
+    """Also animations without an action of `ACTS`, as actions under their own names."""
+    found = _known_acts("", names)
+    taken = {name for name, _ in found.values()}
+    for name in names:
+        words = _words(name.rpartition("|")[2])
+        if name not in taken and words and words not in found:
+            found[words] = name, Act((_ending(name),))
+    return found
 
 
 def _ending(name: str) -> str:
     return name.rpartition("|")[2].lower()
 
 
-def acts_of(word: str, names: list[str], known: bool) -> dict[str, tuple[str, Act]]:
-    """From actions to the animations that show them.
-
-    Animations without an action of `ACTS` are left out where the words of the model are known, and
-    are actions under their own names otherwise.
-    """
-    endings = {_ending(name): name for name in reversed(names) if _ending(name) not in LEFT_OUT}
-    found: dict[str, tuple[str, Act]] = {}
-    taken = {""}
-    for action, act in ACTS.items():
-        name = _fitting(act, endings)
-        if name in taken or (known and not _plays(word, action)):
-            continue
-        found[action] = name, act
-        taken.add(name)
-    for ending, name in endings.items():
-        if not known and name not in taken:
-            found[" ".join(re.findall(r"[a-z]+", ending))] = name, Act((ending,))
-    return found
-
-
 def _fitting(act: Act, endings: dict[str, str]) -> str:
+    """The animation of an act, or ""; the first word of its name may be the actor's."""
     for wanted in act.names:
         for ending, name in endings.items():
             if wanted in (ending, ending.partition("_")[2]):
                 return name
     return ""
-
-
-def _plays(word: str, action: str) -> bool:
-    return ONLY.get(action, word) == word and (word, action) not in NEVER

@@ -56,7 +56,7 @@ class Camera:
         return seen_V3
 
     def ground(self, size: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Where the ray of each pixel meets the ground, [H, W, 2] as x and z, and whether it does."""
+        """Where each pixel's ray meets the ground, [H, W, 2] as x and z, and whether it does."""
         step = self.slope * ((np.arange(size) + 0.5) / size * 2 - 1)
         right_HW, down_HW = np.meshgrid(step.astype(np.float32), step.astype(np.float32))
         ray_HW3 = np.stack([right_HW, -down_HW, -np.ones_like(right_HW)], -1) @ self.axes
@@ -168,8 +168,9 @@ def paint(
     canvas = np.zeros((large * large, 4), np.float32)
     canvas[pixels, :3] = to_srgb(light.on(normal_P3, colour_P3))
     canvas[pixels, 3] = 1
-    canvas = canvas.reshape(large, large, 4)
-    return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+    picture = canvas.reshape(large, large, 4)
+    small: Floats = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+    return small
 
 
 def _between(value_V3: Floats, corner_P3: Indices, share_P3: Floats) -> Floats:

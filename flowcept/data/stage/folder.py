@@ -10,7 +10,8 @@ from pathlib import Path
 
 from flowcept.data import video
 from flowcept.data.stage.cast import RESERVED
-from flowcept.data.stage.scene import FPS, Stage
+from flowcept.data.stage.company import Stage
+from flowcept.data.stage.scene import FPS
 from flowcept.errors import UserError
 
 CHUNK = 8  # clips that a process draws before it reports
@@ -45,9 +46,8 @@ _writers: list[_Writer] = []  # the one of a process of a pool
 
 
 def _start(order: Order) -> None:
-    with warnings.catch_warnings():  # told already
-        warnings.simplefilter("ignore")
-        _writers.append(_Writer(order, Stage(order.models, order.actors)))
+    warnings.simplefilter("ignore")  # the first process has told them
+    _writers.append(_Writer(order, Stage(order.models, order.actors)))
 
 
 def _write(index: int) -> dict[str, str]:
@@ -101,7 +101,7 @@ def write_stage(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is not an empty folder: remove it or choose another name")
         out.mkdir(parents=True, exist_ok=True)
-        about = {"seed": seed, "size": size, "fps": FPS, "clips": clips}
+        about: dict[str, object] = {"seed": seed, "size": size, "fps": FPS, "clips": clips}
         about |= {"actors": list(stage.actors), "reserved": sorted(RESERVED)}
         (out / "stage.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:

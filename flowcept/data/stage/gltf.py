@@ -20,7 +20,7 @@ from PIL import Image
 
 from flowcept.errors import UserError
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # np.floating; float32 where it matters
 Indices = NDArray[np.int64]
 
 MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
@@ -87,14 +87,15 @@ class _Channel:
         after = int(np.searchsorted(self.time_K, time, side="right"))
         last = len(self.time_K) - 1
         before, after = min(max(after - 1, 0), last), min(after, last)
-        start, end = self.value_KX[before], self.value_KX[after]
+        start: Floats = self.value_KX[before]
+        end: Floats = self.value_KX[after]
         gap = float(self.time_K[after] - self.time_K[before])
         if self.steps or gap <= 0:
             return start
         if self.path == "rotation" and float(start @ end) < 0:
             end = -end  # the same rotation, the short way round
-        blend: Floats = start + (end - start) * np.float32((time - self.time_K[before]) / gap)
-        return blend
+        blended: Floats = start + (end - start) * ((time - float(self.time_K[before])) / gap)
+        return blended
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,11 @@ class Model:
     skeleton: Skeleton
     animations: dict[str, Animation]
 
+    @property
+    def movements(self) -> list[str]:
+        """Names of the animations that take time."""
+        return [name for name, one in self.animations.items() if one.seconds > 0]
+
     def pose(self, name: str | None = None, time: float = 0.0) -> Mesh:
         """The mesh at a time of the named animation, at rest without a name."""
         world_N44 = self.skeleton.world(self.animations[name] if name else None, time)
@@ -250,7 +256,7 @@ class _Reader:
         joint_J = np.array(self.joints)
         model = Model(mesh, weight_VJ, joint_J, inverse_J44, self.skeleton, animations)
         if not np.isfinite(model.pose().point_V3).all() or mesh.face_T3.max() >= len(mesh.point_V3):
-            raise ValueError("its vertices make no sense")
+            raise ValueError("its triangles make no sense")
         return model
 
     def _parts(self, hidden: tuple[str, ...]) -> Iterator[tuple[Mesh, Indices, Floats]]:
@@ -321,15 +327,19 @@ class _Reader:
         uv_V2 = self.file.array(names[place]).astype(np.float32) % 1
         height, width = picture_HW3.shape[:2]
         x, y = (uv_V2 * (width, height)).astype(np.int64).T
-        return plain * picture_HW3[y.clip(0, height - 1), x.clip(0, width - 1)]
+        colour_V3: Floats = picture_HW3[y.clip(0, height - 1), x.clip(0, width - 1)]
+        return plain * colour_V3
 
     def _picture(self, index: int) -> Floats:
         """A texture in linear colours."""
         if index not in self.pictures:
             about = self.file.list("images")[index]
             data, _ = self.file.view(about["bufferView"])
-            with Image.open(io.BytesIO(data)) as picture:
-                levels = np.asarray(picture.convert("RGB"), np.float32) / 255
+            try:
+                with Image.open(io.BytesIO(data)) as picture:
+                    levels = np.asarray(picture.convert("RGB"), np.float32) / 255
+            except OSError as error:
+                raise ValueError("its texture cannot be read") from error
             self.pictures[index] = levels**2.2
         return self.pictures[index]
 
@@ -348,6 +358,8 @@ class _Reader:
             value_KX = self.file.array(sampler["output"]).astype(np.float32)
             if kind == "CUBICSPLINE":  # a value between two tangents each
                 value_KX = value_KX[1::3]
+            if not len(time_K) or len(time_K) != len(value_KX) or not np.isfinite(value_KX).all():
+                raise ValueError("an animation of it makes no sense")
             yield _Channel(target["node"], target["path"], time_K, value_KX, kind == "STEP")
 
 
@@ -360,7 +372,15 @@ def read_model(path: Path, hidden: tuple[str, ...] = ()) -> Model:
         return _Reader(_File(path.read_bytes())).model(hidden)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        struct.error,
+    ) as error:
         raise UserError(f"{path} is no usable .glb model: {_reason(error)}") from error
 
 

@@ -11,7 +11,6 @@ from math import cos, pi, radians, sin, tan
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from flowcept.data.stage.draw import FIELD_OF_VIEW, Camera, Light, paint
 from flowcept.data.stage.gltf import Floats, Mesh
@@ -91,7 +90,8 @@ WATERS: dict[str, Place] = {
     "in the deep sea": Place("12386e 081c44 1c3458 24406a", DEEP, (("Rock_[1-7]", 6, 0.4),),
                              "0c2450", 0.1),
     "among seaweed": Place("58c4a8 2a8c84 7c9a64 90ac74", WATER,
-                           (("Grass@2c9a58", 9, 1.1), ("Grass@74b84c", 9, 0.8), ("Plant_3@2f8f70", 5, 0.5)), "2a7c74", 0.14, "rays"),
+                           (("Grass@2c9a58", 9, 1.1), ("Grass@74b84c", 9, 0.8),
+                            ("Plant_3@2f8f70", 5, 0.5)), "2a7c74", 0.14, "rays"),
 }  # fmt: skip
 # Surfers need a sea; the ground's colours are those of deep and shallow water.
 SEAS: dict[str, Place] = {
@@ -104,6 +104,12 @@ SEAS: dict[str, Place] = {
 
 
 PETALS = ("e8304c", "f4f0f0", "f0a0d0", "f4c828", "a060e0")
+
+
+def patterns() -> list[str]:
+    """All that stands about anywhere."""
+    everywhere = [*PLACES.values(), *WATERS.values(), *SEAS.values()]
+    return sorted({pattern for place in everywhere for pattern, _, _ in place.props})
 
 
 def colour(hexadecimal: str) -> Floats:
@@ -168,21 +174,20 @@ def tinted(mesh: Mesh, shade: str) -> Mesh:
     return replace(mesh, colour_V3=(colour(shade) ** 2.2 * level_V1).astype(np.float32))
 
 
-def sprite_of(mesh: Mesh, height: float, light: Light, elevation: float) -> Sprite:
-    """A mesh of this height as seen from far away."""
-    low, high = mesh.point_V3.min(0), mesh.point_V3.max(0)
-    middle = np.array(((low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2), np.float32)
-    scale = height / max(high[1] - low[1], 1e-6)
-    point_V3 = (mesh.point_V3 - middle) * np.float32(scale)
-    wide = max(height, 2 * float(np.abs(point_V3[:, [0, 2]]).max())) * 1.1
-    away = 12 * wide
-    camera = Camera((0, wide * 0.45, 0), away, elevation, tan(radians(FIELD_OF_VIEW / 2)) * 24)
-    small = Mesh(point_V3, mesh.normal_V3, mesh.colour_V3, mesh.face_T3)
-    picture = paint(small, camera, light, SPRITE)
-    halves = [picture]
+def sprite_of(mesh: Mesh, light: Light, elevation: float) -> Sprite:
+    """A mesh, made 1 high, as seen from far away."""
+    low_3, high_3 = mesh.point_V3.min(0), mesh.point_V3.max(0)
+    foot_3 = (low_3 + high_3) / 2
+    foot_3[1] = low_3[1]
+    point_V3 = (mesh.point_V3 - foot_3) / max(float(high_3[1] - low_3[1]), 1e-6)
+    wide = max(1.0, 2 * float(np.abs(point_V3[:, [0, 2]]).max())) * 1.1
+    zoom = 24 * tan(radians(FIELD_OF_VIEW / 2))  # so that `wide` fills the picture
+    camera = Camera((0, 0.45 * wide, 0), 12 * wide, elevation, zoom)
+    pictures = [paint(replace(mesh, point_V3=point_V3), camera, light, SPRITE)]
     for _ in range(3):
-        halves.append(cv2.resize(halves[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
-    return Sprite(tuple(halves), wide)
+        half = len(pictures[-1]) // 2
+        pictures.append(cv2.resize(pictures[-1], (half, half), interpolation=cv2.INTER_AREA))
+    return Sprite(tuple(pictures), wide)
 
 
 def paste(canvas: Floats, sprite: Sprite, foot: tuple[float, float], unit: float, fog: Floats,

@@ -1,22 +1,23 @@
-"""What actors ride on: a board, with wheels or on a wave. Shape suffixes: V vertices, P points."""
+"""What actors ride on: a board, with wheels or on a wave. Shape suffixes: V vertices, P points,
+D drops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import cos, pi, sin
 
 import numpy as np
 
-from flowcept.data.stage.draw import Light, to_srgb
 from flowcept.data.stage.gltf import Floats, Mesh, face_normals
 from flowcept.data.stage.places import noise, sampled
 
 BOARDS = ((0.85, 0.06, 0.05), (0.95, 0.55, 0.03), (0.9, 0.9, 0.9), (0.1, 0.5, 0.8))
 WHEEL = (0.03, 0.03, 0.035)
+WHEELS = 0.105  # height of the deck over them
 SPEED = 2.4  # of the wave, in world units a second
 CREST = 0.95  # height of the wave
 BEHIND = -1.35  # where its crest runs
 
 
-def _mesh(points: list[tuple[float, float, float]], faces: list[tuple[int, ...]],
+def _mesh(points: list[tuple[float, float, float]], faces: Sequence[tuple[int, ...]],
           colour: tuple[float, float, float]) -> Mesh:  # fmt: skip
     point_V3, face_T3 = np.array(points, np.float32), np.array(faces, np.int64)
     colour_V3 = np.tile(np.array(colour, np.float32), (len(points), 1))
@@ -97,7 +98,7 @@ def wave(time: float) -> Mesh:
 
 
 def water(deep: Floats, shallow: Floats, far: Floats, time: float) -> Callable[[Floats], Floats]:
-    """Colours of the sea: lighter where the wave is thin, foam on its crest and behind the board."""
+    """Colours of the sea: light where the wave is thin, foam on its crest and behind the board."""
     deep, shallow, far = (shade**2.2 for shade in (deep, shallow, far))
 
     def shade(point_P3: Floats) -> Floats:
@@ -116,8 +117,8 @@ def water(deep: Floats, shallow: Floats, far: Floats, time: float) -> Callable[[
         foam_P1 = np.clip((wanted_P - 0.75 * grain_P) * 5, 0, 1)[:, None]
         colour_P3 = colour_P3 + (0.5 - colour_P3) * foam_P1
         fog_P1 = (1 - np.exp(-np.maximum(-1.5 - z, 0) / 7))[:, None]
-        mixed: Floats = (colour_P3 + (far - colour_P3) * fog_P1).astype(np.float32)
-        return mixed
+        fogged_P3: Floats = colour_P3 + (far - colour_P3) * fog_P1
+        return fogged_P3
 
     return shade
 
