@@ -200,19 +200,7 @@ def test_poses_are_one_high_and_strides_follow_the_feet(read):
     mesh = poses.at("Walk", 0.0)
     np.testing.assert_allclose(mesh.point_V3.min(0), (-0.25, 0, 0), atol=1e-6)
     np.testing.assert_allclose(mesh.point_V3.max(0), (0.25, 1, 0), atol=1e-6)
-    assert poses.stride("Walk") == pytest.approx(0.3)  # 0.2 of it, which is too little to show
-    far = strip("Walk")
-    far.json["nodes"][0]["name"] = "far"
-    faster = Poses(read(json_changed(far)))
-    assert faster.stride("Walk") == pytest.approx(2.0, rel=1e-4)
-
-
-def json_changed(glb: Glb) -> bytes:
-    """The strip whose foot slides ten times as far."""
-    data = glb.data()
-    slide = np.array((0, 0, -0.4), np.float32).tobytes()
-    assert data.count(slide) == 1
-    return data.replace(slide, np.array((0, 0, -4), np.float32).tobytes())
+    assert poses.stride("Walk") == pytest.approx(0.2, rel=1e-4)  # 0.4 of 2
 
 
 def test_boards_lie_flat_under_the_feet():

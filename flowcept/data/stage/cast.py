@@ -63,21 +63,21 @@ ENOUGH = 1.1  # seconds that an animation which loops is played again for
 
 @dataclass(frozen=True)
 class Act:
-    """How an animation is played: again and again or once, on the spot or covering ground."""
+    """How an animation is played: again and again or once, on the spot or getting ahead."""
 
     names: tuple[str, ...]  # of animations, the best first
     loops: bool = True
-    travels: bool = False
+    ahead: float = 0.0  # world units in one turn; where feet touch the ground, at least
 
 
 # The end of an animation's name, without capitals, tells its action.
 ACTS: dict[str, Act] = {
-    "walking": Act(("walk", "walking", "walking_a"), travels=True),
-    "running": Act(("run", "running", "running_a", "gallop"), travels=True),
+    "walking": Act(("walk", "walking", "walking_a"), ahead=0.3),
+    "running": Act(("run", "running", "running_a", "gallop"), ahead=0.7),
     "jumping": Act(("jump_toidle", "jump_full_short", "walkjump", "jump"), loops=False),
-    "leaping": Act(("gallop_jump", "runningjump"), loops=False, travels=True),
-    "flying": Act(("flying", "bat_attack", "dragon_attack"), travels=True),
-    "swimming": Act(("swimming_normal", "swim", "swim.001"), travels=True),
+    "leaping": Act(("gallop_jump", "runningjump"), loops=False, ahead=1.6),
+    "flying": Act(("flying", "bat_attack", "dragon_attack"), ahead=1.6),
+    "swimming": Act(("swimming_normal", "swim", "swim.001"), ahead=1.6),
     "eating": Act(("eating",)),
     "dancing": Act(("dance",)),
     "waving": Act(("wave", "hello")),

@@ -23,7 +23,7 @@ from flowcept.data.stage.scene import VIEWS, Scene
 SHADE = 0.42  # what a shadow takes from the ground
 ONCE = frozenset({"doing a backflip", "diving"})  # invented actions that do not end as they began
 SPRAY_TIME = 1.6  # seconds of water that pass in a clip
-ALOFT_STRIDE = 1.6  # world units in one turn of an animation without feet on the ground
+BRIGHTER = 0.85  # power of linear colours: dark actors would be lost on dark grounds
 
 Sprites = Callable[[str, Light, float], Sequence[Sprite]]  # by pattern, light and elevation
 
@@ -68,12 +68,14 @@ class Poses:
         self.foot_3[1] = low_3[1]
         wide, high, long = high_3 - low_3
         self.scale = np.float32(1 / max(high, 0.72 * long, 0.6 * wide, 1e-6))
+        self.colour_V3 = model.mesh.colour_V3**BRIGHTER
         self.length, self.height = float(long * self.scale), float(high * self.scale)
 
     def at(self, name: str, share: float) -> Mesh:
         """A share of the way through an animation."""
         mesh = self.model.pose(name, share * self.model.animations[name].seconds)
-        return replace(mesh, point_V3=(mesh.point_V3 - self.foot_3) * self.scale)
+        point_V3 = (mesh.point_V3 - self.foot_3) * self.scale
+        return replace(mesh, point_V3=point_V3, colour_V3=self.colour_V3)
 
     def stride(self, name: str) -> float:
         """World units ahead in one turn of an animation on the spot, so that feet do not slide."""
@@ -84,7 +86,7 @@ class Poses:
             touching = np.maximum(before[:, 1], after[:, 1]) < min(before[:, 1].min(), 0.0) + 0.05
             if touching.any():
                 ahead.append(float(np.median((before - after)[touching, 2])))
-        return max(0.3, float(np.mean(ahead)) * steps) if ahead else 1.0
+        return float(np.mean(ahead)) * steps if ahead else 0.0
 
 
 class Take:
@@ -125,10 +127,10 @@ class Take:
     def _way(self) -> Point:
         """How far the actor gets, x and z on the ground."""
         ahead = {"skateboarding": 3.0, "diving": 1.6}.get(self.scene.action, 0.0)
-        if self.act.travels:
+        if self.act.ahead:
             afoot = not self.actor.way and self.scene.action != "leaping"
-            stride = self.poses.stride(self.name) if afoot else ALOFT_STRIDE
-            ahead = stride * self.actor.turns(self.scene.action)
+            stride = self.poses.stride(self.name) if afoot else 0.0
+            ahead = max(stride, self.act.ahead) * self.actor.turns(self.scene.action)
         return ahead * sin(radians(self.yaw)), ahead * cos(radians(self.yaw))
 
     def _camera(self) -> Camera:
