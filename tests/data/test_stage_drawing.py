@@ -115,22 +115,22 @@ def test_the_nearest_triangle_is_seen_in_any_order(order):
     (far, face), (near, _) = square(0, 6, 0.5), square(3, 8, 0.9)
     both = [far, near] if order == 0 else [near, far]
     faces = np.concatenate([face, face + 4])
-    pixels, triangles, shares = rasterise(np.concatenate(both), faces, 8)
+    points = np.concatenate(both)
+    seen = rasterise(points, faces, 8)
     owner = np.full(64, -1)
-    owner[pixels] = triangles // 2
+    owner[seen.pixel_P] = seen.corner_P3[:, 0] // 4
     wanted = np.full((8, 8), -1)
     wanted[2:6, 0:3], wanted[2:6, 3:8] = order, 1 - order
     np.testing.assert_array_equal(owner.reshape(8, 8), wanted)
-    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
-    x = (shares * np.concatenate(both)[faces[triangles]][:, :, 0]).sum(1)
-    np.testing.assert_allclose(x, pixels % 8 + 0.5, atol=1e-5)
+    np.testing.assert_allclose(seen.share_P3.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(seen.of(points)[:, 0], seen.pixel_P % 8 + 0.5, atol=1e-5)
 
 
 def test_triangles_without_area_or_behind_the_camera_are_not_seen():
     line = np.array([(0, 0, 1), (8, 8, 1), (4, 4, 1)], np.float32)
     behind = np.array([(0, 0, 1), (8, 0, 1 / draw.NEAREST), (0, 8, 1)], np.float32)
     for points in (line, behind, line + 100):
-        assert not len(rasterise(points, np.array([(0, 1, 2)]), 8)[0])
+        assert not len(rasterise(points, np.array([(0, 1, 2)]), 8).pixel_P)
 
 
 def test_a_camera_sees_straight_and_its_ground_is_the_inverse():

@@ -86,6 +86,12 @@ class Stage:
             self._sprites[key] = [places.sprite_of(m, light, near) for m in self._props[pattern]]
         return self._sprites[key]
 
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """All that somebody here can play."""
+        played = [action for actor in self.cast.values() for action in actor.actions]
+        return tuple(dict.fromkeys(played))
+
     def places(self, actor: str, action: str) -> dict[str, Place]:
         """Where an actor can play an action."""
         if action == "surfing":
@@ -103,12 +109,11 @@ class Stage:
         pairs = [pair for pair in pairs if (pair in RESERVED) == reserved]
         if not pairs:
             raise ValueError("none of these actors has a reserved pair")
-        able = list(dict.fromkeys(actor for actor, _ in pairs))
-        actor = able[int(rng.integers(len(able)))]
-        actions = [b for a, b in pairs if a == actor]
-        action = actions[int(rng.integers(len(actions)))]
-        place = _some(rng, list(self.places(actor, action)), 0.6)
-        return Scene(actor, action, place, _some(rng, ADVERBS, 0.5), _some(rng, list(VIEWS), 0.33))
+        actor = _some(rng, list(dict.fromkeys(a for a, _ in pairs)))
+        action = _some(rng, [b for a, b in pairs if a == actor])
+        place = _some(rng, list(self.places(actor, action)), plain=0.4)
+        adverb, view = _some(rng, ADVERBS, plain=0.5), _some(rng, list(VIEWS), plain=0.67)
+        return Scene(actor, action, place, adverb, view)
 
     def length_law(self, scene: Scene) -> dict[int, float]:
         """P(number of frames): two or three neighbouring lengths around the action's own.
@@ -149,8 +154,8 @@ class Stage:
         return words, scene, self.draw_clip(scene, size, rng)
 
 
-def _some(rng: Rng, choices: Sequence[str], share: float) -> str:
-    """One of the choices but the first, which is taken in the remaining share of cases."""
-    if rng.random() >= share:
-        return choices[0]
-    return choices[int(rng.integers(1, len(choices)))]
+def _some(rng: Rng, choices: Sequence[str], plain: float | None = None) -> str:
+    """One of the choices; the first in the `plain` share of cases, if that is given."""
+    if plain is None:
+        return choices[int(rng.integers(len(choices)))]
+    return choices[0] if rng.random() < plain else _some(rng, choices[1:])

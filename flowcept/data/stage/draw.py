@@ -6,7 +6,7 @@ Shape suffixes: V vertices, T triangles, P pixels that are candidates, H height,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, radians, sin, tan
 
 import cv2
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flowcept.data.stage.gltf import Floats, Indices, Mesh
 
 NEAREST = 0.05  # what is nearer to the camera is not drawn
+OVERSAMPLING = 2  # along each side
 FLAT = 1e-6  # square pixels: triangles seen from their edges
 FIELD_OF_VIEW = 32.0  # degrees, of the whole height
 SUN = np.array((-0.45, 0.8, 0.55), np.float32) / np.float32(np.linalg.norm((-0.45, 0.8, 0.55)))
@@ -118,10 +119,32 @@ def _candidates(corner_T33: Floats, size: int) -> tuple[Indices, Indices, Indice
     return triangle_P, x_P, low_T2[:, 1][triangle_P] + row_P
 
 
-def rasterise(pixel_V3: Floats, face_T3: Indices, size: int) -> tuple[Indices, Indices, Floats]:
-    """Which triangle is nearest where: pixels (y * size + x), triangles, corners' shares [P, 3].
+@dataclass(frozen=True)
+class Seen:
+    """The triangles that are nearest at each pixel where there is any."""
 
-    `pixel_V3` is x, y and 1 / depth. Exact: every candidate pixel of every triangle is compared.
+    pixel_P: Indices  # y * size + x
+    corner_P3: Indices  # vertices of the triangle
+    share_P3: Floats  # of each corner, in the picture
+
+    def of(self, value_V3: Floats) -> Floats:
+        """Values of vertices, between them."""
+        corner_3P = self.corner_P3.T
+        parts = [value_V3[corner_3P[i]] * self.share_P3[:, i : i + 1] for i in range(3)]
+        mixed: Floats = parts[0] + parts[1] + parts[2]
+        return mixed
+
+    def points(self, point_V3: Floats, camera: Camera) -> Floats:
+        """Points of the world; in the picture, what is near is larger."""
+        near_P3 = self.share_P3 * camera.seen(point_V3)[:, 2][self.corner_P3]
+        near_P3 /= near_P3 @ np.ones((3, 1), np.float32)
+        return replace(self, share_P3=near_P3).of(point_V3)
+
+
+def rasterise(pixel_V3: Floats, face_T3: Indices, size: int) -> Seen:
+    """What is seen of triangles whose corners are given as x, y and 1 / depth.
+
+    Exact: every candidate pixel of every triangle is compared.
     """
     corner_T33 = pixel_V3[face_T3]
     triangle_P, x_P, y_P = _candidates(corner_T33, size)
@@ -130,62 +153,45 @@ def rasterise(pixel_V3: Floats, face_T3: Indices, size: int) -> tuple[Indices, I
         a[triangle_P] * middle_x + b[triangle_P] * middle_y + c[triangle_P]
         for a, b, c in _planes(corner_T33)
     )
-    # Triangles without area have shares and nearness of 0.
-    inside = np.flatnonzero(
-        (first_P >= 0) & (second_P >= 0) & (first_P + second_P <= 1) & (near_P > 0)
-    )
-    order = inside[np.argsort(near_P[inside], kind="stable")]
+    third_P = 1 - first_P - second_P
+    # Triangles without area have a nearness of 0.
+    inside_P = (first_P >= 0) & (second_P >= 0) & (third_P >= 0) & (near_P > 0)
+    best = _nearest(y_P * size + x_P, np.where(inside_P, near_P, 0), size)
+    share_P3 = np.stack([first_P[best], second_P[best], third_P[best]], axis=1)
+    return Seen((y_P * size + x_P)[best], face_T3[triangle_P[best]], share_P3)
+
+
+def _nearest(pixel_P: Indices, near_P: Floats, size: int) -> Indices:
+    """The candidate of each pixel that is nearest, of those that are nearer than 0."""
+    order = np.flatnonzero(near_P)
+    order = order[np.argsort(near_P[order], kind="stable")]
     winner = np.full(size * size, -1)
-    winner[y_P[order] * size + x_P[order]] = order  # the last of each pixel, the nearest, stays
-    pixels = np.flatnonzero(winner >= 0)
-    best = winner[pixels]
-    share_P3 = np.stack([first_P[best], second_P[best], 1 - first_P[best] - second_P[best]], axis=1)
-    return pixels, triangle_P[best], share_P3
+    winner[pixel_P[order]] = order  # the last stays
+    return winner[winner >= 0]
 
 
 Shader = Callable[[Floats], Floats]  # from points of the world to linear colours
 
 
 def paint(
-    mesh: Mesh, camera: Camera, light: Light, size: int, over: int = 2, shader: Shader | None = None
+    mesh: Mesh, camera: Camera, light: Light, size: int, *, shader: Shader | None = None
 ) -> Floats:
     """A lit mesh as [H, W, 4]: colours for screens times coverage, and coverage; edges smooth.
 
     `shader` gives colours in place of the mesh's own.
     """
-    large = size * over
-    pixels, triangle_P, share_P3 = rasterise(
-        camera.pixels(mesh.point_V3, large), mesh.face_T3, large
-    )
-    corner_P3 = mesh.face_T3[triangle_P]
-    normal_P3 = _between(mesh.normal_V3, corner_P3, share_P3)
+    large = size * OVERSAMPLING
+    seen = rasterise(camera.pixels(mesh.point_V3, large), mesh.face_T3, large)
+    normal_P3 = seen.of(mesh.normal_V3)
     normal_P3 /= np.maximum(np.linalg.norm(normal_P3, axis=1, keepdims=True), 1e-9)
-    if shader is None:
-        colour_P3 = _between(mesh.colour_V3, corner_P3, share_P3)
-    else:
-        colour_P3 = shader(_points(mesh.point_V3, corner_P3, camera, share_P3))
+    colour_P3 = shader(seen.points(mesh.point_V3, camera)) if shader else seen.of(mesh.colour_V3)
 
     canvas = np.zeros((large * large, 4), np.float32)
-    canvas[pixels, :3] = to_srgb(light.on(normal_P3, colour_P3))
-    canvas[pixels, 3] = 1
+    canvas[seen.pixel_P, :3] = to_srgb(light.on(normal_P3, colour_P3))
+    canvas[seen.pixel_P, 3] = 1
     picture = canvas.reshape(large, large, 4)
     small: Floats = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
     return small
-
-
-def _between(value_V3: Floats, corner_P3: Indices, share_P3: Floats) -> Floats:
-    """Values between the corners of triangles."""
-    first, second, third = (value_V3[corner_P3[:, i]] * share_P3[:, i : i + 1] for i in range(3))
-    mixed: Floats = first + second + third
-    return mixed
-
-
-def _points(point_V3: Floats, corner_P3: Indices, camera: Camera, share_P3: Floats) -> Floats:
-    """Points of the world; shares are of the picture, where what is near is larger."""
-    near_V = camera.seen(point_V3)[:, 2]
-    weight_P3 = share_P3 * near_V[corner_P3]
-    weight_P3 /= weight_P3 @ np.ones((3, 1), np.float32)
-    return _between(point_V3, corner_P3, weight_P3)
 
 
 def shadow(mesh: Mesh, camera: Camera, size: int) -> Floats:
@@ -193,7 +199,6 @@ def shadow(mesh: Mesh, camera: Camera, size: int) -> Floats:
     height_V1 = np.maximum(mesh.point_V3[:, 1:2], 0)
     flat_V3 = mesh.point_V3 - SUN * (height_V1 / SUN[1])
     flat_V3[:, 1] = 0
-    pixels, _, _ = rasterise(camera.pixels(flat_V3, size), mesh.face_T3, size)
     dark = np.zeros(size * size, np.float32)
-    dark[pixels] = 1
+    dark[rasterise(camera.pixels(flat_V3, size), mesh.face_T3, size).pixel_P] = 1
     return dark.reshape(size, size)

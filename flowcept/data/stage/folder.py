@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,7 +48,8 @@ _writers: list[_Writer] = []  # the one of a process of a pool
 
 
 def _start(order: Order) -> None:
-    warnings.simplefilter("ignore")  # the first process has told them
+    warnings.simplefilter("ignore")  # the first process has told them,
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and ends this one
     _writers.append(_Writer(order, Stage(order.models, order.actors)))
 
 
@@ -65,6 +68,17 @@ def _written(order: Order, stage: Stage, clips: int, jobs: int) -> Iterator[dict
             yield from pool.map(_write, range(clips), chunksize=CHUNK)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _check(clips: int, size: int, seed: int, jobs: int) -> None:
+    if clips < 1:
+        raise UserError(f"cannot write {clips} clips: ask for at least 1")
+    if not 16 <= size <= 1024:
+        raise UserError(f"cannot draw frames of {size} pixels: choose 16 to 1024")
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative: choose 0 or more")
+    if jobs < 1:
+        raise UserError(f"cannot draw with {jobs} processes: ask for at least 1")
 
 
 def write_stage(
@@ -87,14 +101,7 @@ def write_stage(
     `jobs` is a number of processes; `progress` hears the number of clips done. UserError for a
     folder in use, models that are no use, or settings that make no sense.
     """
-    if clips < 1:
-        raise UserError(f"cannot write {clips} clips: ask for at least 1")
-    if not 16 <= size <= 1024:
-        raise UserError(f"cannot draw frames of {size} pixels: choose 16 to 1024")
-    if seed < 0:
-        raise UserError(f"seed {seed} is negative: choose 0 or more")
-    if jobs < 1:
-        raise UserError(f"cannot draw with {jobs} processes: ask for at least 1")
+    _check(clips, size, seed, jobs)
     stage = Stage(models, actors)
     order = Order(out, models, size, seed, actors)
     try:
@@ -110,5 +117,7 @@ def write_stage(
                 metadata.flush()
                 if progress is not None:
                     progress(done + 1)
+    except BrokenProcessPool as error:
+        raise UserError("a process that draws was ended: try again with fewer jobs") from error
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error

@@ -181,6 +181,25 @@ class Mesh:
     colour_V3: Floats
     face_T3: Indices
 
+    @property
+    def foot_3(self) -> Floats:
+        """The middle of the mesh, but at its lowest height."""
+        low_3, high_3 = self.point_V3.min(0), self.point_V3.max(0)
+        middle_3: Floats = (low_3 + high_3) / 2
+        middle_3[1] = low_3[1]
+        return middle_3
+
+
+def joined(*meshes: Mesh) -> Mesh:
+    """All meshes as one."""
+    starts = np.cumsum([0, *(len(mesh.point_V3) for mesh in meshes)])
+    return Mesh(
+        np.concatenate([mesh.point_V3 for mesh in meshes]),
+        np.concatenate([mesh.normal_V3 for mesh in meshes]),
+        np.concatenate([mesh.colour_V3 for mesh in meshes]),
+        np.concatenate([m.face_T3 + s for m, s in zip(meshes, starts, strict=False)]),
+    )
+
 
 @dataclass(frozen=True)
 class Model:
@@ -237,19 +256,13 @@ class _Reader:
         parts = list(self._parts(hidden))
         if not parts:
             raise ValueError("it has no triangles")
-        starts = np.cumsum([0, *(len(mesh.point_V3) for mesh, _, _ in parts)])
-        mesh = Mesh(
-            np.concatenate([mesh.point_V3 for mesh, _, _ in parts]),
-            np.concatenate([mesh.normal_V3 for mesh, _, _ in parts]),
-            np.concatenate([mesh.colour_V3 for mesh, _, _ in parts]),
-            np.concatenate(
-                [mesh.face_T3 + s for (mesh, _, _), s in zip(parts, starts, strict=False)]
-            ),
-        )
+        mesh = joined(*(part for part, _, _ in parts))
         weight_VJ = np.zeros((len(mesh.point_V3), len(self.joints)), np.float32)
-        for (_, joint_VX, weight_VX), start in zip(parts, starts, strict=False):
+        start = 0
+        for _, joint_VX, weight_VX in parts:
             row_V1 = np.arange(start, start + len(joint_VX))[:, None]
             np.add.at(weight_VJ, (row_V1, joint_VX), weight_VX)
+            start += len(joint_VX)
         weight_VJ /= np.maximum(weight_VJ.sum(1, keepdims=True), 1e-9)
         inverse_J44 = np.stack(self.inverses)
         animations = {one.name: one for one in self._animations()}

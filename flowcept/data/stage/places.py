@@ -22,6 +22,7 @@ TILE = 256  # pixels along the noise, which repeats
 TILE_WIDTH = 6.0  # in world units
 FAR = 13.0  # where the ground has half the colour of the horizon
 LOW = 0.36  # what is no higher hides nobody
+FOOT = 0.95  # of a sprite's picture, from its top
 SPRITE = 96  # pixels along the picture of something that stands about
 
 DAY = Light((1.5, 1.42, 1.25), (0.62, 0.68, 0.78), (0.36, 0.35, 0.28))
@@ -176,45 +177,38 @@ def tinted(mesh: Mesh, shade: str) -> Mesh:
 
 def sprite_of(mesh: Mesh, light: Light, elevation: float) -> Sprite:
     """A mesh, made 1 high, as seen from far away."""
-    low_3, high_3 = mesh.point_V3.min(0), mesh.point_V3.max(0)
-    foot_3 = (low_3 + high_3) / 2
-    foot_3[1] = low_3[1]
-    point_V3 = (mesh.point_V3 - foot_3) / max(float(high_3[1] - low_3[1]), 1e-6)
-    wide = max(1.0, 2 * float(np.abs(point_V3[:, [0, 2]]).max())) * 1.1
+    high = max(float(np.ptp(mesh.point_V3[:, 1])), 1e-6)
+    small = replace(mesh, point_V3=(mesh.point_V3 - mesh.foot_3) / high)
+    wide = max(1.0, 2 * float(np.abs(small.point_V3[:, [0, 2]]).max())) * 1.1
     zoom = 24 * tan(radians(FIELD_OF_VIEW / 2))  # so that `wide` fills the picture
-    camera = Camera((0, 0.45 * wide, 0), 12 * wide, elevation, zoom)
-    pictures = [paint(replace(mesh, point_V3=point_V3), camera, light, SPRITE)]
+    camera = Camera((0, (FOOT - 0.5) * wide, 0), 12 * wide, elevation, zoom)
+    pictures = [paint(small, camera, light, SPRITE)]
     for _ in range(3):
         half = len(pictures[-1]) // 2
         pictures.append(cv2.resize(pictures[-1], (half, half), interpolation=cv2.INTER_AREA))
     return Sprite(tuple(pictures), wide)
 
 
-def paste(canvas: Floats, sprite: Sprite, foot: tuple[float, float], unit: float, fog: Floats,
-          dim: float) -> None:  # fmt: skip
-    """Paint a sprite whose foot stands at a pixel, `unit` pixels a world unit, into the picture.
+def paste(canvas: Floats, sprite: Sprite, foot: Point, unit: float, fog: Floats) -> None:
+    """Paint a sprite whose foot stands at a pixel, `unit` pixels a world unit, into a picture.
 
-    `fog` is a colour and `dim` its share.
+    `fog` is a colour and, last, its share.
     """
-    size = canvas.shape[0]
     wide = sprite.width * unit
-    level = next((i for i, p in enumerate(sprite.pictures) if len(p) < 2 * wide), 3)
-    picture = sprite.pictures[level]
-    scale = wide / len(picture)
-    left, top = foot[0] - wide / 2, foot[1] - wide * 0.95
-    x0, y0 = max(0, int(left) - 1), max(0, int(top) - 1)
-    x1, y1 = min(size, int(left + wide) + 2), min(size, int(top + wide) + 2)
+    picture = next((p for p in reversed(sprite.pictures) if len(p) >= wide), sprite.pictures[0])
+    corner = np.array((foot[0] - wide / 2, foot[1] - FOOT * wide))
+    x0, y0 = np.clip(corner - 1, 0, len(canvas)).astype(int)
+    x1, y1 = np.clip(corner + wide + 2, 0, len(canvas)).astype(int)
     if x0 >= x1 or y0 >= y1:
         return
-    # Pixel centres lie at halves.
-    move = np.array(
-        ((scale, 0, left - x0 + scale / 2 - 0.5), (0, scale, top - y0 + scale / 2 - 0.5)),
-        np.float64,
-    )
-    patch = cv2.warpAffine(picture, move, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
-    colours = patch[..., :3] * (1 - dim) + fog * patch[..., 3:] * dim
-    canvas[y0:y1, x0:x1] *= 1 - patch[..., 3:]
-    canvas[y0:y1, x0:x1] += colours
+    scale = wide / len(picture)
+    shift = corner - (x0, y0) + scale / 2 - 0.5  # pixels' middles lie at halves
+    move = np.array(((scale, 0, shift[0]), (0, scale, shift[1])))
+    patch = cv2.warpAffine(picture, move, (int(x1 - x0), int(y1 - y0)), flags=cv2.INTER_LINEAR)
+    covered = patch[..., 3:]
+    part = canvas[y0:y1, x0:x1]
+    part *= 1 - covered
+    part += patch[..., :3] * (1 - fog[3]) + fog[:3] * covered * fog[3]
 
 
 class Backdrop:
@@ -230,9 +224,10 @@ class Backdrop:
         self.fog_HW: Floats = np.where(self.meets_HW, fading_HW, 1).astype(np.float32)
         self.sky_HW3 = self._sky()
 
-    def fog_at(self, z: float) -> float:
-        """The share of the horizon's colour in what stands at this depth."""
-        return float(1 - np.exp(-max(self.camera.target[2] - z, 0) / FAR)) * 0.8
+    def fog_at(self, z: float) -> Floats:
+        """The horizon's colour and its share in what stands at this depth."""
+        share = 0.8 * (1 - np.exp(-max(self.camera.target[2] - z, 0) / FAR))
+        return np.append(self.horizon, share)
 
     def _sky(self) -> Floats:
         level = (np.arange(self.size) + 0.5) / self.size
@@ -334,25 +329,33 @@ EXTRAS: dict[str, Callable[[Floats, float], Floats]] = {
 }
 
 
+Thing = tuple[float, float, Sprite]  # x and z where it stands
+
+
 def scattered(
     place: Place, sprites: Callable[[str], Sequence[Sprite]], way: Sequence[Point], rng: Rng
-) -> list[tuple[float, float, Sprite]]:
-    """Where things stand, x and z: in view at some part of the way, and never in its way.
+) -> list[Thing]:
+    """What stands about: in view at some part of the way, and never in its way.
 
     `sprites` finds what a pattern of file names fits, 1 high; `way` is what the actor passes.
     """
     found = []
     for pattern, number, height in place.props:
         kinds = sprites(pattern)
-        for _ in range(number * 2 if kinds else 0):
-            at_x, at_z = way[int(rng.integers(len(way)))]
-            depth = rng.uniform(-4.0, 1.4) if height < LOW else rng.uniform(-8.0, -1.0)
-            x = at_x + rng.uniform(-1, 1) * (1.1 + 0.32 * abs(depth - 4))
+        for _ in range(2 * number if kinds else 0):
             tall = height * rng.uniform(0.75, 1.25)
+            x, z = _spot(height, way, rng)
             kind = kinds[int(rng.integers(len(kinds)))]
-            if _clear(x, at_z + depth, tall, way):
-                found.append((x, at_z + depth, Sprite(kind.pictures, kind.width * tall)))
+            if _clear(x, z, tall, way):
+                found.append((x, z, Sprite(kind.pictures, kind.width * tall)))
     return found
+
+
+def _spot(height: float, way: Sequence[Point], rng: Rng) -> Point:
+    """A point in view from some part of the way; what is low may stand before the actor."""
+    at_x, at_z = way[int(rng.integers(len(way)))]
+    depth = rng.uniform(-4.0, 1.4) if height < LOW else rng.uniform(-8.0, -1.0)
+    return at_x + rng.uniform(-1, 1) * (1.1 + 0.32 * abs(depth - 4)), at_z + depth
 
 
 def _clear(x: float, z: float, height: float, way: Sequence[Point]) -> bool:

@@ -1,16 +1,18 @@
 """What actors ride on: a board, with wheels or on a wave. Shape suffixes: V vertices, P points,
 D drops."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import cos, pi, sin
 
 import numpy as np
 
-from flowcept.data.stage.gltf import Floats, Mesh, face_normals
+from flowcept.data.stage.gltf import Floats, Mesh, face_normals, joined
 from flowcept.data.stage.places import noise, sampled
 
 BOARDS = ((0.85, 0.06, 0.05), (0.95, 0.55, 0.03), (0.9, 0.9, 0.9), (0.1, 0.5, 0.8))
 WHEEL = (0.03, 0.03, 0.035)
+FOAM = 0.5
 WHEELS = 0.105  # height of the deck over them
 SPEED = 2.4  # of the wave, in world units a second
 CREST = 0.95  # height of the wave
@@ -24,16 +26,6 @@ def _mesh(points: list[tuple[float, float, float]], faces: Sequence[tuple[int, .
     normal_V3 = face_normals(point_V3, face_T3)
     normal_V3 /= np.maximum(np.linalg.norm(normal_V3, axis=1, keepdims=True), 1e-9)
     return Mesh(point_V3, normal_V3, colour_V3, face_T3)
-
-
-def joined(*meshes: Mesh) -> Mesh:
-    starts = np.cumsum([0, *(len(mesh.point_V3) for mesh in meshes)])
-    return Mesh(
-        np.concatenate([mesh.point_V3 for mesh in meshes]),
-        np.concatenate([mesh.normal_V3 for mesh in meshes]),
-        np.concatenate([mesh.colour_V3 for mesh in meshes]),
-        np.concatenate([m.face_T3 + s for m, s in zip(meshes, starts, strict=False)]),
-    )
 
 
 def board(length: float, width: float, colour: tuple[float, float, float]) -> Mesh:
@@ -97,30 +89,36 @@ def wave(time: float) -> Mesh:
     return Mesh(point_V3, normal_V3, np.ones_like(point_V3), face_T3)
 
 
-def water(deep: Floats, shallow: Floats, far: Floats, time: float) -> Callable[[Floats], Floats]:
-    """Colours of the sea: light where the wave is thin, foam on its crest and behind the board."""
-    deep, shallow, far = (shade**2.2 for shade in (deep, shallow, far))
+@dataclass(frozen=True)
+class Water:
+    """Linear colours of the sea: light where the wave is thin, with foam, fading far away."""
 
-    def shade(point_P3: Floats) -> Floats:
+    deep: Floats
+    shallow: Floats
+    far: Floats
+    time: float
+
+    def __call__(self, point_P3: Floats) -> Floats:
         x, y, z = point_P3.T
+        streak_P = sampled(noise(1.2, 5), x + SPEED * self.time, z * 2.2 + y, 4.0)
         thin_P1 = np.clip(y / CREST, 0, 1)[:, None]
-        streak_P = sampled(noise(1.2, 5), x + SPEED * time, z * 2.2 + y, 4.0)
-        grain_P = sampled(noise(1.4, 6), x + 0.9 * SPEED * time, z - 0.8 * y, 2.0)
-        colour_P3 = deep + (shallow - deep) * (0.12 + 0.8 * thin_P1)
+        colour_P3 = self.deep + (self.shallow - self.deep) * (0.12 + 0.8 * thin_P1)
         colour_P3 = colour_P3 * (0.8 + 0.4 * streak_P[:, None])
-
-        lip_P = np.clip((y - 0.7) * 3, 0, 0.9) * np.clip((z - BEHIND + 0.5) * 4, 0, 1)
-        broken_P = np.clip((-1.0 - x) * 1.3, 0, 1) * np.exp(-(((z - BEHIND - 0.2) / 0.9) ** 2))
-        wake_P = np.exp(-((z / (0.1 + 0.16 * np.maximum(-x, 0))) ** 2)) * np.clip(-x * 3, 0, 1)
-        wake_P = wake_P * np.exp(-0.5 * np.maximum(-x, 0))
-        wanted_P = np.maximum(np.maximum(lip_P, broken_P * 1.2), wake_P)
-        foam_P1 = np.clip((wanted_P - 0.75 * grain_P) * 5, 0, 1)[:, None]
-        colour_P3 = colour_P3 + (0.5 - colour_P3) * foam_P1
+        colour_P3 = colour_P3 + (FOAM - colour_P3) * self.foam(x, y, z)[:, None]
         fog_P1 = (1 - np.exp(-np.maximum(-1.5 - z, 0) / 7))[:, None]
-        fogged_P3: Floats = colour_P3 + (far - colour_P3) * fog_P1
-        return fogged_P3
+        faded_P3: Floats = colour_P3 + (self.far - colour_P3) * fog_P1
+        return faded_P3
 
-    return shade
+    def foam(self, x: Floats, y: Floats, z: Floats) -> Floats:
+        """On the crest, where the wave has broken, and behind the board; in [0, 1]."""
+        lip = np.clip((y - 0.7) * 3, 0, 0.9) * np.clip((z - BEHIND + 0.5) * 4, 0, 1)
+        broken = np.clip((-1.0 - x) * 1.3, 0, 1) * np.exp(-(((z - BEHIND - 0.2) / 0.9) ** 2))
+        back = np.maximum(-x, 0)
+        wake = np.exp(-((z / (0.1 + 0.16 * back)) ** 2) - 0.5 * back) * np.clip(3 * back, 0, 1)
+        wanted = np.maximum(np.maximum(lip, 1.2 * broken), wake)
+        grain = sampled(noise(1.4, 6), x + 0.9 * SPEED * self.time, z - 0.8 * y, 2.0)
+        share: Floats = np.clip((wanted - 0.75 * grain) * 5, 0, 1)
+        return share
 
 
 def spray(time: float) -> Mesh:

@@ -16,8 +16,8 @@ from flowcept.data import video
 from flowcept.data.stage import places, riding
 from flowcept.data.stage.cast import FLYING, Act, Actor
 from flowcept.data.stage.draw import Camera, Light, paint, shadow
-from flowcept.data.stage.gltf import Floats, Mesh, Model
-from flowcept.data.stage.places import Backdrop, Place, Point, Rng, Sprite
+from flowcept.data.stage.gltf import Floats, Mesh, Model, joined
+from flowcept.data.stage.places import Backdrop, Place, Point, Rng, Sprite, Thing
 from flowcept.data.stage.scene import VIEWS, Scene
 
 SHADE = 0.42  # what a shadow takes from the ground
@@ -63,10 +63,8 @@ class Poses:
         standing = [n for n in model.animations if n.rpartition("|")[2].lower().endswith("idle")]
         self.idle = next(iter([*standing, *model.animations]))
         mesh = model.pose(self.idle)
-        low_3, high_3 = mesh.point_V3.min(0), mesh.point_V3.max(0)
-        self.foot_3 = (low_3 + high_3) / 2
-        self.foot_3[1] = low_3[1]
-        wide, high, long = high_3 - low_3
+        self.foot_3 = mesh.foot_3
+        wide, high, long = np.ptp(mesh.point_V3, axis=0)
         self.scale = np.float32(1 / max(high, 0.72 * long, 0.6 * wide, 1e-6))
         self.colour_V3 = model.mesh.colour_V3**BRIGHTER
         self.length, self.height = float(long * self.scale), float(high * self.scale)
@@ -144,7 +142,7 @@ class Take:
         x, y, z = middle_3 + need * np.array((0.05 * self.shift, 0.06, 0))
         return Camera((float(x), float(y), float(z)), distance, self.elevation)
 
-    def _things(self, sprites: Sprites, rng: Rng) -> list[tuple[float, float, Sprite]]:
+    def _things(self, sprites: Sprites, rng: Rng) -> list[Thing]:
         """What stands about, the farthest first."""
         way = [(self.way[0] * share, self.way[1] * share) for share in np.linspace(0, 1, 9)]
         light, elevation = self.place.light, self.elevation
@@ -196,7 +194,7 @@ class Take:
         """The standing actor on a board, swaying."""
         standing = self.poses.at(self.name, 0.3 * phase)
         swaying = turned(standing, 0, roll=sway * sin(2 * pi * phase + 0.6))
-        return riding.joined(swaying, deck)
+        return joined(swaying, deck)
 
     def _skateboarding(self, phase: float) -> Mesh:
         deck = riding.skateboard(max(0.75, 1.05 * self.poses.length), 0.36, self.paint)
@@ -210,7 +208,7 @@ class Take:
         yaw = min(max(self.yaw, 20.0), 150.0) + 12 * turn
         mesh = self._on(riding.board(length, 0.42, self.paint), phase, 11)
         back = moved(riding.spray(SPRAY_TIME * phase), z=-0.45 * length)
-        mesh = riding.joined(turned(mesh, yaw, -10 * turn), turned(back, yaw))
+        mesh = joined(turned(mesh, yaw, -10 * turn), turned(back, yaw))
         z = -0.3 - 0.18 * climb
         water = riding.wave_height(np.zeros(1), np.full(1, z), SPRAY_TIME * phase)
         return moved(mesh, 0.0, float(water[0]) + 0.05, z)
@@ -242,8 +240,9 @@ class Take:
         picture = self.backdrop.sky_HW3.copy()
         self._stand(picture, (0.0, 6.0), behind=True)
         shades = self.backdrop.dark, self.backdrop.bright, self.backdrop.horizon
-        light, water = self.place.light, riding.water(*shades, time)
-        shown_HW4 = paint(riding.wave(time), self.camera, light, self.size, shader=water)
+        deep, shallow, far = (shade**2.2 for shade in shades)
+        water = riding.Water(deep, shallow, far, time)
+        shown_HW4 = paint(riding.wave(time), self.camera, self.place.light, self.size, shader=water)
         sea: Floats = picture * (1 - shown_HW4[..., 3:]) + shown_HW4[..., :3]
         return sea
 
@@ -256,5 +255,5 @@ class Take:
             column, row, near = map(float, self.camera.pixels(at_13, self.size)[0])
             if (at_13[0, 2] < 0) == behind and near < 3:
                 unit = near * self.size / (2 * self.camera.slope)
-                dim = self.backdrop.fog_at(float(at_13[0, 2]))
-                places.paste(picture, sprite, (column, row), unit, self.backdrop.horizon, dim)
+                fog = self.backdrop.fog_at(z - passed[1])
+                places.paste(picture, sprite, (column, row), unit, fog)
