@@ -74,9 +74,9 @@ def wave(time: float) -> Mesh:
     depth = np.concatenate(
         [np.linspace(-14, -3, 8), np.linspace(-2.6, 0.6, 26), np.linspace(0.8, 3, 8)]
     )
-    across = np.linspace(-1, 1, 33)
+    across = np.linspace(-1, 1, 37)
     z, side = np.meshgrid(depth, across, indexing="ij")
-    x = side * (2.6 - 0.62 * (z - 1))
+    x = side * np.maximum(3.4, 0.62 * (5 - z))
     point_V3 = np.stack([x, wave_height(x, z, time), z], -1).reshape(-1, 3).astype(np.float32)
     row, column = np.meshgrid(np.arange(len(depth) - 1), np.arange(len(across) - 1), indexing="ij")
     corner = (row * len(across) + column).ravel()
