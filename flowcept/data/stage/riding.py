@@ -72,7 +72,7 @@ def wave_height(x: Floats, z: Floats, time: float) -> Floats:
 def wave(time: float) -> Mesh:
     """The sea as far as one sees; rows lie closer near the wave."""
     depth = np.concatenate(
-        [np.linspace(-14, -3, 8), np.linspace(-2.6, 0.6, 26), np.linspace(0.8, 3, 8)]
+        [np.linspace(-14, -3, 8), np.linspace(-2.6, 0.6, 26), np.linspace(0.8, 7, 12)]
     )
     across = np.linspace(-1, 1, 37)
     z, side = np.meshgrid(depth, across, indexing="ij")
