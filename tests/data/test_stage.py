@@ -215,6 +215,7 @@ def test_the_command(models, flow):
     assert done.err == "flowcept: out is not an empty folder: remove it or choose another name\n"
 
 
+@pytest.mark.slow
 def test_the_known_models(shared_data, tmp_path):
     """Every word of the table is played by a model of the packs it was made for."""
     archive = shared_data / "models3d" / "models3d.tar.xz"

@@ -160,7 +160,7 @@ def word_for(path: Path) -> str:
     """What an actor is called in captions; "" where this model does not act."""
     if path.parent.name in FOLDERS:
         return WORDS.get(key_of(path), "")
-    return _words(path.stem.rpartition("__")[2])
+    return _words(path.stem.rpartition("__")[2]) or path.stem.lower()
 
 
 def _words(name: str) -> str:
@@ -183,9 +183,9 @@ def _known_acts(word: str, names: Sequence[str]) -> dict[str, tuple[str, Act]]:
     found: dict[str, tuple[str, Act]] = {}
     for action, act in ACTS.items():
         name = _fitting(act, endings)
-        taken = {name for name, _ in found.values()}
-        only = ONLY.get(action, word) == word and (word, action) not in NEVER
-        if name and name not in taken and only:
+        taken = {"", *(name for name, _ in found.values())}
+        plays = ONLY.get(action, word) == word and (word, action) not in NEVER
+        if plays and name not in taken:
             found[action] = name, act
     return found
 

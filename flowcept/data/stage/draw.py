@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flowcept.data.stage.gltf import Floats, Indices, Mesh
+from flowcept.data.stage.gltf import Floats, Indices, Mesh, unit
 
 NEAREST = 0.05  # what is nearer to the camera is not drawn
 OVERSAMPLING = 2  # along each side
@@ -182,8 +182,7 @@ def paint(
     """
     large = size * OVERSAMPLING
     seen = rasterise(camera.pixels(mesh.point_V3, large), mesh.face_T3, large)
-    normal_P3 = seen.of(mesh.normal_V3)
-    normal_P3 /= np.maximum(np.linalg.norm(normal_P3, axis=1, keepdims=True), 1e-9)
+    normal_P3 = unit(seen.of(mesh.normal_V3))
     colour_P3 = shader(seen.points(mesh.point_V3, camera)) if shader else seen.of(mesh.colour_V3)
 
     canvas = np.zeros((large * large, 4), np.float32)

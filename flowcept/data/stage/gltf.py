@@ -225,19 +225,22 @@ class Model:
         turn_V33 = move_V34[:, :, :3]
         point_V3 = (turn_V33 @ self.mesh.point_V3[:, :, None])[:, :, 0] + move_V34[:, :, 3]
         normal_V3 = (turn_V33 @ self.mesh.normal_V3[:, :, None])[:, :, 0]
-        length_V1 = np.linalg.norm(normal_V3, axis=1, keepdims=True)
-        normal_V3 /= np.maximum(length_V1, 1e-12)
-        return Mesh(point_V3, normal_V3, self.mesh.colour_V3, self.mesh.face_T3)
+        return Mesh(point_V3, unit(normal_V3), self.mesh.colour_V3, self.mesh.face_T3)
+
+
+def unit(vector_V3: Floats) -> Floats:
+    """Vectors of length 1, but for those of length 0."""
+    scaled: Floats = vector_V3 / np.maximum(np.linalg.norm(vector_V3, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def face_normals(point_V3: Floats, face_T3: Indices) -> Floats:
     """Normals of vertices: the mean of their triangles' by area."""
     a, b, c = (point_V3[face_T3[:, i]] for i in range(3))
-    across_T3 = np.cross(b - a, c - a)
     normal_V3 = np.zeros_like(point_V3)
     for i in range(3):
-        np.add.at(normal_V3, face_T3[:, i], across_T3)
-    return normal_V3
+        np.add.at(normal_V3, face_T3[:, i], np.cross(b - a, c - a))
+    return unit(normal_V3)
 
 
 class _Reader:

@@ -102,8 +102,6 @@ SEAS: dict[str, Place] = {
     "by an island": Place("3f9fec d4f2fa 0e5c80 3cb4a8", DAY, (("PalmTree*", 8, 3.0),), "", 0.0,
                           "clouds"),
 }  # fmt: skip
-
-
 PETALS = ("e8304c", "f4f0f0", "f0a0d0", "f4c828", "a060e0")
 
 
@@ -117,7 +115,7 @@ def colour(hexadecimal: str) -> Floats:
     return np.array(list(bytes.fromhex(hexadecimal)), np.float32) / 255
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def noise(sharpness: float, seed: int) -> Floats:
     """Clouds of grey in [0, 1] that repeat, [TILE, TILE]; sharper ones have finer grains."""
     rng = np.random.default_rng(seed)
@@ -144,9 +142,9 @@ def sampled(tile: Floats, x: Floats, y: Floats, width: float = TILE_WIDTH) -> Fl
     return found
 
 
-def over(below_HW3: Floats, above_HW3: Floats, share_HW: Floats) -> Floats:
-    """`above` where the share is 1."""
-    mixed: Floats = below_HW3 + (above_HW3 - below_HW3) * share_HW[..., None]
+def over(below: Floats, above: Floats, share_HW: Floats) -> Floats:
+    """Colours or pictures mixed: `above` where the share is 1."""
+    mixed: Floats = below + (above - below) * share_HW[..., None].astype(np.float32)
     return mixed
 
 
@@ -218,10 +216,8 @@ class Backdrop:
         self.place, self.camera, self.size = place, camera, size
         self.above, self.horizon, self.dark, self.bright = map(colour, place.colours.split())
         self.world_HW2, self.meets_HW = camera.ground(size)
-        eye_z = camera.target[2] + camera.distance * float(camera.axes[2, 2])
-        away_HW = np.maximum(eye_z - self.world_HW2[..., 1] - camera.distance, 0)
-        fading_HW = 1 - np.exp(-away_HW / FAR)
-        self.fog_HW: Floats = np.where(self.meets_HW, fading_HW, 1).astype(np.float32)
+        away_HW = np.maximum(camera.target[2] - self.world_HW2[..., 1], 0)
+        self.fog_HW = 1 - np.exp(-away_HW / FAR)
         self.sky_HW3 = self._sky()
 
     def fog_at(self, z: float) -> Floats:
@@ -251,25 +247,25 @@ class Backdrop:
         if self.place.rise < 0.06:  # the sea, or a flat shore
             waves = np.ones_like(waves)
         top_W = (horizon - self.place.rise * waves) * self.size
-        share_HW = np.clip(np.arange(self.size)[:, None] + 1 - top_W, 0, 1).astype(np.float32)
-        return over(sky_HW3, np.broadcast_to(colour(self.place.hills), sky_HW3.shape), share_HW)
+        share_HW = np.clip(np.arange(self.size)[:, None] + 1 - top_W, 0, 1)
+        return over(sky_HW3, colour(self.place.hills), share_HW)
 
-    def ground(self, passed: tuple[float, float], time: float) -> Floats:
+    def ground(self, passed: Point, time: float) -> Floats:
         """The whole picture without anything that stands or plays; `passed` is the way gone."""
         x, z = self.world_HW2[..., 0] + passed[0], self.world_HW2[..., 1] + passed[1]
-        if "curtain" in self.place.extra:
-            share_HW = 0.5 + 0.5 * np.tanh(12 * (np.abs((x / 0.35) % 1 - 0.5) - 0.46))
-            share_HW = 1 - 0.9 * share_HW
-        else:
-            coarse_HW, fine_HW = sampled(noise(1.6, 1), x, z), sampled(noise(1.0, 2), x, z, 3.0)
-            share_HW = 0.65 * coarse_HW + 0.35 * fine_HW
+        share_HW = self._planks(x) if "curtain" in self.place.extra else self._soil(x, z)
         if "rays" in self.place.extra:  # light that waves throw on the ground
-            moving_HW = sampled(noise(1.8, 3), x + 0.5 * time, z - 0.3 * time, 4.0)
+            moving_HW = sampled(noise(1.8, 3), x + 0.8 * time, z - 0.5 * time, 4.0)
             share_HW = share_HW + 0.9 * np.clip(1 - 14 * np.abs(moving_HW - 0.5), 0, 1)
-        floor_HW3 = over(self.dark, self.bright, share_HW.astype(np.float32))
-        fog_HW = np.where(self.meets_HW, self.fog_HW, 0)
-        shown_HW3 = over(floor_HW3, np.broadcast_to(self.horizon, floor_HW3.shape), fog_HW)
+        floor_HW3 = over(self.dark, self.bright, share_HW)
+        shown_HW3 = over(floor_HW3, self.horizon, self.fog_HW)
         return np.where(self.meets_HW[..., None], shown_HW3, self.sky_HW3).astype(np.float32)
+
+    def _planks(self, x: Floats) -> Floats:
+        return 1 - 0.45 * (1 + np.tanh(12 * (np.abs((x / 0.35) % 1 - 0.5) - 0.46)))
+
+    def _soil(self, x: Floats, z: Floats) -> Floats:
+        return 0.65 * sampled(noise(1.6, 1), x, z) + 0.35 * sampled(noise(1.0, 2), x, z, 3.0)
 
 
 def _grid(picture: Floats) -> tuple[Floats, Floats]:
@@ -284,15 +280,14 @@ def _disc(picture: Floats, x: float, y: float, radius: float, shade: str, halo: 
     away = np.hypot(across - x, down - y)
     glow = halo * np.exp(-np.maximum(away - radius, 0) / radius)
     inside = np.clip((radius - away) * len(picture) + 0.5, 0, 1)
-    plain = np.broadcast_to(colour(shade), picture.shape)
-    return over(picture, plain, np.maximum(glow, inside).astype(np.float32))
+    return over(picture, colour(shade), np.maximum(glow, inside))
 
 
 def _clouds(picture: Floats, horizon: float) -> Floats:
     x, y = _grid(picture)
     thick = sampled(noise(2.2, 4), x * 3, y * 8, 6.0)
     share = np.clip((thick - 0.62) * 4, 0, 0.85) * np.clip((horizon - y) * 8, 0, 1)
-    return over(picture, np.ones_like(picture), share)
+    return over(picture, np.ones(3), share)
 
 
 def _stars(picture: Floats, _: float) -> Floats:
@@ -306,7 +301,7 @@ def _rays(picture: Floats, _: float) -> Floats:
     x, y = _grid(picture)
     slant = np.sin((x + 0.35 * y) * 17) + np.sin((x + 0.35 * y) * 31 + 2)
     share = np.clip(slant * 0.12, 0, 0.3) * np.clip(1 - 1.6 * y, 0, 1)
-    return over(picture, np.ones_like(picture), share)
+    return over(picture, np.ones(3), share)
 
 
 def _curtain(picture: Floats, _: float) -> Floats:
@@ -315,7 +310,7 @@ def _curtain(picture: Floats, _: float) -> Floats:
     spot = 0.55 + 0.75 * np.exp(-(((x - 0.5) / 0.33) ** 2) - ((y - 0.45) / 0.5) ** 2)
     hung = picture * (fold * spot)[..., None]
     gold = np.clip(1 - np.abs(y - 0.045) * 40, 0, 1)
-    return over(hung, np.broadcast_to(colour("e0b050"), hung.shape), gold.astype(np.float32))
+    return over(hung, colour("e0b050"), gold)
 
 
 EXTRAS: dict[str, Callable[[Floats, float], Floats]] = {

@@ -1,6 +1,9 @@
-"""What actors ride on: a board, with wheels or on a wave. Shape suffixes: V vertices, P points,
-D drops."""
+"""What actors ride on: a board, with wheels or on a wave.
 
+Shape suffixes: V vertices, T triangles, P points, D drops.
+"""
+
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, pi, sin
@@ -23,9 +26,7 @@ def _mesh(points: list[tuple[float, float, float]], faces: Sequence[tuple[int, .
           colour: tuple[float, float, float]) -> Mesh:  # fmt: skip
     point_V3, face_T3 = np.array(points, np.float32), np.array(faces, np.int64)
     colour_V3 = np.tile(np.array(colour, np.float32), (len(points), 1))
-    normal_V3 = face_normals(point_V3, face_T3)
-    normal_V3 /= np.maximum(np.linalg.norm(normal_V3, axis=1, keepdims=True), 1e-9)
-    return Mesh(point_V3, normal_V3, colour_V3, face_T3)
+    return Mesh(point_V3, face_normals(point_V3, face_T3), colour_V3, face_T3)
 
 
 def board(length: float, width: float, colour: tuple[float, float, float]) -> Mesh:
@@ -43,18 +44,17 @@ def board(length: float, width: float, colour: tuple[float, float, float]) -> Me
 
 
 def skateboard(length: float, width: float, colour: tuple[float, float, float]) -> Mesh:
-    """A board on four wheels, which touch y = -0.1."""
-    wheels = []
-    for x in (-width * 0.36, width * 0.36):
-        for z in (-length * 0.32, length * 0.32):
-            turns = [2 * pi * i / 10 for i in range(10)]
-            rim = [(x, -0.055 + 0.05 * sin(a), z + 0.05 * cos(a)) for a in turns]
-            rim += [(p[0] + 0.05, p[1], p[2]) for p in rim]
-            sides = [(i, (i + 1) % 10, i + 10) for i in range(10)]
-            sides += [((i + 1) % 10, (i + 1) % 10 + 10, i + 10) for i in range(10)]
-            caps = [(s, s + i, s + i + 1) for s in (0, 10) for i in range(1, 9)]
-            wheels.append(_mesh(rim, sides + caps, WHEEL))
-    return joined(board(length, width, colour), *wheels)
+    """A board on four wheels."""
+    turns = [2 * pi * i / 10 for i in range(10)]
+    sides = [(i, (i + 1) % 10, i + 10) for i in range(10)]
+    sides += [((i + 1) % 10, (i + 1) % 10 + 10, i + 10) for i in range(10)]
+    caps = [(s, s + i, s + i + 1) for s in (0, 10) for i in range(1, 9)]
+    parts = [board(length, width, colour)]
+    for x, z in itertools.product((-0.36 * width, 0.36 * width), (-0.32 * length, 0.32 * length)):
+        rim = [(0.05 * cos(a) + z, 0.05 * sin(a) - WHEELS + 0.05) for a in turns]
+        corners = [(x + side, y, z) for side in (0.0, 0.05) for z, y in rim]
+        parts.append(_mesh(corners, sides + caps, WHEEL))
+    return joined(*parts)
 
 
 def wave_height(x: Floats, z: Floats, time: float) -> Floats:
@@ -62,18 +62,16 @@ def wave_height(x: Floats, z: Floats, time: float) -> Floats:
     steep = np.where(z < BEHIND, 0.95, 0.62)
     crest = CREST * (0.62 + 0.38 * np.tanh(0.9 * (0.6 - x)))
     swell = crest * np.exp(-(((z - BEHIND) / steep) ** 2))
-    ripple = 0.02 * np.sin(5 * (x + SPEED * time) + 3 * z) + 0.015 * np.sin(
-        9 * z - 6 * time + 2 * x
-    )
-    height: Floats = (swell + ripple).astype(np.float32)
+    ripple = 0.02 * np.sin(5 * (x + SPEED * time) + 3 * z)
+    ripple += 0.015 * np.sin(9 * z - 6 * time + 2 * x)
+    height: Floats = swell + ripple
     return height
 
 
 def wave(time: float) -> Mesh:
     """The sea as far as one sees; rows lie closer near the wave."""
-    depth = np.concatenate(
-        [np.linspace(-14, -3, 8), np.linspace(-2.6, 0.6, 26), np.linspace(0.8, 7, 12)]
-    )
+    stretches = ((-14, -3, 8), (-2.6, 0.6, 26), (0.8, 7, 12))
+    depth = np.concatenate([np.linspace(*stretch) for stretch in stretches])
     across = np.linspace(-1, 1, 37)
     z, side = np.meshgrid(depth, across, indexing="ij")
     x = side * np.maximum(3.4, 0.62 * (5 - z))
@@ -84,9 +82,7 @@ def wave(time: float) -> Mesh:
     face_T3 = np.concatenate([
         np.stack([corner, below, right], 1), np.stack([right, below, below + 1], 1)
     ])  # fmt: skip
-    normal_V3 = face_normals(point_V3, face_T3)
-    normal_V3 /= np.linalg.norm(normal_V3, axis=1, keepdims=True)
-    return Mesh(point_V3, normal_V3, np.ones_like(point_V3), face_T3)
+    return Mesh(point_V3, face_normals(point_V3, face_T3), np.ones_like(point_V3), face_T3)
 
 
 @dataclass(frozen=True)
@@ -124,10 +120,8 @@ class Water:
 def spray(time: float) -> Mesh:
     """Drops that fly up behind the board, whose tail is the origin; they fall within a second."""
     rng = np.random.default_rng(3)
-    start_D, away_D3 = (
-        rng.uniform(0, 1, 40),
-        rng.uniform((-1.3, 0.5, -0.5), (-0.2, 1.3, 0.5), (40, 3)),
-    )
+    start_D = rng.uniform(0, 1, 40)
+    away_D3 = rng.uniform((-1.3, 0.5, -0.5), (-0.2, 1.3, 0.5), (40, 3))
     age_D1 = ((start_D + 1.4 * time) % 1)[:, None] * 0.7
     middle_D3 = away_D3 * age_D1 - np.array((0, 1.3, 0)) * age_D1**2
     radius_D1 = 0.038 * (1 - age_D1)

@@ -103,6 +103,7 @@ class Take:
 
         self.poses = Poses(actor.models[int(rng.integers(len(actor.models)))])
         self.name, self.act = actor.acts.get(scene.action, (self.poses.idle, Act(())))
+        self.surfs = scene.action == "surfing"
         self.loops = self.act.loops and scene.action not in ONCE
         self.play = self._playing()
         self.way = self._way()
@@ -217,18 +218,19 @@ class Take:
         """The scene at a phase, image_HW3."""
         mesh = self.play(phase)
         passed = self.way[0] * phase, self.way[1] * phase
-        picture = self._sea(phase) if self.scene.action == "surfing" else self._land(mesh, passed)
+        picture = self._sea(phase) if self.surfs else self._land(mesh, passed, phase)
         shown_HW4 = paint(mesh, self.camera, self.place.light, self.size)
         picture = picture * (1 - shown_HW4[..., 3:]) + shown_HW4[..., :3]
-        self._stand(picture, passed, behind=False)
+        if not self.surfs:
+            self._stand(picture, passed, behind=False)
         frame: video.Frames = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
         return frame
 
-    def _land(self, mesh: Mesh, passed: Point) -> Floats:
+    def _land(self, mesh: Mesh, passed: Point, phase: float) -> Floats:
         """All that is behind the actor, and its shadow."""
-        size, share = self.size, float(np.hypot(*passed) / max(np.hypot(*self.way), 1e-6))
-        picture = self.backdrop.ground(passed, share)
-        dark_HW = cv2.GaussianBlur(shadow(mesh, self.camera, size), (0, 0), size / 110)
+        picture = self.backdrop.ground(passed, phase)
+        sharp_HW = shadow(mesh, self.camera, self.size)
+        dark_HW = cv2.GaussianBlur(sharp_HW, (0, 0), self.size / 110)
         lit_HW: Floats = 1 - SHADE * dark_HW * self.backdrop.meets_HW
         picture *= lit_HW[..., None]
         self._stand(picture, passed, behind=True)
@@ -248,8 +250,6 @@ class Take:
 
     def _stand(self, picture: Floats, passed: Point, *, behind: bool) -> None:
         """Paint the things behind the actor, or those before it."""
-        if self.scene.action == "surfing" and not behind:
-            return
         for x, z, sprite in self.things:
             at_13 = np.array([[x - passed[0], 0.0, z - passed[1]]], np.float32)
             column, row, near = map(float, self.camera.pixels(at_13, self.size)[0])
