@@ -113,4 +113,5 @@ COMPANY = {
     "farm/Farm_Animals_Animated___Cow": ("Armature|Walk", "Armature|Idle", "Armature|Death"),
     "fish_pack/Shark": ("Armature|Swim",),
     "mine/GreatOwl": ("Owl_Walk", "Preen", "Idle"),
+    "platformer_game_pack/Bee": ("MonsterArmature|Flying", "MonsterArmature|Death"),
 }

@@ -26,12 +26,13 @@ def stage(models):
 
 
 def test_words_for_actors_and_actions(stage):
-    assert stage.actors == ("dog", "cow", "shark", "great owl")
+    assert stage.actors == ("dog", "cow", "shark", "great owl", "bee")
     invented = ("surfing", "skateboarding", "spinning", "bouncing", "doing a backflip")
     assert stage.cast["dog"].actions == ("walking", "running", *invented)
     assert stage.cast["cow"].actions == ("walking", "falling over", *invented)
     assert stage.cast["shark"].actions == ("swimming", "spinning", "doing a backflip", "diving")
     assert stage.cast["great owl"].actions == ("walking", "standing", "preen", *invented)
+    assert stage.cast["bee"].actions == ("flying", *invented, "diving")
 
 
 def test_the_tables_hold_together():
@@ -144,6 +145,7 @@ def test_written_folder_reads_back_and_trains(models, stage, tmp_path):
     assert (about["seed"], about["size"], about["fps"]) == (5, 32, FPS)
     assert about["actors"] == list(stage.actors)
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert len({line["caption"] for line in lines}) == 3
     for index, line in enumerate(lines):
         words, scene, drawn = stage.clip(5, index, 32)
         assert line["caption"] == words
@@ -185,7 +187,10 @@ def test_broken_models_are_told_and_left_out(tmp_path):
         ({"size": 8}, "16 to 1024"),
         ({"seed": -1}, "negative"),
         ({"jobs": 0}, "at least 1"),
-        ({"actors": "dog,cat"}, "unknown actor 'cat': choose names with commas of cow, dog, great"),
+        (
+            {"actors": "dog,cat"},
+            "unknown actor 'cat': choose names with commas of bee, cow, dog, great",
+        ),
         ({"actors": ""}, "unknown actor ''"),
     ],
 )

@@ -41,14 +41,22 @@ def test_a_strip_bends_as_by_hand(read):
     assert model.animations["Bend"].seconds == 1
 
 
+def test_rotations_take_the_short_way(read):
+    data, turn = strip("Bend").data(), np.array((0, 0, HALF, HALF), np.float32)
+    assert data.count(turn.tobytes()) == 1
+    negated = read(data.replace(turn.tobytes(), (-turn).tobytes()))
+    wanted = read(strip("Bend")).pose("Bend", 0.3).point_V3
+    np.testing.assert_allclose(negated.pose("Bend", 0.3).point_V3, wanted, atol=1e-6)
+
+
 def test_meshes_without_a_skin_follow_their_nodes(read):
     glb = strip()
     glb.json["nodes"] = [
         {"name": "up", "translation": [0, 3, 0], "scale": [2, 2, 2], "children": [1]},
-        {"name": "sword", "mesh": 0, "rotation": [0, HALF, 0, HALF]},
+        {"name": "sword", "mesh": 0, "rotation": [0, HALF, 0, HALF], "translation": [1, 0, 0]},
         {"name": "mug", "mesh": 0},
     ]
-    wanted = [(2 * z, 2 * y + 3, -2 * x) for x, y, z in POINTS]
+    wanted = [(2 * z + 2, 2 * y + 3, -2 * x) for x, y, z in POINTS]
     np.testing.assert_allclose(read(glb, hidden=("mug",)).pose().point_V3, wanted, atol=1e-6)
     assert len(read(glb).mesh.point_V3) == 12
 
@@ -174,11 +182,11 @@ def test_a_shader_is_told_where_its_points_are():
         seen.append(point_P3)
         return np.ones_like(point_P3)
 
-    tilted = turned(facing(), yaw=50)
-    paint(tilted, camera, Light(), 64, shader=shade)
+    paint(turned(facing(), yaw=50), camera, Light(), 64, shader=shade)
     (points,) = seen
-    x, _, z = turned(facing(), yaw=50).point_V3[1]
-    np.testing.assert_allclose(points[:, 0] * z, points[:, 2] * x, atol=1e-4)  # in its plane
+    found = camera.pixels(points, 64 * draw.OVERSAMPLING)[:, :2]
+    np.testing.assert_allclose(found % 1, 0.5, atol=0.01)  # the middles of pixels
+    assert len(np.unique(found.round(1), axis=0)) == len(points)
     assert points[:, 1].min() > -0.01
     assert points[:, 1].max() < 2.01
 

@@ -16,7 +16,7 @@ from flowcept.data.stage.company import Stage
 from flowcept.data.stage.scene import FPS
 from flowcept.errors import UserError
 
-CHUNK = 8  # clips that a process draws before it reports
+CHUNK = 2  # clips that a process draws before it reports
 
 
 @dataclass(frozen=True)
