@@ -78,13 +78,28 @@ class Lexicon:
         except UserError as error:
             raise UserError(f"{path} is no lexicon: {error}") from error
 
-    def __len__(self) -> int:
-        """Words and phrases beside the classes themselves."""
-        return sum(len(words) for names in self.classes.values() for words in names.values())
+    def __post_init__(self) -> None:
+        """Raise ``UserError`` for a class that no text can hold, or that two kinds have."""
+        names = [name for known in self.classes.values() for name in known]
+        empty = [name for name in names if not content(name)]
+        if empty:
+            raise UserError(f"the class {empty[0]!r} has no word to find it by")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"the class {twice!r} is of two kinds")
 
-    def kind(self, name: str) -> str:
-        """The kind of a class."""
-        return next(kind for kind, names in self.classes.items() if name in names)
+    def __str__(self) -> str:
+        """How much it holds, in words."""
+        phrases = sum(map(len, self._words.values()))
+        return f"{phrases} words and phrases for {len(self._words)} classes"
+
+    def within(self, known: Collection[str]) -> Lexicon:
+        """The same for the classes all of whose words are known."""
+        kept = {
+            kind: {name: words for name, words in names.items() if {*content(name)} <= {*known}}
+            for kind, names in self.classes.items()
+        }
+        return Lexicon({kind: names for kind, names in kept.items() if names}, self.irregular)
 
     def stem(self, word: str) -> str:
         """What the forms of a word have in common."""
@@ -101,7 +116,7 @@ class Lexicon:
                 place += 1
                 continue
             first = place
-            while name.split()[0] in LEADING and first and words[first - 1] in LEADING:
+            while _lead(name) and first and words[first - 1] in LEADING:
                 first -= 1
             found.append(Passage(spots[first].start(), spots[last].end(), name))
             place = last + 1

@@ -57,6 +57,7 @@ class Job:
     seed: int | None = None  # None: a random one
     fps: float | None = None
     scale: int | None = None
+    literal: bool = False  # no word is read as another
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
@@ -85,6 +86,11 @@ class MakeOptions(Settings):
         names="--output -o",
     )  # fmt: skip
     negative_prompt: str = setting("", "what to lead away from", names="--negative-prompt -n")
+    literal: bool = setting(
+        False,
+        "prompts as written: no word is read as another that the model knows",
+        names="--literal",
+    )
     seed: int | None = setting(None, "by default random; always told", SEED)
     count: int = setting(
         1, "clips per prompt; later ones have seeds made from the first", within(1, 10_000)
@@ -123,7 +129,8 @@ class MakeOptions(Settings):
 
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
-        return Job(prompt, config, self.negative_prompt, self.seed, self.fps, self.scale)
+        given = self.negative_prompt, self.seed, self.fps, self.scale, self.literal
+        return Job(prompt, config, *given)
 
 
 def check_output(path: Path | None) -> None:

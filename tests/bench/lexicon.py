@@ -214,8 +214,8 @@ class MiniLM:
             return np.load(kept)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         rows = np.zeros((len(texts), 384), np.float32)
-        for batch in itertools.batched(order, 256) if hasattr(itertools, "batched") else _parts(order):
-            rows[list(batch)] = self._embedded([texts[i] for i in batch])
+        for batch in (order[at : at + 256] for at in range(0, len(order), 256)):
+            rows[batch] = self._embedded([texts[i] for i in batch])
         if kept:
             np.save(kept, rows)
         return rows
@@ -227,10 +227,6 @@ class MiniLM:
         mask_BL1 = read["attention_mask"][..., None].float()
         mean_BD = (token_BLD * mask_BL1).sum(1) / mask_BL1.sum(1)
         return (mean_BD / mean_BD.norm(dim=1, keepdim=True)).numpy()
-
-
-def _parts(order: list[int], size: int = 256) -> Iterator[list[int]]:
-    yield from (order[at : at + size] for at in range(0, len(order), size))
 
 
 @dataclass(frozen=True)
