@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -165,19 +165,18 @@ def _further(
 
 
 def _lexicon(path: str, origin: Weights | None, words: Collection[str]) -> Lexicon | None:
-    """The lexicon of a file, or of the model to go on from, for words that captions have.
-
-    Raises ``UserError`` where captions have none of its classes.
-    """
+    """The lexicon of a file, or of the model to go on from, for words that captions have."""
     inherited = None if origin is None else origin.card.lexicon
     lexicon = Lexicon.load(Path(path)) if path else inherited
-    if lexicon is None:
-        return None
-    kept = lexicon.within(words)
-    if path and not kept.classes:
-        examples = ", ".join(list(words)[:8]) or "none"
+    return lexicon and lexicon.within(words)
+
+
+def check_lexicon(path: str, captions: Iterable[str]) -> None:
+    """Raise ``UserError`` where no caption has a class of the lexicon that a setting names."""
+    words = {word for caption in captions for word in words_of(caption)}
+    if path and not Lexicon.load(Path(path)).within(words).classes:
+        examples = ", ".join(sorted(words)[:8]) or "none"
         raise UserError(f"no caption has a class of {path}; words of captions: {examples}")
-    return kept
 
 
 def tables(clips: Clips) -> dict[str, Any]:

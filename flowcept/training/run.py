@@ -30,6 +30,7 @@ from flowcept.training.loop import run_to_end
 from flowcept.training.parts import (
     Clips,
     assemble,
+    check_lexicon,
     check_parts,
     split,
 )
@@ -82,6 +83,7 @@ def train(
         scan = team.in_turn(lambda: data.scan(folder, config.data, reading, files.cache))
         said.say(*scan.summary())
         if not resume:
+            check_lexicon(config.data.lexicon, (entry.caption for entry in scan.entries))
             said.say(*idle(config, given))
             _open(state)
         with _told_how_to_go_on(folder, state):

@@ -133,7 +133,9 @@ class WordNet:
             if not level:
                 return
             for at in level:
-                yield from ((w, distance) for w in self.senses[pos, at].words if self._fits(w, pos, at))
+                yield from (
+                    (w, distance) for w in self.senses[pos, at].words if self._fits(w, pos, at)
+                )
             level = [at for up in level for at in self.senses[pos, up].below if at not in seen]
             seen.update(level)
 
@@ -384,7 +386,9 @@ def write(lexicon: Lexicon, path: Path) -> None:
     line = json.dumps
     kinds = []
     for kind, names in lexicon.classes.items():
-        rows = [f"   {line(name)}: {line(words, ensure_ascii=False)}" for name, words in names.items()]
+        rows = [
+            f"   {line(name)}: {line(words, ensure_ascii=False)}" for name, words in names.items()
+        ]
         kinds.append(f"  {line(kind)}: {{\n" + ",\n".join(rows) + "\n  }")
     body = ",\n".join(kinds)
     irregular = line(lexicon.irregular, ensure_ascii=False)
