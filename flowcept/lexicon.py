@@ -43,6 +43,7 @@ class Passage:
     start: int
     end: int
     name: str  # of the class
+    again: bool = False  # whether the class stands further left too
 
 
 @dataclass(frozen=True)
@@ -109,27 +110,31 @@ class Lexicon:
         """What stands for classes in a text, from left to right; the longest phrase wins."""
         spots = list(WORD.finditer(text.lower()))
         words = [spot[0] for spot in spots]
-        found, place = list[Passage](), 0
+        found, names, place = list[Passage](), set[str](), 0
         while place < len(words):
             last, name = self._longest(words, place)
             if not name:
                 place += 1
                 continue
             first = place
-            while _lead(name) and first and words[first - 1] in LEADING:
+            while (_lead(name) or name in names) and first and words[first - 1] in LEADING:
                 first -= 1
-            found.append(Passage(spots[first].start(), spots[last].end(), name))
+            found.append(Passage(spots[first].start(), spots[last].end(), name, name in names))
+            names.add(name)
             place = last + 1
         return found
 
     def read(self, text: str, known: Collection[str] = ()) -> Reading:
-        """A text with classes in place of what stands for them; single ``known`` words stay."""
+        """A text with classes in place of what stands for them, each once.
+
+        Single ``known`` words stay.
+        """
         changes: dict[str, str] = {}
         for passage in reversed(self.passages(text)):
             written = text[passage.start : passage.end]
             if written.lower() not in (passage.name, *known):
                 changes[written] = passage.name
-                text = _replaced(text, passage, passage.name)
+                text = _replaced(text, passage, "" if passage.again else passage.name)
         return Reading(text, dict(reversed(changes.items())))
 
     def paraphrase(self, caption: str, share: float, draw: Draw) -> str:
@@ -224,9 +229,11 @@ def _lead(name: str) -> str:
 
 def _replaced(text: str, passage: Passage, words: str) -> str:
     """A text with other words for a passage, and the article that fits them."""
-    before = text[: passage.start]
+    before, after = text[: passage.start], text[passage.end :]
+    if not words:
+        return before.rstrip() + after
     article = re.search(r"\b(a)n?(\s+)$", before, re.IGNORECASE)
     if article:
         fitting = article[1] + ("n" if words[0] in "aeio" else "")
         before = before[: article.start()] + fitting + article[2]
-    return before + words + text[passage.end :]
+    return before + words + after

@@ -388,7 +388,7 @@ def test_memory_is_asked_for_what_is_known(studio, monkeypatch):
         studio.interp(keys, multi=3000, **SMALL)
 
 
-# ---- words that people use ------------------------------------------------------------------------
+# ---- words that people use ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

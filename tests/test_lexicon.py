@@ -1,4 +1,4 @@
-"""Words that people use: what is found in a text, what gives way to what, and what a file may say."""
+"""Words that people use: what is found in a text, what it gives way to, what a file may say."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ KNOWN = (
         ("dusk", "at sunset"),
         ("riding a dog on a wave", "riding a dog on a waving"),
         ("riding high over the very last wave", "riding high over the very last waving"),
+        ("a puppy waves, saying goodbye to a hound at dusk", "a dog waving, at sunset"),
         ("a chandelier", "a chandelier"),
         ("", ""),
     ],

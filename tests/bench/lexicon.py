@@ -259,7 +259,7 @@ def read_table(name: str) -> list[list[str]]:
 
 
 def own_words(classes: Classes) -> Iterator[Candidate]:
-    """What ``senses.tsv`` lists; neutral words for people alternate, by name, between two classes."""
+    """What ``senses.tsv`` lists; words of a row of several classes are dealt out by name."""
     kinds = {name: kind for kind, names in classes.items() for name in names}
     for row, (names, _, listed) in enumerate(read_table("senses.tsv")):
         words = [word.strip() for word in listed.split(",")]
