@@ -2,6 +2,7 @@
 
     python tests/bench/lexicon.py make theatre -o weights/theatre-lexicon.json
     python tests/bench/lexicon.py score theatre weights/theatre-lexicon.json
+    python tests/bench/lexicon.py put weights/theatre-lexicon.json weights/theatre.safetensors
 
 A list of classes is ``theatre`` (or another module of ``flowcept.data`` with such tables), or a
 JSON file of names by kind: actor, action, place, adverb. Words come from three places, the first
@@ -23,15 +24,18 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from flowcept.lexicon import WORD, Lexicon, content, stem
+from flowcept.model_file import read_card
 
 HERE = Path(__file__).parent / "words"
 WORDNET = Path("/usr/share/wordnet")
@@ -396,6 +400,21 @@ def write(lexicon: Lexicon, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def put(args: argparse.Namespace) -> None:
+    """The lexicon into a model file that is there, whose weights stay as they are."""
+    card = read_card(args.model)
+    lexicon = Lexicon.load(args.lexicon).within(card.words)
+    with safe_open(args.model, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = json.loads(file.metadata()["flowcept"])
+    described["lexicon"] = asdict(lexicon)
+    unfinished = args.model.with_suffix(".partial")
+    header = {"flowcept": json.dumps(described, separators=(",", ":"))}
+    save_file(tensors, unfinished, metadata=header)
+    unfinished.replace(args.model)
+    print(f"{args.model}: {lexicon}")
+
+
 def score(args: argparse.Namespace) -> None:
     """Shares of prompts whose actor and action the lexicon finds, and no others."""
     lexicon = Lexicon.load(args.lexicon)
@@ -433,6 +452,10 @@ def main() -> None:
     making.add_argument("--cache", type=Path, help="a folder that keeps embeddings")
     making.add_argument("--list", type=Path, help="a file for all words with where they are from")
     making.set_defaults(call=make)
+    putting = commands.add_parser("put", help="a lexicon into a model file")
+    putting.add_argument("lexicon", type=Path)
+    putting.add_argument("model", type=Path)
+    putting.set_defaults(call=put)
     scoring = commands.add_parser("score", help="a lexicon on prompts in other words")
     scoring.add_argument("classes")
     scoring.add_argument("lexicon", type=Path)
