@@ -331,7 +331,7 @@ def vocabulary(wordnet: WordNet, kind: str, pos: str, files: set[int]) -> set[st
 
 def chosen(classes: Classes, candidates: Iterable[Candidate], wordnet: WordNet) -> list[Candidate]:
     """The best candidate for each phrase, screened, and no more than ``MOST`` of a class."""
-    names = {tuple(map(stem, content(name))) for known in classes.values() for name in known}
+    names = {tuple(map(stem, content(name))) for _, name in _named(classes)}
     removed = {(name, phrase) for name, phrase in read_table("removed.tsv")}
     taken: dict[tuple[str, ...], Candidate] = {}
     for one in sorted(candidates, key=lambda one: one.rank, reverse=True):
@@ -339,11 +339,24 @@ def chosen(classes: Classes, candidates: Iterable[Candidate], wordnet: WordNet) 
         unwanted = {(one.name, one.phrase), ("*", one.phrase)} & removed
         if 0 < len(key) <= 3 and key not in names and not unwanted and not STOP.search(one.phrase):
             taken.setdefault(key, one)
+    alone = {(one.name, *key) for key, one in taken.items() if len(key) == 1}
+    alone |= {(name, stem(word)) for _, name in _named(classes) for word in content(name)}
     kept = []
     for (_, sure), group in _grouped(taken.values()):
-        ranked = sorted(group, key=lambda one: _known(one, wordnet), reverse=True)
+        needed = [one for one in group if sure == 2 or not _adds_nothing(one, alone)]
+        ranked = sorted(needed, key=lambda one: _known(one, wordnet), reverse=True)
         kept += ranked if sure == 2 else ranked[:MOST]
     return kept
+
+
+def _named(classes: Classes) -> Iterator[tuple[str, str]]:
+    yield from ((kind, name) for kind, names in classes.items() for name in names)
+
+
+def _adds_nothing(one: Candidate, alone: set[tuple[str, ...]]) -> bool:
+    """Whether one word of a phrase stands for its class already: "toy terrier"."""
+    words = content(one.phrase)
+    return len(words) > 1 and any((one.name, stem(word)) in alone for word in words)
 
 
 def _grouped(candidates: Iterable[Candidate]) -> Iterator[tuple[tuple[str, int], list[Candidate]]]:

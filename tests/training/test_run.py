@@ -275,4 +275,4 @@ def test_a_lexicon_without_a_class_of_the_captions_is_refused(folder: Path, tmp_
     words.write_text('{"classes": {"actor": {"chandelier": ["lamp"]}}}')
     config = TINY.changed(lexicon=str(words), codec="pixels")
     assert "no caption has a class" in refused(folder, tmp_path / "a", config)
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "a" / "config.toml").exists()
