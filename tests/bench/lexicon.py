@@ -366,8 +366,11 @@ def _grouped(candidates: Iterable[Candidate]) -> Iterator[tuple[tuple[str, int],
     yield from groups.items()
 
 
-def _known(one: Candidate, wordnet: WordNet) -> float:
-    return one.rank[1] if one.rank[0] == 0 else wordnet.known(one.phrase)
+def _known(one: Candidate, wordnet: WordNet) -> tuple[int, float]:
+    """Nearest first, or else single words, the best known first."""
+    if one.rank[0] == 0:
+        return 0, one.rank[1]
+    return -len(content(one.phrase)), wordnet.known(one.phrase)
 
 
 def assembled(classes: Classes, kept: Sequence[Candidate], wordnet: WordNet) -> Lexicon:
