@@ -173,6 +173,8 @@ class Lexicon:
         """
         best = (0, 0)
         last, name = place, ""
+        if words[place] in PASSED_OVER:
+            return last, name
         for phrase, entry in self._entries.get(self.stem(words[place]), ()):
             places = self._found(phrase, words, place)
             same = sum(words[at] == word for at, word in zip(places, phrase, strict=False))
@@ -194,7 +196,7 @@ class Lexicon:
     def _next(self, wanted: str, words: Sequence[str], start: int) -> int | None:
         """The place of a stem within reach; what stands for a class alone is not passed over."""
         for place in range(start, min(start + REACH, len(words))):
-            met = self.stem(words[place])
+            met = "" if words[place] in PASSED_OVER else self.stem(words[place])
             if met == wanted:
                 return place
             if met in self._alone:

@@ -71,6 +71,12 @@ def test_a_single_word_that_the_model_knows_stays():
     assert LEXICON.read("riding a wave", ["riding", "wave"]).text == "surfing"
 
 
+def test_words_without_meaning_are_never_forms_of_others():
+    lexicon = Lexicon({"action": {"walking": ("toeing",)}, "actor": {"fish": ("herring",)}})
+    assert lexicon.read("next to her and into it").changes == {}
+    assert lexicon.read("toed herrings").text == "walking fish"
+
+
 def test_captions_in_words_of_classes_are_read_as_they_are():
     for caption in (
         "a dog surfing at sunset",
