@@ -211,15 +211,20 @@ def content(phrase: str) -> list[str]:
 
 def stem(word: str) -> str:
     """A word without -s, -ed or -ing, and without what these change at its end."""
-    for ending, instead in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("s", "")):
-        root = word.removesuffix(ending)
-        plain = ending == "s" and root.endswith(("s", "u", "i"))  # grass, bus, iris
-        if root != word and not plain and len(root) > 1 and VOWELS & set(root + instead):
-            word = root + instead
-            break
-    word = word.removesuffix("e")
+    if not word.endswith(("ss", "us", "is")):  # grass, bus, iris
+        word = _without(word, ("ies", "y"), ("s", ""))
+    word = _without(word, ("ied", "y"), ("ing", ""), ("ed", "")).removesuffix("e")
     doubled = len(word) > 2 and word[-1] == word[-2]
     return word[:-1] if doubled else word
+
+
+def _without(word: str, *endings: tuple[str, str]) -> str:
+    """A word with the first ending that it has replaced, where a syllable is left."""
+    for ending, instead in endings:
+        root = word.removesuffix(ending)
+        if root != word and len(root) > 1 and VOWELS & set(root + instead):
+            return root + instead
+    return word
 
 
 def _lead(name: str) -> str:

@@ -103,6 +103,7 @@ FORMS = [
     ("pony", "ponies"),
     ("bus", "buses"),
     ("grass", "grasses"),
+    ("herring", "herrings"),
 ]
 
 
