@@ -305,15 +305,8 @@ def vocabulary(wordnet: WordNet, kind: str, pos: str, files: set[int]) -> set[st
 
 def chosen(classes: Classes, candidates: Iterable[Candidate], wordnet: WordNet) -> list[Candidate]:
     """The best candidate for each phrase, screened, and no more than ``MOST`` of a class."""
-    names = {tuple(map(stem, content(name))) for _, name in _named(classes)}
-    removed = {(name, phrase) for name, phrase in read_table("removed.tsv")}
-    taken: dict[tuple[str, ...], Candidate] = {}
-    for one in sorted(candidates, key=lambda one: one.rank, reverse=True):
-        key = tuple(map(stem, content(one.phrase)))
-        unwanted = {(one.name, one.phrase), ("*", one.phrase)} & removed
-        if 0 < len(key) <= 3 and key not in names and not unwanted and not STOP.search(one.phrase):
-            taken.setdefault(key, one)
-    alone = {(one.name, *key) for key, one in taken.items() if len(key) == 1}
+    taken = screened(classes, candidates)
+    alone = {(one.name, *key) for (_, *key), one in taken.items() if len(key) == 1}
     alone |= {(name, stem(word)) for _, name in _named(classes) for word in content(name)}
     kept = []
     for (_, sure), group in _grouped(taken.values()):
@@ -321,6 +314,23 @@ def chosen(classes: Classes, candidates: Iterable[Candidate], wordnet: WordNet) 
         ranked = sorted(needed, key=lambda one: _known(one, wordnet), reverse=True)
         kept += ranked if sure == 2 else ranked[:MOST]
     return kept
+
+
+def screened(classes: Classes, candidates: Iterable[Candidate]) -> dict[tuple[str, ...], Candidate]:
+    """The best candidate by kind and stems: "ram" may be a sheep, and "ramming" an attack."""
+    removed = {(name, *content(phrase)) for name, phrase in read_table("removed.tsv")}
+    known = {(kind, *map(stem, content(name))) for kind, name in _named(classes)}
+    seen = {tuple(content(name)) for _, name in _named(classes)}
+    taken: dict[tuple[str, ...], Candidate] = {}
+    for one in sorted(candidates, key=lambda one: one.rank, reverse=True):
+        words = tuple(content(one.phrase))
+        key = (one.kind, *map(stem, words))
+        unwanted = {(one.name, *words), ("*", *words)} & removed or STOP.search(one.phrase)
+        new = words not in seen and key not in known and key not in taken
+        if 0 < len(words) <= 3 and new and not unwanted:
+            taken[key] = one
+            seen.add(words)
+    return taken
 
 
 def _named(classes: Classes) -> Iterator[tuple[str, str]]:
