@@ -411,6 +411,7 @@ def put(args: argparse.Namespace) -> None:
     unfinished = args.model.with_suffix(".partial")
     header = {"flowcept": json.dumps(described, separators=(",", ":"))}
     save_file(tensors, unfinished, metadata=header)
+    unfinished.chmod(0o644)
     unfinished.replace(args.model)
     print(f"{args.model}: {lexicon}")
 
