@@ -6,6 +6,7 @@ completion answer at once.
 
 import errno
 import io
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -47,6 +48,9 @@ def _top(
 
 def main() -> None:
     """Entry point. What the user can mend is one line and status 2; Ctrl-C is status 130."""
+    # Threads that wait must not spin: beside other work they took five times as long. Torch reads
+    # this once, when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():

@@ -132,7 +132,8 @@ def cross_entropy_sum(
     added_BGH = count_BG[..., None] * adds_BGH
     placed_BGH = added_BGH.cumsum(1) - added_BGH  # by the gaps left of each
 
-    prior_BG2 = torch.stack([prior_BG, from_here_on(prior_BG) - prior_BG], dim=-1)
+    right_BG = F.pad(from_here_on(prior_BG)[:, 1:], (0, 1))  # not a difference: it must not be 0
+    prior_BG2 = torch.stack([prior_BG, right_BG], dim=-1)
     logits_NK = count_logits(
         (entry_BGH + placed_BGH).flatten(0, 1),
         prediction.tables,

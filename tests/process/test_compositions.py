@@ -145,6 +145,22 @@ def test_cross_entropy_is_minus_the_log_of_what_is_drawn(generator: torch.Genera
     assert total_variation(found, law) < bound(law, 4000)
 
 
+def test_means_far_apart_leave_the_loss_finite(generator: torch.Generator) -> None:
+    """A gap's concentration may vanish beside its left neighbour's; it never becomes 0."""
+    tables = GapTables(*(torch.randn(shape, generator=generator).requires_grad_()
+                         for shape in ((5, 4), (5, 4), (4, 5))))  # fmt: skip
+    entry = torch.zeros(2, 8).requires_grad_()
+    for ratio in (0.0, 10, 17, 30, 200):
+        log_G = torch.tensor([0.0, -ratio])
+        for counts in ((4, 0), (0, 4), (0, 0)):
+            missing = torch.tensor(counts).float()
+            prediction = said(entry, tables, log_G)
+            loss = cross_entropy_sum(prediction, whole(counts), missing[1:], missing[:1])
+            loss.backward()
+            assert math.isfinite(loss.item())
+            assert bool(entry.grad.isfinite().all())
+
+
 def test_only_early_open_gaps_but_the_last_are_scored(generator: torch.Generator) -> None:
     """Values and gradients; nothing is learned by the means."""
     tables = GapTables(*(torch.randn(shape, generator=generator).requires_grad_()
