@@ -31,6 +31,7 @@ from flowcept.data.contexts import LONGEST_RUN
 from flowcept.data.video import Frames, Sound
 from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
+from flowcept.lexicon import COMMON_WORDS, Reading
 from flowcept.model_file import DEFAULT, WORDS, Card, Weights
 from flowcept.networks.text import words_of
 from flowcept.process.guidance import guided
@@ -48,9 +49,6 @@ USUAL_PSNR = 28.0
 MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 LONGEST_PROMPT = 60_000  # bytes of JSON: two such fit the 128 KiB that an encoder can be told
-COMMON_WORDS = frozenset(
-    ["a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "is", "are", "by", "from"]
-)
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ class Request:
     scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
     loop: bool = False  # whether frames from the last one back to the first are put at the end
     anyway: bool = False  # whether pictures may be given that the codec cannot rebuild
+    literal: bool = False  # no word is read as another that the model knows
     watch: Watch | None = None  # called after every step of the sampler, with the clip's latents
 
     def __post_init__(self) -> None:
@@ -563,7 +562,9 @@ class Studio:
         self, start: Start, controls: SampleConfig, request: Request, size: tuple[int, int]
     ) -> Made:
         growth: Growth = []
-        asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
+        texts = request.prompt, request.negative_prompt
+        prompt, negative = (self.reading(text, request.literal).text for text in texts)
+        asked = [prompt], [negative], [clip_generator(request.seed)]
         for step in sample_clips(self.weights, [start.given], *asked, controls):
             own = start.own(step)
             if self.weights.network.gapwise and (not growth or len(own.name_F) > len(growth[-1])):
@@ -746,13 +747,7 @@ class Studio:
         None where the model chooses how many; ``longest`` are those of the longest trained clip.
         """
         config, card = request.config, self.card
-        familiar = COMMON_WORDS.union(card.words)
-        unknown = [word for word in dict.fromkeys(words_of(request.prompt)) if word not in familiar]
-        if unknown and card.words:
-            never = "never saw" if len(card.words) < WORDS else "hardly saw, if ever,"
-            examples = [word for word in card.words if word not in COMMON_WORDS][:40]
-            told = f"the model {never} {', '.join(map(repr, unknown))}"
-            yield f"{told}; it knows for example: {', '.join(examples)}"
+        yield from self.word_notes(request.prompt, request.negative_prompt, request.literal)
         if card.text.kind == "none":
             if request.prompt or request.negative_prompt:
                 yield "words mean nothing to this model: prompts have no effect"
@@ -763,6 +758,28 @@ class Studio:
             yield f"{pictures} frames are far more than the longest trained clip, {most}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
             yield "--length-scale has no effect: the length is given"
+
+    def reading(self, prompt: str, literal: bool = False) -> Reading:
+        """A prompt in words that the model knows, as far as its lexicon has them."""
+        if literal or self.card.lexicon is None:
+            return Reading(prompt)
+        return self.card.lexicon.read(prompt, self.card.words)
+
+    def word_notes(self, prompt: str, negative: str = "", literal: bool = False) -> Iterator[str]:
+        """What the user should know of the words of a prompt and a negative one."""
+        read = self.reading(prompt, literal)
+        for reading in (read, self.reading(negative, literal)):
+            if reading.changes:
+                yield f"read as words that the model knows: {reading}; --literal keeps yours"
+
+        known = self.card.words
+        familiar = COMMON_WORDS.union(known)
+        unknown = [word for word in dict.fromkeys(words_of(read.text)) if word not in familiar]
+        if unknown and known:
+            never = "never saw" if len(known) < WORDS else "hardly saw, if ever,"
+            examples = [word for word in known if word not in COMMON_WORDS][:40]
+            told = f"the model {never} {', '.join(map(repr, unknown))}"
+            yield f"{told}; it knows for example: {', '.join(examples)}"
 
     def _room(self, count: int, config: SampleConfig) -> list[str]:
         """Notes on what a length that the model chooses leaves between so many keyframes."""
@@ -808,12 +825,15 @@ class Studio:
     def _record(self, made: Made, request: Request) -> dict[str, Any]:
         """The settings that made a clip."""
         controls = asdict(request.config)
+        read = self.reading(request.prompt, request.literal).text
         return {
             "flowcept": __version__,
             "command": request.command,
             "model": self.name,
             "model_steps": self.card.steps,
             "prompt": request.prompt,
+            **({} if read == request.prompt else {"read_as": read}),
+            **({"literal": True} if request.literal else {}),
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
             "length": "exact" if request.config.frames else "auto",

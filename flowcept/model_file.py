@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
+from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
@@ -51,6 +52,7 @@ class Card:
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
+    lexicon: Lexicon | None = None  # what people say for words of the training prompts
 
     @property
     def any_size(self) -> bool:
@@ -106,6 +108,8 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
             raise UserError(f"not written: {name} is not finite; train with a lower rate")
     network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
+    if weights.card.lexicon is None:
+        del record["lexicon"]
     _write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
 
 
@@ -426,4 +430,5 @@ def describe(path: Path) -> dict[str, Any]:
         "codec": asdict(card.codec),
         "prompts": "; ".join(list(card.prompts)[:8]),
         "words": " ".join(list(card.words)[:80]),
+        **({} if card.lexicon is None else {"lexicon": str(card.lexicon)}),
     }

@@ -195,6 +195,9 @@ class DataSettings(Settings):
     max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
     fit: str = setting("crop", "how frames get the size: crop, pad or stretch", FIT)
     held_out: float = setting(0.02, "share of the clips kept out of training, to score it", SHARE)
+    lexicon: str = setting(
+        "", "file of words that people use for those of captions; stays in the model"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -300,6 +303,9 @@ class ObjectiveSettings(Settings):
         0.5, "share of clips with given frames shown without prompt", SHARE
     )
     context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
+    paraphrase: float = setting(
+        0.1, "share of captions' words shown as others of the lexicon", SHARE
+    )
 
 
 @dataclass(frozen=True)

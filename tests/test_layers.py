@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 FLOORS = [
     ("errors", "version"),
     ("settings",),
+    ("lexicon",),
     ("data.timing",),
     ("data.ffmpeg",),
     ("data.formats",),

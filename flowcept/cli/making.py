@@ -63,19 +63,37 @@ def make_clips(
         if options.talks:
             most = max(studio.estimate(job.config, options.scale, **room) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-        _make(studio, options, call, zip(clips, outputs, strict=True))
+        told = _tell_of_words(studio, options, jobs)
+        _make(studio, options, call, zip(clips, outputs, strict=True), told)
+
+
+def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) -> set[str]:
+    """What the model makes of the words of prompts, before the work: those notes."""
+    readings = ((job.prompt, job.negative_prompt, job.literal) for job in jobs)
+    notes = dict.fromkeys(note for reading in readings for note in studio.word_notes(*reading))
+    if options.talks:
+        for line in notes:
+            typer.echo(f"note: {line}")
+    return set(notes)
 
 
 def _make(
-    studio: Studio, options: MakeOptions, call: Call, wanted: Iterable[tuple[Job, Outputs]]
+    studio: Studio,
+    options: MakeOptions,
+    call: Call,
+    wanted: Iterable[tuple[Job, Outputs]],
+    told: set[str],
 ) -> None:
-    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too."""
+    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too.
+
+    Notes that were ``told`` are not told again.
+    """
     results = []
     try:
         for job, output in wanted:
             with _bar(options, studio, job.config.most_steps) as watch:
                 clip = call(studio, job.keywords() | {"watch": watch})
-            results.append(_write(options, clip, output))
+            results.append(_write(options, clip, output, told))
     finally:
         if options.as_json:
             typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
@@ -177,7 +195,7 @@ def _bar(options: MakeOptions, studio: Studio, steps: int) -> Iterator[Callable[
         yield watch
 
 
-def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
+def _write(options: MakeOptions, clip: Clip, output: Outputs, told: set[str]) -> dict[str, Any]:
     """Write the clip and its pictures and say so; the record of it for JSON."""
     path = output.clip or _new_name(options.command, clip.seed)
     changed = clip.save(path, metadata=not options.no_metadata)
@@ -187,7 +205,8 @@ def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
     notes = [*clip.notes, *([changed] if changed else [])]
     if options.talks:
         for line in notes:
-            typer.echo(f"note: {line}")
+            if line not in told:
+                typer.echo(f"note: {line}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
         typer.echo(f"{path}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
     written = {"output": str(path), "width": width, "height": height, "notes": notes}

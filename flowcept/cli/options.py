@@ -59,6 +59,7 @@ class Job:
     fps: float | None = None
     scale: int | None = None
     loop: bool = False
+    literal: bool = False  # no word is read as another
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
@@ -87,6 +88,11 @@ class MakeOptions(Settings):
         names="--output -o",
     )  # fmt: skip
     negative_prompt: str = setting("", "what to lead away from", names="--negative-prompt -n")
+    literal: bool = setting(
+        False,
+        "prompts as written: no word is read as another that the model knows",
+        names="--literal",
+    )
     seed: int | None = setting(None, "by default random; always told", SEED)
     count: int = setting(
         1, "clips per prompt; later ones have seeds made from the first", within(1, 10_000)
@@ -129,7 +135,7 @@ class MakeOptions(Settings):
 
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
-        shared = ("negative_prompt", "seed", "fps", "scale", "loop")
+        shared = ("negative_prompt", "seed", "fps", "scale", "loop", "literal")
         return Job(prompt, config, **{name: getattr(self, name) for name in shared})
 
 
