@@ -15,6 +15,7 @@ def stage(
     size: Annotated[int, helped("pixels along each side")] = 128,
     seed: Annotated[int, helped("of what is drawn")] = 0,
     actors: Annotated[str, helped("all, or names with commas: dog,knight")] = "all",
+    actions: Annotated[str, helped("all, or names with commas: running,surfing")] = "all",
     jobs: Annotated[int, helped("processes that draw at once")] = 1,
     quiet: Quiet = False,
 ) -> None:
@@ -29,7 +30,8 @@ def stage(
             bar.update(done - bar.n)
 
         write_stage(
-            out, models, clips, size=size, seed=seed, actors=actors, jobs=jobs, progress=progress
-        )
+            out, models, clips, size=size, seed=seed, actors=actors, actions=actions, jobs=jobs,
+            progress=progress
+        )  # fmt: skip
     if not quiet:
         typer.echo(f"{out}: {clips} clips; next: flowcept train {out}")

@@ -78,6 +78,16 @@ def test_reserved_pairs_are_kept_apart(stage):
         Stage(stage.files[0].parents[1], "dog").sample_scene(rng, reserved=True)
 
 
+def test_chosen_actions_alone_are_played(models):
+    stage = Stage(models, actions="surfing, swimming")
+    assert set(stage.actions) == {"surfing", "swimming"}
+    rng = np.random.default_rng(0)
+    seen = {(scene.actor, scene.action) for scene in (stage.sample_scene(rng) for _ in range(300))}
+    assert {action for _, action in seen} == {"surfing", "swimming"}
+    assert all((action == "swimming") == (actor == "shark") for actor, action in seen)
+    assert Stage(models, actions="swimming").actors == ("shark",)
+
+
 def test_fish_stay_in_water_and_only_surfers_are_at_sea(stage):
     rng = np.random.default_rng(1)
     for scene in (stage.sample_scene(rng) for _ in range(1000)):
@@ -192,6 +202,7 @@ def test_broken_models_are_told_and_left_out(tmp_path):
             "unknown actor 'cat': choose names with commas of bee, cow, dog, great",
         ),
         ({"actors": ""}, "unknown actor ''"),
+        ({"actions": "walking,knitting"}, "unknown action 'knitting': choose .* surfing"),
     ],
 )
 def test_senseless_settings_are_refused(models, tmp_path, settings, words):

@@ -4,7 +4,7 @@ Shape suffixes: F frames, H height, W width.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,26 +26,30 @@ ELEVATIONS = (8.0, 40.0)  # from which things that stand about are drawn
 class Stage:
     """The actors of a folder of .glb models, and what clips of them need.
 
-    Models that cannot be read are told in a warning each and left out. UserError where no actor is
-    left or an actor is unknown.
+    ``actors`` and ``actions`` are "all", or names with commas between them. Models that cannot be
+    read are told in a warning each and left out. UserError where no actor is left that can play
+    something, or where a name is unknown.
     """
 
-    def __init__(self, folder: Path, actors: str = "all") -> None:
+    def __init__(self, folder: Path, actors: str = "all", actions: str = "all") -> None:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder; name a folder of .glb models")
         self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".glb")
         self._models: dict[Path, Model | None] = {}
         self._sprites: dict[tuple[str, Light, float], list[Sprite]] = {}
-        wanted = None if actors == "all" else [name.strip() for name in actors.split(",")]
-        self.cast = self._cast(wanted)
-        self.actors: tuple[str, ...] = tuple(self.cast)
-        for name in wanted or ():
-            if name not in self.cast:
-                words = sorted({cast.word_for(path) for path in self.files} - {""})
-                everyone = ", ".join(words) or "nobody: there is no .glb model here"
-                raise UserError(f"unknown actor {name!r}: choose names with commas of {everyone}")
-        if not self.cast:
+        self.cast = self._cast(_names(actors))
+        if not self.cast and actors == "all":
             raise UserError(f"{folder}: no .glb model with an animation here; name another folder")
+        words = sorted({cast.word_for(path) for path in self.files} - {""})
+        _check_names("actor", _names(actors), self.cast, words)
+        self._played = {name: actor.actions for name, actor in self.cast.items()}
+        if (chosen := _names(actions)) is not None:
+            _check_names("action", chosen, self.actions, self.actions)
+            self._played = {
+                name: kept
+                for name, played in self._played.items()
+                if (kept := tuple(action for action in played if action in chosen))
+            }
         self._props = {pattern: self._meshes(pattern) for pattern in places.patterns()}
 
     def _cast(self, wanted: Sequence[str] | None) -> dict[str, Actor]:
@@ -87,10 +91,14 @@ class Stage:
         return self._sprites[key]
 
     @property
+    def actors(self) -> tuple[str, ...]:
+        """All who play something."""
+        return tuple(self._played)
+
+    @property
     def actions(self) -> tuple[str, ...]:
-        """All that somebody here can play."""
-        played = [action for actor in self.cast.values() for action in actor.actions]
-        return tuple(dict.fromkeys(played))
+        """All that somebody here plays."""
+        return tuple(dict.fromkeys(action for played in self._played.values() for action in played))
 
     def places(self, actor: str, action: str) -> dict[str, Place]:
         """Where an actor can play an action."""
@@ -105,7 +113,7 @@ class Stage:
         `reserved=True` draws only pairs of RESERVED, False never does. ValueError where none of the
         actors has a reserved pair.
         """
-        pairs = [(a, b) for a in self.actors for b in self.cast[a].actions]
+        pairs = [(actor, action) for actor, played in self._played.items() for action in played]
         pairs = [pair for pair in pairs if (pair in RESERVED) == reserved]
         if not pairs:
             raise ValueError("none of these actors has a reserved pair")
@@ -152,6 +160,21 @@ class Stage:
         scene = self.sample_scene(rng)
         words = caption(scene, rng)
         return words, scene, self.draw_clip(scene, size, rng)
+
+
+def _names(told: str) -> list[str] | None:
+    """Names with commas between them; None where all are meant."""
+    return None if told == "all" else [name.strip() for name in told.split(",")]
+
+
+def _check_names(
+    kind: str, names: Sequence[str] | None, known: Collection[str], choices: Sequence[str]
+) -> None:
+    """Raise ``UserError`` for a name that is not known."""
+    for name in names or ():
+        if name not in known:
+            every = ", ".join(choices) or "nobody: there is no .glb model here"
+            raise UserError(f"unknown {kind} {name!r}: choose names with commas of {every}")
 
 
 def _some(rng: Rng, choices: Sequence[str], plain: float | None = None) -> str:

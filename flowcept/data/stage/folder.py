@@ -28,6 +28,7 @@ class Order:
     size: int
     seed: int
     actors: str
+    actions: str
 
 
 class _Writer:
@@ -50,7 +51,7 @@ _writers: list[_Writer] = []  # the one of a process of a pool
 def _start(order: Order) -> None:
     warnings.simplefilter("ignore")  # the first process has told them,
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # and ends this one
-    _writers.append(_Writer(order, Stage(order.models, order.actors)))
+    _writers.append(_Writer(order, Stage(order.models, order.actors, order.actions)))
 
 
 def _write(index: int) -> dict[str, str]:
@@ -89,27 +90,29 @@ def write_stage(
     size: int = 128,
     seed: int = 0,
     actors: str = "all",
+    actions: str = "all",
     jobs: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write a data folder: 000000.apng and so on, metadata.jsonl with captions, stage.json.
 
-    Clip i depends on models, actors, seed and i alone. It appears only whole, and its line in
-    metadata.jsonl after it, so an interrupted folder is a smaller valid one.
+    Clip i depends on models, actors, actions, seed and i alone. It appears only whole, and its line
+    in metadata.jsonl after it, so an interrupted folder is a smaller valid one.
 
-    `models` is a folder of .glb files; `actors` are names with commas between them, or "all";
-    `jobs` is a number of processes; `progress` hears the number of clips done. UserError for a
-    folder in use, models that are no use, or settings that make no sense.
+    `models` is a folder of .glb files; `actors` and `actions` are names with commas between them,
+    or "all"; `jobs` is a number of processes; `progress` hears the number of clips done. UserError
+    for a folder in use, models that are no use, or settings that make no sense.
     """
     _check(clips, size, seed, jobs)
-    stage = Stage(models, actors)
-    order = Order(out, models, size, seed, actors)
+    stage = Stage(models, actors, actions)
+    order = Order(out, models, size, seed, actors, actions)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is not an empty folder: remove it or choose another name")
         out.mkdir(parents=True, exist_ok=True)
         about: dict[str, object] = {"seed": seed, "size": size, "fps": FPS, "clips": clips}
-        about |= {"actors": list(stage.actors), "reserved": sorted(RESERVED)}
+        about |= {"actors": list(stage.actors), "actions": list(stage.actions)}
+        about |= {"reserved": sorted(RESERVED)}
         (out / "stage.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
             for done, line in enumerate(_written(order, stage, clips, jobs)):
