@@ -108,7 +108,8 @@ class Stage:
 
     def sample_scene(self, rng: Rng, *, reserved: bool = False) -> Scene:
         """A random scene: plain in 2 of 5 cases as to place, in half of them as to adverb, in two
-        thirds as to view.
+        thirds as to view. Half of the scenes begin with an actor, half with an action, so that
+        neither is rare.
 
         `reserved=True` draws only pairs of RESERVED, False never does. ValueError where none of the
         actors has a reserved pair.
@@ -117,8 +118,12 @@ class Stage:
         pairs = [pair for pair in pairs if (pair in RESERVED) == reserved]
         if not pairs:
             raise ValueError("none of these actors has a reserved pair")
-        actor = _some(rng, list(dict.fromkeys(a for a, _ in pairs)))
-        action = _some(rng, [b for a, b in pairs if a == actor])
+        if rng.random() < 0.5:
+            actor = _some(rng, list(dict.fromkeys(a for a, _ in pairs)))
+            action = _some(rng, [b for a, b in pairs if a == actor])
+        else:
+            action = _some(rng, list(dict.fromkeys(b for _, b in pairs)))
+            actor = _some(rng, [a for a, b in pairs if b == action])
         place = _some(rng, list(self.places(actor, action)), plain=0.4)
         adverb, view = _some(rng, ADVERBS, plain=0.5), _some(rng, list(VIEWS), plain=0.67)
         return Scene(actor, action, place, adverb, view)
