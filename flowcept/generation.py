@@ -698,4 +698,4 @@ def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:
     if start is None:
         note = "sound is left out: the clip plays at another pace"
         return replace(clip, notes=[*clip.notes, note])
-    return replace(clip, sound=Sound(sound, start))
+    return replace(clip, sound=video.sound_of(sound, start))

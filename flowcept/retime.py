@@ -504,8 +504,7 @@ def _until(
 
 def _sound(reel: Reel, grid: Grid) -> tuple[Sound | None, list[str]]:
     """The clip's sound where the pace is kept, else a note that it is left out."""
-    if not video.has_sound(reel.path):
-        return None, []
-    if not math.isclose(grid.pace, 1, rel_tol=1e-4):
+    sound = video.sound_of(reel.path)
+    if sound and not math.isclose(grid.pace, 1, rel_tol=1e-4):
         return None, [f"sound is left out: the clip plays {grid.pace:g} times as long"]
-    return Sound(reel.path, -reel.start), []
+    return sound, []

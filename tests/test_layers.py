@@ -17,7 +17,7 @@ FLOORS = [
     ("settings",),
     ("data.timing",),
     ("data.ffmpeg",),
-    ("data.formats",),
+    ("data.formats", "data.pictures"),
     ("process.state", "process.schedule", "data.contexts", "data.video", "device"),
     ("process.posterior", "data.theatre"),
     ("process.compositions",),

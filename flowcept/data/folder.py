@@ -30,7 +30,7 @@ from flowcept.errors import UserError
 from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping
 
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
-PROBE_FORMAT = 1  # of what is kept of files: raise it when `probe` would say something else
+PROBE_FORMAT = 2  # of what is kept of files: raise it when `probe` would say something else
 PATH_KEYS = ("file_name", "video", "path")
 CAPTION_KEYS = ("caption", "text", "prompt")
 

@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import stat
-import struct
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,8 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from flowcept.data import ffmpeg, formats
-from flowcept.data.ffmpeg import unreadable
+from flowcept.data import ffmpeg, formats, pictures
 from flowcept.data.timing import DEFAULT_FPS, Edges, Timing, constant_rate, edges
 from flowcept.errors import UserError
 from flowcept.settings import FASTEST, SLOWEST
@@ -61,7 +59,6 @@ class Animation:
     timing: Timing
     edges: Edges  # these, as of ffmpeg.Film
     fps: float
-    start = 0.0
     transparent = False
 
     def __init__(self, path: Path) -> None:
@@ -72,17 +69,11 @@ class Animation:
 
     def pictures(self, alpha: bool = False) -> Iterator[Frames]:
         durations = []  # seconds, 0 where there is none
-        with _opened(self.path) as image:
-            first = 1 if image.info.get("default_image") else 0  # for viewers that know no APNG
-            for number in range(first, _num_pictures(image)):
-                image.seek(number)
-                image.load()
-                self.transparent |= image.has_transparency_data
-                duration = float(image.info.get("duration", 0)) / 1000
-                if image.format == "GIF" and duration <= 0.01:
-                    duration = 0.1  # as every browser plays it
-                durations.append(duration)
-                yield _upright_picture(image, alpha)
+        with pictures.opened(self.path) as image:
+            for frame, seconds in pictures.played(image):
+                self.transparent |= frame.has_transparency_data
+                durations.append(seconds)
+                yield pictures.upright(frame, alpha)
             tick = {"GIF": 0.01, "WEBP": 0.001}.get(image.format or "", 1e-6)  # s; APNG: fractions
         if any(durations):
             self.timing = constant_rate(np.array(durations), tick)
@@ -92,7 +83,7 @@ class Animation:
             self.edges, self.fps = np.arange(len(durations) + 1) / DEFAULT_FPS, DEFAULT_FPS
 
     def comment(self) -> object:
-        with _opened(self.path) as image:
+        with pictures.opened(self.path) as image:
             text = image.getexif().get_ifd(formats.EXIF).get(formats.USER_COMMENT, b"")
             if isinstance(text, bytes):
                 text = text.removeprefix(formats.EXIF_ASCII)
@@ -102,7 +93,6 @@ class Animation:
 class PictureFolder:
     """A folder of pictures of one size, at the rate that `write_video` noted in the first one."""
 
-    start = 0.0
     transparent = False
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +107,7 @@ class PictureFolder:
         """Read all headers, which may not differ in size, and the first picture."""
         sizes = []
         for file in self.files:
-            with _opened(file) as image:
+            with pictures.opened(file) as image:
                 self.transparent |= image.has_transparency_data
                 turned = image.getexif().get(_ORIENTATION, 1) >= 5
                 sizes.append(image.size[::-1] if turned else image.size)
@@ -147,37 +137,6 @@ def _source(path: Path) -> ffmpeg.Film | Animation | PictureFolder:
         return Animation(path)
     known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
     raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file opened by Pillow, whose many errors become one."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise unreadable(path) from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"cannot read {path}: its pictures are too large") from error
-
-
-def _upright_picture(image: Image.Image, alpha: bool = False) -> Frames:
-    """The current frame of an open file as uint8 RGB `[H, W, 3]`, with `alpha` `[H, W, 4]`."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":  # 16 bits a pixel, kept by Pillow in one of several wide modes
-        value_HW = np.asarray(image, np.float64) * (255 if image.mode == "F" else 1 / 257)
-        image = Image.fromarray(np.rint(value_HW).clip(0, 255).astype(np.uint8))
-    if alpha:
-        return np.array(image.convert("RGBA"))
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.array(image.convert("RGB"))
-
-
-def _num_pictures(image: Image.Image) -> int:
-    """Stored frames of an open file; a .tif or .jpg may hold pages, which are not frames."""
-    return getattr(image, "n_frames", 1) if image.format in {"GIF", "WEBP", "PNG"} else 1
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -260,7 +219,6 @@ class Reel:
     path: Path
     edges: Edges  # when each frame begins, and the last one ends (s, the first at 0)
     fps: float  # the constant rate; of unequal durations that of the median
-    start: float  # of the first frame on the file's clock (s), by which its sound begins earlier
     transparent: bool  # whether the file has an alpha channel
 
     @property
@@ -295,7 +253,7 @@ def open_reel(path: Path) -> Reel:
             pass
     if len(source.edges) < 3:
         raise UserError(f"{path} is one picture, a clip is needed")
-    return Reel(path, source.edges, source.fps, source.start, source.transparent)
+    return Reel(path, source.edges, source.fps, source.transparent)
 
 
 def read_image(path: Path, alpha: bool = False) -> Frames:
@@ -306,10 +264,10 @@ def read_image(path: Path, alpha: bool = False) -> Frames:
     _check_readable(path)
     if path.is_dir() or path.suffix.lower() in _FFMPEG_SUFFIXES:
         raise UserError(f"{path} is a clip, a still picture is needed here: give one of its frames")
-    with _opened(path) as image:
-        if _num_pictures(image) > 1:
+    with pictures.opened(path) as image:
+        if pictures.count(image) > 1:
             raise UserError(f"{path} is a clip, a still picture is needed here: save one frame")
-        return _upright_picture(image, alpha)
+        return pictures.upright(image, alpha)
 
 
 def is_moving(path: Path) -> bool:
@@ -317,8 +275,8 @@ def is_moving(path: Path) -> bool:
     if path.suffix.lower() in _FFMPEG_SUFFIXES or path.is_dir():
         return True
     _check_readable(path)
-    with _opened(path) as image:
-        return _num_pictures(image) > 1
+    with pictures.opened(path) as image:
+        return pictures.count(image) > 1
 
 
 def _check_readable(path: Path) -> None:
@@ -467,18 +425,11 @@ def write_video(
     for 4:2:0 video, a rate too high for GIF, sound that could not be kept. GIF loses colours, video
     is lossy; WebP, APNG and PNG are exact. Raises UserError if the clip cannot be written.
     """
-    check_output(path)
-    _check_clip(frames_FHW3, fps)
-    suffix = path.suffix.lower()
-    lost = _lost_sound(sound, suffix)
-    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
-    with replacing(path, numbered=suffix == ".png") as temporary:
-        name = path.name if suffix else "%04d.png"
-        kept = None if lost else sound
-        note = formats.write(temporary, frames_FHW3, rate, comment, kept, name)
-        _check_written(path, temporary, len(frames_FHW3))
-    return "; ".join(filter(None, [lost, note]))
+    if frames_FHW3.dtype != np.uint8 or frames_FHW3.ndim != 4 or frames_FHW3.shape[3] != 3:
+        raise ValueError("frames must be uint8 of shape [F, H, W, 3]")
+    if frames_FHW3.size == 0:
+        raise ValueError("a clip needs a frame")
+    return write_stream(path, frames_FHW3, fps, metadata=metadata, sound=sound)[1]
 
 
 def write_stream(
@@ -505,16 +456,16 @@ def write_stream(
     counted = _Counted(frames_FHWC)
     with replacing(path, numbered=suffix == ".png") as temporary, _beside(temporary) as apart:
         name = path.name if suffix else "%04d.png"
+        frames: Iterable[Frames] = counted
         if suffix == ".gif":
-            frames: Iterable[Frames] = formats.Recorded(apart.with_suffix(".mkv"), counted, rate)
-        else:
-            frames = counted
-        if sound is None or lost:
-            note = formats.write(temporary, frames, rate, comment, None, name)
-        else:
-            note = formats.write(apart, frames, rate, "", None, name)
+            frames = formats.Recorded(apart.with_suffix(".mkv"), counted, rate)
+        note = formats.write(temporary, frames, rate, comment, name)
+        if sound is not None and not lost:
+            temporary.rename(apart)
             seconds = float(counted.count / rate)
-            formats.add_sound(apart, sound, seconds, comment, temporary)
+            if not formats.add_sound(apart, sound, seconds, comment, temporary):
+                apart.replace(temporary)
+                lost = f"the sound of {sound.path} cannot be decoded: it is left out"
         _check_written(path, temporary, counted.count)
     return counted.count, "; ".join(filter(None, [lost, note]))
 
@@ -542,13 +493,6 @@ def _beside(temporary: Path) -> Iterator[Path]:
             apart.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _check_clip(frames_FHW3: Frames, fps: float) -> None:
-    if frames_FHW3.dtype != np.uint8 or frames_FHW3.ndim != 4 or frames_FHW3.shape[3] != 3:
-        raise ValueError("frames must be uint8 of shape [F, H, W, 3]")
-    if frames_FHW3.size == 0 or not SLOWEST <= fps <= FASTEST:
-        raise ValueError(f"a clip needs a frame, and {SLOWEST} to {FASTEST} frames a second")
-
-
 def _check_written(path: Path, temporary: Path, count: int) -> None:
     """UserError about `path` unless what was written for it has so many frames."""
     try:
@@ -573,7 +517,12 @@ def has_sound(path: Path) -> bool:
     if path.is_dir() or path.suffix.lower() in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
         return False
     _check_readable(path)
-    return ffmpeg.has_sound(path)
+    return ffmpeg.sound_codec(path) is not None
+
+
+def sound_of(path: Path, shown: float = 0.0) -> Sound | None:
+    """The sound of a clip whose first frame is shown after so many seconds; None if silent."""
+    return Sound(path, shown - ffmpeg.Film(path).begins()) if has_sound(path) else None
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -586,7 +535,7 @@ def save_image(image: Image.Image, path: Path) -> None:
         raise UserError(f"{path} would be {image.width}x{image.height}: lower --scale or --frames")
     with replacing(path) as temporary:
         image.save(temporary)
-        with _opened(temporary) as written:
+        with pictures.opened(temporary) as written:
             written.load()
 
 
