@@ -433,6 +433,7 @@ class Retimer:
     config: RetimeConfig = field(default_factory=RetimeConfig)
     multi: int = 0  # frames between two of the clip, at a multiple of its rate; 0: see ``grid_of``
     fps: float | None = None  # at which all that is played; default: as it is
+    silent: bool = False  # whether sound is left out
 
     def retime(
         self,
@@ -456,7 +457,7 @@ class Retimer:
         frames = retimed(reel, grid, maker, self.estimator, self.config.dedupe)
         size = _Size()
         watched = size.noted(_until(frames, grid.count, watch, stopped))
-        sound, notes = _sound(reel, grid)
+        sound, notes = (None, []) if self.silent else _sound(reel, grid)
         told = self._record(path, grid) if metadata else None
         count, changed = video.write_stream(output, watched, grid.fps, metadata=told, sound=sound)
         notes += report.notes(self.config, alpha)

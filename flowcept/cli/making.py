@@ -78,7 +78,7 @@ def _make(
             results.append(_write(options, clip, output))
     finally:
         if options.as_json:
-            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
+            typer.echo(json.dumps(results, indent=1))
 
 
 def check_rate(fps: float) -> None:
@@ -183,7 +183,7 @@ def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
     changed = clip.save(path, metadata=not options.no_metadata)
     _draw(clip, output)
 
-    height, width = clip.frames_FHW3.shape[1:3]
+    height, width = clip.size
     notes = [*clip.notes, *([changed] if changed else [])]
     if options.talks:
         for line in notes:
@@ -207,9 +207,10 @@ def _draw(clip: Clip, output: Outputs) -> None:
     from flowcept.evaluation import report
 
     if output.sheet:
-        video.save_image(video.contact_sheet(clip.frames_FHW3), output.sheet)
+        video.save_image(video.contact_sheet(clip.shown), output.sheet)
     if output.trace:
-        thumbnails = [clip.frames_FHW3[end] for end in clip.ends] or None
+        shown = enumerate(clip.shown if clip.ends else ())
+        thumbnails = [frame_HW3 for number, frame_HW3 in shown if number in clip.ends] or None
         steps = clip.settings["steps"]
         chart = report.growth_chart(clip.growth, clip.order, thumbnails=thumbnails, num_steps=steps)
         video.save_image(chart, output.trace)

@@ -43,6 +43,7 @@ Exact = Annotated[
 ]
 Fit = Annotated[str, helped("how a picture gets the model's size: crop, pad, stretch")]
 Json = Annotated[bool, helped("the result as JSON on stdout", "--json")]
+NoSound = Annotated[bool, helped("leave the clip's sound out", "--no-sound")]
 Prompt = Annotated[str, helped("what happens in the clip", "--prompt", "-p")]
 Quiet = Annotated[bool, helped("errors only", "--quiet", "-q")]
 

@@ -74,6 +74,8 @@ def retime_clips(
     config: RetimeConfig,
     clips: Sequence[Path],
     multi: int = 0,
+    *,
+    silent: bool = False,
 ) -> None:
     """Write each clip at its new times; of several each gets its own name in the output's folder.
 
@@ -91,7 +93,7 @@ def retime_clips(
     _use_threads(options.threads)
     network = model_file.load(model_file.find(options.model)).network
     assert isinstance(network, MotionVideo)
-    retimer = Retimer(network.motion, config=config, multi=multi, fps=options.fps)
+    retimer = Retimer(network.motion, config=config, multi=multi, fps=options.fps, silent=silent)
     results: list[dict[str, Any]] = []
     stopped = False
     try:
@@ -104,7 +106,7 @@ def retime_clips(
             stopped = bool(came)
     finally:
         if options.as_json:
-            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
+            typer.echo(json.dumps(results, indent=1))
     if stopped:
         raise typer.Exit(INTERRUPTED)
 

@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".webm", ".gif", ".webp", ".apng", ".png"})
 
 _LARGEST = 32 << 30  # bytes of one clip in memory: above it a file is refused, not the machine lost
+_LOOK = 1 << 28  # bytes after which it is looked how much memory is free
 _ORIENTATION = 0x0112  # EXIF: from 5 on, rows and columns change places
 _PATTERN = re.compile(r"([^%]*)%(?:0[0-9]+)?d([^%]*\.(?i:png))")  # frame_%04d.png
 _GAP = 2  # pixels around the frames of a contact sheet
@@ -186,6 +188,59 @@ def stream(path: Path, expected: Timing | None = None) -> Iterator[Frames]:
         raise UserError(f"{path} holds {count} frames, not {len(times)} as when scanned")
 
 
+@dataclass(frozen=True)
+class Footage:
+    """A clip of frames `[H, W, 3]` at one rate, read anew each time: memory holds one of them."""
+
+    path: Path
+    timing: Timing
+
+    @staticmethod
+    def open(path: Path) -> "Footage":
+        """Raises UserError for what is seen not to be a whole clip."""
+        return Footage(path, probe(path))
+
+    def __len__(self) -> int:
+        return self.timing.num_frames
+
+    def __iter__(self) -> Iterator[Frames]:
+        return stream(self.path, self.timing)
+
+    @property
+    def lost(self) -> str:
+        """A note where frames do not fit the rate, "" if all are there."""
+        lost, stored = self.timing.times.count(0), len(self.timing.times)
+        if not lost:
+            return ""
+        rate = f"{self.timing.fps:g} a second"
+        return (
+            f"the frames of {self.path} last unequally: at {rate} {lost} of {stored} are left out"
+        )
+
+    def ends(self, count: int, size: tuple[int, int]) -> tuple[Frames, tuple[int, int]]:
+        """The first and last `count` frames brought to a size, all if these are all; own size."""
+        first, last = list[Frames](), deque[Frames](maxlen=count)
+        for frame_HW3 in self:
+            own = frame_HW3.shape[:2]
+            (first if len(first) < count else last).append(fit(frame_HW3[None], size, "stretch")[0])
+        return np.concatenate([*first, *last]), own
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Clips one after another, each frame brought to one size when it is read."""
+
+    parts: tuple[Frames | Footage, ...]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[Frames]:
+        for frame_HW3 in itertools.chain(*self.parts):
+            yield fit(frame_HW3[None], self.size, "stretch")[0][0]
+
+
 def read_video(path: Path) -> tuple[Frames, float]:
     """Read a video, an animation, a picture or a folder of pictures.
 
@@ -196,10 +251,14 @@ def read_video(path: Path) -> tuple[Frames, float]:
     source = _source(path)
     data = bytearray()  # grows in place, unlike a list of frames that is stacked at the end
     shape: tuple[int, ...] = ()
+    looked = 0
     try:
         for frame_HW3 in source.pictures():
             shape = frame_HW3.shape
             data += frame_HW3.data
+            if len(data) - looked > _LOOK:
+                looked = len(data)
+                _check_memory()
             if len(data) > _LARGEST:
                 raise MemoryError
         frames_FHW3 = np.frombuffer(data, np.uint8).reshape(-1, *shape)
@@ -210,6 +269,16 @@ def read_video(path: Path) -> tuple[Frames, float]:
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory: cut it or make it smaller") from error
     return frames_FHW3, source.timing.fps
+
+
+def _check_memory() -> None:
+    """MemoryError where the machine has no room for what is read until the next look."""
+    import torch
+
+    from flowcept import device
+
+    if device.free_memory(torch.device("cpu")) < 2 * _LOOK:
+        raise MemoryError
 
 
 @dataclass(frozen=True)
@@ -307,10 +376,14 @@ def read_metadata(path: Path) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def digest(frames_FHW3: Frames) -> str:
+def digest(frames_FHW3: Frames | Footage) -> str:
     """SHA-256 of the frames as they are shown, whatever file holds them; sizes count too."""
-    sizes = ",".join(map(str, frames_FHW3.shape)).encode()
-    return hashlib.sha256(sizes + np.ascontiguousarray(frames_FHW3).tobytes()).hexdigest()
+    first_HW3, frames = formats.peeked(frames_FHW3)
+    sizes = ",".join(map(str, (len(frames_FHW3), *first_HW3.shape)))
+    made = hashlib.sha256(sizes.encode())
+    for frame_HW3 in frames:
+        made.update(frame_HW3.tobytes())
+    return made.hexdigest()
 
 
 # ---- writing ---------------------------------------------------------------------------------
@@ -531,8 +604,7 @@ def save_image(image: Image.Image, path: Path) -> None:
     if suffix not in IMAGE_SUFFIXES:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"cannot write the picture {path}: its suffix must be one of {known}")
-    if image.width * image.height > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-        raise UserError(f"{path} would be {image.width}x{image.height}: lower --scale or --frames")
+    _check_drawable(path, image.width, image.height)
     with replacing(path) as temporary:
         image.save(temporary)
         with pictures.opened(temporary) as written:
@@ -588,17 +660,25 @@ def scale(frames_FHW3: Frames, factor: int) -> Frames:
     return fit(frames_FHW3, (height * factor, width * factor))[0]
 
 
-def contact_sheet(frames_FHW3: Frames, columns: int = 0) -> Image.Image:
+def contact_sheet(frames_FHW3: Frames | Joined, columns: int = 0) -> Image.Image:
     """All frames on one white picture, row by row, of equal length of at most 8 by default."""
-    count, height, width = frames_FHW3.shape[:3]
+    first_HW3, frames = formats.peeked(frames_FHW3)
+    count, (height, width) = len(frames_FHW3), first_HW3.shape[:2]
     columns = columns or math.ceil(count / math.ceil(count / 8))
     down, right = height + _GAP, width + _GAP
     size = columns * right + _GAP, math.ceil(count / columns) * down + _GAP
+    _check_drawable("the contact sheet", *size)
     sheet = Image.new("RGB", size, "white")
-    for number, frame_HW3 in enumerate(frames_FHW3):
+    for number, frame_HW3 in enumerate(frames):
         row, column = divmod(number, columns)
         sheet.paste(Image.fromarray(frame_HW3), (_GAP + column * right, _GAP + row * down))
     return sheet
+
+
+def _check_drawable(name: object, width: int, height: int) -> None:
+    """Raise UserError for a picture that could not be read again."""
+    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+        raise UserError(f"{name} would be {width}x{height}: lower --scale or --frames")
 
 
 def contact_sheets(
