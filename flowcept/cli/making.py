@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,18 +55,34 @@ def make_clips(
     ``UserError`` where an output cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
-    outputs = _outputs(options, clips, inputs)
-    with warnings.catch_warnings():
-        if options.quiet:
+    with to_stdout(options, len(clips)) as own, warnings.catch_warnings():
+        outputs = _outputs(own, clips, inputs)
+        if own.quiet:
             warnings.simplefilter("ignore")
-        studio = _open(options)
-        studio.check_task(options.command)
+        studio = _open(own)
+        studio.check_task(own.command)
         if own_steps:
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
-        if options.talks:
-            most = max(studio.estimate(job.config, options.scale, **room) for job in jobs)
+        if own.talks:
+            most = max(studio.estimate(job.config, own.scale, **room) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-        _make(studio, options, call, zip(clips, outputs, strict=True))
+        _make(studio, own, call, zip(clips, outputs, strict=True))
+
+
+@contextmanager
+def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
+    """Where the clip goes to stdout: a file is made first, whole or not at all, and sent then."""
+    if options.output != Path("-"):
+        yield options
+        return
+    if count > 1 or options.as_json:
+        raise UserError("stdout takes one clip and nothing beside it: give --output a name")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"clip.{options.format}"
+        yield replace(options, output=file, piped=True)
+        with file.open("rb") as made:
+            shutil.copyfileobj(made, sys.stdout.buffer)
+        sys.stdout.flush()
 
 
 def _make(
@@ -187,9 +206,10 @@ def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
     notes = [*clip.notes, *([changed] if changed else [])]
     if options.talks:
         for line in notes:
-            typer.echo(f"note: {line}")
+            options.say(f"note: {line}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
-        typer.echo(f"{path}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
+        name = "stdout" if options.piped else path
+        options.say(f"{name}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
     written = {"output": str(path), "width": width, "height": height, "notes": notes}
     return clip.settings | written
 

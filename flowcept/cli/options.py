@@ -82,9 +82,10 @@ class MakeOptions(Settings):
         names="--model -m",
     )
     output: Path | None = setting(
-        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames",
+        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames; - for stdout",
         names="--output -o",
     )  # fmt: skip
+    format: str = setting("mp4", "of a clip on stdout", names="--format")
     negative_prompt: str = setting("", "what to lead away from", names="--negative-prompt -n")
     seed: int | None = setting(None, "by default random; always told", SEED)
     count: int = setting(
@@ -106,11 +107,13 @@ class MakeOptions(Settings):
     as_json: bool = setting(False, "the result as JSON on stdout", names="--json")
     quiet: bool = setting(False, "errors only", names="--quiet -q")
     no_metadata: bool = setting(False, "write no settings into the file", names="--no-metadata")
+    piped: bool = False  # whether the clip goes to stdout, and words for people do not
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for everything that can be wrong without a model."""
         super().__post_init__()
-        for path in (self.output, self.preview):
+        to_stdout = self.output == Path("-")
+        for path in (Path(f"clip.{self.format}") if to_stdout else self.output, self.preview):
             check_output(path)
         if self.preview is not None and self.preview.suffix.lower() in ("", ".png"):
             raise UserError(f"--preview must be one file, such as preview.mp4: {self.preview}")
@@ -121,6 +124,10 @@ class MakeOptions(Settings):
     def talks(self) -> bool:
         """Whether the terminal gets lines for people."""
         return not (self.quiet or self.as_json)
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        typer.echo(line, err=self.piped)
 
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""

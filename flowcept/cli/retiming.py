@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flowcept.cli.making import check_apart, numbered
+from flowcept.cli.making import check_apart, numbered, to_stdout
 from flowcept.cli.options import MakeOptions, check_output
 from flowcept.errors import UserError
 from flowcept.settings import RetimeConfig, SampleConfig, flag
@@ -81,6 +81,16 @@ def retime_clips(
 
     Ctrl-C keeps what is finished. Raises ``UserError`` where a file cannot be read or written.
     """
+    with to_stdout(options, len(clips)) as own:
+        stopped = _retime_all(own, config, clips, multi, silent)
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _retime_all(
+    options: MakeOptions, config: RetimeConfig, clips: Sequence[Path], multi: int, silent: bool
+) -> bool:
+    """Write each clip; whether that was interrupted."""
     from flowcept import model_file
     from flowcept.networks.motion_video import MotionVideo
     from flowcept.retime import Retimer
@@ -107,8 +117,7 @@ def retime_clips(
     finally:
         if options.as_json:
             typer.echo(json.dumps(results, indent=1))
-    if stopped:
-        raise typer.Exit(INTERRUPTED)
+    return stopped
 
 
 def _use_threads(threads: int) -> None:
@@ -145,9 +154,9 @@ def _told(options: MakeOptions, output: Path, made: "Retimed") -> dict[str, Any]
     """Say what was written; the record of it for JSON."""
     if options.talks:
         for line in made.notes:
-            typer.echo(f"note: {line}")
+            options.say(f"note: {line}")
         size, rate = f"{made.width}x{made.height}", f"{made.grid.fps:g} fps"
-        typer.echo(f"{output}: {made.count} frames of {size} at {rate}")
+        options.say(f"{output}: {made.count} frames of {size} at {rate}")
     return {
         "output": str(output),
         "frames": made.count,
