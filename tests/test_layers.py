@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 FLOORS = [
     ("errors", "version"),
     ("settings",),
-    ("data.timing",),
+    ("data.timing", "device"),
     ("data.ffmpeg",),
     ("data.formats", "data.pictures"),
-    ("process.state", "process.schedule", "data.contexts", "data.video", "device"),
+    ("process.state", "process.schedule", "data.contexts", "data.video"),
     ("process.posterior", "data.theatre"),
     ("process.compositions",),
     ("process.growth",),
