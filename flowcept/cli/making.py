@@ -77,7 +77,11 @@ def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
         return
     if count > 1 or options.as_json:
         raise UserError("stdout takes one clip and nothing beside it: give --output a name")
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UserError("no temporary folder can be written: let TMPDIR name one") from error
+    with temporary as folder:
         file = Path(folder) / f"clip.{options.format}"
         yield replace(options, output=file, piped=True)
         with file.open("rb") as made:

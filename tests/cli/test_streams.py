@@ -122,6 +122,14 @@ def test_no_temporary_folder_is_needed(flow, fast, monkeypatch):
     assert flow("gen", "a", *fast, "--scale", 1, "-o", "o.mp4").status == 0
     assert flow("extend", "o.mp4", *fast, "-o", "p.gif").status == 0
     assert len(video.read_video(Path("p.gif"))[0]) == 4
+    assert "TMPDIR" in flow("gen", "a", *fast, "-o", "-").err
+
+
+def test_a_large_photograph_is_no_attack(flow, fast, monkeypatch):
+    Image.new("RGB", (40, 40), "red").save("a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    result = flow("i2v", "a.png", *fast, "--scale", 1, "-q", "-o", "o.mp4")
+    assert (result.status, result.err) == (0, "")
 
 
 def test_pictures_that_lose_pixels_are_named(flow):

@@ -19,7 +19,7 @@ from flowcept.errors import UserError
 QUOTES = [
     "the match ended prematurely",
     "File ended prematurely",
-    "stream 0, offset 0x30: partial file",
+    "stream 0, offset 0x30: partial file; corrupt decoded frame; concealing 9 DC",
     "a\n[error] Decoding error: x",
     "[Parsed_showinfo_0 @ 0x1] [info] n: 0 pts: 7 pts_time:1 s:9x9 i:P",
     "Stream mapping:",
