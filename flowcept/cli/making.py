@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 import flowcept
-from flowcept.cli.options import RATE, Job, MakeOptions, check_output
+from flowcept.cli.options import RATE, Job, MakeOptions, check_output, temporary_beside
 from flowcept.errors import UserError
 from flowcept.settings import mixed, random_seed
 
@@ -72,16 +72,13 @@ def make_clips(
 @contextmanager
 def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
     """Where the clip goes to stdout: a file is made first, whole or not at all, and sent then."""
+    temporary_beside(options.output)
     if options.output != Path("-"):
         yield options
         return
     if count > 1 or options.as_json:
         raise UserError("stdout takes one clip and nothing beside it: give --output a name")
-    try:
-        temporary = tempfile.TemporaryDirectory()
-    except OSError as error:
-        raise UserError("no temporary folder can be written: let TMPDIR name one") from error
-    with temporary as folder:
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"clip.{options.format}"
         yield replace(options, output=file, piped=True)
         with file.open("rb") as made:

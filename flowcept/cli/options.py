@@ -5,7 +5,9 @@ Typer makes flags from the parameters of a function. A command takes whole recor
 the records are the one table of names, defaults and meanings.
 """
 
+import atexit
 import inspect
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, fields, replace
 from functools import partial
@@ -140,6 +142,17 @@ def check_output(path: Path | None) -> None:
         from flowcept.data import video
 
         video.check_output(path)
+
+
+def temporary_beside(path: Path | None) -> None:
+    """Let libraries put temporary files beside an output where no other folder takes them."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        beside = (path or Path("-")).absolute().parent
+        folder = tempfile.TemporaryDirectory(prefix=".", dir=beside)
+        atexit.register(folder.cleanup)
+        tempfile.tempdir = folder.name
 
 
 def check_file(name: str, path: Path | None, suffixes: tuple[str, ...]) -> None:

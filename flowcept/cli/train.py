@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Quiet, changes, helped, takes
+from flowcept.cli.options import Quiet, changes, helped, takes, temporary_beside
 from flowcept.errors import UserError
 from flowcept.settings import TrainConfig, leaf_fields
 
@@ -42,6 +42,7 @@ def train(
         for line in trainer.check(folder, made):
             typer.echo(line)
         return
+    temporary_beside(run)
     given = [*settings, *(read_config(config) if config else ())]
     trainer.train(
         folder, run, made, resume=resume, given=given, pause_at=pause_at, quiet=quiet,
