@@ -46,6 +46,7 @@ class Card:
     fit: str = "crop"  # how training clips got the size: crop, pad or stretch
     steps: int = 0  # training steps of the network
     dataset: str = ""  # name of the training folder
+    hours: float = 0.0  # of training, where they were counted
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
@@ -323,7 +324,7 @@ def _line(error: BaseException) -> str:
 
 
 def find(name: str | None, prefer: str = DEFAULT) -> Path:
-    """The file of a model: a path, or the name of a shipped model.
+    """The file of a model: a path, a run's folder, or the name of a shipped model.
 
     None is the one that the environment names, else the one to ``prefer`` where it came with the
     package, else the default one.
@@ -332,16 +333,21 @@ def find(name: str | None, prefer: str = DEFAULT) -> Path:
     wanted = name or os.environ.get("FLOWCEPT_MODEL") or usual
     if Path(wanted).suffix or "/" in wanted or os.sep in wanted:
         try:
-            return Path(wanted).expanduser()
+            return _inside(Path(wanted).expanduser())
         except RuntimeError as error:
             raise UserError(f"no model {wanted!r}: there is no such user") from error
     shipped = shipped_models()
     if wanted in shipped:
         return shipped[wanted]
-    if Path(wanted).is_file():
-        return Path(wanted)
+    if Path(wanted).exists():
+        return _inside(Path(wanted))
     names = ", ".join(sorted(shipped)) or "none"
     raise UserError(f"no model {wanted!r}: give a .safetensors file or a shipped name ({names})")
+
+
+def _inside(path: Path) -> Path:
+    """The model file itself, where the path is a run's folder."""
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def shipped_models() -> dict[str, Path]:
@@ -413,6 +419,7 @@ def describe(path: Path) -> dict[str, Any]:
         "lengths": f"{shortest} to {longest} frames, {lengths}",
         "dataset": dataset,
         "steps": card.steps,
+        **({"hours": round(card.hours, 2)} if card.hours else {}),
         "network": asdict(card.network),
         "text": asdict(card.text),
         "codec": asdict(card.codec),

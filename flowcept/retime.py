@@ -205,7 +205,7 @@ def is_cut(around: Around) -> bool:
     Motion explains little, far less than beside it, and colours change.
     """
     pair = around.pair
-    if pair.error < CUT_ERROR or pair.colours < CUT_COLOURS:
+    if pair.colours < CUT_COLOURS or pair.error < CUT_ERROR:
         return False
     return all(pair.error > CUT_RATIO * one.error for one in around.beside)
 

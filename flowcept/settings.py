@@ -304,7 +304,7 @@ class ObjectiveSettings(Settings):
 class OptimizerSettings(Settings):
     """How the network is trained."""
 
-    init: str = setting("", "a model file to go on from")
+    init: str = setting("", "a model to go on from: a file, a run's folder or a shipped name")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
     tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)
@@ -312,18 +312,24 @@ class OptimizerSettings(Settings):
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
     warmup: int = setting(200, "steps over which the learning rate rises", NUMBER)
     decay: float = setting(0.3, "last share of the run over which the rate falls to 0", SHARE)
-    weight_decay: float = setting(0.01, "of AdamW, on matrices only", NUMBER)
+    weight_decay: float = setting(0.01, "of AdamW; transformer: on matrices only", NUMBER)
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
     clip: float = setting(1.0, "bound on the gradient's norm", POSITIVE)
 
 
 @dataclass(frozen=True)
-class MachineSettings(Settings):
-    """Where and how exactly it is computed."""
+class PlainMachineSettings(Settings):
+    """Where and how exactly any network is computed."""
 
     seed: int = setting(0, "seed of weights, data order and noise", SEED)
     dtype: str = setting("auto", "precision of matrix products: auto, float32 or bfloat16")
     device: str = setting("auto", "auto, cpu, cuda or mps")
+
+
+@dataclass(frozen=True)
+class MachineSettings(PlainMachineSettings):
+    """Where and how exactly it is computed."""
+
     checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory")
     compile: bool = setting(False, "torch.compile of the blocks")
 
@@ -341,20 +347,13 @@ class ReportSettings(Settings):
     )
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Every setting of a training run: a table for each part of it."""
+class Tables:
+    """What the settings of a whole run share: records of settings, each a table of its part.
 
-    data: DataSettings = DataSettings()
-    codec: CodecSettings = CodecSettings()
-    network: NetworkSettings = NetworkSettings()
-    text: TextSettings = TextSettings()
-    process: ProcessSettings = ProcessSettings()
-    context: ContextMixture = ContextMixture()
-    objective: ObjectiveSettings = ObjectiveSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    machine: MachineSettings = MachineSettings()
-    report: ReportSettings = ReportSettings()
+    No name occurs in two of them, so that each can be told by its name alone.
+    """
+
+    family = "transformer"  # the network that is trained
 
     @classmethod
     def from_flat(cls, values: Mapping[str, object], start: Self | None = None) -> Self:
@@ -378,10 +377,79 @@ class TrainConfig:
         return self.from_flat(values, self)
 
     def flat(self) -> dict[str, Any]:
-        """All settings by name alone, and ``context``."""
+        """All settings by name alone, and ``context`` where there is one."""
         leaves = leaf_fields(type(self))
         values = {one.name: getattr(getattr(self, group), one.name) for group, one in leaves}
-        return {**values, "context": self.context}
+        return {**values, **{name: one for name, one in vars(self).items() if name == "context"}}
+
+
+@dataclass(frozen=True)
+class TrainConfig(Tables):
+    """Every setting of a training run: a table for each part of it."""
+
+    data: DataSettings = DataSettings()
+    codec: CodecSettings = CodecSettings()
+    network: NetworkSettings = NetworkSettings()
+    text: TextSettings = TextSettings()
+    process: ProcessSettings = ProcessSettings()
+    context: ContextMixture = ContextMixture()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    machine: MachineSettings = MachineSettings()
+    report: ReportSettings = ReportSettings()
+
+
+# Training of motion. Names that both kinds of training have are one flag, with two defaults
+
+
+@dataclass(frozen=True)
+class MotionSettings(Settings):
+    """What motion is learned from."""
+
+    photos: str = setting("", "folder of pictures that moving layers are cut from, too")
+    layers: int = setting(200, "clips of moving layers that are drawn", NUMBER)
+    layered_share: float = setting(0.3, "share of these among what is learned from", SHARE)
+    max_shots: int = setting(400, "shots kept of all clips, of at most 64 frames each", POSITIVE)
+    held_out: float = setting(0.1, "share of the clips kept out of training, to score it", SHARE)
+
+
+@dataclass(frozen=True)
+class MotionOptimizerSettings(Settings):
+    """How a network of motion is trained."""
+
+    init: str = setting("", "a model to go on from: a file, a run's folder or a shipped name")
+    steps: int = setting(20000, "training steps of the network", POSITIVE)
+    max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
+    learning_rate: float = setting(3e-4, "peak learning rate", POSITIVE)
+    warmup: int = setting(300, "steps over which the learning rate rises", NUMBER)
+    weight_decay: float = setting(1e-3, "of AdamW", NUMBER)
+    ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
+    clip: float = setting(0.5, "bound on the gradient's norm", POSITIVE)
+    law_steps: int = setting(1500, "training steps of the law of how long gaps are", NUMBER)
+
+
+@dataclass(frozen=True)
+class MotionReportSettings(ReportSettings):
+    """What a run writes, and how often: as any run, in full precision."""
+
+    export_dtype: str = setting("float32", "weights of the model file: float32 or bfloat16", EXPORT)
+
+
+@dataclass(frozen=True)
+class MotionTrainConfig(Tables):
+    """Every setting of a training of motion."""
+
+    family = "motion"
+
+    motion: MotionSettings = MotionSettings()
+    optimizer: MotionOptimizerSettings = MotionOptimizerSettings()
+    machine: PlainMachineSettings = PlainMachineSettings()
+    report: MotionReportSettings = MotionReportSettings()
+
+
+CONFIGS: dict[str, type[TrainConfig] | type[MotionTrainConfig]] = {
+    kind.family: kind for kind in (TrainConfig, MotionTrainConfig)
+}
 
 
 def leaf_fields(kind: type) -> Iterator[tuple[str, Field[Any]]]:

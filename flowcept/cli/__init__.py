@@ -53,6 +53,9 @@ def _top(
 def main() -> None:
     """Entry point. What the user can mend is one line and status 2; being stopped is status 130."""
     _tell_nobody()
+    # Threads that wait must not spin: beside other work they took five times as long. Torch reads
+    # this once, when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings(), stoppable():

@@ -222,12 +222,12 @@ def making(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return takes(options=record(MakeOptions(command)), config=record(defaults(command)))
 
 
-def changes(settings: Iterable[tuple[Field[Any], str]]) -> Flags:
-    """Flags of settings, each with the default that is shown.
+def changes(settings: Iterable[tuple[Field[Any], str, str]]) -> Flags:
+    """Flags of settings, each with the default that is shown and its group in the help.
 
     The command gets a mapping of those that were given.
     """
-    parameters = [_parameter(one, None, shown) for one, shown in settings]
+    parameters = [_parameter(one, None, shown, group) for one, shown, group in settings]
 
     def gather(**given: object) -> dict[str, object]:
         return {name: value for name, value in given.items() if value is not None}
@@ -235,14 +235,18 @@ def changes(settings: Iterable[tuple[Field[Any], str]]) -> Flags:
     return Flags(parameters, gather)
 
 
-def _parameter(one: Field[Any], default: object, shown: str | bool = True) -> inspect.Parameter:
+def _parameter(
+    one: Field[Any], default: object, shown: str | bool = True, group: str | None = None
+) -> inspect.Parameter:
     """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
     kind: Any = one.type if default is not None else one.type | None  # type: ignore[operator]
     plain = flag(one.name)
     if kind in (bool, bool | None):
         plain += f"/--no-{plain[2:]}"
     names = one.metadata["names"] or plain
-    option = typer.Option(*names.split(), help=one.metadata["help"], show_default=shown)
+    option = typer.Option(
+        *names.split(), help=one.metadata["help"], show_default=shown, rich_help_panel=group
+    )
     if one.name == "frames":
         option.parser, option.metavar, option.show_default = parse_frames, "auto|N", "auto"
     keyword, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, option]

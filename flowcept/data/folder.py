@@ -115,15 +115,12 @@ def scan(
     files for the next time. Raises UserError for a missing folder, for malformed lists of captions
     (with file and line), and if no clip is left.
     """
-    probe = _Probe(cache / "scan.json" if cache else None)
-    seen = _look_at_all(_sources(folder, probe), probe, progress)
-    probe.keep()
-
+    seen = look(folder, progress, cache)
     fps = settings.fps or _common_rate(folder, seen)
     pieces, findings = zip(*(_cut(one, settings, fps) for one in seen), strict=True)
     entries = tuple(itertools.chain(*pieces))
     if not entries:
-        raise _unusable(folder, findings)
+        raise unusable(folder, findings)
     return Scan(entries, findings, fps, settings)
 
 
@@ -141,7 +138,16 @@ def caption_notes(folder: Path, scan: Scan) -> list[str]:
     return lines
 
 
-def _unusable(folder: Path, findings: Sequence[Finding]) -> UserError:
+def look(folder: Path, progress: Progress | None = None, cache: Path | None = None) -> list["Seen"]:
+    """What each file of a folder is, in the order in which they are found; as for ``scan``."""
+    probe = _Probe(cache / "scan.json" if cache else None)
+    seen = _look_at_all(_sources(folder, probe), probe, progress)
+    probe.keep()
+    return seen
+
+
+def unusable(folder: Path, findings: Sequence[Finding]) -> UserError:
+    """That no clip is left, and the commonest reasons."""
     reasons = Counter(finding.reason for finding in findings).most_common(3)
     detail = "; ".join(f"{number} x {reason}" for reason, number in reasons)
     return UserError(f"{folder}: none of its {len(findings)} clips can be used: {detail}")
@@ -182,7 +188,7 @@ class _Probe:
                 temporary.write_text(json.dumps(self.known), encoding="utf-8")
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """A file, its caption, and how it plays or why it cannot be used."""
 
     path: Path
@@ -192,7 +198,7 @@ class _Seen(NamedTuple):
 
 def _look_at_all(
     sources: Sequence["_Source"], probe: _Probe, progress: Progress | None
-) -> list[_Seen]:
+) -> list[Seen]:
     seen = []
     # Threads are enough: the work is done by ffmpeg's processes and by Pillow.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -203,16 +209,16 @@ def _look_at_all(
     return seen
 
 
-def _look(probe: _Probe, path: Path, caption: str | None) -> _Seen:
+def _look(probe: _Probe, path: Path, caption: str | None) -> Seen:
     try:
         if not path.exists():
-            return _Seen(path, "", "it is named in the list of clips but does not exist")
+            return Seen(path, "", "it is named in the list of clips but does not exist")
         if caption is None:
             beside = _beside(path)
             caption = " ".join(_text(beside).split()) if beside.is_file() else ""
-        return _Seen(path, caption, probe(path))
+        return Seen(path, caption, probe(path))
     except (UserError, OSError) as error:
-        return _Seen(path, "", reason_of(path, error))
+        return Seen(path, "", reason_of(path, error))
 
 
 def _beside(path: Path) -> Path:
@@ -407,7 +413,7 @@ def _same_rate(a: float, b: float) -> bool:
     return abs(a - b) <= SAME_RATE * max(a, b)
 
 
-def _common_rate(folder: Path, seen: Sequence[_Seen]) -> float:
+def _common_rate(folder: Path, seen: Sequence[Seen]) -> float:
     """The most common rate of moving clips; of several the lowest, which repeats no frame."""
     clips = [one.found for one in seen if isinstance(one.found, Timing)]
     common = multimode(round(clip.fps, 3) for clip in clips if clip.num_frames > 1)
@@ -418,7 +424,7 @@ def _common_rate(folder: Path, seen: Sequence[_Seen]) -> float:
     return fps
 
 
-def _cut(seen: _Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntry], Finding]:
+def _cut(seen: Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntry], Finding]:
     """The training clips of one file: itself, or pieces that differ by at most one frame."""
     path, caption, found = seen
     if isinstance(found, str):

@@ -57,7 +57,7 @@ def _named(settings: CodecSettings) -> Codec:
     return load_pretrained(path)
 
 
-def fitted(codec: Codec, pictures: PictureStore, run: Run) -> Codec:
+def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec:
     """The codec trained on the clips, where it is ours, and its statistics; once per run."""
     config, files, team = run.config, run.files, run.machine.team
     if team.first and not files.codec.exists():
@@ -84,7 +84,7 @@ def _whole_clips(
 
 
 def _trained(
-    codec: Autoencoder, pictures: PictureStore, clips: Sequence[int], run: Run
+    codec: Autoencoder, pictures: PictureStore, clips: Sequence[int], run: Run[TrainConfig]
 ) -> Autoencoder:
     """The autoencoder after all its steps; a training that was stopped goes on from its state."""
     config, state, console = run.config, run.files.codec_state, run.console

@@ -26,14 +26,14 @@ from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
 from flowcept.training.fitting import fitted, new_codec
-from flowcept.training.loop import run_to_end
+from flowcept.training.loop import Training, run_to_end
 from flowcept.training.parts import (
     Clips,
     assemble,
     check_parts,
     split,
 )
-from flowcept.training.state import Files, Run
+from flowcept.training.state import Config, Files, Run
 from flowcept.training.stopping import stoppable
 from flowcept.training.trainer import Trainer
 
@@ -84,8 +84,8 @@ def train(
         said.say(*scan.summary())
         if not resume:
             said.say(*idle(config, given))
-            _open(state)
-        with _told_how_to_go_on(folder, state):
+            open_folder(state)
+        with told_how_to_go_on(folder, state):
             pictures = team.in_turn(lambda: _decoded(scan, state, resume))
             if origin is None:
                 codec = fitted(codec, pictures, state)
@@ -94,7 +94,7 @@ def train(
             weights = assemble(config, clips, codec, origin, process, family, **facts)
             trainer = Trainer(weights, clips, config, state.machine)
             if resume:
-                _go_on(trainer, state)
+                go_on(trainer, state)
             said.say(*_differences(config, origin), describe(trainer))
             run_to_end(trainer, state, pause_at)
     return files.model
@@ -105,7 +105,7 @@ def _origin(config: TrainConfig) -> Weights | None:
     path = config.optimizer.init
     if not path:
         return None
-    origin = model_file.load(Path(path))
+    origin = model_file.load(model_file.find(path))
     if origin.card.any_size:
         raise UserError(f"{path} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:
@@ -144,7 +144,7 @@ def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
             yield f"note: {flag(name)} has no effect: {why[name]}"
 
 
-def _open(run: Run) -> None:
+def open_folder(run: Run[Config]) -> None:
     """Take the run's folder, once all processes have seen that it was not in use."""
     team = run.machine.team
     team.wait()
@@ -154,17 +154,19 @@ def _open(run: Run) -> None:
 
 
 @contextmanager
-def _told_how_to_go_on(folder: Path, run: Run) -> Iterator[None]:
+def told_how_to_go_on(folder: Path, run: Run[Config]) -> Iterator[None]:
     """Whoever stops the run within is told how to resume it."""
     try:
         yield
     except KeyboardInterrupt:
-        words = shlex.join(["train", str(folder), "-o", str(run.files.path), "--resume"])
+        family: str = run.config.family
+        network: list[str] = [] if family == TrainConfig.family else ["--network", family]
+        words = shlex.join(["train", str(folder), "-o", str(run.files.path), *network, "--resume"])
         run.console.say(f"to go on: flowcept {words}")
         raise
 
 
-def _decoded(scan: data.Scan, run: Run, resume: bool) -> PictureStore:
+def _decoded(scan: data.Scan, run: Run[TrainConfig], resume: bool) -> PictureStore:
     """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
     progress = run.console.progress("decoding", "frame")
     try:
@@ -177,7 +179,7 @@ def _decoded(scan: data.Scan, run: Run, resume: bool) -> PictureStore:
     return store
 
 
-def _encoded(pictures: PictureStore, codec: Codec, run: Run) -> Clips:
+def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Clips:
     """All clips as latents, some of them held out."""
     machine = run.machine
     latents = machine.team.in_turn(
@@ -194,7 +196,7 @@ def _encoded(pictures: PictureStore, codec: Codec, run: Run) -> Clips:
     return Clips(latents, *split(latents, run.config))
 
 
-def _go_on(trainer: Trainer, run: Run) -> None:
+def go_on(trainer: Training, run: Run[Config]) -> None:
     """Load the state, if one was written; ``UserError`` where it is of other clips."""
     if not run.files.state.exists():
         return
