@@ -163,6 +163,8 @@ def defaults(command: str) -> SampleConfig:
 
 def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     """UserError where ``count`` keyframes and ``multi`` frames per gap contradict the lengths."""
+    if count < 2:
+        raise UserError("interp needs two keyframes at least")
     if not 0 <= multi <= LARGEST:
         raise UserError(f"--multi must be from 1 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):
@@ -172,11 +174,11 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
             raise UserError(f"{name} {value} is under the number of keyframes, {count}")
 
 
-def check_extension(direction: str, context: int) -> None:
+def check_extension(direction: str, context: int | None) -> None:
     """UserError for an unknown direction, or where nothing of a clip would be seen."""
     if direction not in DIRECTIONS:
         raise UserError(f"--direction must be {', '.join(DIRECTIONS)}, not {direction!r}")
-    if context < 1:
+    if context is not None and context < 1:
         raise UserError(f"--context must be at least 1, not {context}")
 
 
@@ -193,6 +195,9 @@ class DataSettings(Settings):
     max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
     fit: str = setting("crop", "how frames get the size: crop, pad or stretch", FIT)
     held_out: float = setting(0.02, "share of the clips kept out of training, to score it", SHARE)
+    lexicon: str = setting(
+        "", "file of words that people use for those of captions; stays in the model"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -271,12 +276,12 @@ class ContextMixture:
     """How often each kind of given frames is shown in training, as weights."""
 
     none: float = 0.45  # text-to-video
-    first: float = 0.17  # image-to-video
+    first: float = 0.09  # image-to-video
     first_last: float = 0.13  # interpolation
     keyframes: float = 0.07  # both ends and one to three frames between
     alternate: float = 0.12  # every second frame (a clip's rate doubled); half the draws do not fit
-    first_k: float = 0.05  # extension forward
-    last_k: float = 0.05  # extension backward
+    first_k: float = 0.12  # extension forward, one frame in eight draws: as many of one as of more
+    last_k: float = 0.06  # extension backward
     runs: float = 0.03  # scene completion: two or three runs anywhere
 
     def __post_init__(self) -> None:
@@ -298,6 +303,9 @@ class ObjectiveSettings(Settings):
         0.5, "share of clips with given frames shown without prompt", SHARE
     )
     context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
+    paraphrase: float = setting(
+        0.1, "share of captions' words shown as others of the lexicon", SHARE
+    )
 
 
 @dataclass(frozen=True)

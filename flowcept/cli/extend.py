@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import MakeOptions, NoSound, Prompt, helped, making
+from flowcept.cli.options import Anyway, MakeOptions, NoSound, Prompt, helped, making
 from flowcept.settings import SampleConfig, check_extension
 
 
@@ -17,7 +17,10 @@ def extend(
     clip: Annotated[Path, typer.Argument(help="the clip to go on from")],
     prompt: Prompt = "",
     direction: Annotated[str, helped("forward, backward or both")] = "forward",
-    context: Annotated[int, helped("frames of the clip that the model sees")] = 4,
+    context: Annotated[
+        int | None, helped("frames of the clip that the model sees; default as many as it can")
+    ] = None,
+    anyway: Anyway = False,
     no_sound: NoSound = False,
 ) -> None:
     """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)"""
@@ -34,7 +37,12 @@ def extend(
         options,
         [options.job(prompt, config)],
         lambda studio, asked: studio.extend_file(
-            file, direction=direction, context=context, sound=sound, **asked
+            file,
+            direction=direction,
+            context=context,
+            sound=sound,
+            anyway=anyway,
+            **asked,
         ),
         inputs=[clip],
     )

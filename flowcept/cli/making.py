@@ -66,7 +66,18 @@ def make_clips(
         if own.talks:
             most = max(studio.estimate(job.config, own.scale, **room) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-        _make(studio, own, call, zip(clips, outputs, strict=True))
+        told = _tell_of_words(studio, own, jobs)
+        _make(studio, own, call, zip(clips, outputs, strict=True), told)
+
+
+def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) -> set[str]:
+    """What the model makes of the words of prompts, before the work: those notes."""
+    readings = ((job.prompt, job.negative_prompt, job.literal) for job in jobs)
+    notes = dict.fromkeys(note for reading in readings for note in studio.word_notes(*reading))
+    if options.talks:
+        for line in notes:
+            options.say(f"note: {line}")
+    return set(notes)
 
 
 @contextmanager
@@ -87,15 +98,22 @@ def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
 
 
 def _make(
-    studio: Studio, options: MakeOptions, call: Call, wanted: Iterable[tuple[Job, Outputs]]
+    studio: Studio,
+    options: MakeOptions,
+    call: Call,
+    wanted: Iterable[tuple[Job, Outputs]],
+    told: set[str],
 ) -> None:
-    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too."""
+    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too.
+
+    Notes that were ``told`` are not told again.
+    """
     results = []
     try:
         for job, output in wanted:
             with _bar(options, studio, job.config.most_steps) as watch:
                 clip = call(studio, job.keywords() | {"watch": watch})
-            results.append(_write(options, clip, output))
+            results.append(_write(options, clip, output, told))
     finally:
         if options.as_json:
             typer.echo(json.dumps(results, indent=1))
@@ -197,7 +215,7 @@ def _bar(options: MakeOptions, studio: Studio, steps: int) -> Iterator[Callable[
         yield watch
 
 
-def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
+def _write(options: MakeOptions, clip: Clip, output: Outputs, told: set[str]) -> dict[str, Any]:
     """Write the clip and its pictures and say so; the record of it for JSON."""
     path = output.clip or _new_name(options.command, clip.seed)
     changed = clip.save(path, metadata=not options.no_metadata)
@@ -207,7 +225,8 @@ def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
     notes = [*clip.notes, *([changed] if changed else [])]
     if options.talks:
         for line in notes:
-            options.say(f"note: {line}")
+            if line not in told:
+                options.say(f"note: {line}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
         name = "stdout" if options.piped else path
         options.say(f"{name}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")

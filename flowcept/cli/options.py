@@ -38,6 +38,7 @@ def helped(meaning: str, *names: str) -> Any:  # noqa: ANN401 - as Typer has it
 RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
+Anyway = Annotated[bool, helped("go on with pictures that the model cannot show", "--anyway")]
 Device = Annotated[str, helped("auto, cpu, cuda or mps")]
 Dtype = Annotated[str, helped("auto, float32, bfloat16 or float16")]
 Exact = Annotated[
@@ -60,6 +61,8 @@ class Job:
     seed: int | None = None  # None: a random one
     fps: float | None = None
     scale: int | None = None
+    loop: bool = False
+    literal: bool = False  # no word is read as another
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
@@ -89,6 +92,11 @@ class MakeOptions(Settings):
     )  # fmt: skip
     format: str = setting("mp4", "of a clip on stdout", names="--format")
     negative_prompt: str = setting("", "what to lead away from", names="--negative-prompt -n")
+    literal: bool = setting(
+        False,
+        "prompts as written: no word is read as another that the model knows",
+        names="--literal",
+    )
     seed: int | None = setting(None, "by default random; always told", SEED)
     count: int = setting(
         1, "clips per prompt; later ones have seeds made from the first", within(1, 10_000)
@@ -97,6 +105,10 @@ class MakeOptions(Settings):
     scale: int | None = setting(
         None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
     )
+    loop: bool = setting(
+        False, "frames from the last one back to the first, which all lengths count too",
+        names="--loop",
+    )  # fmt: skip
     device: str = setting("auto", "auto, cpu, cuda or mps")
     dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
     compile: bool = setting(
@@ -133,7 +145,8 @@ class MakeOptions(Settings):
 
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
-        return Job(prompt, config, self.negative_prompt, self.seed, self.fps, self.scale)
+        shared = ("negative_prompt", "seed", "fps", "scale", "loop", "literal")
+        return Job(prompt, config, **{name: getattr(self, name) for name in shared})
 
 
 def check_output(path: Path | None) -> None:

@@ -56,6 +56,7 @@ def _of_the_sampler(options: MakeOptions, config: SampleConfig) -> list[str]:
         **{name: getattr(config, name) for name in ("frames", "min_length", "max_length")},
         **{name: getattr(options, name) for name in ("scale", "preview", "sheet", "trace")},
         "count": options.count > 1,
+        "loop": options.loop,
         "device": options.device not in ("auto", "cpu"),
     }
     return [flag(name) for name, value in asked.items() if value]

@@ -522,25 +522,50 @@ def write_stream(
     check_output(path)
     if not SLOWEST <= fps <= FASTEST:
         raise ValueError(f"a clip needs {SLOWEST} to {FASTEST} frames a second")
-    suffix = path.suffix.lower()
-    lost = _lost_sound(sound, suffix)
-    rate = Fraction(fps).limit_denominator(1001)
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)
+    how = _Writing.of(path, fps, metadata, sound)
     counted = _Counted(frames_FHWC)
-    with replacing(path, numbered=suffix == ".png") as temporary, _beside(temporary) as apart:
-        name = path.name if suffix else "%04d.png"
+    with replacing(path, numbered=how.suffix == ".png") as temporary, _beside(temporary) as apart:
         frames: Iterable[Frames] = counted
-        if suffix == ".gif":
-            frames = formats.Recorded(apart.with_suffix(".mkv"), counted, rate)
-        note = formats.write(temporary, frames, rate, comment, name)
-        if sound is not None and not lost:
+        if how.suffix == ".gif":
+            frames = formats.Recorded(apart.with_suffix(".mkv"), counted, how.rate)
+        note = formats.write(temporary, frames, how.rate, how.comment, how.name)
+        lost = how.lost
+        if how.sound is not None:
             temporary.rename(apart)
-            seconds = float(counted.count / rate)
-            if not formats.add_sound(apart, sound, seconds, comment, temporary):
+            seconds = float(counted.count / how.rate)
+            if not formats.add_sound(apart, how.sound, seconds, how.comment, temporary):
                 apart.replace(temporary)
-                lost = f"the sound of {sound.path} cannot be decoded: it is left out"
+                lost = f"the sound of {how.sound.path} cannot be decoded: it is left out"
         _check_written(path, temporary, counted.count)
     return counted.count, "; ".join(filter(None, [lost, note]))
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How a clip is written."""
+
+    suffix: str
+    name: str  # of PNG frames
+    rate: Fraction
+    comment: str
+    sound: Sound | None  # where it can be kept
+    lost: str  # why it cannot, "" if it can
+
+    @staticmethod
+    def of(
+        path: Path, fps: float, metadata: Mapping[str, object] | None, sound: Sound | None
+    ) -> "_Writing":
+        """In the format of the suffix of ``path``."""
+        suffix = path.suffix.lower()
+        lost = _lost_sound(sound, suffix)
+        return _Writing(
+            suffix,
+            path.name if suffix else "%04d.png",
+            Fraction(fps).limit_denominator(1001),  # holds 29.97 and 30000/1001 alike
+            "" if metadata is None else json.dumps(dict(metadata), default=str),  # ASCII
+            None if lost else sound,
+            lost,
+        )
 
 
 class _Counted:

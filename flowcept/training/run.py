@@ -25,11 +25,12 @@ from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
-from flowcept.training.fitting import fitted, new_codec
+from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
 from flowcept.training.loop import Training, run_to_end
 from flowcept.training.parts import (
     Clips,
     assemble,
+    check_lexicon,
     check_parts,
     split,
 )
@@ -83,6 +84,7 @@ def train(
         scan = team.in_turn(lambda: data.scan(folder, config.data, reading, files.cache))
         said.say(*scan.summary())
         if not resume:
+            check_lexicon(config.data.lexicon, (entry.caption for entry in scan.entries))
             said.say(*idle(config, given))
             open_folder(state)
         with told_how_to_go_on(folder, state):
@@ -90,12 +92,16 @@ def train(
             if origin is None:
                 codec = fitted(codec, pictures, state)
             clips = _encoded(pictures, codec, state)
-            facts = {"dataset": folder.resolve().name, "fps": scan.fps}
+            facts = {
+                "dataset": folder.resolve().name,
+                "fps": scan.fps,
+                "codec_psnr": rebuilt_psnr(codec, pictures, state),
+            }
             weights = assemble(config, clips, codec, origin, process, family, **facts)
             trainer = Trainer(weights, clips, config, state.machine)
             if resume:
                 go_on(trainer, state)
-            said.say(*_differences(config, origin), describe(trainer))
+            said.say(*_differences(config, origin), *_words(weights), describe(trainer))
             run_to_end(trainer, state, pause_at)
     return files.model
 
@@ -126,6 +132,12 @@ def _differences(config: TrainConfig, origin: Weights | None) -> Iterator[str]:
                 )
 
 
+def _words(weights: Weights) -> Iterator[str]:
+    """What a model's lexicon holds."""
+    if weights.card.lexicon is not None:
+        yield f"lexicon: {weights.card.lexicon}"
+
+
 def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
     """Notes on settings that were given and change nothing."""
     named, new = config.codec.codec, config.codec.codec == "autoencoder"
@@ -139,6 +151,8 @@ def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
         why |= dict.fromkeys(shape, "the codec has its own shape")
     if config.text.text_source:
         why |= dict.fromkeys(("text_width", "text_depth"), "the encoder has its own shape")
+    if not (config.data.lexicon or config.optimizer.init):
+        why["paraphrase"] = "there is no --lexicon"
     for name in given:
         if name in why:
             yield f"note: {flag(name)} has no effect: {why[name]}"

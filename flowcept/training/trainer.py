@@ -40,7 +40,9 @@ from flowcept.training.parts import Clips
 
 SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
 HELD_OUT_STEPS = 4  # of training: as many tokens go into a loss of held-out clips
-WITH_ALL = ObjectiveSettings(prompt_dropout=0.0, given_prompt_dropout=0.0, context_dropout=0.0)
+WITH_ALL = ObjectiveSettings(
+    prompt_dropout=0.0, given_prompt_dropout=0.0, context_dropout=0.0, paraphrase=0.0
+)
 
 
 class Learner(nn.Module):
@@ -184,7 +186,8 @@ class Trainer:
         step: int = 0,
         cursor: int = 0,
     ) -> Batch:
-        lessons = Lessons(self.clips.latents, self.process, self.config.context, objective)
+        words = self.card.lexicon if objective.paraphrase else None
+        lessons = Lessons(self.clips.latents, self.process, self.config.context, objective, words)
         return batches.draw_batch(
             lessons,
             clips,
