@@ -43,6 +43,7 @@ Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new)
 Watch = Callable[[Step], None]
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
+ENDS = 256  # frames at either end of a file that extend reads, more than any model sees
 # Decibels at which an autoencoder rebuilds a given picture at least, where its card does not say
 # how well it does its own: the shipped one's own lie over 30, six of ten photographs under 28.
 USUAL_PSNR = 28.0
@@ -64,15 +65,28 @@ class Clip:
     order: list[int] = field(default_factory=list)  # names of the final latents, left to right
     ends: list[int] = field(default_factory=list)  # the picture that each of them ends with
     sound: Sound | None = None
+    before: int = 0  # frames in front of the clip that is extended
+    whole: video.Joined | None = None  # what is written where memory does not hold it all
+
+    @property
+    def shown(self) -> Frames | video.Joined:
+        """All frames, one after another."""
+        return self.frames_FHW3 if self.whole is None else self.whole
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.frames_FHW3.shape[1:3]
+        return (height, width) if self.whole is None else self.whole.size
 
     def __len__(self) -> int:
-        return len(self.frames_FHW3)
+        return len(self.shown)
 
     def save(self, path: str | Path, *, metadata: bool = True) -> str:
         """Write the clip; the suffix decides the format. What had to be changed, or ""."""
         told = self.settings if metadata else None
-        frames_FHW3, sound = self.frames_FHW3, self.sound
-        return video.write_video(Path(path), frames_FHW3, self.fps, metadata=told, sound=sound)
+        frames, sound = self.shown, self.sound
+        return video.write_stream(Path(path), frames, self.fps, metadata=told, sound=sound)[1]
 
 
 @dataclass(frozen=True)
@@ -409,7 +423,24 @@ class Studio:
         request = replace(request, fps=rate, scale=1)
         notes += self._other_rate(clip_fps)
         clip = self._finish(made, request, notes, direction=direction, context=edges[-1].known)
-        return _sounding(clip, sound, made.before / rate if rate == clip_fps else None)
+        clip = _sounding(clip, sound, made.before / rate if rate == clip_fps else None)
+        return replace(clip, before=made.before)
+
+    def extend_file(self, file: video.Footage, prompt: str = "", **options: Any) -> Clip:  # noqa: ANN401
+        """``extend`` of a file that need not fit into memory, which is read again when it is saved.
+
+        Between its ends the clip's ``frames_FHW3`` lack frames, and have the model's size.
+        """
+        held = ENDS + 2 * (options.get("context") or 0)
+        ends_FHW3, own = file.ends(held, self.card.size)
+        clip = self.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
+
+        before, after = np.split(clip.frames_FHW3, [clip.before, clip.before + len(ends_FHW3)])[::2]
+        whole = video.Joined((before, file, after), own)
+        settings = clip.settings | {"frames": len(whole)}
+        notes = [*clip.notes, file.lost] if file.lost else clip.notes
+        ends = clip.ends if len(ends_FHW3) == len(file) else []
+        return replace(clip, whole=whole, settings=settings, notes=notes, ends=ends)
 
     def estimate(
         self,
@@ -882,4 +913,4 @@ def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:
     if start is None:
         note = "sound is left out: the clip plays at another pace"
         return replace(clip, notes=[*clip.notes, note])
-    return replace(clip, sound=Sound(sound, start))
+    return replace(clip, sound=video.sound_of(sound, start))

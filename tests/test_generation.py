@@ -405,6 +405,38 @@ def test_memory_is_asked_for_what_is_known(studio, monkeypatch):
         studio.interp(keys, multi=3000, **SMALL)
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+@pytest.mark.parametrize("held", [3, 256])
+def test_a_file_is_extended_as_its_frames_are(studio, tmp_path, monkeypatch, direction, held):
+    """However few of them are held in memory, and read again when the clip is saved."""
+    monkeypatch.setattr(tasks, "ENDS", held)
+    clip = noise(11, 2 * SIZE, 3 * SIZE)
+    video.write_video(tmp_path / "a.apng", clip, 12)
+    settings = {"direction": direction, "frames": 5, "context": 2, **FAST}
+    expected = studio.extend(clip, clip_fps=12, **settings)
+    file = video.Footage.open(tmp_path / "a.apng")
+    monkeypatch.setattr(video.Footage, "ends", _watched(file.ends, held + 4, clip))
+    made = studio.extend_file(file, **settings)
+    assert len(made) == made.settings["frames"] == len(expected)
+    assert made.size == (2 * SIZE, 3 * SIZE)
+    assert made.save(tmp_path / "b.apng") == ""
+    frames_FHW3, fps = video.read_video(tmp_path / "b.apng")
+    np.testing.assert_array_equal(frames_FHW3, expected.frames_FHW3)
+    assert fps == 12
+    assert made.settings == expected.settings
+
+
+def _watched(ends, most, clip):
+    def counted(_, count, size):
+        assert count <= most
+        ends_FHW3, own = ends(count, size)
+        assert len(ends_FHW3) == min(2 * count, len(clip))
+        assert ends_FHW3.shape[1:3] == (SIZE, SIZE)
+        return ends_FHW3, own
+
+    return counted
+
+
 # ---- words that people use ---------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def evaluate(
     scores = scorer.evaluate(
         maker, folder, config, between, task=task, clips=clips, network=network
     )
-    text = json.dumps(asdict(scores), ensure_ascii=False, indent=1)
+    text = json.dumps(asdict(scores), indent=1)
     if output is not None:
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

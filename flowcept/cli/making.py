@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 import flowcept
-from flowcept.cli.options import RATE, Job, MakeOptions, check_output
+from flowcept.cli.options import RATE, Job, MakeOptions, check_output, temporary_beside
 from flowcept.errors import UserError
 from flowcept.settings import mixed, random_seed
 
@@ -52,19 +55,19 @@ def make_clips(
     ``UserError`` where an output cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
-    outputs = _outputs(options, clips, inputs)
-    with warnings.catch_warnings():
-        if options.quiet:
+    with to_stdout(options, len(clips)) as own, warnings.catch_warnings():
+        outputs = _outputs(own, clips, inputs)
+        if own.quiet:
             warnings.simplefilter("ignore")
-        studio = _open(options)
-        studio.check_task(options.command)
+        studio = _open(own)
+        studio.check_task(own.command)
         if own_steps:
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
-        if options.talks:
-            most = max(studio.estimate(job.config, options.scale, **room) for job in jobs)
+        if own.talks:
+            most = max(studio.estimate(job.config, own.scale, **room) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-        told = _tell_of_words(studio, options, jobs)
-        _make(studio, options, call, zip(clips, outputs, strict=True), told)
+        told = _tell_of_words(studio, own, jobs)
+        _make(studio, own, call, zip(clips, outputs, strict=True), told)
 
 
 def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) -> set[str]:
@@ -73,8 +76,25 @@ def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) ->
     notes = dict.fromkeys(note for reading in readings for note in studio.word_notes(*reading))
     if options.talks:
         for line in notes:
-            typer.echo(f"note: {line}")
+            options.say(f"note: {line}")
     return set(notes)
+
+
+@contextmanager
+def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
+    """Where the clip goes to stdout: a file is made first, whole or not at all, and sent then."""
+    temporary_beside(options.output)
+    if options.output != Path("-"):
+        yield options
+        return
+    if count > 1 or options.as_json:
+        raise UserError("stdout takes one clip and nothing beside it: give --output a name")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"clip.{options.format}"
+        yield replace(options, output=file, piped=True)
+        with file.open("rb") as made:
+            shutil.copyfileobj(made, sys.stdout.buffer)
+        sys.stdout.flush()
 
 
 def _make(
@@ -96,7 +116,7 @@ def _make(
             results.append(_write(options, clip, output, told))
     finally:
         if options.as_json:
-            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
+            typer.echo(json.dumps(results, indent=1))
 
 
 def check_rate(fps: float) -> None:
@@ -201,14 +221,15 @@ def _write(options: MakeOptions, clip: Clip, output: Outputs, told: set[str]) ->
     changed = clip.save(path, metadata=not options.no_metadata)
     _draw(clip, output)
 
-    height, width = clip.frames_FHW3.shape[1:3]
+    height, width = clip.size
     notes = [*clip.notes, *([changed] if changed else [])]
     if options.talks:
         for line in notes:
             if line not in told:
-                typer.echo(f"note: {line}")
+                options.say(f"note: {line}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
-        typer.echo(f"{path}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
+        name = "stdout" if options.piped else path
+        options.say(f"{name}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
     written = {"output": str(path), "width": width, "height": height, "notes": notes}
     return clip.settings | written
 
@@ -226,9 +247,10 @@ def _draw(clip: Clip, output: Outputs) -> None:
     from flowcept.evaluation import report
 
     if output.sheet:
-        video.save_image(video.contact_sheet(clip.frames_FHW3), output.sheet)
+        video.save_image(video.contact_sheet(clip.shown), output.sheet)
     if output.trace:
-        thumbnails = [clip.frames_FHW3[end] for end in clip.ends] or None
+        shown = enumerate(clip.shown if clip.ends else ())
+        thumbnails = [frame_HW3 for number, frame_HW3 in shown if number in clip.ends] or None
         steps = clip.settings["steps"]
         chart = report.growth_chart(clip.growth, clip.order, thumbnails=thumbnails, num_steps=steps)
         video.save_image(chart, output.trace)

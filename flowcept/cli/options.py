@@ -5,7 +5,9 @@ Typer makes flags from the parameters of a function. A command takes whole recor
 the records are the one table of names, defaults and meanings.
 """
 
+import atexit
 import inspect
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, fields, replace
 from functools import partial
@@ -44,6 +46,7 @@ Exact = Annotated[
 ]
 Fit = Annotated[str, helped("how a picture gets the model's size: crop, pad, stretch")]
 Json = Annotated[bool, helped("the result as JSON on stdout", "--json")]
+NoSound = Annotated[bool, helped("leave the clip's sound out", "--no-sound")]
 Prompt = Annotated[str, helped("what happens in the clip", "--prompt", "-p")]
 Quiet = Annotated[bool, helped("errors only", "--quiet", "-q")]
 
@@ -84,9 +87,10 @@ class MakeOptions(Settings):
         names="--model -m",
     )
     output: Path | None = setting(
-        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames",
+        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames; - for stdout",
         names="--output -o",
     )  # fmt: skip
+    format: str = setting("mp4", "of a clip on stdout", names="--format")
     negative_prompt: str = setting("", "what to lead away from", names="--negative-prompt -n")
     literal: bool = setting(
         False,
@@ -117,11 +121,13 @@ class MakeOptions(Settings):
     as_json: bool = setting(False, "the result as JSON on stdout", names="--json")
     quiet: bool = setting(False, "errors only", names="--quiet -q")
     no_metadata: bool = setting(False, "write no settings into the file", names="--no-metadata")
+    piped: bool = False  # whether the clip goes to stdout, and words for people do not
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for everything that can be wrong without a model."""
         super().__post_init__()
-        for path in (self.output, self.preview):
+        to_stdout = self.output == Path("-")
+        for path in (Path(f"clip.{self.format}") if to_stdout else self.output, self.preview):
             check_output(path)
         if self.preview is not None and self.preview.suffix.lower() in ("", ".png"):
             raise UserError(f"--preview must be one file, such as preview.mp4: {self.preview}")
@@ -132,6 +138,10 @@ class MakeOptions(Settings):
     def talks(self) -> bool:
         """Whether the terminal gets lines for people."""
         return not (self.quiet or self.as_json)
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        typer.echo(line, err=self.piped)
 
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
@@ -145,6 +155,17 @@ def check_output(path: Path | None) -> None:
         from flowcept.data import video
 
         video.check_output(path)
+
+
+def temporary_beside(path: Path | None) -> None:
+    """Let libraries put temporary files beside an output where no other folder takes them."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        beside = (path or Path("-")).absolute().parent
+        folder = tempfile.TemporaryDirectory(prefix=".", dir=beside)
+        atexit.register(folder.cleanup)
+        tempfile.tempdir = folder.name
 
 
 def check_file(name: str, path: Path | None, suffixes: tuple[str, ...]) -> None:

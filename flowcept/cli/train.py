@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Quiet, changes, helped, takes
+from flowcept.cli.options import Quiet, changes, helped, takes, temporary_beside
 from flowcept.errors import UserError
 from flowcept.settings import CONFIGS, MotionTrainConfig, TrainConfig, flag, leaf_fields
 
@@ -70,6 +70,7 @@ def train(
         for line in look(folder):
             typer.echo(line)
         return
+    temporary_beside(run)
     given = [*settings, *(read_config(config, CONFIGS[network]) if config else ())]
     learn(
         folder, run, resume=resume, given=given, pause_at=pause_at, quiet=quiet,

@@ -43,7 +43,8 @@ def check(folder: Path, config: TrainConfig) -> list[str]:
     """What training would make of a folder, as lines of text that name every clip."""
     progress = Console().progress("reading", "clip")
     scan = data.scan(folder, config.data, progress)
-    return [*(str(finding) for finding in scan.findings), *scan.summary(examples=0)]
+    findings = [str(finding) for finding in scan.findings]
+    return [*findings, *data.caption_notes(folder, scan), *scan.summary(examples=0)]
 
 
 def train(

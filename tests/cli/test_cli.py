@@ -25,6 +25,7 @@ import flowcept
 from flowcept import cli
 from flowcept import generation as tasks
 from flowcept.data import formats, video
+from flowcept.data.timing import Timing
 from flowcept.data.video import Sound
 from flowcept.errors import UserError
 from flowcept.settings import mixed
@@ -465,6 +466,7 @@ def test_a_rate_that_cannot_be_written_is_refused_first(flow, tiny_model, monkey
     video.write_video(Path("clip.apng"), noise(3), 10)
     read = video.read_video
     monkeypatch.setattr(video, "read_video", lambda path: (read(path)[0], 2000.0))
+    monkeypatch.setattr(video, "probe", lambda _: Timing(2000.0, 3))
     refused(flow("extend", "clip.apng", "-m", ABSENT), "--fps")
     refused(flow("interp", "clip.apng", "-m", tiny_model), "--fps")
 
