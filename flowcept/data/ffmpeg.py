@@ -302,7 +302,7 @@ class Film:
         decoder = _DECODERS.get(self.stream.codec, "")
         known = decoder and offers(decoder, "-decoders")
         chosen = [f"-c:{self.stream.number}", decoder] if known else []
-        return ["-nostdin", *chosen, *source(self.path)]
+        return ["-nostdin", "-threads", "1", *chosen, *source(self.path)]
 
     def _only(self) -> list[str]:
         """Arguments that take the film and nothing else."""
