@@ -21,7 +21,7 @@ from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
-from flowcept.networks.text import PromptEncoder, TextConfig, build_encoder
+from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
 from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
@@ -142,7 +142,7 @@ def load(path: Path) -> Weights:
     """
     info = _description(path)
     card = _card(info, path)
-    frozen = build_encoder(card.text) if card.text.kind == "pretrained" else None
+    frozen = build_encoder(card.text) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)
@@ -338,7 +338,7 @@ def find(name: str | None, prefer: str = DEFAULT) -> Path:
     shipped = shipped_models()
     if wanted in shipped:
         return shipped[wanted]
-    if Path(wanted).is_file():
+    if Path(wanted).exists():
         return Path(wanted)
     names = ", ".join(sorted(shipped)) or "none"
     raise UserError(f"no model {wanted!r}: give a .safetensors file or a shipped name ({names})")

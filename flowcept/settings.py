@@ -68,6 +68,16 @@ STATED = within(SLOWEST, FASTEST)
 SLOWNESS = within(0.01, 1000)
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
+
+
+def sides(size: str) -> tuple[int, int]:
+    """Height and width, in pixels, of a size as people write it; UserError for anything else."""
+    SIZE.check("size", size)
+    match = SIZE_PATTERN.fullmatch(size)
+    assert match, "the rule above"
+    return int(match[2] or match[1]), int(match[1])
+
+
 FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
 EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
 
@@ -202,9 +212,7 @@ class DataSettings(Settings):
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width of a frame, in pixels."""
-        match = SIZE_PATTERN.fullmatch(self.size)
-        assert match, "the rule of this setting"
-        return int(match[2] or match[1]), int(match[1])
+        return sides(self.size)
 
 
 @dataclass(frozen=True)

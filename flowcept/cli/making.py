@@ -149,7 +149,8 @@ def _open(options: MakeOptions) -> Studio:
     if options.threads:
         torch.set_num_threads(options.threads)
     device, dtype = options.device, options.dtype
-    return flowcept.load(options.model, device=device, dtype=dtype, compile=options.compile)
+    more = {"compile": options.compile, "size": options.size}
+    return flowcept.load(options.model, device=device, dtype=dtype, **more)
 
 
 @contextmanager

@@ -55,6 +55,7 @@ class BackboneConfig:
     pictures_per_latent: int  # of the codec
     compression: int  # of the codec: pixels along the side of a latent cell
     fps: float = 25.0  # pictures a second: LTX-Video places frames in seconds
+    first_picture: bool = False  # it places a frame at its first picture, as of 0.9.5; else evenly
     largest_size: int = 64  # largest number of generated frames in a clip that can be predicted
 
     def __post_init__(self) -> None:
@@ -342,19 +343,25 @@ class Backbone(VideoNetwork):
             said_FC1HW: Tensor = self.transformer(*arguments, return_dict=False)[0]
             return said_FC1HW[:, :, 0]
 
-        cell = self.config.compression
-        units = (self.config.pictures_per_latent / self.config.fps, cell, cell)
-        unit_A = torch.tensor(units, device=noise_F.device)
-        coordinate_FAT = (self._now.position_FTA * unit_A).transpose(1, 2)
         said_FPC: Tensor = self.transformer(
             hidden_states=latent_FCHW.flatten(2).transpose(1, 2),
             encoder_hidden_states=text_FSV,
             timestep=noise_F,
             encoder_attention_mask=None,
-            video_coords=coordinate_FAT,
+            video_coords=self._seconds_and_pixels(self._now.position_FTA),
             return_dict=False,
         )[0]
         return said_FPC.transpose(1, 2).reshape(latent_FCHW.shape)
+
+    def _seconds_and_pixels(self, position_FTA: Tensor) -> Tensor:
+        """Where LTX-Video finds tokens, ``[F, A, T]``: in seconds, and in pixels down and right."""
+        index_FT, place_FTA = position_FTA[..., 0], position_FTA[..., 1:]
+        group = self.config.pictures_per_latent
+        picture_FT = index_FT * group
+        if self.config.first_picture:
+            picture_FT = (picture_FT + 1 - group).clamp(min=0)
+        second_FT1 = (picture_FT / self.config.fps)[..., None]
+        return torch.cat([second_FT1, place_FTA * self.config.compression], dim=-1).transpose(1, 2)
 
     def _progress(self, state: FrameState) -> Tensor:
         """The denoising progress of each frame."""

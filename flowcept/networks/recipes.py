@@ -36,6 +36,7 @@ class Recipe:
 
 RECIPES = {
     "ltx": Recipe("T5EncoderModel", tokens=128, masked=False, cleaned=False),
+    "ltx-256": Recipe("T5EncoderModel", tokens=256, masked=False, cleaned=False),  # 0.9.5 and later
     "wan": Recipe("UMT5EncoderModel", tokens=512, masked=True, cleaned=True),
 }
 

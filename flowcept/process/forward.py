@@ -39,6 +39,10 @@ class Process(Protocol):
         """
 
     @property
+    def chooses(self) -> bool:
+        """Whether it chooses how many frames a clip has."""
+
+    @property
     def first(self) -> bool:
         """Whether a clip without given frames starts with its first frame."""
 
@@ -97,6 +101,10 @@ class Flowception:
             raise ValueError(f"fill must lie between 0 and 1, not {self.fill}")
         if not 0 <= self.context_noise < 1:
             raise ValueError(f"context_noise must be under 1, not {self.context_noise}")
+
+    @property
+    def chooses(self) -> bool:
+        return True
 
     def progress(self, num_steps: int, frames: int) -> Tensor:
         del frames

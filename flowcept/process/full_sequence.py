@@ -55,6 +55,10 @@ class FullSequence(Flowception):
 
     levels: Levels | None = None
 
+    @property
+    def chooses(self) -> bool:
+        return False
+
     def progress(self, num_steps: int, frames: int) -> Tensor:
         if self.levels is None:
             return super().progress(num_steps, frames)
