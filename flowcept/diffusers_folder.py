@@ -79,7 +79,7 @@ def _of_wan(scheduler: Any, num_steps: int, tokens: int) -> None:  # noqa: ANN40
 KINDS = {
     "LTXPipeline": Kind(LTX, "ltx", (512, 704), 25.0, 161, _of_ltx),
     "LTXConditionPipeline": Kind(
-        LTX, "ltx-256", (512, 704), 25.0, 161, _of_later_ltx, first_picture=True
+        LTX, "later-ltx", (512, 704), 25.0, 161, _of_later_ltx, first_picture=True
     ),
     "WanPipeline": Kind(WAN, "wan", (480, 832), 16.0, 81, _of_wan),
 }

@@ -12,6 +12,7 @@ import torch
 
 import flowcept
 from flowcept import diffusers_folder
+from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.generation import from_nothing, sample_clips
 from flowcept.process.sampler import clip_generator, latents_of
@@ -224,6 +225,32 @@ def test_half_precision_keeps_what_must_be_precise(saved):
     pair = [one.generate(PROMPT, **options).frames_FHW3.astype(float) for one in (studio, full)]
     apart = np.abs(pair[0] - pair[1]).mean()
     assert 0 < apart < 0.1 * pair[1].std()
+
+
+def test_the_command_makes_a_clip_of_a_folder(saved, flow, tmp_path, monkeypatch):
+    kind, folder, _ = saved
+    height, width = SIZES[kind]
+    group = {"ltx": 8, "wan": 4}[kind]
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", f"{folder}/", "--frames", 2 * group + 1, "--size", f"{width}x{height}"]
+    result = flow("gen", "a dog surfing", *words, "--steps", 2, "--scale", 1, "-o", "out.mp4")
+    assert result.status == 0, result.err
+    assert f"out.mp4: {2 * group + 1} frames of {width}x{height}" in result.out
+    frames_FHW3, _ = video.read_video(tmp_path / "out.mp4")
+    assert frames_FHW3.shape == (2 * group + 1, height, width, 3)
+    settings = video.read_metadata(tmp_path / "out.mp4")
+    assert (settings["model"], settings["frames"]) == ("model", 2 * group + 1)
+
+    wrong = flow("gen", "a dog", *words[:-1], "70x70", "-o", "out.mp4")
+    assert wrong.status == 2
+    assert "off the grid" in wrong.err
+    assert wrong.err.count("\n") == 1
+
+
+def test_a_model_of_one_size_is_asked_for_no_other(flow, tiny_model):
+    wrong = flow("gen", "a dog", "-m", tiny_model, "--size", "96x64", "-o", "out.mp4")
+    assert wrong.status == 2
+    assert "this model makes frames of 32x32: leave out --size" in wrong.err
 
 
 # --- what is refused

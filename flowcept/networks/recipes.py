@@ -1,8 +1,8 @@
 """Prompts as pretrained video models were taught them: T5 for LTX-Video, UMT5 for Wan.
 
-Each has a recipe of its own, and another one is another prompt to it. LTX-Video's T5 reads a prompt
-padded to its full length and nobody hides the padding from it; only real tokens are handed on.
-Wan's UMT5 reads real tokens alone.
+Each has a recipe of its own, and another one is another prompt to it. The T5 of LTX-Video up to
+0.9.1 reads a prompt padded to its full length and nobody hides the padding from it; the others read
+real tokens alone. Only real tokens are handed on.
 
 Shape suffixes: B prompts, L tokens with padding, S real tokens of all prompts, V their width.
 """
@@ -36,7 +36,7 @@ class Recipe:
 
 RECIPES = {
     "ltx": Recipe("T5EncoderModel", tokens=128, masked=False, cleaned=False),
-    "ltx-256": Recipe("T5EncoderModel", tokens=256, masked=False, cleaned=False),  # 0.9.5 and later
+    "later-ltx": Recipe("T5EncoderModel", tokens=256, masked=True, cleaned=False),  # from 0.9.5 on
     "wan": Recipe("UMT5EncoderModel", tokens=512, masked=True, cleaned=True),
 }
 
@@ -104,7 +104,7 @@ class RecipeEncoder(nn.Module):
 def cleaned(text: str) -> str:
     """A prompt as Wan's own pipeline hands it on."""
     try:
-        from ftfy import fix_text  # type: ignore[import-not-found,unused-ignore]
+        from ftfy import fix_text
     except ImportError:
         fixed = text
     else:
