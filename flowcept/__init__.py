@@ -30,18 +30,18 @@ def load(
     diffusers folders, whose models make clips of many sizes.
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
-    from flowcept import diffusers_folder, model_file
+    from flowcept import model_file
     from flowcept.device import pick_device, pick_dtype
+    from flowcept.diffusers_folder import open_model
     from flowcept.generation import Studio, check_size
 
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
     path = model_file.find(model)
-    if path.is_dir():
-        weights, name = diffusers_folder.load(path, precision, size), path.resolve().name
-    else:
-        weights, name = model_file.load(path), path.stem
+    weights = open_model(path, precision, size)
+    if not path.is_dir():
         check_size(weights.card, size)
+    name = path.resolve().name if path.is_dir() else path.stem
     if compile:
         weights.network.compile_blocks()
     return Studio(weights, name, where, precision)

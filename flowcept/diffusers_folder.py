@@ -7,20 +7,23 @@ the clip that its own pipeline makes of the same noise.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowcept import model_file
 from flowcept.codecs.pretrained import PretrainedVideo, load_pretrained
 from flowcept.errors import UserError
-from flowcept.model_file import Card, Weights
+from flowcept.model_file import Base, Card, Weights
 from flowcept.networks.pretrained import LTX, WAN, Backbone, BackboneConfig, check_settings
 from flowcept.networks.text import TextConfig, build_encoder
 from flowcept.process.full_sequence import FullSequence, Levels
@@ -85,10 +88,16 @@ KINDS = {
 }
 
 
-def load(folder: Path, dtype: torch.dtype, size: str | None = None) -> Weights:
+def load(
+    folder: Path,
+    dtype: torch.dtype,
+    size: str | None = None,
+    change: Callable[[Card], Card] | None = None,
+) -> Weights:
     """A pipeline's parts as a model, the transformer and the prompt encoder in ``dtype``.
 
-    ``size`` is WIDTHxHEIGHT, or the side of a square, by default the pipeline's own. Raises
+    ``size`` is WIDTHxHEIGHT, or the side of a square, by default the pipeline's own. ``change``
+    makes the card of another model of it, whose network and process are built instead. Raises
     ``UserError``, one line, for a folder that is not of a pipeline that is known here, or lacks
     something, and for a size off its grid.
     """
@@ -101,28 +110,99 @@ def load(folder: Path, dtype: torch.dtype, size: str | None = None) -> Weights:
     transformer = _transformer(folder, kind, dtype)
     settings = {name: value for name, value in transformer.config.items() if name[0] != "_"}
     text_width = int(settings["caption_channels" if kind.transformer == LTX else "text_dim"])
-    config = _network(kind, codec, settings, text_width, (height, width))
+    plain = _network(kind, codec, settings, text_width, (height, width))
     if settings["in_channels"] != codec.config.channels:
         raise UserError(f"{folder}: the transformer reads other latents than the autoencoder makes")
 
-    network = Backbone(config, 1.0, transformer)
-    network.tasks = TASKS
-    process = FullSequence(levels=_levels(folder, kind, network.tokens_per_frame - 1))
     text = TextConfig(kind.recipe, width=text_width, heads=1, source=str(folder))
     encoder = build_encoder(text).to(dtype)
+    patches = plain.height * plain.width // plain.patch**2
     card = Card(
-        network=config,
-        process=process,
+        network=plain,
+        process=FullSequence(levels=_levels(folder, kind, patches)),
         text=text,
         codec=codec.config,
         size=(height, width),
         fps=kind.fps,
-        lengths={config.largest_size: 1},
+        lengths={plain.largest_size: 1},
         dataset=f"{index['_class_name']} of diffusers",
     )
+    if change is not None:
+        card = change(card)
+    network = Backbone(card.network, card.process.shift, transformer)
+    if change is None:
+        network.tasks = TASKS
     for module in (network, encoder, codec):
         module.eval().requires_grad_(requires_grad=False)
-    return Weights(network, encoder, codec, card, process)
+    return Weights(network, encoder, codec, card, card.process)
+
+
+SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
+
+
+def digest(folder: Path) -> str:
+    """What tells a folder's transformer from others, of its files' headers and ends."""
+    found = hashlib.sha256()
+    for path in sorted((folder / "transformer").glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            found.update(header + file.read(SAMPLED))
+            file.seek(max(path.stat().st_size - SAMPLED, 0))
+            found.update(file.read())
+    return found.hexdigest()
+
+
+def load_adapter(path: Path, dtype: torch.dtype) -> Weights:
+    """An adapter file and its base, which lies where it was in training or in FLOWCEPT_BASES.
+
+    Raises ``UserError`` as ``load`` does, and for a base that is not there or is another one.
+    """
+    card = model_file.read_card(path)
+    assert card.base is not None
+    folder = _base(card.base, path)
+    if digest(folder) != card.base.digest:
+        raise UserError(f"{path} was learned on another model than the one in {folder}")
+    height, width = card.size
+    weights = load(folder, dtype, f"{width}x{height}", lambda _: card)
+    model_file.fill(weights, path)
+    weights.network.eval().requires_grad_(requires_grad=False)
+    return weights
+
+
+def _base(base: Base, path: Path) -> Path:
+    """Where an adapter's base lies."""
+    then = Path(base.folder)
+    bases = os.environ.get("FLOWCEPT_BASES")
+    places = [then, *([Path(bases) / then.name] if bases else [])]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(
+        f"{path} belongs to {then}, which is not there: name the folder that holds it in "
+        "FLOWCEPT_BASES"
+    )
+
+
+def merge(adapter: Path, output: Path) -> None:
+    """Write an adapter and its base as one model file, float32.
+
+    Raises ``UserError`` as ``load_adapter`` does, and for a file that is no adapter.
+    """
+    if model_file.read_card(adapter).base is None:
+        raise UserError(f"{adapter} is a whole model already: there is nothing to merge")
+    weights = load_adapter(adapter, torch.float32)
+    assert isinstance(weights.network, Backbone)
+    card = replace(weights.card, network=weights.network.merge_lora(), base=None)
+    model_file.save(replace(weights, card=card), output)
+
+
+def open_model(path: Path, dtype: torch.dtype, size: str | None = None) -> Weights:
+    """A model file, an adapter file with its base, or a diffusers folder."""
+    if path.is_dir():
+        return load(path, dtype, size)
+    if model_file.read_card(path).base is not None:
+        return load_adapter(path, dtype)
+    return model_file.load(path)
 
 
 def _read(path: Path, folder: Path) -> dict[str, Any]:

@@ -33,6 +33,14 @@ FLOATS = ("F32", "BF16", "F16")  # what weights may be stored as
 
 
 @dataclass(frozen=True)
+class Base:
+    """The pretrained model that an adapter file belongs to."""
+
+    folder: str  # of diffusers, where it was
+    digest: str  # of its transformer's files, ``diffusers_folder.digest``
+
+
+@dataclass(frozen=True)
 class Card:
     """What a model is and what it was trained on."""
 
@@ -49,6 +57,7 @@ class Card:
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
+    base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
 
     @property
     def any_size(self) -> bool:
@@ -83,6 +92,18 @@ class Weights:
             modules["text"] = self.text
         return nn.ModuleDict(modules)
 
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the file by their names there; of an adapter those of its base are not."""
+        tensors: dict[str, Tensor] = self.modules().state_dict()
+        if self.card.base is None:
+            return tensors
+        inside = "network.transformer."
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.startswith("network.") and ("lora_" in name or not name.startswith(inside))
+        }
+
 
 def build(card: Card, frozen: PromptEncoder | None = None) -> Weights:
     """The modules that a card describes, with fresh weights, but for an encoder that is there."""
@@ -97,7 +118,7 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
     Raises ``UserError`` where the file cannot be written or a weight is not finite.
     """
     tensors = {}
-    for name, tensor in weights.modules().state_dict().items():
+    for name, tensor in weights.state().items():
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", kind).contiguous()
         if not bool(tensors[name].isfinite().all()):
@@ -142,6 +163,8 @@ def load(path: Path) -> Weights:
     """
     info = _description(path)
     card = _card(info, path)
+    if card.base is not None:
+        raise UserError(f"{path} is an adapter, no whole model: merge it first (flowcept merge)")
     frozen = build_encoder(card.text) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
@@ -150,23 +173,25 @@ def load(path: Path) -> Weights:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
         raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
-    _fill(weights, path, info["format"])
+    fill(weights, path, info["format"])
     for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
     return weights
 
 
-def _fill(weights: Weights, path: Path, version: int) -> None:
-    """Give modules without contents those of the file, every tensor of it and no other."""
-    modules = weights.modules()
-    expected: dict[str, Tensor] = modules.state_dict()
+def fill(weights: Weights, path: Path, version: int = FORMAT) -> None:
+    """Give modules the contents of the file, every tensor of it and no other.
+
+    An adapter's base has its own already.
+    """
+    modules, expected = weights.modules(), weights.state()
     try:
         with safe_open(path, framework="pt") as file:
             stored = _stored(list(file.keys()), expected.keys(), path, version)
             found = {
                 name: _checked(file, stored[name], like, path) for name, like in expected.items()
             }
-            modules.load_state_dict(found, assign=True)
+            modules.load_state_dict(found, assign=True, strict=weights.card.base is None)
     except UserError:
         raise
     except Exception as error:

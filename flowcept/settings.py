@@ -312,7 +312,10 @@ class ObjectiveSettings(Settings):
 class OptimizerSettings(Settings):
     """How the network is trained."""
 
-    init: str = setting("", "a model file to go on from")
+    init: str = setting("", "a model file to go on from, or a diffusers folder")
+    lora: int = setting(
+        0, "rank of an adapter of a diffusers folder, whose own weights stay; 0: they learn", NUMBER
+    )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
     tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)

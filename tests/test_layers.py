@@ -49,7 +49,7 @@ FLOORS = [
     ("training.fitting", "training.loop", "training.motion"),
     ("training.run",),
     ("cli.options",),
-    ("cli.making", "cli.evaluate", "cli.info", "cli.theatre", "cli.train"),
+    ("cli.making", "cli.evaluate", "cli.info", "cli.merge", "cli.theatre", "cli.train"),
     ("cli.retiming",),
     ("cli.extend", "cli.gen", "cli.i2v", "cli.interp"),
     ("cli",),

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from flowcept import __version__
-from flowcept.cli import evaluate, extend, gen, i2v, info, interp, theatre, train
+from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, theatre, train
 from flowcept.errors import UserError
 
 # What is wrong with the flags; the class of the click that Typer uses, its own or the package.
@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Short videos of a length that the model chooses itself. "
     'Try: flowcept gen "a dog surfing" -o out.mp4',
 )
-for file in (gen, i2v, interp, extend, train, evaluate, info, theatre):
+for file in (gen, i2v, interp, extend, train, merge, evaluate, info, theatre):
     app.command()(getattr(file, file.__name__.rpartition(".")[2]))
 
 

@@ -61,6 +61,10 @@ class VideoNetwork(nn.Module):
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
 
+    def learn(self) -> None:
+        """Let all that is to be trained have gradients, and be in training mode."""
+        self.requires_grad_().train()
+
     @abstractmethod
     def grow_law(self, largest_size: int) -> Any:  # noqa: ANN401 - settings of its family
         """Let the law of sizes reach further; the network's new settings."""

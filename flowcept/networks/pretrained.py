@@ -57,12 +57,14 @@ class BackboneConfig:
     fps: float = 25.0  # pictures a second: LTX-Video places frames in seconds
     first_picture: bool = False  # it places a frame at its first picture, as of 0.9.5; else evenly
     largest_size: int = 64  # largest number of generated frames in a clip that can be predicted
+    lora: int = 0  # rank of what is learned beside the transformer's own weights; 0: those learn
 
     def __post_init__(self) -> None:
         if self.source not in (LTX, WAN):
             raise ValueError(f"unknown pretrained network {self.source!r}; use {LTX} or {WAN}")
         sizes = (self.channels, self.height, self.width, self.text_width, self.largest_size)
-        if min(*sizes, self.pictures_per_latent, self.compression) < 1 or self.fps <= 0:
+        counts = (*sizes, self.pictures_per_latent, self.compression, self.lora + 1)
+        if min(counts) < 1 or self.fps <= 0:
             raise ValueError("the sizes of a pretrained network must be positive")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError("the latent's height and width must be multiples of the patch")
@@ -84,6 +86,16 @@ class BackboneConfig:
         """Width of a token."""
         settings = self.settings
         return int(settings["num_attention_heads"] * settings["attention_head_dim"])
+
+    @property
+    def depth(self) -> int:
+        """Blocks."""
+        return int(self.settings["num_layers"])
+
+    @property
+    def stem_channels(self) -> int:
+        """Of convolutions at the latent's own resolution: there are none."""
+        return 0
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -120,6 +132,20 @@ def build_transformer(config: BackboneConfig) -> Any:  # noqa: ANN401 - an untyp
     except Exception as error:  # the settings may come from any file and raise anything within
         why = str(error).partition("\n")[0]
         raise UserError(f"the settings of this {config.source} are not usable: {why}") from error
+
+
+def add_lora(transformer: Any, rank: int) -> None:  # noqa: ANN401
+    """Add matrices of a low rank to a transformer's attention, which change nothing at first.
+
+    Their scale is 1, so that a file without a word on scale is read right (arXiv 2106.09685).
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        message = 'to learn beside the weights needs peft; install it by pip install ".[diffusers]"'
+        raise UserError(message) from error
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
 
 
 @dataclass(frozen=True)
@@ -186,6 +212,8 @@ class Backbone(VideoNetwork):
         self.log_missing_first = nn.Linear(width, 1)
         self.size = nn.Linear(width, config.largest_size + 1)
         self._start()
+        if config.lora:
+            add_lora(self.transformer, config.lora)
         self._now: Evaluation | None = None
         self._read_FD: Tensor | None = None  # the tokens that read, after the last block
         self._packs: dict[object, Pack] = {}  # the last one, by what it was made of
@@ -237,6 +265,22 @@ class Backbone(VideoNetwork):
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
         for block in self.blocks():
             block.compile(dynamic=True, **options)
+
+    def learn(self) -> None:
+        """Let all have gradients; with a rank of ``lora`` not the transformer's own weights."""
+        super().learn()
+        if self.config.lora:
+            for name, parameter in self.transformer.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+
+    @torch.no_grad()
+    def merge_lora(self) -> BackboneConfig:
+        """Add what was learned beside the transformer's weights to them; the new settings."""
+        if self.config.lora:
+            self.transformer.fuse_lora()
+            self.transformer.unload_lora()
+            self.config = replace(self.config, lora=0)
+        return self.config
 
     @torch.no_grad()
     def grow_law(self, largest_size: int) -> BackboneConfig:

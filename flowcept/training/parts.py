@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flowcept import diffusers_folder
 from flowcept.codecs import Codec
 from flowcept.data.batches import split_held_out
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
-from flowcept.model_file import WORDS, Card, Weights
+from flowcept.model_file import WORDS, Base, Card, Weights
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 from flowcept.process.forward import Flowception, Process
@@ -98,6 +99,22 @@ def check_parts(config: TrainConfig, family: str) -> None:
         build_encoder(text)
 
 
+def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights:
+    """A diffusers folder as a model of the run's process to go on from.
+
+    With ``lora`` its own weights do not learn, and are kept in ``dtype``.
+    """
+    rank = config.optimizer.lora
+    base = Base(str(folder.resolve()), diffusers_folder.digest(folder)) if rank else None
+
+    def change(plain: Card) -> Card:
+        network = replace(plain.network, lora=rank)
+        return replace(plain, network=network, process=process_of(config), base=base)
+
+    precision = dtype if rank else torch.float32
+    return diffusers_folder.load(folder, precision, config.data.size, change)
+
+
 def assemble(
     config: TrainConfig,
     clips: Clips,
@@ -128,6 +145,7 @@ def assemble(
         codec=codec.config,
         size=config.data.frame_size,
         fit=config.data.fit,
+        base=None if origin is None else origin.card.base,
         **tables(clips),
         **facts,
     )
@@ -153,7 +171,7 @@ def _further(
     if longest > network.largest_size:
         shape = network.grow_law(longest)
     network.shift = shift
-    network.requires_grad_().train()
+    network.learn()
     if origin.card.text.kind == "bytes":
         origin.text.requires_grad_()
     return shape, network, origin.text

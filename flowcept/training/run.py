@@ -19,6 +19,7 @@ from flowcept.codecs import Codec
 from flowcept.data import folder as data
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import training_bytes
+from flowcept.diffusers_folder import open_model
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.process.forward import Process
@@ -27,12 +28,7 @@ from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
 from flowcept.training.fitting import fitted, new_codec
 from flowcept.training.loop import run_to_end
-from flowcept.training.parts import (
-    Clips,
-    assemble,
-    check_parts,
-    split,
-)
+from flowcept.training.parts import Clips, assemble, check_parts, pretrained, split
 from flowcept.training.state import Files, Run
 from flowcept.training.stopping import stoppable
 from flowcept.training.trainer import Trainer
@@ -72,7 +68,7 @@ def train(
     config = files.recorded(config, given) if resume else files.unused(config)
     check_parts(config, family)
     device, dtype = pick(config.machine)
-    origin = _origin(config)
+    origin = _origin(config, dtype)
     codec = new_codec(config, origin).to(device)
 
     with stoppable(), joined(device) as team:
@@ -99,12 +95,16 @@ def train(
     return files.model
 
 
-def _origin(config: TrainConfig) -> Weights | None:
+def _origin(config: TrainConfig, dtype: torch.dtype) -> Weights | None:
     """The model to go on from; ``UserError`` where it makes frames of another size."""
     path = config.optimizer.init
+    if config.optimizer.lora and not (path and Path(path).is_dir()):
+        raise UserError("--lora is for a pretrained model: give its diffusers folder by --init")
     if not path:
         return None
-    origin = model_file.load(Path(path))
+    if Path(path).is_dir():
+        return pretrained(Path(path), config, dtype)
+    origin = open_model(Path(path), torch.float32)
     if origin.card.any_size:
         raise UserError(f"{path} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:

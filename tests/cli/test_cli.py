@@ -29,7 +29,7 @@ from flowcept.data.video import Sound
 from flowcept.errors import UserError
 from flowcept.settings import mixed
 
-COMMANDS = ["gen", "i2v", "interp", "extend", "train", "evaluate", "info", "theatre"]
+COMMANDS = ["gen", "i2v", "interp", "extend", "train", "merge", "evaluate", "info", "theatre"]
 GENERATING = COMMANDS[:4]
 ABSENT = "absent.safetensors"  # settings are checked before this is missed
 
