@@ -111,6 +111,7 @@ def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights
         network = replace(plain.network, lora=rank)
         return replace(plain, network=network, process=process_of(config), base=base)
 
+    torch.manual_seed(config.machine.seed)  # of what is added
     precision = dtype if rank else torch.float32
     return diffusers_folder.load(folder, precision, config.data.size, change)
 
