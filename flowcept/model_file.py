@@ -414,9 +414,9 @@ def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     return unpack(header)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What a model file is, by name, for people."""
-    weights = load(path)
+def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
+    """What a model file is, by name, for people; ``weights`` are its own, if loaded already."""
+    weights = weights or load(path)
     card, pictures_of = weights.card, weights.codec.pictures_of
     modules = weights.modules().items()
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules}

@@ -54,16 +54,6 @@ class Plan:
         tokens = (max(g.queries * query_width, g.keys * key_width) for g in self.groups)
         return len(self.groups) > MANY and max(tokens) <= SHORT
 
-    def to(self, device: torch.device) -> Plan:
-        """The same with its numbers on a device."""
-        if device.type == "cpu":
-            return self
-        query_order, key_order, back_order = (
-            None if order is None else order.to(device)
-            for order in (self.query_order, self.key_order, self.back_order)
-        )
-        return Plan(self.groups, query_order, key_order, back_order)
-
     def as_padded(self) -> Padded:
         """Its runs, all made as long as the longest."""
         if not self.padded:

@@ -18,7 +18,7 @@ width, N heads, E head width, S prompt tokens, V their width, K sizes, A axes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,12 +29,14 @@ from torch.nn import functional as F
 
 from flowcept.device import sampling_bytes
 from flowcept.errors import UserError
-from flowcept.networks.attention import Plan, attend, make_plan
+from flowcept.networks.attention import Plan, attend, integers, make_plan
 from flowcept.networks.base import VideoNetwork
 from flowcept.networks.layers import TIME_WAVES, layer_norm, timestep_embedding, zero_init
-from flowcept.networks.layout import runs_of
+from flowcept.networks.layout import runs_of, to_device
 from flowcept.process.forward import shifted
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
+
+Attend = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
 
 LTX, WAN = "LTXVideoTransformer3DModel", "WanTransformer3DModel"
 NOISE_LEVELS = 1000  # of noise alone, as these transformers count
@@ -159,19 +161,15 @@ class Pack:
     to_prompt: Plan  # and the tokens of its prompt
 
     @classmethod
-    def of(cls, lengths: Sequence[int], token_counts: Sequence[int], device: torch.device) -> Pack:
-        """Of clips of so many frames, with prompts of so many tokens."""
+    def of(cls, lengths: Sequence[int], token_counts: Sequence[int]) -> Pack:
+        """Of clips of so many frames, with prompts of so many tokens, on the CPU."""
         frames = runs_of(lengths)
-
-        def numbers(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
-
         return cls(
-            clip_F=numbers([clip for clip, run in enumerate(frames) for _ in run]),
-            index_F=numbers([index for run in frames for index in range(len(run))]),
-            first_B=numbers([run.start for run in frames]),
-            within=make_plan(frames, frames).to(device),
-            to_prompt=make_plan(frames, runs_of(token_counts)).to(device),
+            clip_F=integers([clip for clip, run in enumerate(frames) for _ in run]),
+            index_F=integers([index for run in frames for index in range(len(run))]),
+            first_B=integers([run.start for run in frames]),
+            within=make_plan(frames, frames),
+            to_prompt=make_plan(frames, runs_of(token_counts)),
         )
 
 
@@ -191,6 +189,8 @@ class Backbone(VideoNetwork):
 
     ``transformer``, if given, has its weights already and the settings of ``config``.
     """
+
+    config: BackboneConfig
 
     def __init__(
         self,
@@ -214,6 +214,7 @@ class Backbone(VideoNetwork):
         self._start()
         if config.lora:
             add_lora(self.transformer, config.lora)
+        self.attend: Attend = attend
         self._now: Evaluation | None = None
         self._read_FD: Tensor | None = None  # the tokens that read, after the last block
         self._packs: dict[object, Pack] = {}  # the last one, by what it was made of
@@ -262,7 +263,11 @@ class Backbone(VideoNetwork):
         yield from inner.transformer_blocks if self.config.source == LTX else inner.blocks
 
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
-        """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
+        """Compile the blocks for packs of any lengths, with the options of ``torch.compile``.
+
+        Attention stays out: its runs are other ones in every step.
+        """
+        self.attend = torch.compiler.disable(attend)
         for block in self.blocks():
             block.compile(dynamic=True, **options)
 
@@ -272,6 +277,10 @@ class Backbone(VideoNetwork):
         if self.config.lora:
             for name, parameter in self.transformer.named_parameters():
                 parameter.requires_grad_("lora_" in name)
+
+    def at_rate(self, fps: float) -> BackboneConfig:
+        self.config = replace(self.config, fps=fps)
+        return self.config
 
     @torch.no_grad()
     def merge_lora(self) -> BackboneConfig:
@@ -324,7 +333,8 @@ class Backbone(VideoNetwork):
         device = state.latent_FCHW.device
         made_of = (state.lengths, token_counts, device)
         if made_of not in self._packs:
-            self._packs = {made_of: Pack.of(*made_of)}
+            pack = Pack.of(state.lengths, token_counts)
+            self._packs = {made_of: to_device(pack, device)}
         return self._packs[made_of]
 
     def _evaluation(self, state: FrameState, pack: Pack, prompt_tokens: int) -> Evaluation:
@@ -497,7 +507,7 @@ class PlannedAttention:
             cosine, sine = (_by_head(x, q_FTNE.shape[2]) for x in rotation)
             q_FTNE = turned(q_FTNE, cosine, sine)
             k_RPNE = turned(k_RPNE, cosine[:, :-1], sine[:, :-1])
-        y_FTNE = attend(q_FTNE, k_RPNE, v_RPNE, plan)
+        y_FTNE = self.owner.attend(q_FTNE, k_RPNE, v_RPNE, plan)
         y_FTD: Tensor = attention.to_out[0](y_FTNE.flatten(2))
         dropped: Tensor = attention.to_out[1](y_FTD)
         return dropped

@@ -137,7 +137,8 @@ def assemble(
         latent = clips.latents.latent(0).shape[1:]
         shape, network, text = _new(config, latent, longest, shift, family)
     else:
-        shape, network, text = _further(origin, longest, shift)
+        network, text = _further(origin, longest, shift)
+        shape = network.at_rate(facts["fps"])
     network.checkpoint_blocks = config.machine.checkpointing
     card = Card(
         network=shape,
@@ -164,18 +165,16 @@ def _new(
     return shape, build_network(shape, shift), build_encoder(text)
 
 
-def _further(
-    origin: Weights, longest: int, shift: float
-) -> tuple[Any, VideoNetwork, PromptEncoder]:
+def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork, PromptEncoder]:
     """Those of a model file, to be trained on; frozen encoders stay so."""
-    shape, network = origin.card.network, origin.network
+    network = origin.network
     if longest > network.largest_size:
-        shape = network.grow_law(longest)
+        network.grow_law(longest)
     network.shift = shift
     network.learn()
     if origin.card.text.kind == "bytes":
         origin.text.requires_grad_()
-    return shape, network, origin.text
+    return network, origin.text
 
 
 def tables(clips: Clips) -> dict[str, Any]:

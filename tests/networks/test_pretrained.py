@@ -9,10 +9,11 @@ from dataclasses import replace
 import fixtures_diffusers as fixtures
 import pytest
 import torch
+from fake_device import FakeDevice
 from torch.nn import functional as F
 
 from flowcept.errors import UserError
-from flowcept.networks import build_network
+from flowcept.networks import attention, build_network
 from flowcept.networks.pretrained import (
     LTX,
     NOISE_LEVELS,
@@ -242,6 +243,25 @@ def test_a_copy_answers_for_itself(pair):
         twin = copy.deepcopy(network)
         network.transformer.proj_out.weight.zero_()
         assert torch.equal(twin(random_state(), random_prompt()).velocity_FCHW, expected)
+
+
+def test_evaluations_copy_their_numbers_to_a_device_at_once(pair, monkeypatch):
+    """A pack in one journey, the same pack again in none; nothing is read."""
+    monkeypatch.setattr(attention, "xformers_ops", lambda: None)
+    _, network = pair
+    copies = []
+    for lengths in (LENGTHS, LENGTHS, (2, 2, 4)):
+        state, prompt = random_state(lengths), random_prompt()
+        with torch.no_grad(), FakeDevice() as device:
+            there = state.to("cuda"), replace(prompt, token_SD=prompt.token_SD.to("cuda"))
+            device.into.clear()
+            said = device.module(network)(*there)
+            copies.append(
+                len([line for line in device.into if "pretrained" in line or "lay" in line])
+            )
+            assert not device.out
+            assert said.velocity_FCHW.is_cuda
+    assert copies == [1, 0, 1]
 
 
 def test_times_reach_the_embedder_as_float32_in_half_precision(pair):

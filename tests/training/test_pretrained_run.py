@@ -81,6 +81,9 @@ def test_an_adapter_file_holds_only_what_was_learned(adapted: Path, base: Path):
     assert card.base == model_file.Base(str(base), diffusers_folder.digest(base))
     assert card.network.lora == RANK
     assert card.process.shift == 3.0
+    assert card.network.fps == card.fps == theatre.FPS
+    told = model_file.describe(path, diffusers_folder.load_adapter(path, torch.float32))
+    assert told["network"]["lora"] == RANK
     with pytest.raises(UserError, match="is an adapter, no whole model: merge it first"):
         model_file.load(path)
 
