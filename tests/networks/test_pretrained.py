@@ -256,9 +256,8 @@ def test_evaluations_copy_their_numbers_to_a_device_at_once(pair, monkeypatch):
             there = state.to("cuda"), replace(prompt, token_SD=prompt.token_SD.to("cuda"))
             device.into.clear()
             said = device.module(network)(*there)
-            copies.append(
-                len([line for line in device.into if "pretrained" in line or "lay" in line])
-            )
+            ours = [line for line in device.into if line.startswith(("pretrained", "layout"))]
+            copies.append(len(ours))
             assert not device.out
             assert said.velocity_FCHW.is_cuda
     assert copies == [1, 0, 1]
