@@ -31,8 +31,8 @@ def load(
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
     from flowcept import model_file
+    from flowcept.adapters import open_model
     from flowcept.device import pick_device, pick_dtype
-    from flowcept.diffusers_folder import open_model
     from flowcept.generation import Studio, check_size
 
     where = pick_device(device)

@@ -37,7 +37,7 @@ class Base:
     """The pretrained model that an adapter file belongs to."""
 
     folder: str  # of diffusers, where it was
-    digest: str  # of its transformer's files, ``diffusers_folder.digest``
+    digest: str  # of its transformer's files, ``adapters.digest``
 
 
 @dataclass(frozen=True)

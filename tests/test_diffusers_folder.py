@@ -262,37 +262,46 @@ def refused(folder, match, size="64x64"):
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture
-def copied(saved, tmp_path):
-    kind, folder, _ = saved
-    return kind, shutil.copytree(folder, tmp_path / "copy")
-
-
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_folders_that_lack_something_are_refused_in_one_line(copied):
-    kind, folder = copied
+def shortened(folder):
+    for file in (folder / "transformer").glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-50])
+
+
+DAMAGES = {
+    "DDIMScheduler is not one of rectified flow": lambda folder: edit(
+        folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler"
+    ),
+    "has no scheduler/scheduler_config": lambda folder: shutil.rmtree(folder / "scheduler"),
+    "has no folder tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
+    "vae: no such folder": lambda folder: shutil.rmtree(folder / "vae"),
+    "transformer cannot be read": shortened,
+    "class FluxTransformer2DModel is not": lambda folder: edit(
+        folder / "transformer" / "config.json", _class_name="FluxTransformer2DModel"
+    ),
+    "reads other latents": lambda folder: edit(
+        folder / "transformer" / "config.json", in_channels=9, out_channels=9
+    ),
+    "two transformers": lambda folder: edit(
+        folder / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]
+    ),
+    "holds a FluxPipeline; flowcept reads LTXPipeline": lambda folder: edit(
+        folder / "model_index.json", _class_name="FluxPipeline"
+    ),
+    "json cannot be read": lambda folder: (folder / "model_index.json").write_text("["),
+    r"has no model_index\.json: give a whole": lambda f: (f / "model_index.json").unlink(),
+}
+
+
+def test_folders_that_lack_something_are_refused_in_one_line(saved, tmp_path):
+    kind, folder, _ = saved
     cell = {"ltx": 32, "wan": 16}[kind]
     refused(folder, f"grid of this model, of {cell} pixels: try --size 96x64", "100x70")
     refused(folder, "must be a size", "wide")
-    edit(folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler")
-    refused(folder, "DDIMScheduler is not one of rectified flow")
-    shutil.rmtree(folder / "scheduler")
-    refused(folder, "has no scheduler/scheduler_config.json")
-    shutil.rmtree(folder / "tokenizer")
-    refused(folder, "has no scheduler/|has no folder tokenizer")
-    for file in (folder / "transformer").glob("*.safetensors"):
-        file.write_bytes(file.read_bytes()[:-50])
-    refused(folder, "transformer cannot be read")
-    edit(folder / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
-    refused(folder, "class FluxTransformer2DModel is not")
-    edit(folder / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
-    refused(folder, "two transformers")
-    edit(folder / "model_index.json", _class_name="FluxPipeline")
-    refused(folder, "holds a FluxPipeline; flowcept reads LTXPipeline")
-    (folder / "model_index.json").write_text("[")
-    refused(folder, "cannot be read")
-    (folder / "model_index.json").unlink()
-    refused(folder, r"has no model_index\.json: give a whole diffusers folder")
+    for number, (match, damage) in enumerate(DAMAGES.items()):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        damage(copy)
+        refused(copy, match)

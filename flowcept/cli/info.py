@@ -20,7 +20,7 @@ def info(
         import torch
 
         from flowcept import model_file
-        from flowcept.diffusers_folder import open_model
+        from flowcept.adapters import open_model
 
         path = model_file.find(str(file))
         record = model_file.describe(path, open_model(path, torch.float32))

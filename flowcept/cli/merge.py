@@ -18,7 +18,7 @@ def merge(
         raise UserError(f"--output must be a .safetensors file, not {output}")
     if output.resolve() == adapter.resolve():
         raise UserError(f"{output} is the adapter itself: give the whole model another name")
-    from flowcept import diffusers_folder
+    from flowcept import adapters
 
-    diffusers_folder.merge(adapter, output)
+    adapters.merge(adapter, output)
     typer.echo(f"{output}: a whole model")

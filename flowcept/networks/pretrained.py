@@ -310,9 +310,9 @@ class Backbone(VideoNetwork):
         """Velocity, log-missing and size logits, float32. Frames never rest here."""
         del rest
         recomputes = self.checkpoint_blocks and self.training
-        if recomputes:
+        if recomputes and not self.transformer.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        else:
+        elif self.transformer.gradient_checkpointing and not recomputes:
             self.transformer.disable_gradient_checkpointing()
 
         text_SV, token_counts = self._text(prompt)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from flowcept import diffusers_folder
+from flowcept.adapters import digest
 from flowcept.codecs import Codec
 from flowcept.data.batches import split_held_out
 from flowcept.data.shards import LatentStore, PictureStore
@@ -105,7 +106,7 @@ def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights
     With ``lora`` its own weights do not learn, and are kept in ``dtype``.
     """
     rank = config.optimizer.lora
-    base = Base(str(folder.resolve()), diffusers_folder.digest(folder)) if rank else None
+    base = Base(str(folder.resolve()), digest(folder)) if rank else None
 
     def change(plain: Card) -> Card:
         network = replace(plain.network, lora=rank)

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from flowcept import model_file
+from flowcept.adapters import open_model
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import training_bytes
-from flowcept.diffusers_folder import open_model
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.process.forward import Process

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import TINY, assert_same_state, refused
 
 import flowcept
-from flowcept import diffusers_folder, model_file
+from flowcept import adapters, diffusers_folder, model_file
 from flowcept.data import theatre
 from flowcept.errors import UserError
 from flowcept.networks.pretrained import Backbone
@@ -55,7 +55,7 @@ def adapted(clips: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def network_of(path: Path) -> Backbone:
-    network = diffusers_folder.open_model(path, torch.float32, "32x32").network
+    network = adapters.open_model(path, torch.float32, "32x32").network
     assert isinstance(network, Backbone)
     return network
 
@@ -78,11 +78,11 @@ def test_an_adapter_file_holds_only_what_was_learned(adapted: Path, base: Path):
     assert sum(x.numel() for x in state.values()) < 6 * sum(x.numel() for x in tensors.values())
 
     card = model_file.read_card(path)
-    assert card.base == model_file.Base(str(base), diffusers_folder.digest(base))
+    assert card.base == model_file.Base(str(base), adapters.digest(base))
     assert card.network.lora == RANK
     assert card.process.shift == 3.0
     assert card.network.fps == card.fps == theatre.FPS
-    told = model_file.describe(path, diffusers_folder.load_adapter(path, torch.float32))
+    told = model_file.describe(path, adapters.load_adapter(path, torch.float32))
     assert told["network"]["lora"] == RANK
     with pytest.raises(UserError, match="is an adapter, no whole model: merge it first"):
         model_file.load(path)
