@@ -180,15 +180,10 @@ def _library(folder: Path, name: str) -> Any:  # noqa: ANN401
 
 def _levels(folder: Path, kind: Kind, patches: int) -> Levels:
     """The noise levels of the folder's scheduler, of frames of so many patches, as progress."""
-    settings = _read(folder / "scheduler" / "scheduler_config.json", folder)
-    name = str(settings.get("_class_name"))
-    flows = name == EULER or settings.get("use_flow_sigmas")
-    if not (flows and re.fullmatch(r"\w+Scheduler", name)):
-        raise UserError(f"{folder}: its scheduler {name} is not one of rectified flow")
-    made = _library(folder, name)
+    new_scheduler = _scheduler(folder)
 
     def levels(num_steps: int, frames: int) -> Tensor:
-        scheduler = made.from_config(settings)
+        scheduler = new_scheduler()
         kind.levels(scheduler, num_steps, frames * patches)
         progress_A = 1 - torch.as_tensor(scheduler.sigmas).double().cpu()
         assert len(progress_A) == num_steps + 1
@@ -196,3 +191,14 @@ def _levels(folder: Path, kind: Kind, patches: int) -> Levels:
         return progress_A
 
     return levels
+
+
+def _scheduler(folder: Path) -> Callable[[], Any]:
+    """What makes the folder's scheduler; ``UserError`` for one that is not of rectified flow."""
+    settings = _read(folder / "scheduler" / "scheduler_config.json", folder)
+    name = str(settings.get("_class_name"))
+    flows = name == EULER or settings.get("use_flow_sigmas")
+    if not (flows and re.fullmatch(r"\w+Scheduler", name)):
+        raise UserError(f"{folder}: its scheduler {name} is not one of rectified flow")
+    made = _library(folder, name)
+    return lambda: made.from_config(settings)

@@ -504,18 +504,23 @@ class PlannedAttention:
         k_RPNE = attention.norm_k(attention.to_k(seen)).unflatten(-1, heads)
         v_RPNE = attention.to_v(seen).unflatten(-1, heads)
         if rotation is not None:
-            cosine, sine = (_by_head(x, q_FTNE.shape[2]) for x in rotation)
-            q_FTNE = turned(q_FTNE, cosine, sine)
-            k_RPNE = turned(k_RPNE, cosine[:, :-1], sine[:, :-1])
+            q_FTNE, k_RPNE = placed(q_FTNE, rotation), placed(k_RPNE, rotation)
         y_FTNE = self.owner.attend(q_FTNE, k_RPNE, v_RPNE, plan)
         y_FTD: Tensor = attention.to_out[0](y_FTNE.flatten(2))
         dropped: Tensor = attention.to_out[1](y_FTD)
         return dropped
 
 
-def _by_head(rotation: Tensor, heads: int) -> Tensor:
-    """A rotation of whole tokens, as LTX-Video has it, head by head; Wan's is so already."""
-    return rotation.unflatten(-1, (heads, -1)) if rotation.ndim == 3 else rotation
+def placed(x_FTNE: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys turned by their places, of which there may be more at the end.
+
+    LTX-Video has a rotation of whole tokens, Wan one of each head.
+    """
+    _, tokens, heads, _ = x_FTNE.shape
+    cosine, sine = (
+        part.unflatten(-1, (heads, -1)) if part.ndim == 3 else part for part in rotation
+    )
+    return turned(x_FTNE, cosine[:, :tokens], sine[:, :tokens])
 
 
 def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
