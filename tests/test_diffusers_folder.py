@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import fixtures_diffusers as fixtures
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 import flowcept
-from flowcept import diffusers_folder
+from flowcept import diffusers_folder, model_file
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.generation import from_nothing, sample_clips
+from flowcept.generation import Studio, from_nothing, sample_clips
+from flowcept.process.forward import Flowception
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.settings import SampleConfig
 
@@ -194,6 +196,24 @@ def test_studio_makes_pictures_of_the_asked_size(saved):
     assert len(whole) == group + 1
     with pytest.raises(UserError, match="only, not for i2v"):
         studio.i2v(clip.frames_FHW3[0])
+
+
+def test_a_whole_model_file_of_it_makes_clips(saved, tmp_path):
+    """With nothing of the folder but its prompt encoder."""
+    kind, folder, _ = saved
+    height, width = SIZES[kind]
+    path = tmp_path / "whole.safetensors"
+    weights = diffusers_folder.load(
+        folder,
+        torch.float32,
+        f"{width}x{height}",
+        lambda card: replace(card, process=Flowception()),
+    )
+    model_file.save(weights, path)
+    studios = [Studio(weights, "a", torch.device("cpu"), torch.float32)]
+    studios.append(flowcept.load(str(path), device="cpu", dtype="float32"))
+    clips = [one.generate(PROMPT, frames=9, steps=2, scale=1, seed=1) for one in studios]
+    np.testing.assert_array_equal(clips[0].frames_FHW3, clips[1].frames_FHW3)
 
 
 def test_without_a_length_the_pipelines_own_is_made_and_told(saved, monkeypatch):

@@ -130,7 +130,12 @@ def build_transformer(config: BackboneConfig) -> Any:  # noqa: ANN401 - an untyp
         raise UserError(message) from error
     check_settings(config.source, config.settings)
     try:
-        return getattr(diffusers, config.source).from_config(config.settings)
+        made = getattr(diffusers, config.source).from_config(config.settings)
+        if config.source == WAN and made.rope.freqs_cos.is_meta:  # no file holds this table
+            shape = (made.config.attention_head_dim, made.config.patch_size)
+            with torch.device("cpu"):
+                made.rope = type(made.rope)(*shape, made.config.rope_max_seq_len)
+        return made
     except Exception as error:  # the settings may come from any file and raise anything within
         why = str(error).partition("\n")[0]
         raise UserError(f"the settings of this {config.source} are not usable: {why}") from error
