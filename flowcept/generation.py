@@ -27,9 +27,11 @@ from torch import Tensor
 from flowcept import __version__, settings
 from flowcept.codecs import Codec, to_frames, to_images
 from flowcept.data import video
+from flowcept.data.contexts import LONGEST_RUN
 from flowcept.data.video import Frames, Sound
 from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
+from flowcept.lexicon import COMMON_WORDS, Reading
 from flowcept.model_file import DEFAULT, WORDS, Card, Weights
 from flowcept.networks.text import words_of
 from flowcept.process.guidance import guided
@@ -41,11 +43,13 @@ Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new)
 Watch = Callable[[Step], None]
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
-CONTEXT = 4  # pictures of the user's clip that extend shows to the model
+ENDS = 256  # frames at either end of a file that extend reads, more than any model sees
+# Decibels at which an autoencoder rebuilds a given picture at least, where its card does not say
+# how well it does its own: the shipped one's own lie over 30, six of ten photographs under 28.
+USUAL_PSNR = 28.0
+MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
+ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 LONGEST_PROMPT = 60_000  # bytes of JSON: two such fit the 128 KiB that an encoder can be told
-COMMON_WORDS = frozenset(
-    ["a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "is", "are", "by", "from"]
-)
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,28 @@ class Clip:
     order: list[int] = field(default_factory=list)  # names of the final latents, left to right
     ends: list[int] = field(default_factory=list)  # the picture that each of them ends with
     sound: Sound | None = None
+    before: int = 0  # frames in front of the clip that is extended
+    whole: video.Joined | None = None  # what is written where memory does not hold it all
+
+    @property
+    def shown(self) -> Frames | video.Joined:
+        """All frames, one after another."""
+        return self.frames_FHW3 if self.whole is None else self.whole
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.frames_FHW3.shape[1:3]
+        return (height, width) if self.whole is None else self.whole.size
 
     def __len__(self) -> int:
-        return len(self.frames_FHW3)
+        return len(self.shown)
 
     def save(self, path: str | Path, *, metadata: bool = True) -> str:
         """Write the clip; the suffix decides the format. What had to be changed, or ""."""
         told = self.settings if metadata else None
-        frames_FHW3, sound = self.frames_FHW3, self.sound
-        return video.write_video(Path(path), frames_FHW3, self.fps, metadata=told, sound=sound)
+        frames, sound = self.shown, self.sound
+        return video.write_stream(Path(path), frames, self.fps, metadata=told, sound=sound)[1]
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,9 @@ class Request:
     negative_prompt: str = ""
     fps: float | None = None  # of playback; None: the model's
     scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
+    loop: bool = False  # whether frames from the last one back to the first are put at the end
+    anyway: bool = False  # whether pictures may be given that the codec cannot rebuild
+    literal: bool = False  # no word is read as another that the model knows
     watch: Watch | None = None  # called after every step of the sampler, with the clip's latents
 
     def __post_init__(self) -> None:
@@ -110,15 +130,58 @@ class Request:
         """The same for a window of the clip: the first has the clip's seed, others their own."""
         return replace(self, seed=mixed(self.seed, "window", number)) if number else self
 
+    def way_there(self) -> Request:
+        """The same for a clip that is to come back to its start: half of its frames do that."""
+        names = ("frames", "min_length", "max_length")
+        asked = {name: getattr(self.config, name) for name in names}
+        half = {
+            name: value and max(value - value // 2, min(value, 2)) for name, value in asked.items()
+        }
+        return replace(self, config=replace(self.config, **half))
+
 
 @dataclass(frozen=True)
 class Made:
-    """What one call of the sampler made, at the model's own size."""
+    """What calls of the sampler made, at the model's own size."""
 
     frames_FHW3: Frames
     growth: Growth
     order: list[int]  # names of the clip's latents, left to right
     places: list[int]  # of the picture that each given latent is, or ends with
+    together: int  # latents that were sampled at once
+    before: int = 0  # new pictures before those of the user's clip
+
+    def __len__(self) -> int:
+        return len(self.frames_FHW3)
+
+    def followed(self, back: Made) -> Made:
+        """The clip, then what lies between the two given ends of ``back``, and its growth."""
+        start, end = back.places
+        new_FHW3, _ = video.fit(
+            back.frames_FHW3[start + 1 : end], self.frames_FHW3.shape[1:3], "stretch"
+        )
+        free = max(self.order) - 1  # new names there are from 2 on
+        renamed = [
+            [(free + name, time, new) for name, time, new in row if name > 1] for row in back.growth
+        ]
+        return replace(
+            self,
+            frames_FHW3=np.concatenate([self.frames_FHW3, new_FHW3]),
+            growth=[*self.growth, *([*self.growth[-1], *row] for row in renamed)],
+            order=[*self.order, *(free + name for name in back.order if name > 1)],
+            together=max(self.together, back.together),
+        )
+
+    def without_last(self) -> Made:
+        """All pictures but the last one, which is the first one again."""
+        last = self.order[-1:] if len(self.order) == len(self.frames_FHW3) else []
+        return replace(
+            self,
+            frames_FHW3=self.frames_FHW3[:-1],
+            growth=[[seen for seen in row if seen[0] not in last] for row in self.growth],
+            order=[name for name in self.order if name not in last],
+            places=self.places[:-1],
+        )
 
 
 def check_size(card: Card, size: str | None) -> None:
@@ -292,9 +355,8 @@ class Studio:
     def generate(self, prompt: str, **options: object) -> Clip:
         """A clip of a prompt."""
         request = self._request("gen", prompt, options)
-        config, rounded = self.grid.in_latents(request.config)
-        made = self._sample(from_nothing(self.card, self.device), config, request)
-        return self._finish(made, request, rounded)
+        made, notes = self._clip(from_nothing(self.card, self.device), request)
+        return self._finish(made, request, notes)
 
     def i2v(
         self,
@@ -307,11 +369,11 @@ class Studio:
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
         request = self._request("i2v", prompt, options)
-        config, rounded = self.grid.in_latents(request.config)
         picture_1HW3 = image_HW3[None]
-        latent_1CHW = self._encoded(self.codec.encode_keyframes, picture_1HW3, fit)
-        made = self._sample(Given(latent_1CHW, (False, True)), config, request)
-        clip = self._finish(made, request, rounded)
+        fitted_1HW3 = self._given(picture_1HW3, fit, request)
+        latent_1CHW = self._encoded(self.codec.encode_keyframes, fitted_1HW3)
+        made, notes = self._clip(Given(latent_1CHW, (False, True)), request)
+        clip = self._finish(made, request, notes)
         return self._keyed(clip, picture_1HW3, fit, exact, made.places)
 
     def interp(
@@ -330,32 +392,19 @@ class Studio:
 
         ``clip_fps`` is the rate of the clip whose frames the keyframes are, and ``sound`` a file
         whose sound is kept where playing takes as long as before.
+        In a loop the first keyframe follows the last one, and all lengths count the way there.
         """
-        request, count = self._request("interp", prompt, options), len(keyframes_FHW3)
-        if count < 2:
-            raise UserError("interp needs two keyframes at least")
-        settings.check_keyframes(request.config, count, multi)
-        config, notes = self.grid.in_latents(request.config)
-        fitted_FHW3, _ = video.fit(keyframes_FHW3, self._size(keyframes_FHW3), fit)
-        if multi:
-            between = Grid(self.codec, known=2)
-            span = between.latents(multi) - 1  # latents from a keyframe to the next
-            notes += between.told("--multi", multi, span + 1)
-            multi = between.pictures(span + 1)
-            made = self._multiplied(fitted_FHW3, span, request)
-        else:
-            notes += self._room(count, config)
-            made = self._between(fitted_FHW3, self._reaching(config, count), request)
-            if len(set(made.places)) < count:
-                notes.append("two keyframes fell on one frame; --multi K puts K between them")
-            if self.weights.network.gapwise and len(made.order) == count != config.frames:
-                notes.append("no frame was drawn between the keyframes; --multi K puts K there")
+        request = self._request("interp", prompt, options)
+        settings.check_keyframes(request.config, len(keyframes_FHW3), multi)
+        fitted_FHW3 = self._given(keyframes_FHW3, fit, request)
+        made, notes = self._through(fitted_FHW3, multi, request)
 
-        rate = None if clip_fps is None else clip_fps * (multi + 1)
-        keeps = multi and request.fps in (None, rate)
+        between = Grid(self.codec, known=2)
+        multi = multi and between.pictures(between.latents(multi))
+        rate = clip_fps and clip_fps * (multi + 1)
         request = replace(request, fps=request.fps or rate)
-        clip = self._finish(made, request, notes, keyframes=count, multi=multi)
-        clip = _sounding(clip, sound, 0.0 if keeps else None)
+        clip = self._finish(made, request, notes, keyframes=len(keyframes_FHW3), multi=multi)
+        clip = _sounding(clip, sound, 0.0 if multi and request.fps == rate else None)
         return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
     def extend(
@@ -365,7 +414,7 @@ class Studio:
         *,
         clip_fps: float,
         direction: str = "forward",
-        context: int = CONTEXT,
+        context: int | None = None,
         sound: Path | None = None,
         **options: object,
     ) -> Clip:
@@ -373,20 +422,35 @@ class Studio:
 
         Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
         The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
+        ``context`` frames of the clip are seen: by default as many as training shows in a row, at
+        most half of the longest trained clip, so that the rest of it is new.
         """
         settings.check_extension(direction, context)
         request = self._request("extend", prompt, options)
         edges = self._edges(direction, context, len(clip_FHW3))
-        made, before = self._extended(clip_FHW3, edges, request)
-
-        rate, seen = request.fps or clip_fps, edges[-1].known
+        made, notes = self._extended(clip_FHW3, edges, request)
+        rate = request.fps or clip_fps
         request = replace(request, fps=rate, scale=1)
-        _, notes = edges[0].in_latents(request.config)
-        if abs(clip_fps / self.card.fps - 1) > 0.25:
-            rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
-            notes.append(f"the clip has {rates}: new motion may look too slow or too fast")
-        clip = self._finish(made, request, notes, direction=direction, context=seen)
-        return _sounding(clip, sound, before / rate if rate == clip_fps else None)
+        notes += self._other_rate(clip_fps)
+        clip = self._finish(made, request, notes, direction=direction, context=edges[-1].known)
+        clip = _sounding(clip, sound, made.before / rate if rate == clip_fps else None)
+        return replace(clip, before=made.before)
+
+    def extend_file(self, file: video.Footage, prompt: str = "", **options: Any) -> Clip:  # noqa: ANN401
+        """``extend`` of a file that need not fit into memory, which is read again when it is saved.
+
+        Between its ends the clip's ``frames_FHW3`` lack frames, and have the model's size.
+        """
+        held = ENDS + 2 * (options.get("context") or 0)
+        ends_FHW3, own = file.ends(held, self.card.size)
+        clip = self.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
+
+        before, after = np.split(clip.frames_FHW3, [clip.before, clip.before + len(ends_FHW3)])[::2]
+        whole = video.Joined((before, file, after), own)
+        settings = clip.settings | {"frames": len(whole)}
+        notes = [*clip.notes, file.lost] if file.lost else clip.notes
+        ends = clip.ends if len(ends_FHW3) == len(file) else []
+        return replace(clip, whole=whole, settings=settings, notes=notes, ends=ends)
 
     def estimate(
         self,
@@ -436,6 +500,84 @@ class Studio:
         least = config.min_length or keyframes + 1
         return replace(config, min_length=least, max_length=max(self._most(keyframes), least))
 
+    def _fitted(self, frames_FHW3: Frames) -> Frames:
+        """Pictures brought to the model's size, whatever becomes of their aspect."""
+        return video.fit(frames_FHW3, self._size(frames_FHW3), "stretch")[0]
+
+    def _given(self, frames_FHW3: Frames, fit: str, request: Request) -> Frames:
+        """Pictures that the user gives, brought to the model's size.
+
+        Raises ``UserError`` where the codec loses one of them, unless that was said not to matter.
+        """
+        fitted_FHW3, _ = video.fit(frames_FHW3, self._size(frames_FHW3), fit)
+        least = self._least_psnr()
+        if request.anyway or least is None:
+            return fitted_FHW3
+        image_FCHW = to_images(fitted_FHW3).to(self.device)
+        with autocast(self.device, self.dtype):
+            worst = min(self.codec.psnr(image_1CHW) for image_1CHW in image_FCHW.split(1))
+        if worst < least:
+            raise UserError(
+                f"{self.name} cannot show what is given: its codec rebuilds it at {worst:.1f} dB, "
+                f"less than {least:.1f}; train on such pictures, or on a pretrained backbone, or "
+                "go on with --anyway"
+            )
+        return fitted_FHW3
+
+    def _least_psnr(self) -> float | None:
+        """Decibels at which given pictures must be rebuilt; None: the codec is made for any."""
+        card = self.card
+        if card.codec.kind == "pixels":
+            return None
+        if card.codec_psnr is not None:
+            return card.codec_psnr - MARGIN
+        return USUAL_PSNR if card.codec.kind == "autoencoder" else None
+
+    def _clip(self, given: Given, request: Request) -> tuple[Made, list[str]]:
+        """A clip, with a way back if asked for, and notes on its length."""
+        there = request.way_there() if request.loop else request
+        config, notes = self.grid.in_latents(there.config)
+        made = self._sample(given, config, request)
+        if not request.loop:
+            return made, notes
+        return self._closed(made, request, len(made))
+
+    def _closed(self, made: Made, request: Request, counted: int) -> tuple[Made, list[str]]:
+        """A clip with frames from its last picture back to its first, and what there is to say.
+
+        ``counted`` of its pictures belong to the lengths that are asked for.
+        """
+        ends_2HW3 = made.frames_FHW3[[-1, 0]]
+        if np.array_equal(*ends_2HW3):
+            return made, [ALREADY_CLOSED]
+        lengths = self._left(request.config, counted)
+        if lengths is None:
+            return made, ["the length leaves no frame for the way back: the loop jumps"]
+
+        request = replace(request, seed=mixed(request.seed, "loop"))
+        back = self._between(self._fitted(ends_2HW3), lengths, request)
+        closed = made.followed(back)
+        asked, total = request.config.frames, counted + len(closed) - len(made)
+        rounded = asked and total != asked
+        notes = [f"--frames {asked}: this model makes {total} of a loop"] if rounded else []
+        return closed, notes
+
+    def _left(self, config: SampleConfig, counted: int) -> SampleConfig | None:
+        """Lengths of the way back, in latents with both ends, once so many pictures are there.
+
+        None where nothing is left.
+        """
+        between = Grid(self.codec, known=2)
+        room = config.frames or config.max_length
+        if room is not None and room <= counted:
+            return None
+        most = room and between.latents(room - counted)
+        if config.frames:
+            return replace(config, frames=most, min_length=None, max_length=None)
+        asked = between.enough(max((config.min_length or 0) - counted, 0))
+        least = max(asked, self.card.min_length, between.least)
+        return replace(config, min_length=min(least, most or least), max_length=most)
+
     def _sample(self, given: Given, config: SampleConfig, request: Request) -> Made:
         """One clip; the lengths of ``config`` are in latents of the clip's own."""
         start = Start.of(given, self.codec)
@@ -461,7 +603,9 @@ class Studio:
         self, start: Start, controls: SampleConfig, request: Request, size: tuple[int, int]
     ) -> Made:
         growth: Growth = []
-        asked = [request.prompt], [request.negative_prompt], [clip_generator(request.seed)]
+        texts = request.prompt, request.negative_prompt
+        prompt, negative = (self.reading(text, request.literal).text for text in texts)
+        asked = [prompt], [negative], [clip_generator(request.seed)]
         for step in sample_clips(self.weights, [start.given], *asked, controls):
             own = start.own(step)
             if self.weights.network.gapwise and (not growth or len(own.name_F) > len(growth[-1])):
@@ -471,7 +615,8 @@ class Studio:
                 request.watch(own)
         parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
         places = start.places(step.name_F.tolist(), self.codec)
-        return Made(np.concatenate(parts), growth, own.name_F.tolist(), places)
+        order = own.name_F.tolist()
+        return Made(np.concatenate(parts), growth, order, places, len(order))
 
     def _widened(self, config: SampleConfig, beside: int) -> SampleConfig:
         """Lengths of all that the sampler sees: of the clip and ``beside`` keyframes.
@@ -497,6 +642,36 @@ class Studio:
         latent_FCHW = self._encoded(self.codec.encode_keyframes, fitted_FHW3)
         return self._sample(Given(latent_FCHW, open_gaps, missing), config, request)
 
+    def _through(self, fitted_FHW3: Frames, multi: int, request: Request) -> tuple[Made, list[str]]:
+        """Keyframes and what is between them, in a loop up to the first one again; and notes."""
+        if not request.loop:
+            return self._course(fitted_FHW3, multi, request, self.grid)
+        if np.array_equal(fitted_FHW3[0], fitted_FHW3[-1]):
+            made, notes = self._course(fitted_FHW3, multi, request, self.grid)
+            return made, [*notes, ALREADY_CLOSED]
+        closed_FHW3 = np.concatenate([fitted_FHW3, fitted_FHW3[:1]])
+        made, notes = self._course(closed_FHW3, multi, request, Grid(self.codec, known=1))
+        return made.without_last(), notes
+
+    def _course(
+        self, fitted_FHW3: Frames, multi: int, request: Request, grid: Grid
+    ) -> tuple[Made, list[str]]:
+        """Keyframes and what is between them, and notes; on ``grid`` lengths are counted."""
+        if multi:
+            between = Grid(self.codec, known=2)
+            latents = between.latents(multi)
+            notes = between.told("--multi", multi, latents)
+            return self._multiplied(fitted_FHW3, latents - 1, request), notes
+        count = len(fitted_FHW3)
+        config, notes = grid.in_latents(request.config)
+        notes += self._room(count, config)
+        made = self._between(fitted_FHW3, self._reaching(config, count), request)
+        if len(set(made.places)) < count:
+            notes.append("two keyframes fell on one frame; --multi K puts K between them")
+        if self.weights.network.gapwise and len(made.order) == count != config.frames:
+            notes.append("no frame was drawn between the keyframes; --multi K puts K there")
+        return made, notes
+
     def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> Made:
         """A clip in windows as long as the model's, so many latents from a keyframe to the next."""
         last = len(fitted_FHW3) - 1
@@ -510,10 +685,12 @@ class Studio:
         places = list(range(0, step * last + 1, step))
         return replace(pieces[0], frames_FHW3=np.concatenate(frames), places=places)
 
-    def _edges(self, direction: str, context: int, available: int) -> list[Edge]:
+    def _edges(self, direction: str, context: int | None, available: int) -> list[Edge]:
         """Where a clip of so many pictures grows; they see ``context``, on the codec's grid."""
         longest = max(self.card.max_length - 1, 1)
-        latents = min(self.grid.enough(context), self.codec.latents_of(available), longest)
+        usual = min(LONGEST_RUN, max(self.card.max_length // 2, 1))
+        held = self.grid.enough(context) if context else usual
+        latents = min(held, self.codec.latents_of(available), longest)
         pictures = self.codec.pictures_of(latents)
         first = Edge(self.codec, 1 if self.beside else pictures, backward=True)
         last = Edge(self.codec, pictures)
@@ -521,13 +698,25 @@ class Studio:
 
     def _extended(
         self, clip_FHW3: Frames, edges: Sequence[Edge], request: Request
-    ) -> tuple[Made, int]:
-        """The clip among its new pictures, and how many of these come before it."""
-        grown = [self._grow(clip_FHW3, edge, request) for edge in edges]
-        new = [made.frames_FHW3 for made in grown]
-        first = 1 if edges[0].backward else 0  # of the new parts after the clip
-        parts = [*new[:first], clip_FHW3, *new[first:]]
-        return replace(grown[0], frames_FHW3=np.concatenate(parts)), sum(map(len, new[:first]))
+    ) -> tuple[Made, list[str]]:
+        """The clip among its new pictures, and notes on their number.
+
+        A way back takes its share from the new pictures of the last edge.
+        """
+        self._given(np.concatenate([edge.seen(clip_FHW3) for edge in edges]), "stretch", request)
+        _, notes = edges[0].in_latents(request.config)
+        there = request.way_there() if request.loop else request
+        asked = [*[request] * (len(edges) - 1), there]
+        grown = [self._grow(clip_FHW3, *each) for each in zip(edges, asked, strict=True)]
+        made = _around(clip_FHW3, grown, edges[0].backward)
+        return self._closed(made, request, len(grown[-1])) if request.loop else (made, notes)
+
+    def _other_rate(self, clip_fps: float) -> list[str]:
+        """A note where a clip to go on from does not play as those that were learned."""
+        if abs(clip_fps / self.card.fps - 1) <= 0.25:
+            return []
+        rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
+        return [f"the clip has {rates}: new motion may look too slow or too fast"]
 
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
         """The new pictures alone; where more are asked for than a clip can hold, in windows."""
@@ -587,13 +776,11 @@ class Studio:
         usual = 1 if self.card.any_size else -(-SHORT_SIDE // min(self.card.size))
         return scale or usual
 
-    def _encoded(
-        self, encode: Callable[[Tensor], Tensor], frames_FHW3: Frames, fit: str = "stretch"
-    ) -> Tensor:
+    def _encoded(self, encode: Callable[[Tensor], Tensor], frames_FHW3: Frames) -> Tensor:
         """Latents of pictures, brought to the model's size."""
-        frames_FHW3, _ = video.fit(frames_FHW3, self._size(frames_FHW3), fit)
+        image_FCHW = to_images(self._fitted(frames_FHW3)).to(self.device)
         with autocast(self.device, self.dtype):
-            return encode(to_images(frames_FHW3).to(self.device)).float()
+            return encode(image_FCHW).float()
 
     def _notes(self, request: Request, known: int | None, longest: int) -> Iterator[str]:
         """What the user should know of what is asked for; ``known`` latents are sampled at once.
@@ -601,13 +788,7 @@ class Studio:
         None where the model chooses how many; ``longest`` are those of the longest trained clip.
         """
         config, card = request.config, self.card
-        familiar = COMMON_WORDS.union(card.words)
-        unknown = [word for word in dict.fromkeys(words_of(request.prompt)) if word not in familiar]
-        if unknown and card.words:
-            never = "never saw" if len(card.words) < WORDS else "hardly saw, if ever,"
-            examples = [word for word in card.words if word not in COMMON_WORDS][:40]
-            told = f"the model {never} {', '.join(map(repr, unknown))}"
-            yield f"{told}; it knows for example: {', '.join(examples)}"
+        yield from self.word_notes(request.prompt, request.negative_prompt, request.literal)
         if card.text.kind == "none":
             if request.prompt or request.negative_prompt:
                 yield "words mean nothing to this model: prompts have no effect"
@@ -621,6 +802,28 @@ class Studio:
             yield f"this model does not choose a number of frames: {told}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
             yield "--length-scale has no effect: the length is given"
+
+    def reading(self, prompt: str, literal: bool = False) -> Reading:
+        """A prompt in words that the model knows, as far as its lexicon has them."""
+        if literal or self.card.lexicon is None:
+            return Reading(prompt)
+        return self.card.lexicon.read(prompt, self.card.words)
+
+    def word_notes(self, prompt: str, negative: str = "", literal: bool = False) -> Iterator[str]:
+        """What the user should know of the words of a prompt and a negative one."""
+        read = self.reading(prompt, literal)
+        for reading in (read, self.reading(negative, literal)):
+            if reading.changes:
+                yield f"read as words that the model knows: {reading}; --literal keeps yours"
+
+        known = self.card.words
+        familiar = COMMON_WORDS.union(known)
+        unknown = [word for word in dict.fromkeys(words_of(read.text)) if word not in familiar]
+        if unknown and known:
+            never = "never saw" if len(known) < WORDS else "hardly saw, if ever,"
+            examples = [word for word in known if word not in COMMON_WORDS][:40]
+            told = f"the model {never} {', '.join(map(repr, unknown))}"
+            yield f"{told}; it knows for example: {', '.join(examples)}"
 
     def _room(self, count: int, config: SampleConfig) -> list[str]:
         """Notes on what a length that the model chooses leaves between so many keyframes."""
@@ -654,7 +857,7 @@ class Studio:
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
         frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
-        known = len(made.order) if request.config.frames or more.get("multi") else None
+        known = made.together if request.config.frames or more.get("multi") else None
         longest = self._most(int(more.get("keyframes", 2)))
         told = [*self._notes(request, known, longest), *notes]
         record = self._record(made, request) | more
@@ -666,12 +869,15 @@ class Studio:
     def _record(self, made: Made, request: Request) -> dict[str, Any]:
         """The settings that made a clip."""
         controls = asdict(request.config)
+        read = self.reading(request.prompt, request.literal).text
         return {
             "flowcept": __version__,
             "command": request.command,
             "model": self.name,
             "model_steps": self.card.steps,
             "prompt": request.prompt,
+            **({} if read == request.prompt else {"read_as": read}),
+            **({"literal": True} if request.literal else {}),
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
             "length": "exact" if request.config.frames else "auto",
@@ -680,6 +886,7 @@ class Studio:
             "dtype": str(self.dtype).removeprefix("torch."),
             "fps": request.fps or self.card.fps,
             "scale": self._factor(request.scale),
+            **({"loop": True} if request.loop else {}),
         }
 
     def _keyed(
@@ -699,6 +906,14 @@ class Studio:
         return replace(clip, frames_FHW3=frames_FHW3, notes=notes)
 
 
+def _around(clip_FHW3: Frames, new: Sequence[Made], backward: bool) -> Made:
+    """A clip with new pictures after it, or the first part of them before it."""
+    parts = [made.frames_FHW3 for made in new]
+    parts.insert(1 if backward else 0, clip_FHW3)
+    before = len(new[0]) if backward else 0
+    return replace(new[0], frames_FHW3=np.concatenate(parts), before=before)
+
+
 def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
     frames = zip(step.name_F.tolist(), step.age_F.tolist(), strict=True)  # asks no device
     return [(name, age / num_steps, age == 0) for name, age in frames]
@@ -711,4 +926,4 @@ def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:
     if start is None:
         note = "sound is left out: the clip plays at another pace"
         return replace(clip, notes=[*clip.notes, note])
-    return replace(clip, sound=Sound(sound, start))
+    return replace(clip, sound=video.sound_of(sound, start))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
+from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
@@ -52,12 +53,15 @@ class Card:
     fps: float  # pictures per second of the training clips
     lengths: dict[int, int]  # trained clips by number of latents
     fit: str = "crop"  # how training clips got the size: crop, pad or stretch
+    codec_psnr: float | None = None  # decibels of 19 in 20 training pictures at least, rebuilt
     steps: int = 0  # training steps of the network
     dataset: str = ""  # name of the training folder
+    hours: float = 0.0  # of training, where they were counted
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
     base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
+    lexicon: Lexicon | None = None  # what people say for words of the training prompts
 
     @property
     def any_size(self) -> bool:
@@ -125,6 +129,8 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
             raise UserError(f"not written: {name} is not finite; train with a lower rate")
     network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
+    if weights.card.lexicon is None:
+        del record["lexicon"]
     _write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
 
 
@@ -348,7 +354,7 @@ def _line(error: BaseException) -> str:
 
 
 def find(name: str | None, prefer: str = DEFAULT) -> Path:
-    """The file of a model: a path, or the name of a shipped model.
+    """The file of a model: a path, a run's folder, or the name of a shipped model.
 
     None is the one that the environment names, else the one to ``prefer`` where it came with the
     package, else the default one.
@@ -357,16 +363,22 @@ def find(name: str | None, prefer: str = DEFAULT) -> Path:
     wanted = name or os.environ.get("FLOWCEPT_MODEL") or usual
     if Path(wanted).suffix or "/" in wanted or os.sep in wanted:
         try:
-            return Path(wanted).expanduser()
+            return _inside(Path(wanted).expanduser())
         except RuntimeError as error:
             raise UserError(f"no model {wanted!r}: there is no such user") from error
     shipped = shipped_models()
     if wanted in shipped:
         return shipped[wanted]
     if Path(wanted).exists():
-        return Path(wanted)
+        return _inside(Path(wanted))
     names = ", ".join(sorted(shipped)) or "none"
     raise UserError(f"no model {wanted!r}: give a .safetensors file or a shipped name ({names})")
+
+
+def _inside(path: Path) -> Path:
+    """The model file itself, where the path is a run's folder; a diffusers folder stays one."""
+    is_run = path.is_dir() and not (path / "model_index.json").is_file()
+    return path / "model.safetensors" if is_run else path
 
 
 def shipped_models() -> dict[str, Path]:
@@ -438,9 +450,11 @@ def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
         "lengths": f"{shortest} to {longest} frames, {lengths}",
         "dataset": dataset,
         "steps": card.steps,
+        **({"hours": round(card.hours, 2)} if card.hours else {}),
         "network": asdict(card.network),
         "text": asdict(card.text),
         "codec": asdict(card.codec),
         "prompts": "; ".join(list(card.prompts)[:8]),
         "words": " ".join(list(card.words)[:80]),
+        **({} if card.lexicon is None else {"lexicon": str(card.lexicon)}),
     }

@@ -205,7 +205,7 @@ def is_cut(around: Around) -> bool:
     Motion explains little, far less than beside it, and colours change.
     """
     pair = around.pair
-    if pair.error < CUT_ERROR or pair.colours < CUT_COLOURS:
+    if pair.colours < CUT_COLOURS or pair.error < CUT_ERROR:
         return False
     return all(pair.error > CUT_RATIO * one.error for one in around.beside)
 
@@ -433,6 +433,7 @@ class Retimer:
     config: RetimeConfig = field(default_factory=RetimeConfig)
     multi: int = 0  # frames between two of the clip, at a multiple of its rate; 0: see ``grid_of``
     fps: float | None = None  # at which all that is played; default: as it is
+    silent: bool = False  # whether sound is left out
 
     def retime(
         self,
@@ -456,7 +457,7 @@ class Retimer:
         frames = retimed(reel, grid, maker, self.estimator, self.config.dedupe)
         size = _Size()
         watched = size.noted(_until(frames, grid.count, watch, stopped))
-        sound, notes = _sound(reel, grid)
+        sound, notes = (None, []) if self.silent else _sound(reel, grid)
         told = self._record(path, grid) if metadata else None
         count, changed = video.write_stream(output, watched, grid.fps, metadata=told, sound=sound)
         notes += report.notes(self.config, alpha)
@@ -504,8 +505,7 @@ def _until(
 
 def _sound(reel: Reel, grid: Grid) -> tuple[Sound | None, list[str]]:
     """The clip's sound where the pace is kept, else a note that it is left out."""
-    if not video.has_sound(reel.path):
-        return None, []
-    if not math.isclose(grid.pace, 1, rel_tol=1e-4):
+    sound = video.sound_of(reel.path)
+    if sound and not math.isclose(grid.pace, 1, rel_tol=1e-4):
         return None, [f"sound is left out: the clip plays {grid.pace:g} times as long"]
-    return Sound(reel.path, -reel.start), []
+    return sound, []

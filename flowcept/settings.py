@@ -173,6 +173,8 @@ def defaults(command: str) -> SampleConfig:
 
 def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     """UserError where ``count`` keyframes and ``multi`` frames per gap contradict the lengths."""
+    if count < 2:
+        raise UserError("interp needs two keyframes at least")
     if not 0 <= multi <= LARGEST:
         raise UserError(f"--multi must be from 1 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):
@@ -182,11 +184,11 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
             raise UserError(f"{name} {value} is under the number of keyframes, {count}")
 
 
-def check_extension(direction: str, context: int) -> None:
+def check_extension(direction: str, context: int | None) -> None:
     """UserError for an unknown direction, or where nothing of a clip would be seen."""
     if direction not in DIRECTIONS:
         raise UserError(f"--direction must be {', '.join(DIRECTIONS)}, not {direction!r}")
-    if context < 1:
+    if context is not None and context < 1:
         raise UserError(f"--context must be at least 1, not {context}")
 
 
@@ -203,6 +205,9 @@ class DataSettings(Settings):
     max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
     fit: str = setting("crop", "how frames get the size: crop, pad or stretch", FIT)
     held_out: float = setting(0.02, "share of the clips kept out of training, to score it", SHARE)
+    lexicon: str = setting(
+        "", "file of words that people use for those of captions; stays in the model"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -279,12 +284,12 @@ class ContextMixture:
     """How often each kind of given frames is shown in training, as weights."""
 
     none: float = 0.45  # text-to-video
-    first: float = 0.17  # image-to-video
+    first: float = 0.09  # image-to-video
     first_last: float = 0.13  # interpolation
     keyframes: float = 0.07  # both ends and one to three frames between
     alternate: float = 0.12  # every second frame (a clip's rate doubled); half the draws do not fit
-    first_k: float = 0.05  # extension forward
-    last_k: float = 0.05  # extension backward
+    first_k: float = 0.12  # extension forward, one frame in eight draws: as many of one as of more
+    last_k: float = 0.06  # extension backward
     runs: float = 0.03  # scene completion: two or three runs anywhere
 
     def __post_init__(self) -> None:
@@ -306,13 +311,18 @@ class ObjectiveSettings(Settings):
         0.5, "share of clips with given frames shown without prompt", SHARE
     )
     context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
+    paraphrase: float = setting(
+        0.1, "share of captions' words shown as others of the lexicon", SHARE
+    )
 
 
 @dataclass(frozen=True)
 class OptimizerSettings(Settings):
     """How the network is trained."""
 
-    init: str = setting("", "a model file to go on from, or a diffusers folder")
+    init: str = setting(
+        "", "a model to go on from: a file, a run's or diffusers folder or a shipped name"
+    )
     lora: int = setting(
         0, "rank of an adapter of a diffusers folder, whose own weights stay; 0: they learn", NUMBER
     )
@@ -323,18 +333,24 @@ class OptimizerSettings(Settings):
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
     warmup: int = setting(200, "steps over which the learning rate rises", NUMBER)
     decay: float = setting(0.3, "last share of the run over which the rate falls to 0", SHARE)
-    weight_decay: float = setting(0.01, "of AdamW, on matrices only", NUMBER)
+    weight_decay: float = setting(0.01, "of AdamW; transformer: on matrices only", NUMBER)
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
     clip: float = setting(1.0, "bound on the gradient's norm", POSITIVE)
 
 
 @dataclass(frozen=True)
-class MachineSettings(Settings):
-    """Where and how exactly it is computed."""
+class PlainMachineSettings(Settings):
+    """Where and how exactly any network is computed."""
 
     seed: int = setting(0, "seed of weights, data order and noise", SEED)
     dtype: str = setting("auto", "precision of matrix products: auto, float32 or bfloat16")
     device: str = setting("auto", "auto, cpu, cuda or mps")
+
+
+@dataclass(frozen=True)
+class MachineSettings(PlainMachineSettings):
+    """Where and how exactly it is computed."""
+
     checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory")
     compile: bool = setting(False, "torch.compile of the blocks")
 
@@ -352,20 +368,13 @@ class ReportSettings(Settings):
     )
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Every setting of a training run: a table for each part of it."""
+class Tables:
+    """What the settings of a whole run share: records of settings, each a table of its part.
 
-    data: DataSettings = DataSettings()
-    codec: CodecSettings = CodecSettings()
-    network: NetworkSettings = NetworkSettings()
-    text: TextSettings = TextSettings()
-    process: ProcessSettings = ProcessSettings()
-    context: ContextMixture = ContextMixture()
-    objective: ObjectiveSettings = ObjectiveSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    machine: MachineSettings = MachineSettings()
-    report: ReportSettings = ReportSettings()
+    No name occurs in two of them, so that each can be told by its name alone.
+    """
+
+    family = "transformer"  # the network that is trained
 
     @classmethod
     def from_flat(cls, values: Mapping[str, object], start: Self | None = None) -> Self:
@@ -389,10 +398,79 @@ class TrainConfig:
         return self.from_flat(values, self)
 
     def flat(self) -> dict[str, Any]:
-        """All settings by name alone, and ``context``."""
+        """All settings by name alone, and ``context`` where there is one."""
         leaves = leaf_fields(type(self))
         values = {one.name: getattr(getattr(self, group), one.name) for group, one in leaves}
-        return {**values, "context": self.context}
+        return {**values, **{name: one for name, one in vars(self).items() if name == "context"}}
+
+
+@dataclass(frozen=True)
+class TrainConfig(Tables):
+    """Every setting of a training run: a table for each part of it."""
+
+    data: DataSettings = DataSettings()
+    codec: CodecSettings = CodecSettings()
+    network: NetworkSettings = NetworkSettings()
+    text: TextSettings = TextSettings()
+    process: ProcessSettings = ProcessSettings()
+    context: ContextMixture = ContextMixture()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    machine: MachineSettings = MachineSettings()
+    report: ReportSettings = ReportSettings()
+
+
+# Training of motion. Names that both kinds of training have are one flag, with two defaults
+
+
+@dataclass(frozen=True)
+class MotionSettings(Settings):
+    """What motion is learned from."""
+
+    photos: str = setting("", "folder of pictures that moving layers are cut from, too")
+    layers: int = setting(200, "clips of moving layers that are drawn", NUMBER)
+    layered_share: float = setting(0.3, "share of these among what is learned from", SHARE)
+    max_shots: int = setting(400, "shots kept of all clips, of at most 64 frames each", POSITIVE)
+    held_out: float = setting(0.1, "share of the clips kept out of training, to score it", SHARE)
+
+
+@dataclass(frozen=True)
+class MotionOptimizerSettings(Settings):
+    """How a network of motion is trained."""
+
+    init: str = setting("", "a model to go on from: a file, a run's folder or a shipped name")
+    steps: int = setting(20000, "training steps of the network", POSITIVE)
+    max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
+    learning_rate: float = setting(3e-4, "peak learning rate", POSITIVE)
+    warmup: int = setting(300, "steps over which the learning rate rises", NUMBER)
+    weight_decay: float = setting(1e-3, "of AdamW", NUMBER)
+    ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
+    clip: float = setting(0.5, "bound on the gradient's norm", POSITIVE)
+    law_steps: int = setting(1500, "training steps of the law of how long gaps are", NUMBER)
+
+
+@dataclass(frozen=True)
+class MotionReportSettings(ReportSettings):
+    """What a run writes, and how often: as any run, in full precision."""
+
+    export_dtype: str = setting("float32", "weights of the model file: float32 or bfloat16", EXPORT)
+
+
+@dataclass(frozen=True)
+class MotionTrainConfig(Tables):
+    """Every setting of a training of motion."""
+
+    family = "motion"
+
+    motion: MotionSettings = MotionSettings()
+    optimizer: MotionOptimizerSettings = MotionOptimizerSettings()
+    machine: PlainMachineSettings = PlainMachineSettings()
+    report: MotionReportSettings = MotionReportSettings()
+
+
+CONFIGS: dict[str, type[TrainConfig] | type[MotionTrainConfig]] = {
+    kind.family: kind for kind in (TrainConfig, MotionTrainConfig)
+}
 
 
 def leaf_fields(kind: type) -> Iterator[tuple[str, Field[Any]]]:

@@ -1,7 +1,9 @@
-"""Small lossless clips whose frames tell which ones they are."""
+"""Small lossless clips whose frames tell which ones they are; films that ffmpeg draws."""
 
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
@@ -35,3 +37,16 @@ def put_images(folder: Path, frames: int) -> Path:
     for i, frame_HW3 in enumerate(numbered(frames)):
         Image.fromarray(frame_HW3).save(folder / f"{i}.png")
     return folder
+
+
+def run(*arguments: object) -> bytes:
+    """What ffmpeg writes to its output."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def made(path: Path, *arguments: object, source: str = "testsrc2=s=64x48:r=25:d=1") -> Path:
+    """A short moving video."""
+    path.parent.mkdir(exist_ok=True)
+    run("-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", *arguments, path)
+    return path

@@ -9,6 +9,7 @@ from fake_codec import fake_config
 
 from flowcept import model_file as checkpoint
 from flowcept.codecs import CodecConfig
+from flowcept.lexicon import Lexicon
 from flowcept.model_file import Card
 from flowcept.networks.motion import MotionConfig, MotionNetwork
 from flowcept.networks.text import TextConfig
@@ -19,6 +20,10 @@ from flowcept.training.motion import motion_weights
 SIZE = 32  # pixels of a frame's side
 LENGTHS = {4: 1, 6: 2, 8: 3, 10: 2, 12: 1}  # trained clips by number of frames
 WORDS = {"a": 3, "dog": 2, "surfing": 2, "cat": 1}
+
+LEXICON = Lexicon(
+    {"actor": {"dog": ("puppy",), "cat": ("kitten",)}, "action": {"surfing": ("riding a wave",)}}
+)
 
 SMALL_MOTION = MotionConfig(
     features=8, compared=4, coarse=(8, 8, 8), fine=(8, 8, 8), law_hidden=8, most_missing=6
@@ -34,7 +39,7 @@ def write_motion(path: Path) -> Path:
     return path
 
 
-def write_model(path: Path, codec: str = "autoencoder") -> Path:
+def write_model(path: Path, codec: str = "autoencoder", lexicon: Lexicon | None = None) -> Path:
     """A model that knows nothing, with open gates, so that every input changes its output."""
     if codec == "pixels":
         codec_config = CodecConfig(kind="pixels", compression=1, channels=3)
@@ -60,7 +65,8 @@ def write_model(path: Path, codec: str = "autoencoder") -> Path:
     prompts = {"a dog surfing": 2, "a cat": 1}
     card = Card(
         network, process, text, codec_config, (SIZE, SIZE), 12.0, LENGTHS,
-        steps=7, dataset="toy", prompts=prompts, words=WORDS,
+        codec_psnr=4.0, steps=7, dataset="toy", prompts=prompts, words=WORDS,
+        lexicon=lexicon,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)

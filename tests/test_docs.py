@@ -9,10 +9,11 @@ from typing import get_type_hints
 
 import pytest
 
-from flowcept.settings import SampleConfig, TrainConfig
+from flowcept.settings import MotionTrainConfig, SampleConfig, TrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-RECORDS = [SampleConfig, *get_type_hints(TrainConfig).values()]
+CONFIGS = (TrainConfig, MotionTrainConfig)
+RECORDS = [SampleConfig, *(one for kind in CONFIGS for one in get_type_hints(kind).values())]
 
 
 def told(page: str, record: str) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from fixtures_model import LENGTHS, SIZE, write_model
+from fixtures_model import LENGTHS, LEXICON, SIZE, write_model
 
 import flowcept
 from flowcept import generation as tasks
@@ -266,6 +268,21 @@ def test_extend_context(studio, context):
     assert len(made) == 33
 
 
+@pytest.mark.parametrize(("longest", "frames", "seen"), [(12, 30, 6), (40, 30, 8), (12, 3, 3)])
+def test_extend_sees_all_that_fits(studio, monkeypatch, longest, frames, seen):
+    """Half of the longest trained clip, but no more in a row than training shows."""
+    monkeypatch.setattr(studio, "card", replace(studio.card, lengths={4: 1, longest: 1}))
+    clip = noise(frames)
+    made = studio.extend(clip, clip_fps=12, frames=2, **FAST)
+    assert made.settings["context"] == seen
+    if seen < frames:
+        for place, matters in ((-seen - 1, False), (-seen, True)):
+            other = clip.copy()
+            other[place] = 255 - other[place]
+            new_FHW3 = studio.extend(other, clip_fps=12, frames=2, **FAST).frames_FHW3[frames:]
+            assert (new_FHW3 != made.frames_FHW3[frames:]).any() == matters
+
+
 def test_extend_sees_its_context_only(studio):
     """Frames before the context change nothing; a frame inside it does."""
     clip = noise(6)
@@ -386,3 +403,95 @@ def test_memory_is_asked_for_what_is_known(studio, monkeypatch):
     monkeypatch.setattr("flowcept.generation.free_memory", lambda _: enough)
     with pytest.raises(UserError, match="not enough memory: 3002"):
         studio.interp(keys, multi=3000, **SMALL)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+@pytest.mark.parametrize("held", [3, 256])
+def test_a_file_is_extended_as_its_frames_are(studio, tmp_path, monkeypatch, direction, held):
+    """However few of them are held in memory, and read again when the clip is saved."""
+    monkeypatch.setattr(tasks, "ENDS", held)
+    clip = noise(11, 2 * SIZE, 3 * SIZE)
+    video.write_video(tmp_path / "a.apng", clip, 12)
+    settings = {"direction": direction, "frames": 5, "context": 2, **FAST}
+    expected = studio.extend(clip, clip_fps=12, **settings)
+    file = video.Footage.open(tmp_path / "a.apng")
+    monkeypatch.setattr(video.Footage, "ends", _watched(file.ends, held + 4, clip))
+    made = studio.extend_file(file, **settings)
+    assert len(made) == made.settings["frames"] == len(expected)
+    assert made.size == (2 * SIZE, 3 * SIZE)
+    assert made.save(tmp_path / "b.apng") == ""
+    frames_FHW3, fps = video.read_video(tmp_path / "b.apng")
+    np.testing.assert_array_equal(frames_FHW3, expected.frames_FHW3)
+    assert fps == 12
+    assert made.settings == expected.settings
+
+
+def _watched(ends, most, clip):
+    def counted(_, count, size):
+        assert count <= most
+        ends_FHW3, own = ends(count, size)
+        assert len(ends_FHW3) == min(2 * count, len(clip))
+        assert ends_FHW3.shape[1:3] == (SIZE, SIZE)
+        return ends_FHW3, own
+
+    return counted
+
+
+# ---- words that people use ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A model with a lexicon, and the same without."""
+    folder = tmp_path_factory.mktemp("words")
+    return [
+        flowcept.load(str(write_model(folder / f"{n}.safetensors", lexicon=words)), device="cpu")
+        for n, words in enumerate((LEXICON, None))
+    ]
+
+
+def test_prompts_are_read_in_words_that_the_model_knows(reader):
+    studio, plain = reader
+    clip = studio.generate("a puppy riding a wave", frames=5, **SMALL)
+    meant = plain.generate("a dog surfing", frames=5, **SMALL)
+    np.testing.assert_array_equal(clip.frames_FHW3, meant.frames_FHW3)
+    assert clip.settings["prompt"] == "a puppy riding a wave"
+    assert clip.settings["read_as"] == "a dog surfing"
+    assert ["puppy: dog; riding a wave: surfing" in note for note in clip.notes] == [True]
+    assert "read_as" not in meant.settings
+    assert meant.notes == []
+
+    away = {"negative_prompt": "kitten", "frames": 5, **SMALL}
+    np.testing.assert_array_equal(
+        studio.generate("a puppy", **away).frames_FHW3,
+        plain.generate("a dog", **away | {"negative_prompt": "cat"}).frames_FHW3,
+    )
+
+
+def test_literal_prompts_are_read_as_they_are(reader):
+    studio, plain = reader
+    clip = studio.generate("a puppy", literal=True, frames=5, **SMALL)
+    meant = plain.generate("a puppy", frames=5, **SMALL)
+    np.testing.assert_array_equal(clip.frames_FHW3, meant.frames_FHW3)
+    assert clip.settings["literal"] is True
+    assert "read_as" not in clip.settings
+    assert clip.notes == meant.notes
+    assert "never saw 'puppy'" in clip.notes[0]
+
+
+def test_every_task_reads_prompts_alike(reader):
+    studio, plain = reader
+    pair = noise(2)
+    for task, given in (("i2v", pair[0]), ("interp", pair), ("extend", pair)):
+        more = {"frames": 4, "guidance": 2.0, "seed": 1, "steps": 2}
+        more |= {"clip_fps": 12} if task == "extend" else {"scale": 1}
+        read = getattr(studio, task)(given, "a kitten", **more)
+        meant = getattr(plain, task)(given, "a cat", **more)
+        np.testing.assert_array_equal(read.frames_FHW3, meant.frames_FHW3)
+
+
+def test_what_no_word_is_read_for_is_noted(reader):
+    notes = list(reader[0].word_notes("a puppy under a chandelier"))
+    assert "puppy: dog" in notes[0]
+    assert "'chandelier'" in notes[1]
+    assert "puppy" not in notes[1]

@@ -12,7 +12,7 @@ import resource
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from flowcept import model_file as checkpoint
 from flowcept.codecs import CodecConfig
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.model_file import Card, Weights, load, read_card, save
+from flowcept.lexicon import Lexicon
+from flowcept.model_file import Card, Weights, describe, load, read_card, save
 from flowcept.networks.text import TextConfig
 from flowcept.networks.transformer import TransformerConfig
 from flowcept.process.forward import Flowception
@@ -152,6 +153,24 @@ def test_what_is_saved_comes_back_bit_for_bit(model: Path):
         assert not any(p.requires_grad for p in module.parameters())
 
 
+def test_a_lexicon_comes_back(tmp_path: Path):
+    path = tmp_path / "words.safetensors"
+    words = Lexicon({"actor": {"dog": ("puppy", "little hound")}}, {"ran": "run"})
+    checkpoint.save(checkpoint.build(replace(CARD, lexicon=words)), path)
+    assert read_card(path).lexicon == words
+    assert describe(path)["lexicon"] == "2 words and phrases for 1 classes"
+
+
+@pytest.mark.parametrize("wrong", [{"classes": {"actor": {"!": []}}}, {"classes": []}, 3])
+def test_a_lexicon_that_is_none_is_one_line(model: Path, tmp_path: Path, wrong):
+    path = tmp_path / "wrong.safetensors"
+    header = {"flowcept": json.dumps(card_of(model) | {"lexicon": wrong})}
+    save_file(load_file(model), path, metadata=header)
+    with pytest.raises(UserError, match="no model can be made") as error:
+        read_card(path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_loaded_model_writes_the_same_file(model: Path, tmp_path: Path):
     save(load(model), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == model.read_bytes()
@@ -200,6 +219,7 @@ def test_read_card_needs_no_weights(model: Path, tmp_path: Path):
 def test_the_file_holds_no_paths_and_only_known_parts(model: Path):
     assert {name.split(".")[0] for name in load_file(model)} == {"network", "text", "codec"}
     card = {"format": 3, **asdict(CARD)}
+    del card["lexicon"]  # it has none
     card["network"] = {"family": "transformer", **card["network"]}
     assert card_of(model) == json.loads(json.dumps(card))
 

@@ -6,18 +6,23 @@ completion answer at once.
 
 import errno
 import io
+import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flowcept import __version__
-from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, theatre, train
+from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, stage, theatre, train
 from flowcept.errors import UserError
+from flowcept.training.stopping import stoppable
 
 # What is wrong with the flags; the class of the click that Typer uses, its own or the package.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # where stdout may go
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -26,7 +31,7 @@ app = typer.Typer(
     help="Short videos of a length that the model chooses itself. "
     'Try: flowcept gen "a dog surfing" -o out.mp4',
 )
-for file in (gen, i2v, interp, extend, train, merge, evaluate, info, theatre):
+for file in (gen, i2v, interp, extend, train, merge, evaluate, info, theatre, stage):
     app.command()(getattr(file, file.__name__.rpartition(".")[2]))
 
 
@@ -46,15 +51,28 @@ def _top(
 
 
 def main() -> None:
-    """Entry point. What the user can mend is one line and status 2; Ctrl-C is status 130."""
+    """Entry point. What the user can mend is one line and status 2; being stopped is status 130."""
+    _tell_nobody()
+    # Threads that wait must not spin: beside other work they took five times as long. Torch reads
+    # this once, when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), stoppable():
+        warnings.filterwarnings("ignore", ".*decompression bomb")  # a photograph of 100 megapixels
         warnings.showwarning = lambda told, *_, **__: typer.echo(f"note: {told}", err=True)
         status, message = _run()
     if message:
         typer.echo(f"flowcept: {message}", err=True)
     sys.exit(status)
+
+
+def _tell_nobody() -> None:
+    """Where there is no console, as in a service, what is told goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+            setattr(sys, name, nowhere)
 
 
 def _run() -> tuple[int, str]:
@@ -64,11 +82,24 @@ def _run() -> tuple[int, str]:
     except UserError as error:
         return 2, str(error)
     except UsageError as error:
-        return 2, " ".join(error.format_message().split())
+        return 2, _misused(error)
     except (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)):
         return 2, "not enough memory: ask for less at once, or close other programs"
+    except KeyboardInterrupt:
+        return 130, "interrupted"
     except OSError as error:
-        if error.errno == errno.EPIPE or error.filename is None:
+        if error.filename is not None:
+            return 2, f"{error.strerror}: {str(error.filename)[:60]}"
+        if error.errno not in FULL:
             raise
-        return 2, f"{error.strerror}: {str(error.filename)[:60]}"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would be told at the exit
+        return 2, f"what is told cannot be written: {error.strerror}"
     return status, "interrupted" if status == 130 else ""
+
+
+def _misused(error: typer.BadParameter) -> str:
+    """What is wrong with the flags, in one line."""
+    told = " ".join(error.format_message().split())
+    if told.startswith("No such option"):
+        return f"{told}; what begins with - and is no option goes after --"
+    return told

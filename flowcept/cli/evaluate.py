@@ -15,13 +15,14 @@ from flowcept.settings import SEED, SampleConfig, defaults
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
 
 
-def _controls() -> Iterator[tuple[Field[Any], str]]:
-    """The sampler's controls and their defaults in words."""
+def _controls() -> Iterator[tuple[Field[Any], str, str]]:
+    """The sampler's controls, their defaults in words, and their group in the help."""
     plain, between = defaults("gen"), defaults("interp")
     for one in fields(SampleConfig):
         if one.name not in LENGTHS:
             start, there = getattr(plain, one.name), getattr(between, one.name)
-            yield one, f"{start}" if start == there else f"{start}; {there} between frames"
+            shown = f"{start}" if start == there else f"{start}; {there} between frames"
+            yield one, shown, "Options"
 
 
 @takes(controls=changes(_controls()))
@@ -62,7 +63,7 @@ def evaluate(
     scores = scorer.evaluate(
         maker, folder, config, between, task=task, clips=clips, network=network
     )
-    text = json.dumps(asdict(scores), ensure_ascii=False, indent=1)
+    text = json.dumps(asdict(scores), indent=1)
     if output is not None:
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.making import check_rate, make_clips
-from flowcept.cli.options import MakeOptions, Prompt, helped, making
+from flowcept.cli.options import Anyway, MakeOptions, NoSound, Prompt, helped, making
 from flowcept.settings import SampleConfig, check_extension
 
 
@@ -17,23 +17,32 @@ def extend(
     clip: Annotated[Path, typer.Argument(help="the clip to go on from")],
     prompt: Prompt = "",
     direction: Annotated[str, helped("forward, backward or both")] = "forward",
-    context: Annotated[int, helped("frames of the clip that the model sees")] = 4,
+    context: Annotated[
+        int | None, helped("frames of the clip that the model sees; default as many as it can")
+    ] = None,
+    anyway: Anyway = False,
+    no_sound: NoSound = False,
 ) -> None:
     """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)"""
     from flowcept.data import video
 
     check_extension(direction, context)
-    clip_FHW3, rate = video.read_video(clip)
-    check_rate(options.fps or rate)
-    sound = clip if video.has_sound(clip) else None
+    file = video.Footage.open(clip)
+    check_rate(options.fps or file.timing.fps)
+    sound = clip if video.has_sound(clip) and not no_sound else None
     if options.scale is not None and not options.quiet:
         typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
 
     make_clips(
         options,
         [options.job(prompt, config)],
-        lambda studio, asked: studio.extend(
-            clip_FHW3, clip_fps=rate, direction=direction, context=context, sound=sound, **asked
+        lambda studio, asked: studio.extend_file(
+            file,
+            direction=direction,
+            context=context,
+            sound=sound,
+            anyway=anyway,
+            **asked,
         ),
         inputs=[clip],
     )

@@ -65,7 +65,7 @@ def _described(line: str, options: MakeOptions, config: SampleConfig) -> Job:
     if values.get("frames") == "auto":
         values["frames"] = None
 
-    names = ("negative_prompt", "seed", "output")
+    names = ("negative_prompt", "seed", "loop", "literal", "output")
     own = {name: values.pop(name) for name in names if name in values}
     controls = from_mapping(SampleConfig, values, start=config)
     return from_mapping(Job, own, start=options.job(prompt, controls))

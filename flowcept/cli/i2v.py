@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.making import make_clips
-from flowcept.cli.options import Exact, Fit, MakeOptions, Prompt, making
+from flowcept.cli.options import Anyway, Exact, Fit, MakeOptions, Prompt, making
 from flowcept.settings import FIT, SampleConfig
 
 
@@ -18,6 +18,7 @@ def i2v(
     prompt: Prompt = "",
     fit: Fit = "crop",
     exact: Exact = None,
+    anyway: Anyway = False,
 ) -> None:
     """Make a clip that begins with a picture: flowcept i2v photo.png -o out.mp4"""
     from flowcept.data import video
@@ -27,6 +28,6 @@ def i2v(
     make_clips(
         options,
         [options.job(prompt, config)],
-        lambda studio, asked: studio.i2v(picture_HW3, fit=fit, exact=exact, **asked),
+        lambda studio, asked: studio.i2v(picture_HW3, fit=fit, exact=exact, anyway=anyway, **asked),
         inputs=[image],
     )

@@ -27,7 +27,7 @@ def info(
     else:
         record = _of_clip(file)
     if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False, indent=1))
+        typer.echo(json.dumps(record, indent=1))
         return
     width = max(len(name) for name in record)
     for name, value in record.items():
@@ -40,5 +40,7 @@ def _of_clip(file: Path) -> dict[str, Any]:
     found = video.read_metadata(file)
     if found is None:
         raise UserError(f"{file} does not say how it was made (not by flowcept, or stripped)")
-    frames_FHW3, _ = video.read_video(file)
-    return found | {"sha256_of_frames": video.digest(frames_FHW3)}
+    if "flowcept" not in found:
+        names = ", ".join(found)[:60]
+        raise UserError(f"{file} was made by another program, which notes in it: {names}")
+    return found | {"sha256_of_frames": video.digest(video.Footage.open(file))}

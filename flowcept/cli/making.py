@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 import flowcept
-from flowcept.cli.options import RATE, Job, MakeOptions, check_output
+from flowcept.cli.options import RATE, Job, MakeOptions, check_output, temporary_beside
 from flowcept.errors import UserError
 from flowcept.settings import mixed, random_seed
 
@@ -52,33 +55,68 @@ def make_clips(
     ``UserError`` where an output cannot be written or is an input.
     """
     clips = [clip for job in jobs for clip in _repeated(job, options.count)]
-    outputs = _outputs(options, clips, inputs)
-    with warnings.catch_warnings():
-        if options.quiet:
+    with to_stdout(options, len(clips)) as own, warnings.catch_warnings():
+        outputs = _outputs(own, clips, inputs)
+        if own.quiet:
             warnings.simplefilter("ignore")
-        studio = _open(options)
-        studio.check_task(options.command)
+        studio = _open(own)
+        studio.check_task(own.command)
         if own_steps:
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
-        if options.talks:
-            most = max(studio.estimate(job.config, options.scale, **room) for job in jobs)
+        if own.talks:
+            most = max(studio.estimate(job.config, own.scale, **room) for job in jobs)
             typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
-        _make(studio, options, call, zip(clips, outputs, strict=True))
+        told = _tell_of_words(studio, own, jobs)
+        _make(studio, own, call, zip(clips, outputs, strict=True), told)
+
+
+def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) -> set[str]:
+    """What the model makes of the words of prompts, before the work: those notes."""
+    readings = ((job.prompt, job.negative_prompt, job.literal) for job in jobs)
+    notes = dict.fromkeys(note for reading in readings for note in studio.word_notes(*reading))
+    if options.talks:
+        for line in notes:
+            options.say(f"note: {line}")
+    return set(notes)
+
+
+@contextmanager
+def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
+    """Where the clip goes to stdout: a file is made first, whole or not at all, and sent then."""
+    temporary_beside(options.output)
+    if options.output != Path("-"):
+        yield options
+        return
+    if count > 1 or options.as_json:
+        raise UserError("stdout takes one clip and nothing beside it: give --output a name")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"clip.{options.format}"
+        yield replace(options, output=file, piped=True)
+        with file.open("rb") as made:
+            shutil.copyfileobj(made, sys.stdout.buffer)
+        sys.stdout.flush()
 
 
 def _make(
-    studio: Studio, options: MakeOptions, call: Call, wanted: Iterable[tuple[Job, Outputs]]
+    studio: Studio,
+    options: MakeOptions,
+    call: Call,
+    wanted: Iterable[tuple[Job, Outputs]],
+    told: set[str],
 ) -> None:
-    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too."""
+    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too.
+
+    Notes that were ``told`` are not told again.
+    """
     results = []
     try:
         for job, output in wanted:
             with _bar(options, studio, job.config.most_steps) as watch:
                 clip = call(studio, job.keywords() | {"watch": watch})
-            results.append(_write(options, clip, output))
+            results.append(_write(options, clip, output, told))
     finally:
         if options.as_json:
-            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
+            typer.echo(json.dumps(results, indent=1))
 
 
 def check_rate(fps: float) -> None:
@@ -182,19 +220,21 @@ def _bar(options: MakeOptions, studio: Studio, steps: int) -> Iterator[Callable[
         yield watch
 
 
-def _write(options: MakeOptions, clip: Clip, output: Outputs) -> dict[str, Any]:
+def _write(options: MakeOptions, clip: Clip, output: Outputs, told: set[str]) -> dict[str, Any]:
     """Write the clip and its pictures and say so; the record of it for JSON."""
     path = output.clip or _new_name(options.command, clip.seed)
     changed = clip.save(path, metadata=not options.no_metadata)
     _draw(clip, output)
 
-    height, width = clip.frames_FHW3.shape[1:3]
+    height, width = clip.size
     notes = [*clip.notes, *([changed] if changed else [])]
     if options.talks:
         for line in notes:
-            typer.echo(f"note: {line}")
+            if line not in told:
+                options.say(f"note: {line}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
-        typer.echo(f"{path}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
+        name = "stdout" if options.piped else path
+        options.say(f"{name}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
     written = {"output": str(path), "width": width, "height": height, "notes": notes}
     return clip.settings | written
 
@@ -212,9 +252,10 @@ def _draw(clip: Clip, output: Outputs) -> None:
     from flowcept.evaluation import report
 
     if output.sheet:
-        video.save_image(video.contact_sheet(clip.frames_FHW3), output.sheet)
+        video.save_image(video.contact_sheet(clip.shown), output.sheet)
     if output.trace:
-        thumbnails = [clip.frames_FHW3[end] for end in clip.ends] or None
+        shown = enumerate(clip.shown if clip.ends else ())
+        thumbnails = [frame_HW3 for number, frame_HW3 in shown if number in clip.ends] or None
         steps = clip.settings["steps"]
         chart = report.growth_chart(clip.growth, clip.order, thumbnails=thumbnails, num_steps=steps)
         video.save_image(chart, output.trace)

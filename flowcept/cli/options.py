@@ -5,7 +5,9 @@ Typer makes flags from the parameters of a function. A command takes whole recor
 the records are the one table of names, defaults and meanings.
 """
 
+import atexit
 import inspect
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, fields, replace
 from functools import partial
@@ -37,6 +39,7 @@ def helped(meaning: str, *names: str) -> Any:  # noqa: ANN401 - as Typer has it
 RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
+Anyway = Annotated[bool, helped("go on with pictures that the model cannot show", "--anyway")]
 Device = Annotated[str, helped("auto, cpu, cuda or mps")]
 Dtype = Annotated[str, helped("auto, float32, bfloat16 or float16")]
 Exact = Annotated[
@@ -44,6 +47,7 @@ Exact = Annotated[
 ]
 Fit = Annotated[str, helped("how a picture gets the model's size: crop, pad, stretch")]
 Json = Annotated[bool, helped("the result as JSON on stdout", "--json")]
+NoSound = Annotated[bool, helped("leave the clip's sound out", "--no-sound")]
 Prompt = Annotated[str, helped("what happens in the clip", "--prompt", "-p")]
 Quiet = Annotated[bool, helped("errors only", "--quiet", "-q")]
 
@@ -58,6 +62,8 @@ class Job:
     seed: int | None = None  # None: a random one
     fps: float | None = None
     scale: int | None = None
+    loop: bool = False
+    literal: bool = False  # no word is read as another
     output: str | None = None  # its own, from a line of a file
 
     def __post_init__(self) -> None:
@@ -82,10 +88,16 @@ class MakeOptions(Settings):
         names="--model -m",
     )
     output: Path | None = setting(
-        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames",
+        None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames; - for stdout",
         names="--output -o",
     )  # fmt: skip
+    format: str = setting("mp4", "of a clip on stdout", names="--format")
     negative_prompt: str = setting("", "what to lead away from", names="--negative-prompt -n")
+    literal: bool = setting(
+        False,
+        "prompts as written: no word is read as another that the model knows",
+        names="--literal",
+    )
     seed: int | None = setting(None, "by default random; always told", SEED)
     count: int = setting(
         1, "clips per prompt; later ones have seeds made from the first", within(1, 10_000)
@@ -97,6 +109,10 @@ class MakeOptions(Settings):
     size: str | None = setting(
         None, "of frames, WIDTHxHEIGHT, of a diffusers folder; default its own", SIZE
     )
+    loop: bool = setting(
+        False, "frames from the last one back to the first, which all lengths count too",
+        names="--loop",
+    )  # fmt: skip
     device: str = setting("auto", "auto, cpu, cuda or mps")
     dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
     compile: bool = setting(
@@ -109,11 +125,13 @@ class MakeOptions(Settings):
     as_json: bool = setting(False, "the result as JSON on stdout", names="--json")
     quiet: bool = setting(False, "errors only", names="--quiet -q")
     no_metadata: bool = setting(False, "write no settings into the file", names="--no-metadata")
+    piped: bool = False  # whether the clip goes to stdout, and words for people do not
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for everything that can be wrong without a model."""
         super().__post_init__()
-        for path in (self.output, self.preview):
+        to_stdout = self.output == Path("-")
+        for path in (Path(f"clip.{self.format}") if to_stdout else self.output, self.preview):
             check_output(path)
         if self.preview is not None and self.preview.suffix.lower() in ("", ".png"):
             raise UserError(f"--preview must be one file, such as preview.mp4: {self.preview}")
@@ -125,9 +143,14 @@ class MakeOptions(Settings):
         """Whether the terminal gets lines for people."""
         return not (self.quiet or self.as_json)
 
+    def say(self, line: str) -> None:
+        """A line for people."""
+        typer.echo(line, err=self.piped)
+
     def job(self, prompt: str, config: SampleConfig) -> Job:
         """What the flags alone ask for."""
-        return Job(prompt, config, self.negative_prompt, self.seed, self.fps, self.scale)
+        shared = ("negative_prompt", "seed", "fps", "scale", "loop", "literal")
+        return Job(prompt, config, **{name: getattr(self, name) for name in shared})
 
 
 def check_output(path: Path | None) -> None:
@@ -136,6 +159,17 @@ def check_output(path: Path | None) -> None:
         from flowcept.data import video
 
         video.check_output(path)
+
+
+def temporary_beside(path: Path | None) -> None:
+    """Let libraries put temporary files beside an output where no other folder takes them."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        beside = (path or Path("-")).absolute().parent
+        folder = tempfile.TemporaryDirectory(prefix=".", dir=beside)
+        atexit.register(folder.cleanup)
+        tempfile.tempdir = folder.name
 
 
 def check_file(name: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
@@ -205,12 +239,12 @@ def making(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return takes(options=record(MakeOptions(command)), config=record(defaults(command)))
 
 
-def changes(settings: Iterable[tuple[Field[Any], str]]) -> Flags:
-    """Flags of settings, each with the default that is shown.
+def changes(settings: Iterable[tuple[Field[Any], str, str]]) -> Flags:
+    """Flags of settings, each with the default that is shown and its group in the help.
 
     The command gets a mapping of those that were given.
     """
-    parameters = [_parameter(one, None, shown) for one, shown in settings]
+    parameters = [_parameter(one, None, shown, group) for one, shown, group in settings]
 
     def gather(**given: object) -> dict[str, object]:
         return {name: value for name, value in given.items() if value is not None}
@@ -218,14 +252,18 @@ def changes(settings: Iterable[tuple[Field[Any], str]]) -> Flags:
     return Flags(parameters, gather)
 
 
-def _parameter(one: Field[Any], default: object, shown: str | bool = True) -> inspect.Parameter:
+def _parameter(
+    one: Field[Any], default: object, shown: str | bool = True, group: str | None = None
+) -> inspect.Parameter:
     """The parameter of a field, whose metadata holds the help text and perhaps the flag's names."""
     kind: Any = one.type if default is not None else one.type | None  # type: ignore[operator]
     plain = flag(one.name)
     if kind in (bool, bool | None):
         plain += f"/--no-{plain[2:]}"
     names = one.metadata["names"] or plain
-    option = typer.Option(*names.split(), help=one.metadata["help"], show_default=shown)
+    option = typer.Option(
+        *names.split(), help=one.metadata["help"], show_default=shown, rich_help_panel=group
+    )
     if one.name == "frames":
         option.parser, option.metavar, option.show_default = parse_frames, "auto|N", "auto"
     keyword, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, option]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flowcept.cli.making import check_apart, numbered
+from flowcept.cli.making import check_apart, numbered, to_stdout
 from flowcept.cli.options import MakeOptions, check_output
 from flowcept.errors import UserError
 from flowcept.settings import RetimeConfig, SampleConfig, flag
@@ -56,6 +56,7 @@ def _of_the_sampler(options: MakeOptions, config: SampleConfig) -> list[str]:
         **{name: getattr(config, name) for name in ("frames", "min_length", "max_length")},
         **{name: getattr(options, name) for name in ("scale", "preview", "sheet", "trace")},
         "count": options.count > 1,
+        "loop": options.loop,
         "device": options.device not in ("auto", "cpu"),
     }
     return [flag(name) for name, value in asked.items() if value]
@@ -74,11 +75,23 @@ def retime_clips(
     config: RetimeConfig,
     clips: Sequence[Path],
     multi: int = 0,
+    *,
+    silent: bool = False,
 ) -> None:
     """Write each clip at its new times; of several each gets its own name in the output's folder.
 
     Ctrl-C keeps what is finished. Raises ``UserError`` where a file cannot be read or written.
     """
+    with to_stdout(options, len(clips)) as own:
+        stopped = _retime_all(own, config, clips, multi, silent)
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _retime_all(
+    options: MakeOptions, config: RetimeConfig, clips: Sequence[Path], multi: int, silent: bool
+) -> bool:
+    """Write each clip; whether that was interrupted."""
     from flowcept import model_file
     from flowcept.networks.motion_video import MotionVideo
     from flowcept.retime import Retimer
@@ -91,7 +104,7 @@ def retime_clips(
     _use_threads(options.threads)
     network = model_file.load(model_file.find(options.model)).network
     assert isinstance(network, MotionVideo)
-    retimer = Retimer(network.motion, config=config, multi=multi, fps=options.fps)
+    retimer = Retimer(network.motion, config=config, multi=multi, fps=options.fps, silent=silent)
     results: list[dict[str, Any]] = []
     stopped = False
     try:
@@ -104,9 +117,8 @@ def retime_clips(
             stopped = bool(came)
     finally:
         if options.as_json:
-            typer.echo(json.dumps(results, ensure_ascii=False, indent=1))
-    if stopped:
-        raise typer.Exit(INTERRUPTED)
+            typer.echo(json.dumps(results, indent=1))
+    return stopped
 
 
 def _use_threads(threads: int) -> None:
@@ -143,9 +155,9 @@ def _told(options: MakeOptions, output: Path, made: "Retimed") -> dict[str, Any]
     """Say what was written; the record of it for JSON."""
     if options.talks:
         for line in made.notes:
-            typer.echo(f"note: {line}")
+            options.say(f"note: {line}")
         size, rate = f"{made.width}x{made.height}", f"{made.grid.fps:g} fps"
-        typer.echo(f"{output}: {made.count} frames of {size} at {rate}")
+        options.say(f"{output}: {made.count} frames of {size} at {rate}")
     return {
         "output": str(output),
         "frames": made.count,

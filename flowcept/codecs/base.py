@@ -9,6 +9,7 @@ sees about unit variance. All work goes by chunks of a fixed number of pixels: m
 activations does not grow with the length of a clip.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -142,6 +143,12 @@ class Codec(nn.Module):
     def decode(self, latent_FCHW: Tensor) -> Tensor:
         """All pictures of `decode_stream` at once."""
         return torch.cat(list(self.decode_stream(latent_FCHW)))
+
+    def psnr(self, image_1CHW: Tensor) -> float:
+        """Peak signal-to-noise ratio, in decibels, of one picture rebuilt from its latent."""
+        rebuilt_1CHW = self.decode(self.encode_keyframes(image_1CHW))
+        error = float((rebuilt_1CHW - image_1CHW).square().mean())
+        return 10 * math.log10(4 / max(error, 1e-12))  # pictures reach from -1 to 1
 
     @torch.no_grad()
     def fit_statistics(self, clips: Iterable[Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from flowcept.data.contexts import draw_context
 from flowcept.errors import UserError
+from flowcept.lexicon import Lexicon
 from flowcept.process.forward import Process, Target, draw
 from flowcept.process.state import FrameState
 from flowcept.settings import ContextMixture, ObjectiveSettings, mixed
@@ -50,6 +51,7 @@ class Lessons:
     process: Process
     mixture: ContextMixture
     objective: ObjectiveSettings
+    lexicon: Lexicon | None = None
 
     def draw(self, clip: int, generator: Generator) -> tuple[Pair, str] | None:
         """A clip part of the way through, and its prompt; None if it teaches nothing.
@@ -68,7 +70,18 @@ class Lessons:
         if pair is None:
             return None
         dropout = objective.given_prompt_dropout if any(context) else objective.prompt_dropout
-        return pair, "" if drop_prompt < dropout else self.clips.captions[clip]
+        return pair, "" if drop_prompt < dropout else self._caption(clip, generator)
+
+    def _caption(self, clip: int, generator: Generator) -> str:
+        """A clip's caption, some of its words replaced by others of the lexicon."""
+        caption = self.clips.captions[clip]
+        if self.lexicon is None:
+            return caption
+
+        def draw() -> float:
+            return float(torch.rand((), generator=generator))
+
+        return self.lexicon.paraphrase(caption, self.objective.paraphrase, draw)
 
     def taught(
         self, order: Sequence[int], seed: int, step: int, cursor: int

@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -34,25 +35,43 @@ _DEMUXERS = "mov,matroska,avi,wav,mp3,ogg,flac,aac"  # no playlists: they name o
 _UPRIGHT = f"scale=w='max(1,round(iw*sar))':h=ih:{SCALE},setsar=1,showinfo=checksum=0"
 _WHITE = "drawbox=c=white:t=fill:replace=1"
 _ON_WHITE = f"format=rgba,split[a][b];[b]{_WHITE}[w];[w][a]overlay=format=gbrp"
-_FIRST_VIDEO = ["-map", "0:v:0", "-map_metadata", "-1", "-map_chapters", "-1"]
-# Only libvpx, not ffmpeg's own decoder, sees the transparency of VP8 and VP9.
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Brighter than white is possible: 203 cd/m2 become white (BT.2408), and what is near is pressed.
+_TONE_MAPPED = (
+    "zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,"
+    "tonemap=mobius:param=0.8:desat=0,zscale=t=iec61966-2-1,format=gbrp"
+)
+_BRIGHTER = re.compile(r"/(arib-std-b67|smpte2084)\b")  # transfer functions: HLG and PQ
+# ffmpeg's own decoders of these see neither transparency nor most damage.
+_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _TRANSPARENT = re.compile(r", (yuva|ya8|ya16|rgba|argb|abgr|bgra|gbrap|pal8)")
 _INTERLACED = re.compile(r"\b(top|bottom) (coded )?first\b")
+_PICTURES = ("mjpeg", "png", "bmp", "gif", "webp")  # codecs of covers, seldom of films
 
 _LEVEL = re.compile(r"(?:\[[^\]]* @ \w+\] )*\[(\w+)\] (.*)", re.DOTALL)
 _COMPLAINTS = {"panic", "fatal", "error", "warning"}
-_AUDIO = re.compile(r"^ {2,4}Stream #0:\d+[^:]*: Audio: (\w*)", re.MULTILINE)
 _TAGS = r"\n +Metadata:(?:\n {6,}.*)*"
-_VIDEO = re.compile(rf"^ {{2,4}}Stream #0:\d+[^:]*: Video: (.*)({_TAGS})?", re.MULTILINE)
+_STREAM = re.compile(rf"^ {{2,4}}Stream #0:(\d+)[^:]*: (\w+): (.*)({_TAGS})?", re.MULTILINE)
 _ALPHA = re.compile(r"^ {6,}alpha_mode +: 1$", re.MULTILINE | re.IGNORECASE)
+_LASTS = re.compile(r"^ {6,}DURATION +: (\d+):(\d+):([\d.]+)$", re.MULTILINE | re.IGNORECASE)
 _CLOCK = re.compile(r"config in time_base: (\d+/\d+), frame_rate: (\d+)/(\d+)")
 _FRAME = re.compile(r"\bn: *\d+ pts: *(-?\d+) .*? s:(\d+)x(\d+) ")
-_BROKEN = ": partial file|File ended prematurely|corrupt input packet"
-_DAMAGE = re.compile(f"{_BROKEN}|Decoding error|Error during demuxing")
+_BROKEN = ": partial file|File ended prematurely|corrupt input packet|Error during demuxing"
+_LOST = "Decoding error|Error submitting packet|corrupt decoded frame|concealing \\d"
+_TORN = r"error while decoding MB|Error at MB|overread \d|error y=\d"
+_DAMAGE = re.compile(f"{_BROKEN}|{_LOST}|{_TORN}")
 # Flags of packets: 1 key frame, 2 corrupt, 4 not to be shown, 16 needed by no other.
 _WHOLE = frozenset({0x0, 0x1, 0x10, 0x11})
 _NO_STAMP = -(1 << 63)
+# What files begin with that are not read: where, the bytes, what they are and what to do.
+_FOREIGN = (
+    (4, b"ftyphe", "a HEIC picture: save it as JPEG or PNG"),
+    (4, b"ftypmif1", "a HEIC or AVIF picture: save it as JPEG or PNG"),
+    (188, b"G", "MPEG-TS video: convert it with ffmpeg -i IN -c copy OUT.mp4"),
+    (0, b"\0\0\1\xba", "MPEG-PS video: convert it with ffmpeg -i IN OUT.mp4"),
+    (0, b"FLV", "Flash video: convert it with ffmpeg -i IN -c copy OUT.mp4"),
+    (0, b"#EXTM3U", "a playlist: give the video itself"),
+    (0, b"PK\3\4", "a ZIP archive: unpack it"),
+)
 
 
 @functools.cache
@@ -73,14 +92,27 @@ def source(path: Path) -> list[str]:
 
 def unreadable(path: Path) -> UserError:
     """The error of a file that is not a whole clip."""
+    head = b""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(189)
+    for place, sign, what in _FOREIGN:
+        if head[place:].startswith(sign) and (place < 188 or head[:1] == sign):
+            return UserError(f"cannot read {path}: it is {what}")
     return UserError(f"cannot read {path}: it is damaged, cut off, or not what its name says")
+
+
+@functools.cache
+def offers(name: str, listing: str) -> bool:
+    """Whether this build of ffmpeg has one of the `-filters` or `-decoders`."""
+    with Run([listing]) as run:
+        return f" {name} ".encode() in run.output.read()
 
 
 class Run:
     """One run of ffmpeg, which ends with its block at the latest.
 
-    What `described` says of the input, and the size of the first frame, are known once `begun` is
-    set: at that frame, or at the end of a run that decodes none.
+    The size of the first frame is known once `begun` is set: at that frame, or at the end of a run
+    that decodes none. What `described` says of the input is whole once it has ended.
     """
 
     def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
@@ -152,18 +184,6 @@ class Run:
             self.tick = float(Fraction(found[1]))
             self.declared = int(found[2]) / int(found[3]) if int(found[3]) else 0.0
 
-    def video(self) -> tuple[str, str]:
-        """Codec, pixel format and more of the first video stream, and its tags, one a line."""
-        found = _VIDEO.search(self.described)
-        return (found[1], found[2] or "") if found else ("", "")
-
-    def alpha_decoder(self) -> list[str] | None:
-        """Arguments for a decoder that sees the alpha channel of the pictures; None if opaque."""
-        about, tags = self.video()
-        if about[:3] in _ALPHA_DECODERS and _ALPHA.search(tags):
-            return ["-c:v", _ALPHA_DECODERS[about[:3]]]
-        return [] if _TRANSPARENT.search(about) else None
-
     def pictures(self, channels: int = 3) -> Iterator[Frames]:
         """The frames `[H, W, channels]` that come out of ffmpeg, one at a time."""
         self.begun.wait()
@@ -185,54 +205,113 @@ class Run:
             raise unreadable(path)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A stream of a file, as ffmpeg describes it."""
+
+    number: int  # in the file
+    about: str  # codec, pixel format and more
+    tags: str  # one a line
+
+    @property
+    def codec(self) -> str:
+        return re.split(r"\W", self.about, maxsplit=1)[0]
+
+    @property
+    def transparent(self) -> bool:
+        """Whether its pictures have an alpha channel."""
+        hidden = self.codec in _DECODERS and _ALPHA.search(self.tags)
+        return bool(hidden or _TRANSPARENT.search(self.about))
+
+    def rank(self) -> tuple[bool, bool, float]:
+        """Of several streams of pictures the highest is the film; others are covers and extras."""
+        lasts = _LASTS.search(self.tags)
+        seconds = 0.0
+        if lasts:
+            seconds = int(lasts[1]) * 3600 + int(lasts[2]) * 60 + float(lasts[3])
+        cover = self.codec in _PICTURES or "(attached pic)" in self.about
+        return not cover, "(default)" in self.about, seconds
+
+
+def streams(path: Path, kind: str) -> list[Stream]:
+    """The streams of a file that are `Video` or `Audio`, from its headers.
+
+    Raises UserError for a file that has neither.
+    """
+    with Run(["-nostdin", *source(path)]) as run:
+        run.wait()
+    found = _STREAM.findall(run.described)
+    if not found:
+        raise unreadable(path)
+    return [Stream(int(n), about, tags) for n, own, about, tags in found if own == kind]
+
+
 class Film:
-    """The first video stream of a file."""
+    """The film in a file: of several streams of pictures the one that is no cover."""
 
     timing: Timing  # known at the end of `pictures`, or after `survey`
     edges: Edges  # when each stored frame begins, and the last one ends (s, the first at 0)
     fps: float  # of the edges: the constant rate, or that of the median duration
-    start: float  # of the first frame, on the file's clock (s)
-    transparent: bool  # whether the file has an alpha channel
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @functools.cached_property
+    def stream(self) -> Stream:
+        """What is read. Raises UserError where a file has no pictures."""
+        found = streams(self.path, "Video")
+        if not found:
+            raise UserError(f"cannot read {self.path}: it holds sound alone, pictures are needed")
+        return max(found, key=Stream.rank)
+
+    @property
+    def transparent(self) -> bool:
+        """Whether the file has an alpha channel."""
+        return self.stream.transparent
+
     def pictures(self, alpha: bool = False) -> Iterator[Frames]:
-        """The stored frames `[H, W, 3]`, upright and on white.
+        """The stored frames `[H, W, 3]`, upright, on white and in the colours of a usual screen.
 
         With `alpha` those of a file that has transparency are `[H, W, 4]`, colours as they are.
         Raises UserError at the end of a file that is not whole.
         """
-        with Run(self._decoding(_UPRIGHT)) as run:
-            run.begun.wait()
-            decoder = run.alpha_decoder()
-            if decoder is None:
-                yield from self._read(run)
-                return
-        filters = _UPRIGHT if alpha else f"{_UPRIGHT},{_ON_WHITE}"
-        channels = 4 if alpha else 3
-        with Run([*decoder, *self._decoding(filters, channels)]) as run:
-            yield from self._read(run, channels)
-
-    def _decoding(self, filters: str, channels: int = 3) -> list[str]:
-        pixels = "rgba" if channels == 4 else "rgb24"
-        raw = ["-vf", f"{filters},format={pixels}", "-fps_mode", "passthrough"]
-        return ["-nostdin", *source(self.path), *_FIRST_VIDEO, *raw, "-f", "rawvideo", "-"]
-
-    def _read(self, run: Run, channels: int = 3) -> Iterator[Frames]:
+        channels = 4 if alpha and self.transparent else 3
         count = 0
-        for frame_HWC in run.pictures(channels):
-            yield frame_HWC
-            count += 1
-        run.finish(self.path)
+        with Run(self._decoding(channels)) as run:
+            for frame_HWC in run.pictures(channels):
+                yield frame_HWC
+                count += 1
+            run.finish(self.path)
         self._clock(np.array(run.ticks[:count], np.int64), run)
+
+    def _decoding(self, channels: int) -> list[str]:
+        filters = [_UPRIGHT]
+        if _BRIGHTER.search(self.stream.about):
+            if not offers("zscale", "-filters"):
+                what = "its colours are HDR, which this ffmpeg cannot convert"
+                raise UserError(f"cannot read {self.path}: {what}; convert it to SDR first")
+            filters.insert(0, _TONE_MAPPED)
+        if self.transparent and channels == 3:
+            filters.append(_ON_WHITE)
+        filters.append("format=rgba" if channels == 4 else "format=rgb24")
+        raw = ["-vf", ",".join(filters), "-fps_mode", "passthrough", "-f", "rawvideo", "-"]
+        return [*self._input(), *self._only(), *raw]
+
+    def _input(self) -> list[str]:
+        """Arguments that read the file, with the decoder that sees most."""
+        decoder = _DECODERS.get(self.stream.codec, "")
+        known = decoder and offers(decoder, "-decoders")
+        chosen = [f"-c:{self.stream.number}", decoder] if known else []
+        return ["-nostdin", "-threads", "1", *chosen, *source(self.path)]
+
+    def _only(self) -> list[str]:
+        """Arguments that take the film and nothing else."""
+        return ["-map", f"0:{self.stream.number}", "-map_metadata", "-1", "-map_chapters", "-1"]
 
     def _clock(self, ticks_F: NDArray[np.int64], run: Run) -> None:
         self.timing = from_stamps(ticks_F, run.tick, run.declared)
         shown_F = durations(ticks_F, run.tick, run.declared)
         self.edges, self.fps = edges(shown_F, run.tick, run.declared)
-        self.start = float(ticks_F[0]) * run.tick
-        self.transparent = run.alpha_decoder() is not None
 
     def survey(self) -> bool:
         """Decode the first frame, and read the packets of the others.
@@ -240,16 +319,23 @@ class Film:
         False where packets may not be frames, one for one: then the frames have to be read. Raises
         UserError for a file that is not whole.
         """
-        packets = [*_FIRST_VIDEO, "-c", "copy", "-copyinkf", "-f", "framecrc", "-"]
-        one = [*_FIRST_VIDEO, "-vf", _UPRIGHT, "-frames:v", "1", "-f", "null", "-"]
-        with Run(["-nostdin", *source(self.path), *packets, *one]) as run:
+        packets = [*self._only(), "-c", "copy", "-copyinkf", "-f", "framecrc", "-"]
+        one = [*self._only(), "-vf", _UPRIGHT, "-frames:v", "1", "-f", "null", "-"]
+        with Run([*self._input(), *packets, *one]) as run:
             lines = [line.decode() for line in run.output]
             run.finish(self.path)
         ticks_F = _ticks_of_packets(lines, run.tick)
-        if ticks_F is None or run.failed or _INTERLACED.search(run.video()[0]):
+        if ticks_F is None or run.failed or _INTERLACED.search(self.stream.about):
             return False
         self._clock(ticks_F, run)
         return True
+
+    def begins(self) -> float:
+        """When the first frame is shown, on the file's clock (s)."""
+        one = [*self._only(), "-vf", _UPRIGHT, "-frames:v", "1", "-f", "null", "-"]
+        with Run([*self._input(), *one]) as run:
+            run.finish(self.path)
+        return run.ticks[0] * run.tick
 
     def comment(self) -> str:
         """The comment in the file's metadata, "" if there is none."""
@@ -284,14 +370,7 @@ def _flags(packet: Sequence[str]) -> int:
     return int(found[1], 16) if found else 1
 
 
-def has_sound(path: Path) -> bool:
-    """Whether a file has an audio stream, from its headers."""
-    return sound_codec(path) is not None
-
-
 def sound_codec(path: Path) -> str | None:
     """Codec of the first audio stream of a file, from its headers; None if there is none."""
-    with Run(["-nostdin", *source(path)]) as run:
-        run.wait()
-    found = _AUDIO.search(run.described)
-    return found[1] if found else None
+    found = streams(path, "Audio")
+    return found[0].codec if found else None

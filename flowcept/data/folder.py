@@ -11,6 +11,8 @@ import json
 import math
 import mimetypes
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +32,10 @@ from flowcept.errors import UserError
 from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping
 
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
-PROBE_FORMAT = 1  # of what is kept of files: raise it when `probe` would say something else
+PROBE_FORMAT = 2  # of what is kept of files: raise it when `probe` would say something else
 PATH_KEYS = ("file_name", "video", "path")
 CAPTION_KEYS = ("caption", "text", "prompt")
+CAPTION_SUFFIXES = (".txt", ".caption", ".json")  # of other programs; only .txt is read
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
@@ -112,19 +115,39 @@ def scan(
     files for the next time. Raises UserError for a missing folder, for malformed lists of captions
     (with file and line), and if no clip is left.
     """
-    probe = _Probe(cache / "scan.json" if cache else None)
-    seen = _look_at_all(_sources(folder, probe), probe, progress)
-    probe.keep()
-
+    seen = look(folder, progress, cache)
     fps = settings.fps or _common_rate(folder, seen)
     pieces, findings = zip(*(_cut(one, settings, fps) for one in seen), strict=True)
     entries = tuple(itertools.chain(*pieces))
     if not entries:
-        raise _unusable(folder, findings)
+        raise unusable(folder, findings)
     return Scan(entries, findings, fps, settings)
 
 
-def _unusable(folder: Path, findings: Sequence[Finding]) -> UserError:
+def caption_notes(folder: Path, scan: Scan) -> list[str]:
+    """Lines that name the clips without a caption, and files that look like captions, unread."""
+    clips = {finding.path for finding in scan.findings}
+    bare = dict.fromkeys(entry.path for entry in scan.entries if not entry.caption)
+    lines = [f"no caption: {path}" for path in bare]
+    read = set() if _list_in(folder) else {_beside(path) for path in clips}
+    for parent in sorted({path.parent for path in clips}):
+        stems = tuple(f"{path.stem}.".lower() for path in clips if path.parent == parent)
+        for file in sorted(set(parent.iterdir()) - read):
+            if file.suffix.lower() in CAPTION_SUFFIXES and file.name.lower().startswith(stems):
+                lines.append(f"not read: {file}: the caption of NAME.mp4 stands in NAME.txt")
+    return lines
+
+
+def look(folder: Path, progress: Progress | None = None, cache: Path | None = None) -> list["Seen"]:
+    """What each file of a folder is, in the order in which they are found; as for ``scan``."""
+    probe = _Probe(cache / "scan.json" if cache else None)
+    seen = _look_at_all(_sources(folder, probe), probe, progress)
+    probe.keep()
+    return seen
+
+
+def unusable(folder: Path, findings: Sequence[Finding]) -> UserError:
+    """That no clip is left, and the commonest reasons."""
     reasons = Counter(finding.reason for finding in findings).most_common(3)
     detail = "; ".join(f"{number} x {reason}" for reason, number in reasons)
     return UserError(f"{folder}: none of its {len(findings)} clips can be used: {detail}")
@@ -165,7 +188,7 @@ class _Probe:
                 temporary.write_text(json.dumps(self.known), encoding="utf-8")
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """A file, its caption, and how it plays or why it cannot be used."""
 
     path: Path
@@ -175,7 +198,7 @@ class _Seen(NamedTuple):
 
 def _look_at_all(
     sources: Sequence["_Source"], probe: _Probe, progress: Progress | None
-) -> list[_Seen]:
+) -> list[Seen]:
     seen = []
     # Threads are enough: the work is done by ffmpeg's processes and by Pillow.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -186,16 +209,39 @@ def _look_at_all(
     return seen
 
 
-def _look(probe: _Probe, path: Path, caption: str | None) -> _Seen:
+def _look(probe: _Probe, path: Path, caption: str | None) -> Seen:
     try:
         if not path.exists():
-            return _Seen(path, "", "it is named in the list of clips but does not exist")
+            return Seen(path, "", "it is named in the list of clips but does not exist")
         if caption is None:
-            beside = path.with_name(f"{path.name if path.is_dir() else path.stem}.txt")
+            beside = _beside(path)
             caption = " ".join(_text(beside).split()) if beside.is_file() else ""
-        return _Seen(path, caption, probe(path))
+        return Seen(path, caption, probe(path))
     except (UserError, OSError) as error:
-        return _Seen(path, "", reason_of(path, error))
+        return Seen(path, "", reason_of(path, error))
+
+
+def _beside(path: Path) -> Path:
+    """Where the caption of a clip stands that no list names."""
+    return _existing(path.parent, f"{path.name if path.is_dir() else path.stem}.txt")
+
+
+def _existing(folder: Path, name: str) -> Path:
+    """A file in a folder, whether letters with accents are one character or two on the disk."""
+    path = folder
+    for part in Path(name).parts:
+        inner = path / part
+        if not inner.exists() and not part.isascii() and path.is_dir():
+            composed = unicodedata.normalize("NFC", part)
+            named = (one for one in path.iterdir() if _composed(one) == composed)
+            inner = next(named, inner)
+        path = inner
+    return path
+
+
+def _composed(path: Path) -> str:
+    """The last part of a path, each letter with its accents as one character."""
+    return unicodedata.normalize("NFC", path.name)
 
 
 def reason_of(path: Path, error: Exception) -> str:
@@ -216,7 +262,7 @@ def _sources(folder: Path, probe: _Probe) -> list[_Source]:
         if listed := _list_in(folder):
             sources = [_source_of_row(listed, *row) for row in _READERS[listed.name](listed)]
         else:
-            sources = [(path, None) for path in _walk(folder, probe)]
+            sources = [(path, None) for path in _walk(folder, probe, set())]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
     if not sources:
@@ -234,22 +280,39 @@ def _list_in(folder: Path) -> Path | None:
     return lists[0] if lists else None
 
 
-def _walk(folder: Path, probe: _Probe) -> Iterator[Path]:
-    """Clips of a folder: media files and sub-folders that hold nothing but images.
+def _walk(folder: Path, probe: _Probe, seen: set[Path]) -> Iterator[Path]:
+    """Clips of a folder: media files and sub-folders of numbered frames.
 
-    The folder of a training run, which may lie among the clips, holds none.
+    Links are followed, each real folder once: they could lead round in circles. The folder of a
+    training run, which may lie among the clips, holds none.
     """
+    real = folder.resolve()
+    if real in seen:
+        return
+    seen.add(real)
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir() and not path.is_symlink():  # a link could lead round in circles
-            if (path / "config.toml").is_file():
-                continue
-            media = [inner for inner in path.iterdir() if _is_media(inner)]
-            stills = media and all(_is_still(inner, probe) for inner in media)
-            yield from [path] if stills else _walk(path, probe)
+        if _is_frames(path, probe):
+            yield path
+        elif path.is_dir():
+            if not (path / "config.toml").is_file():
+                yield from _walk(path, probe, seen)
         elif _is_media(path):
             yield path
+
+
+def _is_frames(path: Path, probe: _Probe) -> bool:
+    """Whether a folder is one clip: pictures whose names differ in numbers, without captions."""
+    media = [inner for inner in path.iterdir() if _is_media(inner)] if path.is_dir() else []
+    names = {re.sub(r"\d+", "0", inner.name.lower()) for inner in media}
+    if (
+        len(names) != 1
+        or "0" not in names.pop()
+        or any(_beside(inner).is_file() for inner in media)
+    ):
+        return False
+    return all(_is_still(inner, probe) for inner in media)
 
 
 def _is_media(path: Path) -> bool:
@@ -338,6 +401,7 @@ def _source_of_row(path: Path, line: int, row: object) -> _Source:
         raise _fault(path, line, f"the caption is not text but {json.dumps(caption)[:40]}")
     clip, inside = path.parent / name.strip(), False
     with suppress(OSError, RuntimeError, ValueError):  # links in a circle; a name that none can be
+        clip = _existing(path.parent, name.strip())
         inside = clip.resolve().is_relative_to(path.parent.resolve())
     if not inside:
         text = f"{name.strip()!r} leads out of the folder; copy the clip into it"
@@ -349,7 +413,7 @@ def _same_rate(a: float, b: float) -> bool:
     return abs(a - b) <= SAME_RATE * max(a, b)
 
 
-def _common_rate(folder: Path, seen: Sequence[_Seen]) -> float:
+def _common_rate(folder: Path, seen: Sequence[Seen]) -> float:
     """The most common rate of moving clips; of several the lowest, which repeats no frame."""
     clips = [one.found for one in seen if isinstance(one.found, Timing)]
     common = multimode(round(clip.fps, 3) for clip in clips if clip.num_frames > 1)
@@ -360,7 +424,7 @@ def _common_rate(folder: Path, seen: Sequence[_Seen]) -> float:
     return fps
 
 
-def _cut(seen: _Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntry], Finding]:
+def _cut(seen: Seen, settings: DataSettings, fps: float) -> tuple[list[ClipEntry], Finding]:
     """The training clips of one file: itself, or pieces that differ by at most one frame."""
     path, caption, found = seen
     if isinstance(found, str):

@@ -30,8 +30,12 @@ USER_COMMENT = 0x9286
 EXIF_ASCII = b"ASCII\0\0\0"  # stands before the text of a comment
 
 # remove_types=6 takes out the note in which libx264 lists its settings within the stream.
-_H264 = "-c:v libx264 -crf 16 -bsf:v filter_units=remove_types=6 -movflags +faststart -c:a aac"
-_VP9 = "-c:v libvpx-vp9 -crf 18 -b:v 0 -deadline good -cpu-used 2 -row-mt 1 -c:a libopus"
+# One thread and a short look ahead take half of the memory, and the same file comes out everywhere.
+_H264 = (
+    "-c:v libx264 -crf 16 -x264-params threads=1:rc-lookahead=10 "
+    "-bsf:v filter_units=remove_types=6 -movflags +faststart"
+)
+_VP9 = "-c:v libvpx-vp9 -crf 18 -b:v 0 -deadline good -cpu-used 2 -row-mt 1"
 ENCODERS = {".mp4": _H264, ".mov": _H264, ".webm": _VP9}
 _NAMELESS = (
     "-map_metadata -1 -map_chapters -1 -metadata:s encoder= "
@@ -53,10 +57,10 @@ _KNOWN = "No space left on device|Permission denied|File too large|Disk quota ex
 
 @dataclass(frozen=True)
 class Sound:
-    """The sound of another file, for its own length."""
+    """The sound of another file."""
 
     path: Path
-    start: float  # where it begins in the output, seconds >= 0
+    start: float  # where that file's clock begins in the output (s); under 0 some comes before it
 
 
 def write(
@@ -64,7 +68,6 @@ def write(
     frames_FHWC: Iterable[Frames],
     rate: Fraction,
     comment: str,
-    sound: Sound | None,
     name: str,
 ) -> str:
     """Write a clip in the format of a suffix, without one a folder of PNG frames of that name.
@@ -73,13 +76,13 @@ def write(
     """
     first_HWC, frames = peeked(frames_FHWC)
     if output.suffix in ENCODERS:
-        write_film(output, frames, rate, comment, sound)
+        write_film(output, frames, rate, comment)
         height, width = first_HWC.shape[:2]
         if height % 2 or width % 2:
             even = f"{width + width % 2}x{height + height % 2}"
             return f"padded from {width}x{height} to {even}: this format needs even sizes"
     elif output.suffix in ANIMATIONS:
-        again = isinstance(frames_FHWC, np.ndarray | Recorded)  # a GIF reads its frames twice
+        again = isinstance(frames_FHWC, Recorded)  # a GIF reads its frames twice
         ANIMATIONS[output.suffix](output, frames_FHWC if again else frames, rate, comment)
         if output.suffix == ".gif" and rate > _FASTEST_GIF:
             return f"GIF plays at most {_FASTEST_GIF} frames a second: slowed down to that"
@@ -122,33 +125,31 @@ def _encode(
         with suppress(BrokenPipeError):
             run.process.stdin.close()
         if run.wait() != 0:
-            found = re.search(f"({_KNOWN})$", "\n".join(run.complaints), re.MULTILINE)
-            raise OSError(found[1].lower() if found else "the encoder failed")
+            raise OSError(_known_fault(run) or "the encoder failed")
 
 
-def write_film(
-    output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comment: str, sound: Sound | None
-) -> None:
-    """mp4 and mov (H.264) or webm (VP9), 4:2:0, BT.709, sound in AAC or Opus."""
+def _known_fault(run: ffmpeg.Run) -> str:
+    """What the system said to ffmpeg that failed, "" if nothing."""
+    found = re.search(f"({_KNOWN})$", "\n".join(run.complaints), re.MULTILINE)
+    return found[1].lower() if found else ""
+
+
+def write_film(output: Path, frames_FHWC: Iterable[Frames], rate: Fraction, comment: str) -> None:
+    """mp4 and mov (H.264) or webm (VP9), 4:2:0, BT.709."""
     first_HWC, frames = peeked(frames_FHWC)
     pixels = "yuva420p" if first_HWC.shape[2] == 4 else "yuv420p"
     colours = f"scale=out_color_matrix=bt709:out_range=tv:{ffmpeg.SCALE}"
     arguments = ["-map", "0:v:0", "-vf", f"{colours},format={pixels},setparams={_BT709}"]
-    if sound is not None:
-        place = f"aresample=async=1:first_pts=0,adelay=delays={round(sound.start * 1000)}:all=1"
-        place += ",aformat=channel_layouts=mono|stereo"
-        arguments = [*ffmpeg.source(sound.path), *arguments]
-        arguments += ["-map", "1:a:0", "-af", place, "-b:a", "192k"]
     arguments += [*ENCODERS[output.suffix].split(), *_NAMELESS.split()]
     if comment:
         arguments += ["-metadata", f"comment={comment}"]
     _encode(frames, rate, arguments, output)
 
 
-def add_sound(film: Path, sound: Sound, seconds: float, comment: str, output: Path) -> None:
+def add_sound(film: Path, sound: Sound, seconds: float, comment: str, output: Path) -> bool:
     """A film with the sound of another file, cut to its length: copied where the format takes it.
 
-    `sound.start` may be negative: so much of the sound comes before the film.
+    Returns whether that sound can be kept. Raises OSError where the system is in the way.
     """
     suffix = output.suffix
     codec = ffmpeg.sound_codec(sound.path)
@@ -167,9 +168,10 @@ def add_sound(film: Path, sound: Sound, seconds: float, comment: str, output: Pa
     if comment:
         arguments += ["-metadata", f"comment={comment}"]
     with ffmpeg.Run([*arguments, f"file:{output.absolute()}"]) as run:
-        if run.wait() != 0:
-            found = re.search(f"({_KNOWN})$", "\n".join(run.complaints), re.MULTILINE)
-            raise OSError(found[1].lower() if found else "the sound cannot be kept")
+        kept = run.wait() == 0
+        if not kept and (fault := _known_fault(run)):
+            raise OSError(fault)
+        return kept
 
 
 class Recorded:

@@ -1,14 +1,12 @@
-"""Windows of moving pictures to learn motion from: real shots, and layers of photographs.
+"""Windows of shots to learn motion from, real ones and moving layers of photographs.
 
 A *window* is a gap between two given frames of a shot, one of the missing frames within, and the
 given frames before and after the gap where there are any. All given frames of a shot lie evenly,
 ``spacing`` frames apart.
 
-Frames are decoded once and kept as plain arrays in a cache folder, flows are estimated once for
-whole frames, when they are first asked for, and kept there too: from then on a crop of a window
-costs nearly nothing. What lies in the cache follows from its arguments alone, so it may be thrown
-away at any time. Shots that are held out are told by a hash of their names, neighbours of one take
-together.
+Shots lie in a cache folder as plain arrays of frames. Flows are estimated once for whole frames,
+when they are first asked for, and kept there too: from then on a crop of a window costs nearly
+nothing.
 
 Shape suffixes: F frames, N windows, H W height and width, 2 x and y of a flow in pixels.
 """
@@ -18,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +24,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from flowcept.data.layers import LayersConfig, layered_clip
-from flowcept.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, read_video, replacing
+from flowcept.data.video import replacing
 from flowcept.errors import UserError
 from flowcept.networks.flow import MotionEstimator
 from flowcept.networks.motion import Flows, acceleration, measured_cues
 
 FLOW_STEPS = 64  # a flow is kept in whole 64ths of a pixel, int16: up to 511 pixels
 TAKE = 4  # shots of one source with neighbouring numbers, held out together
-SMALLEST = 96  # pixels of the shorter side of a shot: the smallest crop
-SMALL_FACTOR = 4  # some shots are shown as if they had been enlarged so many times
+SMALL = "-small"  # ends the name of a shot that is another one, made small and enlarged again
+INDEX = "shots.json"
+MOST_OPEN = 256  # files of shots; systems allow about a thousand of all kinds
 LEAST_MOTION = 0.4  # of 255: mean change over a spacing under which a gap counts as still
+
+Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class WindowsConfig:
     """Which windows are made."""
 
     held_out: float = 0.1  # share of takes that is never learned from
-    salt: int = 11  # another one holds out other takes
+    most_shots: int = 400  # of real clips
     spacings: tuple[int, ...] = (2, 3, 4, 6, 8)  # frames from one given frame to the next
     spacing_weights: tuple[float, ...] = (0.4, 0.1, 0.35, 0.1, 0.05)
     most_gaps: int = 8  # of each shot and spacing
@@ -59,7 +57,7 @@ class WindowsConfig:
     alone: float = 0.3  # share of windows whose pictures beyond the gap are not told
     law_pairs: int = 32  # pictures pairs of each shot from which the law of gaps learns
     law_longest: int = 41  # frames: the widest of these
-    seed: int = 0  # of the moving layers and of the law's pairs
+    seed: int = 0  # of the takes held out, the moving layers and the law's pairs
 
     def __post_init__(self) -> None:
         if len(self.spacings) != len(self.spacing_weights) or min(self.spacings) < 2:
@@ -98,22 +96,17 @@ class Batch:
     flows: Flows
     t_N: Tensor  # place of the missing frame in (0, 1)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch there."""
+        flows = Flows(*(flow.to(device) for flow in vars(self.flows).values()))
+        pictures = (self.left_N3HW, self.right_N3HW, self.truth_N3HW)
+        left, right, truth = (one.to(device) for one in pictures)
+        return Batch(left, right, truth, flows, self.t_N.to(device))
+
 
 def flow_name(shot: Shot, start: int, spacing: int) -> str:
     """The file of the flows between a frame and the one ``spacing`` later."""
     return f"{shot.name}_{start}_{spacing}.npy"
-
-
-def flow_starts(gap: Gap) -> list[int]:
-    """Where the flows start that windows of a gap need: its own and those of its neighbours."""
-    starts = (gap.start - gap.spacing, gap.start, gap.start + gap.spacing)
-    last = gap.shot.num_frames - 1 - gap.spacing
-    return [start for start in starts if 0 <= start <= last]
-
-
-def flow_names(gap: Gap) -> set[str]:
-    """The files of these flows."""
-    return {flow_name(gap.shot, start, gap.spacing) for start in flow_starts(gap)}
 
 
 def take_of(name: str) -> str:
@@ -131,36 +124,19 @@ def share_of(text: str, salt: int) -> float:
 
 
 class MotionData:
-    """Shots and flows in a cache folder, made when first asked for."""
+    """Shots in a cache folder, and flows, made when first asked for."""
 
-    def __init__(
-        self,
-        clips: Path,
-        photos: Path | None,
-        cache: Path,
-        config: WindowsConfig,
-        estimator: MotionEstimator,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self.config = config
-        self.estimator = estimator
-        self.folder = cache / _digest(clips, photos, config)
-        (self.folder / "flows").mkdir(parents=True, exist_ok=True)
-        index = self.folder / "shots.json"
-        if not index.exists():
-            shots = _gathered(clips, photos, self.folder, config, say)
-            listed = json.dumps([vars(shot) for shot in shots]).encode()
-            with replacing(index) as temporary:
-                temporary.write_bytes(listed)
-        self.shots = [
-            Shot(**{**shot, "change": tuple(shot["change"])})
-            for shot in json.loads(index.read_text())
-        ]
+    def __init__(self, folder: Path, config: WindowsConfig, estimator: MotionEstimator) -> None:
+        self.folder, self.config, self.estimator = folder, config, estimator
+        self.shots = read_shots(folder)
+        (folder / "flows").mkdir(exist_ok=True)
         self._frames: dict[str, NDArray[np.uint8]] = {}
 
     def frames(self, shot: Shot) -> NDArray[np.uint8]:
         """uint8 [F, H, W, 3], read from the file as needed."""
         if shot.name not in self._frames:
+            if len(self._frames) == MOST_OPEN:
+                self._frames.clear()
             self._frames[shot.name] = np.load(self.folder / f"{shot.name}.npy", mmap_mode="r")
         return self._frames[shot.name]
 
@@ -168,18 +144,24 @@ class MotionData:
         """Flow from a frame to the one ``spacing`` later, and back: int16 [2, 2, H, W]."""
         file = self.folder / "flows" / flow_name(shot, start, spacing)
         if not file.exists():
-            frames = self.frames(shot)
-            first, second = (picture(frames[i]) for i in (start, start + spacing))
-            both = torch.stack([self.estimator(first, second), self.estimator(second, first)])
-            steps = (both * FLOW_STEPS).round().clamp(-32767, 32767).to(torch.int16).numpy()
-            with replacing(file) as temporary:
-                np.save(temporary, steps)
+            steps = self.estimated(shot, start, spacing)
+            try:
+                with replacing(file) as temporary:
+                    np.save(temporary, steps)
+            except UserError:  # a full disk: it will be estimated again
+                return steps
         flow: NDArray[np.int16] = np.load(file, mmap_mode="r")
         return flow
 
-    def ready(self) -> set[str]:
-        """Names of the flows that lie in the cache."""
-        return {entry.name for entry in os.scandir(self.folder / "flows")}
+    def estimated(self, shot: Shot, start: int, spacing: int) -> NDArray[np.int16]:
+        """The same, newly estimated."""
+        frames = self.frames(shot)
+        first, second = (picture(frames[i]) for i in (start, start + spacing))
+        both = torch.stack([self.estimator(first, second), self.estimator(second, first)])
+        steps: NDArray[np.int16] = (
+            (both * FLOW_STEPS).round().clamp(-32767, 32767).to(torch.int16).numpy()
+        )
+        return steps
 
     def gaps(self, shot: Shot, spacing: int) -> list[Gap]:
         """The gaps that are drawn from, in the middle of the shot."""
@@ -188,26 +170,39 @@ class MotionData:
         first = (count - chosen) // 2
         return [Gap(shot, g * spacing, spacing) for g in range(first, first + chosen)]
 
-    def law_examples(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Tensor]:
+    def law_examples(self, progress: Progress | None = None) -> dict[str, Tensor]:
         """Cues of pairs of real frames, the number of frames between, and whether held out."""
         file = self.folder / "law.npz"
         if not file.exists():
-            cues, betweens, held = [], [], []
-            real = [shot for shot in self.shots if not shot.layered and "@" not in shot.name]
-            for number, shot in enumerate(real):
-                say(f"law of gaps: {number + 1} of {len(real)} shots")
-                for start, spacing in _pairs(shot, self.config):
-                    left, right = (
-                        picture(self.frames(shot)[i]).float() / 127.5 - 1
-                        for i in (start, start + spacing)
-                    )
-                    cues.append(measured_cues(self.estimator, left, right).numpy())
-                    betweens.append(spacing - 1)
-                    held.append(shot.held_out)
+            cues, between, held = self._measured(progress or (lambda *_: None))
             with replacing(file) as temporary:
-                np.savez(temporary, cues=np.stack(cues), between=betweens, held=held)
-        with np.load(file) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
+                np.savez(temporary, cues=np.stack(cues), between=between, held=held)
+        return read_law_table(file)
+
+    def _measured(
+        self, progress: Progress
+    ) -> tuple[list[NDArray[np.float32]], list[int], list[bool]]:
+        cues, between, held = [], [], []
+        real = [shot for shot in self.shots if not shot.layered and not shot.name.endswith(SMALL)]
+        for number, shot in enumerate(real, start=1):
+            for start, spacing in _pairs(shot, self.config):
+                cues.append(self._cues(shot, start, spacing))
+                between.append(spacing - 1)
+                held.append(shot.held_out)
+            progress(number, len(real))
+        return cues, between, held
+
+    def _cues(self, shot: Shot, start: int, spacing: int) -> NDArray[np.float32]:
+        ends = (self.frames(shot)[index] for index in (start, start + spacing))
+        left, right = (picture(frame_HW3).float() / 127.5 - 1 for frame_HW3 in ends)
+        cue_D: NDArray[np.float32] = measured_cues(self.estimator, left, right).numpy()
+        return cue_D
+
+
+def read_law_table(file: Path) -> dict[str, Tensor]:
+    """What ``MotionData.law_examples`` keeps in a file."""
+    with np.load(file) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in ("cues", "between", "held")}
 
 
 def _pairs(shot: Shot, config: WindowsConfig) -> list[tuple[int, int]]:
@@ -224,122 +219,70 @@ def picture(frame_HW3: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(frame_HW3)).permute(2, 0, 1).contiguous()
 
 
-def _digest(clips: Path, photos: Path | None, config: WindowsConfig) -> str:
-    """Names what a cache was made from: the files' names and sizes, and the settings."""
-    files = [_files(clips, VIDEO_SUFFIXES), _files(photos, IMAGE_SUFFIXES) if photos else []]
-    listed = [[f"{file.name} {file.stat().st_size}" for file in some] for some in files]
-    settings = (config.spacings, config.held_out, config.salt, config.small_share)
-    text = json.dumps([listed, *settings, config.num_layered, config.seed])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
-    if not files:
-        raise UserError(f"{folder} has no {'clips' if '.mp4' in suffixes else 'pictures'}")
-    return files
-
-
-def _gathered(
-    clips: Path,
-    photos: Path | None,
-    folder: Path,
-    config: WindowsConfig,
-    say: Callable[[str], None],
-) -> list[Shot]:
-    """Decode all clips and draw all layers into the folder."""
-    shots = []
-    files = _files(clips, VIDEO_SUFFIXES)
-    for number, file in enumerate(files):
-        say(f"clips: {number + 1} of {len(files)}")
-        frames, _ = read_video(file)
-        if len(frames) <= min(config.spacings) or min(frames.shape[1:3]) < SMALLEST:
-            continue
-        held_out = share_of(take_of(file.stem), config.salt) < config.held_out
-        shots.append(_kept(folder, file.stem, frames, held_out, config))
-        if not held_out and share_of(file.stem, config.salt + 1) < config.small_share:
-            name = f"{file.stem}@small"
-            shots.append(_kept(folder, name, _as_if_small(frames), held_out, config))
-    if not any(not shot.held_out for shot in shots):
-        raise UserError(
-            f"{clips} has no clip to learn from: give clips of {min(config.spacings) + 1} frames "
-            f"and {SMALLEST} px a side at least"
-        )
-    if photos:
-        pictures = [read_image(file) for file in _files(photos, IMAGE_SUFFIXES)]
-        for number in range(config.num_layered):
-            say(f"moving layers: {number + 1} of {config.num_layered}")
-            rng = np.random.default_rng([config.seed, number])
-            frames = layered_clip(pictures, rng, LayersConfig())
-            shots.append(_kept(folder, f"layers@{number}", frames, False, config, layered=True))
-    return shots
-
-
-def _as_if_small(frames_FHW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What the frames look like after they were made small and then enlarged again."""
-    height, width = (n // SMALL_FACTOR * SMALL_FACTOR for n in frames_FHW3.shape[1:3])
-    pictures = torch.from_numpy(frames_FHW3[:, :height, :width].copy()).permute(0, 3, 1, 2)
-    again = []
-    for one in pictures.split(8):
-        small = F.avg_pool2d(one.float(), SMALL_FACTOR).round()
-        large = F.interpolate(small, (height, width), mode="bicubic", align_corners=False)
-        again.append(large.round().clamp(0, 255).to(torch.uint8))
-    enlarged: NDArray[np.uint8] = torch.cat(again).permute(0, 2, 3, 1).contiguous().numpy()
-    return enlarged
-
-
-def _kept(
+def add_shot(
     folder: Path,
     name: str,
     frames_FHW3: NDArray[np.uint8],
-    held_out: bool,
-    config: WindowsConfig,
+    spacings: Sequence[int],
     *,
+    held_out: bool = False,
     layered: bool = False,
 ) -> Shot:
+    """Keep frames in a cache folder, in which ``write_shots`` then lists them."""
     np.save(folder / f"{name}.npy", frames_FHW3)
     small = frames_FHW3[:, ::4, ::4].astype(np.float32)
     change = [
-        float(np.abs(small[n:] - small[:-n]).mean()) if len(small) > n else 0.0
-        for n in config.spacings
+        float(np.abs(small[n:] - small[:-n]).mean()) if len(small) > n else 0.0 for n in spacings
     ]
     count, height, width = frames_FHW3.shape[:3]
     return Shot(name, count, height, width, held_out, layered, tuple(change))
+
+
+def write_shots(shots: Sequence[Shot], folder: Path) -> None:
+    """List all shots of a cache folder, which is whole from now on."""
+    with replacing(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps([vars(shot) for shot in shots]), encoding="utf-8")
+
+
+def read_shots(folder: Path) -> list[Shot]:
+    """The shots of a whole cache folder."""
+    listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return [Shot(**{**shot, "change": tuple(shot["change"])}) for shot in listed]
 
 
 # ---- drawing ---------------------------------------------------------------------------------
 
 
 class WindowDrawer:
-    """Draws batches of crops of the windows that are not held out; ``rng`` is all its state.
+    """Draws batches of crops of the windows that are not held out; ``rng`` is all its state."""
 
-    With ``ready_only`` it draws only windows whose flows lie in the cache when it last looked, for
-    as long as another process fills the cache; else it waits for each flow when first needed.
-    """
-
-    def __init__(
-        self, data: MotionData, rng: np.random.Generator, *, ready_only: bool = False
-    ) -> None:
-        self.data = data
-        self.rng = rng
-        self.ready_only = ready_only
-        self.look()
-
-    def look(self) -> None:
-        """See which windows there are to draw."""
-        ready = self.data.ready() if self.ready_only else None
+    def __init__(self, data: MotionData, rng: np.random.Generator) -> None:
+        self.data, self.rng = data, rng
         self._choices = {
-            (spacing, layered): self._weighed(number, spacing, layered, ready)
-            for number, spacing in enumerate(self.data.config.spacings)
+            (spacing, layered): self._weighed(number, spacing, layered)
+            for number, spacing in enumerate(data.config.spacings)
             for layered in (False, True)
         }
-        if not any(gaps for gaps, _ in self._choices.values()):
-            raise UserError("nothing moves in the clips to learn from, or no flow is ready yet")
+        if not any(gaps for (_, layered), (gaps, _) in self._choices.items() if not layered):
+            raise UserError("nothing moves in the clips to learn from: give others")
+        self.sides = _fitting(data)
+
+    @property
+    def num_gaps(self) -> int:
+        """Gaps that may be drawn."""
+        return sum(len(gaps) for gaps, _ in self._choices.values())
+
+    @property
+    def num_windows(self) -> int:
+        """Missing frames of real shots that may be asked for."""
+        return sum(
+            (spacing - 1) * len(gaps)
+            for (spacing, layered), (gaps, _) in self._choices.items()
+            if not layered
+        )
 
     def _weighed(
-        self, number: int, spacing: int, layered: bool, ready: set[str] | None
+        self, number: int, spacing: int, layered: bool
     ) -> tuple[list[Gap], NDArray[np.float64]]:
         """All gaps of a kind, and how often each is drawn: more where more happens."""
         gaps, weights = [], []
@@ -347,8 +290,6 @@ class WindowDrawer:
             if shot.held_out or shot.layered != layered or shot.change[number] < LEAST_MOTION:
                 continue
             some = self.data.gaps(shot, spacing)
-            if ready is not None:
-                some = [gap for gap in some if flow_names(gap) <= ready]
             gaps += some
             weights += [min(1.0, shot.change[number] / 8)] * len(some)
         total = np.array(weights, np.float64)
@@ -357,7 +298,7 @@ class WindowDrawer:
     def batch(self) -> Batch:
         """The next batch."""
         config, rng = self.data.config, self.rng
-        side = int(rng.choice(config.sides))
+        side = int(rng.choice(self.sides))
         count = max(1, config.pixels // side**2)
         return joined([self._window(side) for _ in range(count)])
 
@@ -407,6 +348,13 @@ class WindowDrawer:
             return float(np.abs(left - right).mean())
 
         return max(tries, key=change)
+
+
+def _fitting(data: MotionData) -> list[int]:
+    """Sides of crops that every shot to learn from is large enough for."""
+    learned = [shot for shot in data.shots if not shot.held_out]
+    smallest = min(min(shot.height, shot.width) for shot in learned)
+    return [side for side in data.config.sides if side <= smallest] or [smallest // 16 * 16]
 
 
 def cropped(
@@ -513,10 +461,15 @@ def _turned(
     )
 
 
-def held_windows(data: MotionData, most: int = 32, largest: int = 256) -> list[Batch]:
-    """Windows of held-out shots, always the same: spacings 2 and 4, the middle of the picture."""
+def held_windows(
+    data: MotionData, most: int = 32, largest: int = 256, *, learned: bool = False
+) -> list[Batch]:
+    """Windows of held-out shots, always the same: spacings 2 and 4, the middle of the picture.
+
+    With ``learned``, of the shots that are learned from.
+    """
     windows: list[Batch] = []
-    shots = [shot for shot in data.shots if shot.held_out]
+    shots = [shot for shot in data.shots if shot.held_out != learned and not shot.layered]
     for spacing, missing in itertools.product((2, 4), (1, 2)):
         for shot in shots:
             gaps = [gap for gap in data.gaps(shot, spacing) if spacing in data.config.spacings]
@@ -530,19 +483,3 @@ def held_windows(data: MotionData, most: int = 32, largest: int = 256) -> list[B
             windows.append(cropped(data, gap, missing, corner, (height, width), before, after))
     step = max(1, -(-len(windows) // most))
     return windows[::step]
-
-
-def prepare(data: MotionData, say: Callable[[str], None] = lambda _: None) -> None:
-    """Estimate ahead all flows that windows may ask for, shot by shot in an order that mixes."""
-    chains = [
-        data.gaps(shot, spacing)
-        for shot in data.shots
-        for number, spacing in enumerate(data.config.spacings)
-        if shot.held_out or shot.change[number] >= LEAST_MOTION
-    ]
-    order = np.random.default_rng(0).permutation(len(chains))
-    for done, index in enumerate(order):
-        for gap in chains[index]:
-            for start in flow_starts(gap):
-                data.flow(gap.shot, start, gap.spacing)
-        say(f"flows: {done + 1} of {len(chains)} shots and spacings")

@@ -30,7 +30,7 @@ from flowcept.data.video import replacing
 from flowcept.device import autocast
 from flowcept.errors import UserError
 
-CACHE_FORMAT = 3  # part of every key: raise it when the same files would be decoded differently
+CACHE_FORMAT = 4  # part of every key: raise it when the same files would be decoded differently
 ENCODE_CHUNK = 64  # pictures encoded at once, of all clips alike, where each is encoded alone
 
 

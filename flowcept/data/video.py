@@ -13,9 +13,9 @@ import re
 import secrets
 import shutil
 import stat
-import struct
 import sys
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,8 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from flowcept.data import ffmpeg, formats
-from flowcept.data.ffmpeg import unreadable
+from flowcept.data import ffmpeg, formats, pictures
 from flowcept.data.timing import DEFAULT_FPS, Edges, Timing, constant_rate, edges
 from flowcept.errors import UserError
 from flowcept.settings import FASTEST, SLOWEST
@@ -43,6 +42,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 OUTPUT_SUFFIXES = frozenset({".mp4", ".mov", ".webm", ".gif", ".webp", ".apng", ".png"})
 
 _LARGEST = 32 << 30  # bytes of one clip in memory: above it a file is refused, not the machine lost
+_LOOK = 1 << 28  # bytes after which it is looked how much memory is free
 _ORIENTATION = 0x0112  # EXIF: from 5 on, rows and columns change places
 _PATTERN = re.compile(r"([^%]*)%(?:0[0-9]+)?d([^%]*\.(?i:png))")  # frame_%04d.png
 _GAP = 2  # pixels around the frames of a contact sheet
@@ -61,7 +61,6 @@ class Animation:
     timing: Timing
     edges: Edges  # these, as of ffmpeg.Film
     fps: float
-    start = 0.0
     transparent = False
 
     def __init__(self, path: Path) -> None:
@@ -72,17 +71,11 @@ class Animation:
 
     def pictures(self, alpha: bool = False) -> Iterator[Frames]:
         durations = []  # seconds, 0 where there is none
-        with _opened(self.path) as image:
-            first = 1 if image.info.get("default_image") else 0  # for viewers that know no APNG
-            for number in range(first, _num_pictures(image)):
-                image.seek(number)
-                image.load()
-                self.transparent |= image.has_transparency_data
-                duration = float(image.info.get("duration", 0)) / 1000
-                if image.format == "GIF" and duration <= 0.01:
-                    duration = 0.1  # as every browser plays it
-                durations.append(duration)
-                yield _upright_picture(image, alpha)
+        with pictures.opened(self.path) as image:
+            for frame, seconds in pictures.played(image):
+                self.transparent |= frame.has_transparency_data
+                durations.append(seconds)
+                yield pictures.upright(frame, alpha)
             tick = {"GIF": 0.01, "WEBP": 0.001}.get(image.format or "", 1e-6)  # s; APNG: fractions
         if any(durations):
             self.timing = constant_rate(np.array(durations), tick)
@@ -92,7 +85,7 @@ class Animation:
             self.edges, self.fps = np.arange(len(durations) + 1) / DEFAULT_FPS, DEFAULT_FPS
 
     def comment(self) -> object:
-        with _opened(self.path) as image:
+        with pictures.opened(self.path) as image:
             text = image.getexif().get_ifd(formats.EXIF).get(formats.USER_COMMENT, b"")
             if isinstance(text, bytes):
                 text = text.removeprefix(formats.EXIF_ASCII)
@@ -102,7 +95,6 @@ class Animation:
 class PictureFolder:
     """A folder of pictures of one size, at the rate that `write_video` noted in the first one."""
 
-    start = 0.0
     transparent = False
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +109,7 @@ class PictureFolder:
         """Read all headers, which may not differ in size, and the first picture."""
         sizes = []
         for file in self.files:
-            with _opened(file) as image:
+            with pictures.opened(file) as image:
                 self.transparent |= image.has_transparency_data
                 turned = image.getexif().get(_ORIENTATION, 1) >= 5
                 sizes.append(image.size[::-1] if turned else image.size)
@@ -147,37 +139,6 @@ def _source(path: Path) -> ffmpeg.Film | Animation | PictureFolder:
         return Animation(path)
     known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
     raise UserError(f"cannot read {path}: unknown kind of file; known are {known}")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture file opened by Pillow, whose many errors become one."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise unreadable(path) from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"cannot read {path}: its pictures are too large") from error
-
-
-def _upright_picture(image: Image.Image, alpha: bool = False) -> Frames:
-    """The current frame of an open file as uint8 RGB `[H, W, 3]`, with `alpha` `[H, W, 4]`."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":  # 16 bits a pixel, kept by Pillow in one of several wide modes
-        value_HW = np.asarray(image, np.float64) * (255 if image.mode == "F" else 1 / 257)
-        image = Image.fromarray(np.rint(value_HW).clip(0, 255).astype(np.uint8))
-    if alpha:
-        return np.array(image.convert("RGBA"))
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.array(image.convert("RGB"))
-
-
-def _num_pictures(image: Image.Image) -> int:
-    """Stored frames of an open file; a .tif or .jpg may hold pages, which are not frames."""
-    return getattr(image, "n_frames", 1) if image.format in {"GIF", "WEBP", "PNG"} else 1
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -227,6 +188,59 @@ def stream(path: Path, expected: Timing | None = None) -> Iterator[Frames]:
         raise UserError(f"{path} holds {count} frames, not {len(times)} as when scanned")
 
 
+@dataclass(frozen=True)
+class Footage:
+    """A clip of frames `[H, W, 3]` at one rate, read anew each time: memory holds one of them."""
+
+    path: Path
+    timing: Timing
+
+    @staticmethod
+    def open(path: Path) -> "Footage":
+        """Raises UserError for what is seen not to be a whole clip."""
+        return Footage(path, probe(path))
+
+    def __len__(self) -> int:
+        return self.timing.num_frames
+
+    def __iter__(self) -> Iterator[Frames]:
+        return stream(self.path, self.timing)
+
+    @property
+    def lost(self) -> str:
+        """A note where frames do not fit the rate, "" if all are there."""
+        lost, stored = self.timing.times.count(0), len(self.timing.times)
+        if not lost:
+            return ""
+        rate = f"{self.timing.fps:g} a second"
+        return (
+            f"the frames of {self.path} last unequally: at {rate} {lost} of {stored} are left out"
+        )
+
+    def ends(self, count: int, size: tuple[int, int]) -> tuple[Frames, tuple[int, int]]:
+        """The first and last `count` frames brought to a size, all if these are all; own size."""
+        first, last = list[Frames](), deque[Frames](maxlen=count)
+        for frame_HW3 in self:
+            own = frame_HW3.shape[:2]
+            (first if len(first) < count else last).append(fit(frame_HW3[None], size, "stretch")[0])
+        return np.concatenate([*first, *last]), own
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Clips one after another, each frame brought to one size when it is read."""
+
+    parts: tuple[Frames | Footage, ...]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[Frames]:
+        for frame_HW3 in itertools.chain(*self.parts):
+            yield fit(frame_HW3[None], self.size, "stretch")[0][0]
+
+
 def read_video(path: Path) -> tuple[Frames, float]:
     """Read a video, an animation, a picture or a folder of pictures.
 
@@ -237,10 +251,14 @@ def read_video(path: Path) -> tuple[Frames, float]:
     source = _source(path)
     data = bytearray()  # grows in place, unlike a list of frames that is stacked at the end
     shape: tuple[int, ...] = ()
+    looked = 0
     try:
         for frame_HW3 in source.pictures():
             shape = frame_HW3.shape
             data += frame_HW3.data
+            if len(data) - looked > _LOOK:
+                looked = len(data)
+                _check_memory()
             if len(data) > _LARGEST:
                 raise MemoryError
         frames_FHW3 = np.frombuffer(data, np.uint8).reshape(-1, *shape)
@@ -253,6 +271,16 @@ def read_video(path: Path) -> tuple[Frames, float]:
     return frames_FHW3, source.timing.fps
 
 
+def _check_memory() -> None:
+    """MemoryError where the machine has no room for what is read until the next look."""
+    import torch
+
+    from flowcept import device
+
+    if device.free_memory(torch.device("cpu")) < 2 * _LOOK:
+        raise MemoryError
+
+
 @dataclass(frozen=True)
 class Reel:
     """A clip to be read frame by frame, with the real times of its frames."""
@@ -260,7 +288,6 @@ class Reel:
     path: Path
     edges: Edges  # when each frame begins, and the last one ends (s, the first at 0)
     fps: float  # the constant rate; of unequal durations that of the median
-    start: float  # of the first frame on the file's clock (s), by which its sound begins earlier
     transparent: bool  # whether the file has an alpha channel
 
     @property
@@ -295,7 +322,7 @@ def open_reel(path: Path) -> Reel:
             pass
     if len(source.edges) < 3:
         raise UserError(f"{path} is one picture, a clip is needed")
-    return Reel(path, source.edges, source.fps, source.start, source.transparent)
+    return Reel(path, source.edges, source.fps, source.transparent)
 
 
 def read_image(path: Path, alpha: bool = False) -> Frames:
@@ -306,10 +333,10 @@ def read_image(path: Path, alpha: bool = False) -> Frames:
     _check_readable(path)
     if path.is_dir() or path.suffix.lower() in _FFMPEG_SUFFIXES:
         raise UserError(f"{path} is a clip, a still picture is needed here: give one of its frames")
-    with _opened(path) as image:
-        if _num_pictures(image) > 1:
+    with pictures.opened(path) as image:
+        if pictures.count(image) > 1:
             raise UserError(f"{path} is a clip, a still picture is needed here: save one frame")
-        return _upright_picture(image, alpha)
+        return pictures.upright(image, alpha)
 
 
 def is_moving(path: Path) -> bool:
@@ -317,8 +344,8 @@ def is_moving(path: Path) -> bool:
     if path.suffix.lower() in _FFMPEG_SUFFIXES or path.is_dir():
         return True
     _check_readable(path)
-    with _opened(path) as image:
-        return _num_pictures(image) > 1
+    with pictures.opened(path) as image:
+        return pictures.count(image) > 1
 
 
 def _check_readable(path: Path) -> None:
@@ -349,10 +376,14 @@ def read_metadata(path: Path) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def digest(frames_FHW3: Frames) -> str:
+def digest(frames_FHW3: Frames | Footage) -> str:
     """SHA-256 of the frames as they are shown, whatever file holds them; sizes count too."""
-    sizes = ",".join(map(str, frames_FHW3.shape)).encode()
-    return hashlib.sha256(sizes + np.ascontiguousarray(frames_FHW3).tobytes()).hexdigest()
+    first_HW3, frames = formats.peeked(frames_FHW3)
+    sizes = ",".join(map(str, (len(frames_FHW3), *first_HW3.shape)))
+    made = hashlib.sha256(sizes.encode())
+    for frame_HW3 in frames:
+        made.update(frame_HW3.tobytes())
+    return made.hexdigest()
 
 
 # ---- writing ---------------------------------------------------------------------------------
@@ -397,7 +428,7 @@ def _check_name(path: Path) -> None:
         raise UserError(f"unknown suffix {suffix} of {path}: use one of {known}, or a folder")
     if length > 255:
         raise UserError(f"the output name {name[:40]}... is too long: use at most 255 bytes")
-    numbered = suffix == ".png" or re.search(r"%\d*d", name)
+    numbered = suffix == ".png" or re.search(r"%\d*d(?![a-z])", name)
     if numbered and not _PATTERN.fullmatch(name):
         raise UserError(f"PNG frames need one number, as in frame_%04d.png, not {name}")
 
@@ -467,18 +498,11 @@ def write_video(
     for 4:2:0 video, a rate too high for GIF, sound that could not be kept. GIF loses colours, video
     is lossy; WebP, APNG and PNG are exact. Raises UserError if the clip cannot be written.
     """
-    check_output(path)
-    _check_clip(frames_FHW3, fps)
-    suffix = path.suffix.lower()
-    lost = _lost_sound(sound, suffix)
-    rate = Fraction(fps).limit_denominator(1001)  # holds 29.97 and 30000/1001 alike
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)  # ASCII
-    with replacing(path, numbered=suffix == ".png") as temporary:
-        name = path.name if suffix else "%04d.png"
-        kept = None if lost else sound
-        note = formats.write(temporary, frames_FHW3, rate, comment, kept, name)
-        _check_written(path, temporary, len(frames_FHW3))
-    return "; ".join(filter(None, [lost, note]))
+    if frames_FHW3.dtype != np.uint8 or frames_FHW3.ndim != 4 or frames_FHW3.shape[3] != 3:
+        raise ValueError("frames must be uint8 of shape [F, H, W, 3]")
+    if frames_FHW3.size == 0:
+        raise ValueError("a clip needs a frame")
+    return write_stream(path, frames_FHW3, fps, metadata=metadata, sound=sound)[1]
 
 
 def write_stream(
@@ -498,25 +522,50 @@ def write_stream(
     check_output(path)
     if not SLOWEST <= fps <= FASTEST:
         raise ValueError(f"a clip needs {SLOWEST} to {FASTEST} frames a second")
-    suffix = path.suffix.lower()
-    lost = _lost_sound(sound, suffix)
-    rate = Fraction(fps).limit_denominator(1001)
-    comment = "" if metadata is None else json.dumps(dict(metadata), default=str)
+    how = _Writing.of(path, fps, metadata, sound)
     counted = _Counted(frames_FHWC)
-    with replacing(path, numbered=suffix == ".png") as temporary, _beside(temporary) as apart:
-        name = path.name if suffix else "%04d.png"
-        if suffix == ".gif":
-            frames: Iterable[Frames] = formats.Recorded(apart.with_suffix(".mkv"), counted, rate)
-        else:
-            frames = counted
-        if sound is None or lost:
-            note = formats.write(temporary, frames, rate, comment, None, name)
-        else:
-            note = formats.write(apart, frames, rate, "", None, name)
-            seconds = float(counted.count / rate)
-            formats.add_sound(apart, sound, seconds, comment, temporary)
+    with replacing(path, numbered=how.suffix == ".png") as temporary, _beside(temporary) as apart:
+        frames: Iterable[Frames] = counted
+        if how.suffix == ".gif":
+            frames = formats.Recorded(apart.with_suffix(".mkv"), counted, how.rate)
+        note = formats.write(temporary, frames, how.rate, how.comment, how.name)
+        lost = how.lost
+        if how.sound is not None:
+            temporary.rename(apart)
+            seconds = float(counted.count / how.rate)
+            if not formats.add_sound(apart, how.sound, seconds, how.comment, temporary):
+                apart.replace(temporary)
+                lost = f"the sound of {how.sound.path} cannot be decoded: it is left out"
         _check_written(path, temporary, counted.count)
     return counted.count, "; ".join(filter(None, [lost, note]))
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How a clip is written."""
+
+    suffix: str
+    name: str  # of PNG frames
+    rate: Fraction
+    comment: str
+    sound: Sound | None  # where it can be kept
+    lost: str  # why it cannot, "" if it can
+
+    @staticmethod
+    def of(
+        path: Path, fps: float, metadata: Mapping[str, object] | None, sound: Sound | None
+    ) -> "_Writing":
+        """In the format of the suffix of ``path``."""
+        suffix = path.suffix.lower()
+        lost = _lost_sound(sound, suffix)
+        return _Writing(
+            suffix,
+            path.name if suffix else "%04d.png",
+            Fraction(fps).limit_denominator(1001),  # holds 29.97 and 30000/1001 alike
+            "" if metadata is None else json.dumps(dict(metadata), default=str),  # ASCII
+            None if lost else sound,
+            lost,
+        )
 
 
 class _Counted:
@@ -540,13 +589,6 @@ def _beside(temporary: Path) -> Iterator[Path]:
     finally:
         for suffix in (apart.suffix, ".mkv"):
             apart.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _check_clip(frames_FHW3: Frames, fps: float) -> None:
-    if frames_FHW3.dtype != np.uint8 or frames_FHW3.ndim != 4 or frames_FHW3.shape[3] != 3:
-        raise ValueError("frames must be uint8 of shape [F, H, W, 3]")
-    if frames_FHW3.size == 0 or not SLOWEST <= fps <= FASTEST:
-        raise ValueError(f"a clip needs a frame, and {SLOWEST} to {FASTEST} frames a second")
 
 
 def _check_written(path: Path, temporary: Path, count: int) -> None:
@@ -573,7 +615,12 @@ def has_sound(path: Path) -> bool:
     if path.is_dir() or path.suffix.lower() in _PILLOW_SUFFIXES | IMAGE_SUFFIXES:
         return False
     _check_readable(path)
-    return ffmpeg.has_sound(path)
+    return ffmpeg.sound_codec(path) is not None
+
+
+def sound_of(path: Path, shown: float = 0.0) -> Sound | None:
+    """The sound of a clip whose first frame is shown after so many seconds; None if silent."""
+    return Sound(path, shown - ffmpeg.Film(path).begins()) if has_sound(path) else None
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -582,11 +629,10 @@ def save_image(image: Image.Image, path: Path) -> None:
     if suffix not in IMAGE_SUFFIXES:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"cannot write the picture {path}: its suffix must be one of {known}")
-    if image.width * image.height > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-        raise UserError(f"{path} would be {image.width}x{image.height}: lower --scale or --frames")
+    _check_drawable(path, image.width, image.height)
     with replacing(path) as temporary:
         image.save(temporary)
-        with _opened(temporary) as written:
+        with pictures.opened(temporary) as written:
             written.load()
 
 
@@ -639,17 +685,25 @@ def scale(frames_FHW3: Frames, factor: int) -> Frames:
     return fit(frames_FHW3, (height * factor, width * factor))[0]
 
 
-def contact_sheet(frames_FHW3: Frames, columns: int = 0) -> Image.Image:
+def contact_sheet(frames_FHW3: Frames | Joined, columns: int = 0) -> Image.Image:
     """All frames on one white picture, row by row, of equal length of at most 8 by default."""
-    count, height, width = frames_FHW3.shape[:3]
+    first_HW3, frames = formats.peeked(frames_FHW3)
+    count, (height, width) = len(frames_FHW3), first_HW3.shape[:2]
     columns = columns or math.ceil(count / math.ceil(count / 8))
     down, right = height + _GAP, width + _GAP
     size = columns * right + _GAP, math.ceil(count / columns) * down + _GAP
+    _check_drawable("the contact sheet", *size)
     sheet = Image.new("RGB", size, "white")
-    for number, frame_HW3 in enumerate(frames_FHW3):
+    for number, frame_HW3 in enumerate(frames):
         row, column = divmod(number, columns)
         sheet.paste(Image.fromarray(frame_HW3), (_GAP + column * right, _GAP + row * down))
     return sheet
+
+
+def _check_drawable(name: object, width: int, height: int) -> None:
+    """Raise UserError for a picture that could not be read again."""
+    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+        raise UserError(f"{name} would be {width}x{height}: lower --scale or --frames")
 
 
 def contact_sheets(

@@ -8,7 +8,8 @@ is good already. Then a small network, at first without any effect, corrects:
 * the coarse half, at a quarter of the size, sees how well features of the two pictures agree under
   each field and at small shifts of it, and moves the fields;
 * the fine half, at half the size, sees the four candidates, moves the fields once more, says which
-  candidate to trust where, adds the colour that none shows, and how far off it expects to be.
+  candidate to trust where, adds the colour that none shows, and how far off it expects to be: where
+  that is too far, the pictures dissolve into each other instead.
 
 ``MotionNetwork`` is fully convolutional: pictures of any size. How many frames lie between two
 pictures is told by ``GapLaw`` from how far things moved.
@@ -21,7 +22,7 @@ pixels; M = 4 candidates: left and right picture along field 0, then along field
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,16 @@ WORKING_SIDE = 256  # pixels, about: of the shorter side at which motion is esti
 COARSE_MOVE = 1.0  # pixels
 FINE_MOVE = 0.5  # pixels
 ADDED_COLOUR = 0.1  # of 2, the range of colours
+FIRST_ERROR = 0.05  # that a network expects before it has learned: too small to dissolve
 STILL_REACH = 4  # pixels: a place is still if nothing this near changes
 STILL_FLOW = 0.05  # pixels of motion that still counts as none
+# Where a guess gives way to a dissolve, from not at all to wholly; chosen on held-out windows.
+DOUBTED = 0.15, 0.35  # expected mean absolute error, pictures in [-1, 1]
+UNPROVEN = 0.8, 1.6  # the same as a share of how far guess and dissolve differ
+DOUBT_REACH = 8  # pixels of the size of work: both are smoothed over twice this to each side
 LARGEST_GAP = 1000  # frames of which a law may know
+WIDEST = 16  # frames between, of the pairs from which a law learns
+OPEN_SHARE = 0.2  # of a law, over 0..WIDEST alike: what pictures tell of time is never certain
 LAW_SIDE = 128  # pixels of the shorter side of the pictures from which a gap's size is told
 
 
@@ -149,6 +157,7 @@ class Plan:
     colour_NCHW: Tensor  # added, in the pictures' units
     log_error_N1HW: Tensor  # expected logarithm of a pixel's mean absolute error
     motion_N1HW: Tensor  # how far anything moves there, pixels, as both pictures tell
+    unmoved_N2HW: Tensor | None = None  # weight of both pictures as they stand; None: 0
 
 
 def hand_made(left_NCHW: Tensor, right_NCHW: Tensor, flows: Flows, t_N: Tensor) -> Plan:
@@ -172,7 +181,53 @@ def _farthest(fields: Fields) -> Tensor:
 def painted(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan) -> Tensor:
     """The frame that a plan of the same size describes: [N, C, H, W], not clamped."""
     shown = candidates(left_NCHW, right_NCHW, plan.place_NK4HW)
-    return (shown * plan.weight_NMHW[:, :, None]).sum(1) + plan.colour_NCHW
+    picture_NCHW = (shown * plan.weight_NMHW[:, :, None]).sum(1) + plan.colour_NCHW
+    return _with_unmoved(picture_NCHW, left_NCHW, right_NCHW, plan)
+
+
+def _with_unmoved(
+    picture_NCHW: Tensor, left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan
+) -> Tensor:
+    """A picture and, on top, both given ones as they stand, as far as they count."""
+    if plan.unmoved_N2HW is None:
+        return picture_NCHW
+    left_N1HW, right_N1HW = plan.unmoved_N2HW[:, :1], plan.unmoved_N2HW[:, 1:]
+    return picture_NCHW + left_N1HW * left_NCHW + right_N1HW * right_NCHW
+
+
+def dissolving(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan, t_N: Tensor) -> Plan:
+    """The plan, which gives way to a dissolve where the guess is probably wrong.
+
+    That is where a large error is expected, and one about as large as the guess differs from a
+    dissolve: then nothing speaks for the guess, and a torn shape looks worse than a double one.
+    """
+    t = t_N.view(-1, 1, 1, 1)
+    dissolve_NCHW = torch.lerp(left_NCHW, right_NCHW, t)
+    apart_NCHW = (painted(left_NCHW, right_NCHW, plan) - dissolve_NCHW).abs()
+    error_N1HW = _smoothed(plan.log_error_N1HW.exp())
+    apart_N1HW = _smoothed(apart_NCHW.mean(1, keepdim=True)) + 0.01  # more than rounding
+    share = _ramp(error_N1HW, DOUBTED) * _ramp(error_N1HW / apart_N1HW, UNPROVEN)
+    return replace(
+        plan,
+        weight_NMHW=(1 - share) * plan.weight_NMHW,
+        colour_NCHW=(1 - share) * plan.colour_NCHW,
+        unmoved_N2HW=torch.cat([share * (1 - t), share * t], 1),
+    )
+
+
+def _smoothed(x_N1HW: Tensor) -> Tensor:
+    for _ in range(2):
+        side = 2 * DOUBT_REACH + 1
+        x_N1HW = F.avg_pool2d(x_N1HW, side, 1, DOUBT_REACH, count_include_pad=False)
+    return x_N1HW
+
+
+def _ramp(x: Tensor, ends: tuple[float, float]) -> Tensor:
+    """From 0 to 1 between both ends, without a kink."""
+    first, last = ends
+    u = ((x - first) / (last - first)).clamp(0, 1)
+    smooth: Tensor = u * u * (3 - 2 * u)
+    return smooth
 
 
 def painted_in_turn(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan) -> Tensor:
@@ -183,7 +238,7 @@ def painted_in_turn(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan) -> Tensor
         way_N2HW = plan.place_NK4HW[:, field, 2 * side : 2 * side + 2]
         moved_NCHW = backward_warp((left_NCHW, right_NCHW)[side], way_N2HW)
         picture_NCHW = torch.addcmul(picture_NCHW, moved_NCHW, plan.weight_NMHW[:, m : m + 1])
-    return picture_NCHW
+    return _with_unmoved(picture_NCHW, left_NCHW, right_NCHW, plan)
 
 
 def enlarged(plan: Plan, height: int, width: int) -> Plan:
@@ -203,6 +258,7 @@ def enlarged(plan: Plan, height: int, width: int) -> Plan:
         sized(plan.colour_NCHW),
         sized(plan.log_error_N1HW),
         sized(plan.motion_N1HW) * max(height / rows, width / columns),
+        None if plan.unmoved_N2HW is None else sized(plan.unmoved_N2HW),
     )
 
 
@@ -345,6 +401,9 @@ class MotionNetwork(nn.Module):
         self.hand_over = nn.Conv2d(config.coarse[0], config.fine[0], 1)
         self.fine = Pyramid(4 * NUM_SEEN + config.fine[0] + 8 + 1, config.fine)
         self.fine_say = _zero(config.fine[0], 4 * (8 + 4 + 3 + 1))
+        assert self.fine_say.bias is not None
+        with torch.no_grad():
+            self.fine_say.bias[-4:] = math.log(FIRST_ERROR)
         self.law = GapLaw(config.law_hidden, config.most_missing)
 
     def forward(self, left_NCHW: Tensor, right_NCHW: Tensor, flows: Flows, t_N: Tensor) -> Plan:
@@ -476,7 +535,8 @@ class GapLaw(nn.Module):
     """The law of how many frames lie between two pictures, 0..G, from ``gap_cues``.
 
     A mixture of logistic laws of the logarithm of the spacing (frames between, and one more), cut
-    at whole numbers: smooth, so that few examples of each number are enough.
+    at whole numbers: smooth, so that few examples of each number are enough. A share of the law
+    is even, so that no pace surprises it much.
     """
 
     def __init__(self, hidden: int, most_missing: int) -> None:
@@ -506,9 +566,10 @@ class GapLaw(nn.Module):
         edges = torch.arange(self.most_missing + 2, device=cue_ND.device) + 0.5  # of spacings
         scale_NP1 = log_scale_NP.clamp(-4, 3).exp()[:, :, None]
         below = torch.sigmoid((edges.log() - middle_NP[:, :, None]) / scale_NP1)
-        mass_NG = (torch.softmax(share_NP, 1)[:, :, None] * below.diff(dim=2)).sum(1)
-        log_mass_NG = torch.log(mass_NG + 1e-6)
-        return log_mass_NG - log_mass_NG.logsumexp(1, keepdim=True)
+        mass_NG = (torch.softmax(share_NP, 1)[:, :, None] * below.diff(dim=2)).sum(1) + 1e-6
+        even_G = (edges[:-1] < WIDEST + 1).float()
+        told_NG = mass_NG / mass_NG.sum(1, keepdim=True)
+        return torch.log((1 - OPEN_SHARE) * told_NG + OPEN_SHARE * even_G / even_G.sum())
 
 
 def total_law(log_law_NG: Tensor) -> Tensor:
@@ -605,12 +666,16 @@ def guess(network: MotionNetwork | None, gap: Gap, t: float) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def planned(network: MotionNetwork | None, gap: Gap, t: float) -> Plan:
-    """How to make the frame at place ``t``, at the size of the work pictures."""
+    """How to make the frame at place ``t``, at the size of the work pictures.
+
+    What is learned also tells where to dissolve instead (``dissolving``).
+    """
     left, right = gap.left_work_1CHW, gap.right_work_1CHW
     t_N = left.new_tensor([t])
     if network is None:
         return hand_made(left, right, gap.flows, t_N)
-    return _padded_plan(network, left, right, gap.flows, t_N)
+    plan = _padded_plan(network, left, right, gap.flows, t_N)
+    return dissolving(left, right, plan, t_N)
 
 
 @torch.no_grad()

@@ -163,9 +163,9 @@ class Insertions:
         return [self._binomial(count, appear) for count in missing_G]
 
     def _place(self, new: int, log_missing_G: Tensor) -> list[int]:
-        """Share ``new`` frames out over the gaps by their means."""
-        shares_G = posterior.tempered(log_missing_G, self.config.rate_temperature).softmax(-1)
-        return posterior.systematic(new, shares_G, self._uniform())
+        """Share ``new`` frames out by the gaps' means; at temperature 0 without a draw."""
+        uniform = self._uniform() if self.config.rate_temperature else 0.5
+        return posterior.systematic(new, log_missing_G.softmax(-1), uniform)
 
     def _uniform(self) -> float:
         return float(torch.rand((), generator=self.generator, dtype=torch.float64))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowcept.device import pick_device, pick_dtype
 from flowcept.errors import UserError
-from flowcept.settings import MachineSettings
+from flowcept.settings import PlainMachineSettings
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def joined(device: torch.device) -> Iterator[Team]:
         dist.destroy_process_group()
 
 
-def pick(settings: MachineSettings) -> tuple[torch.device, torch.dtype]:
+def pick(settings: PlainMachineSettings) -> tuple[torch.device, torch.dtype]:
     """This process's device and precision; ``UserError`` for what it lacks or cannot train in."""
     device = pick_device(settings.device)
     if device.type == "cuda":

@@ -28,6 +28,7 @@ from flowcept.training.state import Run
 from flowcept.training.stopping import whole
 
 STATISTICS_CLIPS = 512  # whose latents give the mean and spread of each channel
+REBUILT = 64  # clips, a picture of each of which tells how well the codec rebuilds them
 
 
 def new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
@@ -57,7 +58,7 @@ def _named(settings: CodecSettings) -> Codec:
     return load_pretrained(path)
 
 
-def fitted(codec: Codec, pictures: PictureStore, run: Run) -> Codec:
+def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec:
     """The codec trained on the clips, where it is ours, and its statistics; once per run."""
     config, files, team = run.config, run.files, run.machine.team
     if team.first and not files.codec.exists():
@@ -72,6 +73,19 @@ def fitted(codec: Codec, pictures: PictureStore, run: Run) -> Codec:
     return codec.eval().requires_grad_(requires_grad=False)
 
 
+def rebuilt_psnr(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> float:
+    """Decibels at which the codec rebuilds 19 in 20 pictures of the training clips, or better."""
+    clips, _ = split(pictures, run.config)
+    order = torch.randperm(len(clips), generator=clip_generator(run.config.machine.seed)).tolist()
+    found = []
+    for place in order[:REBUILT]:
+        frames_FHW3 = pictures.frames(clips[place])
+        middle = len(frames_FHW3) // 2
+        image_1CHW = to_images(frames_FHW3[middle : middle + 1]).to(run.machine.device)
+        found.append(codec.psnr(image_1CHW))
+    return float(torch.tensor(found).quantile(0.05))
+
+
 def _whole_clips(
     codec: Codec, pictures: PictureStore, clips: Sequence[int], seed: int
 ) -> Iterator[Tensor]:
@@ -84,7 +98,7 @@ def _whole_clips(
 
 
 def _trained(
-    codec: Autoencoder, pictures: PictureStore, clips: Sequence[int], run: Run
+    codec: Autoencoder, pictures: PictureStore, clips: Sequence[int], run: Run[TrainConfig]
 ) -> Autoencoder:
     """The autoencoder after all its steps; a training that was stopped goes on from its state."""
     config, state, console = run.config, run.files.codec_state, run.console

@@ -6,24 +6,78 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flowcept import model_file
 from flowcept.data import video
 from flowcept.errors import UserError
+from flowcept.model_file import Weights
+from flowcept.settings import MotionTrainConfig, ReportSettings, TrainConfig
 from flowcept.training.distributed import Team
-from flowcept.training.state import Files, Run
+from flowcept.training.state import Config, Files, Run
 from flowcept.training.stopping import whole
-from flowcept.training.trainer import Trainer, add
+from flowcept.training.trainer import add
 
 FIRST_SHEET = 100  # the step of the first contact sheet
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def run_to_end(trainer: Trainer, run: Run, pause_at: int | None = None) -> None:
+class Training(Protocol):
+    """What is trained, whichever network it is: what changes from step to step."""
+
+    step: int
+    hours: float
+
+    @property
+    def config(self) -> TrainConfig | MotionTrainConfig:
+        """All settings."""
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """What of a step's values is told per second."""
+
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """Which values are drawn."""
+
+    @property
+    def num_held(self) -> int:
+        """How many clips or windows are never learned from."""
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether ``max_hours`` are over."""
+
+    def progress(self) -> float:
+        """Share of the training that lies behind."""
+
+    def train_step(self) -> Mapping[str, Tensor | float]:
+        """One step: losses, ``norm`` and ``counts`` by name."""
+
+    def told(self, means: Mapping[str, float]) -> str:
+        """A few words for the bar on the means of the last steps."""
+
+    def held_out(self) -> dict[str, float]:
+        """Scores of what is held out; empty where there are none."""
+
+    def sheet(self) -> Image.Image:
+        """What the model makes so far."""
+
+    def weights(self) -> Weights:
+        """The model as it goes into a file."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later steps depend on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; ``ValueError`` or ``KeyError`` for one of something else."""
+
+
+def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None) -> None:
     """Steps until the run is over, with its reports; the state is written where it is stopped."""
     steps, first = run.config.optimizer.steps, run.machine.team.first
     last = steps if pause_at is None else min(steps, pause_at)
@@ -49,7 +103,7 @@ def run_to_end(trainer: Trainer, run: Run, pause_at: int | None = None) -> None:
     run.machine.team.wait()
 
 
-def save(trainer: Trainer, files: Files) -> None:
+def save(trainer: Training, files: Files) -> None:
     """The model file, which refuses weights that are not finite; then the state."""
     dtype = DTYPES[trainer.config.report.export_dtype]
     model_file.save(trainer.weights(), files.model, dtype)
@@ -73,17 +127,20 @@ class Tally:
 
     def means(self, team: Team) -> dict[str, float]:
         """Means over the steps; of tensors the sums over all processes. One read of the device."""
-        stacked = torch.stack(list(self.tensors.values()))
-        totals = dict(zip(self.tensors, team.summed(stacked).tolist(), strict=True))
+        totals: dict[str, float] = {}
+        if self.tensors:
+            stacked = torch.stack(list(self.tensors.values()))
+            totals = dict(zip(self.tensors, team.summed(stacked).tolist(), strict=True))
         return {name: total / self.steps for name, total in (totals | self.numbers).items()}
 
 
 class Reports:
     """What happens between steps, every so often. The first process writes, all help to sum."""
 
-    def __init__(self, trainer: Trainer, run: Run) -> None:
+    def __init__(self, trainer: Training, run: Run[Config]) -> None:
         self.trainer, self.files, self.console = trainer, run.files, run.console
-        self.team, self.every = run.machine.team, run.config.report
+        self.team = run.machine.team
+        self.every: ReportSettings = run.config.report
         if self.team.first:
             self.files.forget_after(trainer.step)
         self.board: Any = _tensorboard(self.files) if self.team.first else None
@@ -121,20 +178,26 @@ class Reports:
                 "lower --learning-rate"
             )
         seconds = means.pop("seconds")
-        means["clips_per_second"] = means["clips"] / seconds
-        means["tokens_per_second"] = means["tokens"] / seconds
-        self.bar.set_postfix_str(f"loss {means['velocity']:.3f}", refresh=False)
+        for name in self.trainer.counts:
+            means[f"{name}_per_second"] = means[name] / seconds
+        self._tell(means)
         if self.team.first:
             self._log({**means, "hours": self.trainer.hours})
+
+    def _tell(self, means: Mapping[str, float]) -> None:
+        """The bar's last words, and where hours end the run, how many steps these will be."""
+        self.bar.set_postfix_str(self.trainer.told(means), refresh=False)
+        if self.trainer.config.optimizer.max_hours:
+            self.bar.total = round(self.trainer.step / min(1.0, self.trainer.progress()))
 
     def score(self) -> None:
         """The losses of held-out clips, and the picture of all losses so far."""
         held_out = self.trainer.held_out()
         if held_out:
             self._log(held_out)
-        elif self.trainer.clips.held:
+        elif self.trainer.num_held:
             self.console.say("note: the held-out clips fit no context: they are not scored")
-        self.files.draw_losses()
+        self.files.draw_losses(self.trainer.curves)
 
     def sheet(self) -> None:
         """A contact sheet in ``samples/``."""

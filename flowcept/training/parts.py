@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from flowcept.codecs import Codec
 from flowcept.data.batches import split_held_out
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
+from flowcept.lexicon import Lexicon
 from flowcept.model_file import WORDS, Base, Card, Weights
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
@@ -98,6 +99,8 @@ def check_parts(config: TrainConfig, family: str) -> None:
         raise UserError(str(error)) from error
     if text.kind == "pretrained":
         build_encoder(text)
+    if config.data.lexicon:
+        Lexicon.load(Path(config.data.lexicon))
 
 
 def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights:
@@ -128,7 +131,7 @@ def assemble(
 ) -> Weights:
     """The modules to train, those of ``origin`` where there is one, with card and process.
 
-    ``facts`` are what else the card says: dataset and frames per second.
+    ``facts`` are what else the card says: dataset, frames per second, and of its codec.
     """
     torch.manual_seed(config.machine.seed)
     longest = max(clips.latents.lengths)  # clips held out are scored as well
@@ -141,6 +144,7 @@ def assemble(
         network, text = _further(origin, longest, shift)
         shape = network.at_rate(facts["fps"])
     network.checkpoint_blocks = config.machine.checkpointing
+    counts = tables(clips)
     card = Card(
         network=shape,
         process=named,
@@ -149,7 +153,8 @@ def assemble(
         size=config.data.frame_size,
         fit=config.data.fit,
         base=None if origin is None else origin.card.base,
-        **tables(clips),
+        lexicon=_lexicon(config.data.lexicon, origin, counts["words"]),
+        **counts,
         **facts,
     )
     if origin is None and isinstance(text, ByteEncoder):
@@ -176,6 +181,21 @@ def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork,
     if origin.card.text.kind == "bytes":
         origin.text.requires_grad_()
     return network, origin.text
+
+
+def _lexicon(path: str, origin: Weights | None, words: Collection[str]) -> Lexicon | None:
+    """The lexicon of a file, or of the model to go on from, for words that captions have."""
+    inherited = None if origin is None else origin.card.lexicon
+    lexicon = Lexicon.load(Path(path)) if path else inherited
+    return lexicon and lexicon.within(words)
+
+
+def check_lexicon(path: str, captions: Iterable[str]) -> None:
+    """Raise ``UserError`` where no caption has a class of the lexicon that a setting names."""
+    words = {word for caption in captions for word in words_of(caption)}
+    if path and not Lexicon.load(Path(path)).within(words).classes:
+        examples = ", ".join(sorted(words)[:8]) or "none"
+        raise UserError(f"no caption has a class of {path}; words of captions: {examples}")
 
 
 def tables(clips: Clips) -> dict[str, Any]:

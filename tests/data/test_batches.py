@@ -9,6 +9,7 @@ import torch
 
 from flowcept.data.batches import Batch, Lessons, draw_batch, split_batch, split_held_out
 from flowcept.errors import UserError
+from flowcept.lexicon import Lexicon
 from flowcept.process.forward import Flowception
 from flowcept.process.state import Role
 from flowcept.settings import ContextMixture, ObjectiveSettings
@@ -178,6 +179,32 @@ def test_clips_with_given_frames_have_their_own_share_without_a_prompt():
         assert len(dropped) > 300
         error = (share * (1 - share) / len(dropped)) ** 0.5
         assert abs(sum(dropped) / len(dropped) - share) < 4 * error
+
+
+def test_captions_are_worded_anew_in_their_share_and_nothing_else_is_drawn_otherwise():
+    clips = Clips([4] * 8)
+    clips.captions = ["a dog surfing"] * 8
+    words = {"actor": {"dog": ("puppy", "hound")}, "action": {"surfing": ("riding a wave",)}}
+    lexicon, objective = Lexicon({**words}), ObjectiveSettings(prompt_dropout=0, paraphrase=0.3)
+    lessons = [
+        Lessons(clips, Flowception(), NO_CONTEXT, objective, given) for given in (None, lexicon)
+    ]
+    sizes = {"tokens": 9000, "tokens_per_frame": TOKENS_PER_FRAME, "least": 1}
+    plain, worded = (
+        draw_batch(one, range(8), seed=0, step=0, cursor=0, **sizes) for one in lessons
+    )
+    assert set(plain.prompts) == {"a dog surfing"}
+    first = plain.pairs[0][0], worded.pairs[0][0]
+    assert torch.equal(first[0].latent_FCHW, first[1].latent_FCHW)
+
+    parts = Counter(word for prompt in worded.prompts for word in prompt.split())
+    count = len(worded.prompts)
+    assert count > 300
+    bound = 4 * (0.3 * 0.7 / count) ** 0.5
+    assert parts["riding"] / count == pytest.approx(0.3, abs=bound)
+    assert (parts["puppy"] + parts["hound"]) / count == pytest.approx(0.3, abs=bound)
+    assert min(parts["puppy"], parts["hound"]) > 0.1 * count
+    assert equal(worded, draw_batch(lessons[1], range(8), seed=0, step=0, cursor=0, **sizes))
 
 
 def test_contexts_are_dropped_in_their_share():

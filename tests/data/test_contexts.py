@@ -9,7 +9,7 @@ import torch
 from calibration import KINDS, only
 from oracle import cut, draw_length
 
-from flowcept.data.contexts import draw_context
+from flowcept.data.contexts import LONGEST_RUN, draw_context
 from flowcept.errors import UserError
 from flowcept.settings import ContextMixture
 
@@ -59,3 +59,18 @@ def test_lengths_behind_a_context_are_the_data_cut_to_those_that_fit(
 def test_impossible_mixtures_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(UserError, match="weights"):
         ContextMixture(**weights)
+
+
+def test_a_clip_goes_on_from_one_given_frame_as_often_as_from_several(
+    generator: torch.Generator,
+) -> None:
+    """Prefixes of clips of 26 frames: half have one frame, to four deviations of 8,000 draws."""
+    prefixes: Counter[int] = Counter()
+    for _ in range(8000):
+        given = draw_context(26, ContextMixture(), generator)
+        if given and any(given) and given == sorted(given, reverse=True):
+            prefixes[sum(given)] += 1
+    total, alone = sum(prefixes.values()), prefixes[1]
+    assert set(prefixes) == set(range(1, LONGEST_RUN + 1))
+    assert abs(alone / total - 0.5) < 4 * 0.5 / total**0.5
+    assert total / 8000 == pytest.approx(0.21 / 1.07, abs=0.02)

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
+from fixtures_data import made, run
 
 from flowcept.data import ffmpeg, video
 from flowcept.data.timing import Timing
@@ -19,24 +19,12 @@ from flowcept.errors import UserError
 QUOTES = [
     "the match ended prematurely",
     "File ended prematurely",
-    "stream 0, offset 0x30: partial file",
+    "stream 0, offset 0x30: partial file; corrupt decoded frame; concealing 9 DC",
     "a\n[error] Decoding error: x",
     "[Parsed_showinfo_0 @ 0x1] [info] n: 0 pts: 7 pts_time:1 s:9x9 i:P",
     "Stream mapping:",
     "Stream #0:1: Audio: aac",
 ]
-
-
-def run(*arguments: object) -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True)
-
-
-def made(path: Path, *arguments: object, source: str = "testsrc2=s=64x48:r=25:d=1") -> Path:
-    """A short moving video."""
-    path.parent.mkdir(exist_ok=True)
-    run("-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", *arguments, path)
-    return path
 
 
 @pytest.mark.parametrize("quote", QUOTES)

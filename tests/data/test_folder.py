@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -383,3 +384,65 @@ def test_what_is_found_in_files_is_kept_until_they_change(
         (cache / "scan.json").write_text(broken)
         assert len(scan(root, CONFIG, cache=cache).entries) == 4
     assert scan(root, replace(CONFIG, max_frames=4), cache=cache).lengths() == {2: 1, 3: 5, 4: 1}
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path):
+    """Also where links lead round in a circle."""
+    put(tmp_path / "elsewhere" / "far.apng")
+    put(tmp_path / "data" / "near.apng")
+    for name in ("one", "two"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "gone").symlink_to(tmp_path / "nowhere")
+    found = [
+        finding.path.relative_to(tmp_path) for finding in scan(tmp_path / "data", CONFIG).findings
+    ]
+    assert found == [Path("data/near.apng"), Path("data/one/far.apng")]
+
+
+def test_a_folder_of_stills_is_no_clip(tmp_path: Path):
+    """But numbered frames are, unless they have captions of their own."""
+    for name in ("red", "green", "blue"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", SIZE).save(tmp_path / "photos" / f"{name}.png")
+        (tmp_path / "photos" / f"{name}.txt").write_text(f"a {name} wall")
+    put_images(tmp_path / "frames", 3)
+    put_images(tmp_path / "said", 3)
+    (tmp_path / "said" / "1.txt").write_text("one")
+    result = scan(tmp_path, CONFIG)
+    names = [str(entry.path.relative_to(tmp_path)) for entry in result.entries]
+    photos = [f"photos/{name}.png" for name in ("blue", "green", "red")]
+    assert names == ["frames", *photos, *(f"said/{number}.png" for number in range(3))]
+    said = ["", "a blue wall", "a green wall", "a red wall", "", "one", ""]
+    assert [entry.caption for entry in result.entries] == said
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_accents_are_found_however_they_are_written(tmp_path: Path, stored: str, written: str):
+    folder = tmp_path / unicodedata.normalize(stored, "Übung")
+    clip = put(folder / unicodedata.normalize(stored, "café.apng"))
+    name = unicodedata.normalize(written, "Übung/café.apng")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "a cafe"}))
+    (entry,) = scan(tmp_path, CONFIG).entries
+    assert (entry.path, entry.caption) == (clip, "a cafe")
+    (tmp_path / "metadata.jsonl").unlink()
+    (folder / unicodedata.normalize(written, "café.txt")).write_text("beside it")
+    assert captions(scan(tmp_path, CONFIG)) == {clip.name: "beside it"}
+
+
+def test_clips_without_a_caption_and_captions_unread_are_named(tmp_path: Path):
+    put(tmp_path / "said.apng", caption="a dog")
+    for name in ("a", "b", "c"):
+        put(tmp_path / f"{name}.apng")
+    for name in ("a.TXT", "b.apng.txt", "c.caption", "README.txt", "notes.json"):
+        (tmp_path / name).write_text("a cat")
+    lines = data.caption_notes(tmp_path, scan(tmp_path, CONFIG))
+    assert lines[:3] == [f"no caption: {tmp_path / name}.apng" for name in ("a", "b", "c")]
+    named = [line.split(": ")[1] for line in lines[3:]]
+    assert named == [str(tmp_path / name) for name in ("a.TXT", "b.apng.txt", "c.caption")]
+    (tmp_path / "metadata.csv").write_text("video,text\na.apng,x\nsaid.apng,y\n")
+    lines = data.caption_notes(tmp_path, scan(tmp_path, CONFIG))
+    assert [line.split(": ")[1] for line in lines] == [
+        str(tmp_path / one) for one in ("a.TXT", "said.txt")
+    ]

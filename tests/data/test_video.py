@@ -213,7 +213,7 @@ def test_a_file_with_the_wrong_number_of_frames_is_refused(tmp_path, monkeypatch
     path.write_bytes(b"old")
     write = formats.write_apng
     monkeypatch.setitem(
-        formats.ANIMATIONS, ".apng", lambda out, frames, *a: write(out, frames[:1], *a)
+        formats.ANIMATIONS, ".apng", lambda out, frames, *a: write(out, list(frames)[:1], *a)
     )
     with pytest.raises(UserError, match=r"clip\.apng"):
         write_video(path, moving(), 12)

@@ -17,7 +17,9 @@ from flowcept.networks.motion import (
     MotionConfig,
     MotionNetwork,
     Neighbour,
+    Plan,
     acceleration,
+    dissolving,
     enlarged,
     gap_logits,
     guess,
@@ -78,6 +80,38 @@ def test_place_between_shifted_pictures() -> None:
         blend = torch.lerp(gap.left_CHW, gap.right_CHW, t)
         assert decibels(made, truth) > 35 > decibels(blend, truth) + 8
         assert expected.shape == truth.shape[1:] and (expected > 0).all()
+
+
+def plan_of(made: Tensor, error: Tensor) -> Plan:
+    """A plan that shows a picture, whatever is given, and expects an error [H, W] of it."""
+    height, width = made.shape[-2:]
+    none = torch.zeros(1, 4, height, width)
+    place = torch.zeros(1, 2, 4, height, width)
+    return Plan(place, none, made, error.log()[None, None], torch.zeros(1, 1, height, width))
+
+
+def test_a_doubted_guess_dissolves_and_only_there() -> None:
+    """On the left half a large error is expected, about as large as what it adds to a dissolve."""
+    left, right = torch.rand(2, 1, 3, 64, 200) - 0.5
+    t, error = torch.tensor([0.25]), torch.full((64, 200), 0.02)
+    dissolve = torch.lerp(left, right, 0.25)
+    made = (dissolve + 0.2).clamp(-1, 1)
+    error[:, :100] = 0.4
+    plan = dissolving(left, right, plan_of(made, error), t)
+    shown = painted(left, right, plan)
+    torch.testing.assert_close(shown[..., :80], dissolve[..., :80])
+    assert torch.equal(shown[..., 120:], made[..., 120:])
+    change = (shown - made).mean((0, 1, 2))
+    assert (change.diff() > -1e-5).all() and change.diff().max() < 0.06, "no edge between both"
+    torch.testing.assert_close(painted_in_turn(left, right, plan), shown)
+
+
+def test_a_guess_far_from_a_dissolve_is_believed() -> None:
+    """Things that moved far look quite unlike a dissolve: an error of a third of that is small."""
+    left, right = torch.zeros(2, 1, 3, 64, 64)
+    made = torch.ones(1, 3, 64, 64)
+    plan = dissolving(left, right, plan_of(made, torch.full((64, 64), 0.4)), torch.tensor([0.5]))
+    assert torch.equal(painted(left, right, plan), made)
 
 
 def test_acceleration_of_a_parabola() -> None:

@@ -234,6 +234,14 @@ def test_rate_temperature_sharpens_the_law(temperature: float, steps: int) -> No
     assert total_variation(found, LAW) > bound(LAW, CLIPS)
 
 
+def test_at_temperature_0_gaps_share_new_frames_by_their_means() -> None:
+    given = Given(torch.zeros(3, 1, 1, 1), (False, True, True, False))
+    config = SampleConfig(rate_temperature=0)
+    growth = Insertions(given, generators(1, 1)[0], config, (1, 64), Flowception().schedule)
+    log_missing_G = torch.tensor([0.0, 6.0, 3.0, 0.0]).log()
+    assert growth._place(9, log_missing_G) == [0, 6, 3, 0]
+
+
 def test_rate_temperature_is_of_the_law_within_bounds_and_behind_given_frames() -> None:
     config = SampleConfig(steps=8, rate_temperature=0, max_length=11)
     assert set(lengths(config, clips=50)) == {8}

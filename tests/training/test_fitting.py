@@ -1,7 +1,9 @@
 """The codec's part of a run."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fake_codec import fake_config
@@ -9,10 +11,12 @@ from PIL import Image
 from small_runs import TINY
 
 from flowcept import model_file
-from flowcept.codecs import build_codec
+from flowcept.codecs import build_codec, to_images
 from flowcept.data import folder as data
+from flowcept.data import video
 from flowcept.training import fitting
 from flowcept.training import run as train
+from flowcept.training.parts import split
 
 
 @pytest.mark.usefixtures("no_sheets")
@@ -64,3 +68,19 @@ def test_a_video_codec_trains(folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert float((weights.codec.std_C - 1).abs().max()) > 0.01
     with Image.open(run / "samples" / "step_000002.png") as sheet:
         assert min(sheet.size) >= 32
+
+
+def test_the_card_says_how_well_pictures_are_rebuilt(folder: Path, whole: Path):
+    """That of the worst twentieth of the training clips' middle pictures."""
+    weights = model_file.load(whole / "model.safetensors")
+    scan = data.scan(folder, TINY.data)
+    clips, _ = split(scan, TINY)
+    found = []
+    for entry in (scan.entries[clip] for clip in clips):
+        frames_FHW3, _ = video.read_video(entry.path)
+        image_1CHW = to_images(frames_FHW3[len(frames_FHW3) // 2][None])
+        rebuilt_1CHW = weights.codec.decode(weights.codec.encode_keyframes(image_1CHW))
+        found.append(10 * math.log10(4 / float((rebuilt_1CHW - image_1CHW).square().mean())))
+    expected = float(np.quantile(found, 0.05))
+    assert weights.card.codec_psnr == pytest.approx(expected, abs=0.2), "weights are in bfloat16"
+    assert expected < float(np.mean(found)) - 0.3

@@ -1,16 +1,13 @@
-"""Training of motion: windows follow from a seed, and a resumed run is an uninterrupted one."""
+"""Training of motion: what its windows, losses and laws are."""
 
-import json
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from small_motion import WINDOWS, Quick, drawn_clips
 
 from flowcept import model_file
 from flowcept.data.layers import LayersConfig, layered_clip
@@ -19,60 +16,32 @@ from flowcept.data.motion_windows import (
     WindowDrawer,
     WindowsConfig,
     held_windows,
-    prepare,
     share_of,
     take_of,
     varied,
 )
-from flowcept.data.video import write_video
-from flowcept.errors import UserError
-from flowcept.networks.flow import DisConfig, DisEstimator, backward_warp
-from flowcept.networks.motion import NUM_CUES, GapLaw, MotionConfig
-from flowcept.training.motion import (
-    LawExamples,
-    MotionTrainConfig,
-    fit_law,
-    laplacian_loss,
-    main,
-    slower,
-    train_motion,
-    within_central,
-)
+from flowcept.networks.flow import backward_warp
+from flowcept.networks.motion import NUM_CUES, WIDEST, GapLaw, MotionNetwork
+from flowcept.training.console import Console
+from flowcept.training.footage import find, gathered
+from flowcept.training.motion import SHIPPED_FROM, laplacian_loss, main
+from flowcept.training.motion_law import LawExamples, alike, fit_law, parted, share_within
 
-WINDOWS = WindowsConfig(
-    held_out=0.5,
-    salt=0,
-    spacings=(2, 4),
-    spacing_weights=(0.5, 0.5),
-    num_layered=2,
-    sides=(96,),
-    pixels=96 * 96,
-    law_pairs=4,
-)
-NETWORK = MotionConfig(
-    features=8, compared=4, coarse=(8, 8, 8), fine=(8, 8, 8), law_hidden=8, most_missing=40
-)
-TRAIN = MotionTrainConfig(
-    steps=6, warmup=2, law_steps=20, log_every=1, check_every=3, windows=WINDOWS, network=NETWORK
-)
+
+def data_of(folder: Path, cache: Path, windows: WindowsConfig = WINDOWS) -> MotionData:
+    estimator = Quick()
+    found = gathered(find(folder, "", 3), cache, windows, estimator, Console(quiet=True))
+    return MotionData(found, windows, estimator)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> MotionData:
     """Four clips of 9 frames in which a texture moves, and one photograph."""
     root = tmp_path_factory.mktemp("motion")
-    (root / "clips").mkdir()
-    (root / "photos").mkdir()
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 255, (24, 24, 3)).astype(np.uint8)
-    whole = cv2.resize(coarse, (160, 160), interpolation=cv2.INTER_CUBIC)
-    cv2.imwrite(str(root / "photos" / "one.png"), whole)
-    for number in range(4):
-        frames = [whole[n * number : n * number + 96, 2 * n : 2 * n + 112] for n in range(9)]
-        path = root / "clips" / f"take{number}_00.mp4"
-        write_video(path, np.stack(frames), 12)
-    estimator = DisEstimator(DisConfig(finest_scale=1, match=False))
-    return MotionData(root / "clips", root / "photos", root / "cache", WINDOWS, estimator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowcept.training.footage.WORKING_SIDE", 96)
+        patch.setattr("flowcept.networks.motion.WORKING_SIDE", 96)
+        return data_of(drawn_clips(root / "clips"), root / "cache")
 
 
 def test_takes_are_held_out_whole() -> None:
@@ -99,16 +68,6 @@ def test_held_out_shots_are_not_drawn(data: MotionData) -> None:
         for gap in gaps
     }
     assert drawn and not drawn & held
-
-
-def test_only_ready_windows_are_drawn(data: MotionData, tmp_path: Path) -> None:
-    other = MotionData.__new__(MotionData)
-    other.__dict__ |= {**vars(data), "folder": tmp_path}
-    (tmp_path / "flows").mkdir()
-    with pytest.raises(UserError, match="ready"):
-        WindowDrawer(other, np.random.default_rng(0), ready_only=True)
-    prepare(data)
-    WindowDrawer(data, np.random.default_rng(0), ready_only=True).batch()
 
 
 def test_variation_turns_flows_with_pictures(data: MotionData) -> None:
@@ -150,111 +109,101 @@ def test_law_learns_what_the_cues_tell() -> None:
         torch.manual_seed(0)  # of the first weights
         law = GapLaw(16, 32)
     fit_law(law, LawExamples(cues, between), 1500, seed=0)
-    told = law(cues)
-    score = float(told.gather(1, between[:, None]).mean().detach())
-    inside = within_central(told, between, 0.8).float().mean()
+    told = law(cues).detach()
+    score = float(told.gather(1, between[:, None]).mean())
+    inside = float(share_within(told, between, 0.8).mean())
     assert score > -2.6 > -math.log(20)
     assert inside > 0.7, "a sharp law of whole numbers covers more than it says"
 
 
-def test_every_rate_counts_alike() -> None:
-    examples = LawExamples(torch.arange(12.0)[:, None], torch.arange(12))  # spacings 1 to 12
-    made = slower(examples)
-    assert len(made.between_N) == 4 * 12
-    of_spacing_12 = made.between_N[made.cue_ND[:, 0] == 11]
-    assert sorted(of_spacing_12.tolist()) == [2, 2, 2, 2, 3, 3, 3, 5, 5, 11]
+def test_numbers_count_alike() -> None:
+    between = torch.tensor([0, 0, 0, 3, 3, 7])
+    weights = alike(between)
+    assert torch.allclose(weights, torch.tensor([1 / 9] * 3 + [1 / 6] * 2 + [1 / 3]))
+
+
+def test_far_pairs_are_no_examples() -> None:
+    between, held = torch.arange(30), torch.arange(30) % 2 == 1
+    table = {"cues": torch.arange(30.0)[:, None], "between": between, "held": held}
+    learned, kept = parted(table, 40)
+    assert learned.between_N.tolist() == list(range(0, WIDEST + 1, 2))
+    assert kept.cue_ND[:, 0].tolist() == list(range(1, WIDEST, 2))
+    assert parted(table, 5)[0].between_N.tolist() == [0, 2, 4]
 
 
 def test_central_share() -> None:
-    law = torch.log(torch.tensor([[0.05, 0.05, 0.4, 0.4, 0.05, 0.05]]))
-    inside = [bool(within_central(law, torch.tensor([n]), 0.8)) for n in range(6)]
-    assert inside == [False, False, True, True, False, False]
+    law = torch.tensor([0.05, 0.1, 0.35, 0.4, 0.02, 0.08])
+    inside = torch.cat([share_within(law.log()[None], torch.tensor([n]), 0.8) for n in range(6)])
+    assert torch.allclose(inside.float(), torch.tensor([0, 0.5, 1, 1, 0, 0]), atol=1e-5)
+    assert float((law * inside).sum()) == pytest.approx(0.8), "of a law that is right"
 
 
-def test_resumed_is_uninterrupted(data: MotionData, tmp_path: Path) -> None:
-    whole = train_motion(data, tmp_path / "whole", TRAIN)
-    train_motion(data, tmp_path / "parts", TRAIN, pause_at=3)
-    parts = train_motion(data, tmp_path / "parts", TRAIN, resume=True)
-    pairs = zip(whole.average.state_dict().items(), parts.average.state_dict().items(), strict=True)
-    assert all(torch.equal(a[1], b[1]) for a, b in pairs)
-    logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
-    assert [{**line, "hours": 0} for line in logs[0]] == [{**line, "hours": 0} for line in logs[1]]
-    assert (tmp_path / "parts" / "sheet.png").exists()
-    weights = model_file.load(tmp_path / "parts" / "motion.safetensors")
-    assert weights.card.steps == TRAIN.steps
-    pairs = zip(weights.network.parameters(), parts.average.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+def test_small_shots_are_cut_into_crops_that_fit(data: MotionData) -> None:
+    large = replace(data.config, sides=(176,))
+    other = MotionData(data.folder, large, data.estimator)
+    assert WindowDrawer(other, np.random.default_rng(0)).batch().left_N3HW.shape[-1] == 96
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_a_whole_step(
-    number: signal.Signals, data: MotionData, tmp_path: Path
-) -> None:
-    def say(text: str) -> None:
-        if text.startswith("step 2,"):
-            os.kill(os.getpid(), number)
-
-    before = signal.getsignal(number)
-    stopped = train_motion(data, tmp_path, TRAIN, say=say)
-    assert stopped.step == 2
-    assert signal.getsignal(number) == before
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+# ---- a state of the shipped file's run becomes a model file --------------------------------------
 
 
-def test_a_run_is_not_overwritten(data: MotionData, tmp_path: Path) -> None:
-    train_motion(data, tmp_path, replace(TRAIN, steps=1))
-    with pytest.raises(UserError, match="resume"):
-        train_motion(data, tmp_path, TRAIN)
-
-
-def test_a_state_becomes_a_model_file(
-    data: MotionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = train_motion(data, tmp_path, replace(TRAIN, steps=1, network=MotionConfig()))
-    state, model = tmp_path / "state.pt", tmp_path / "again.safetensors"
-    monkeypatch.setattr("sys.argv", ["motion", "--export", str(state), "-o", str(model)])
+def exported(monkeypatch: pytest.MonkeyPatch, state: Path, model: Path, *flags: str) -> None:
+    monkeypatch.setattr("sys.argv", ["motion", "--export", str(state), "-o", str(model), *flags])
     main()
-    made, kept = model_file.load(model), trainer.average.state_dict()
+
+
+def test_a_state_becomes_a_model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = MotionNetwork().state_dict()
+    state, model = tmp_path / "state.pt", tmp_path / "again.safetensors"
+    torch.save({"average": kept, "step": 17, "seconds": 7200.0, "rng": "{}"}, state)
+    exported(monkeypatch, state, model)
+    made = model_file.load(model)
     assert all(torch.equal(kept[name], x) for name, x in made.network.motion.state_dict().items())
-    assert (made.card.steps, made.card.any_size, made.card.max_length) == (1, True, 42)
+    card = made.card
+    assert (card.steps, card.hours, card.any_size, card.max_length) == (17, 2.0, True, 42)
+    assert card.dataset == SHIPPED_FROM
+    for author in ("Blender Foundation", "Intel", "CC-BY-4.0", "Flutter", "Piero Toffanin"):
+        assert author in card.dataset
+
+
+def test_the_law_is_taught_anew_by_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cues by which ten frames lie between any two pictures; all else stays as it was."""
+    kept, rng = MotionNetwork().state_dict(), np.random.default_rng(0)
+    state, model, table = tmp_path / "state.pt", tmp_path / "made.safetensors", tmp_path / "law.npz"
+    torch.save({"average": kept, "step": 17, "seconds": 7200.0}, state)
+    cues = rng.normal(size=(40, NUM_CUES)).astype(np.float32)
+    np.savez(table, cues=cues, between=np.full(40, 10), held=np.zeros(40, bool))
+    exported(monkeypatch, state, model, "--law", str(table))
+    made = model_file.load(model).network.motion
+    same = {name for name, x in made.state_dict().items() if torch.equal(kept[name], x)}
+    assert {name for name in kept if not name.startswith("law.")} == same
+    assert (made.law(torch.from_numpy(cues)).argmax(1) == 10).all()
+
+    table.write_text("no table")
+    with pytest.raises(SystemExit) as stop:
+        exported(monkeypatch, state, tmp_path / "none.safetensors", "--law", str(table))
+    assert stop.value.code == 2 and not (tmp_path / "none.safetensors").exists()
+    assert capsys.readouterr().err == f"{table} is no law.npz of a training's cache\n"
 
 
 @pytest.mark.parametrize("content", ["small", "other", "text", None])
 def test_no_model_is_made_of_other_states(
-    data: MotionData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     content: str | None,
 ) -> None:
-    state = tmp_path / "state.pt"
-    if content == "small":  # a network of another size
-        train_motion(data, tmp_path, replace(TRAIN, steps=1))
+    state, model = tmp_path / "state.pt", tmp_path / "made.safetensors"
+    if content == "small":
+        few = dict(list(MotionNetwork().state_dict().items())[:3])
+        torch.save({"average": few, "step": 3, "seconds": 1.0}, state)
     elif content == "other":
         torch.save({"step": 3}, state)
     elif content:
         state.write_text(content)
-    model = tmp_path / "made.safetensors"
-    monkeypatch.setattr("sys.argv", ["motion", "--export", str(state), "-o", str(model)])
     with pytest.raises(SystemExit) as stop:
-        main()
+        exported(monkeypatch, state, model)
     assert stop.value.code == 2 and not model.exists()
     assert capsys.readouterr().err == f"{state} is no state of a training of motion\n"
-
-
-def test_log_forgets_what_the_state_does_not_know(data: MotionData, tmp_path: Path) -> None:
-    train_motion(data, tmp_path, TRAIN, pause_at=3)
-    with (tmp_path / "log.jsonl").open("a") as log:
-        log.write('{"step": 5, "laplacian": 1.0}\n{"step": 6, "lap')
-    train_motion(data, tmp_path, TRAIN, resume=True)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 3, 4, 5, 6, 6]
-
-
-def test_folder_without_clips_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no clips") as error:
-        MotionData(tmp_path, None, tmp_path / "cache", WINDOWS, DisEstimator())
-    assert "\n" not in str(error.value)

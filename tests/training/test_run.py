@@ -1,5 +1,6 @@
 """Training from beginning to end: what a run leaves, what it refuses, what it goes on from."""
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from oracle import sample
 from PIL import Image
 from small_runs import (
     TINY,
+    prepared,
     records,
     refused,
 )
@@ -19,6 +21,7 @@ from flowcept import model_file
 from flowcept.data import folder as data
 from flowcept.data import shards, theatre, video
 from flowcept.errors import UserError
+from flowcept.lexicon import Lexicon
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
 from flowcept.settings import DataSettings, SampleConfig, TrainConfig
@@ -94,6 +97,7 @@ def test_the_model_file_samples(whole: Path):
         ({"codec": "/no/such/codec"}, "/no/such/codec"),
         ({"init": "/no/model.safetensors"}, "/no/model.safetensors"),
         ({"text_source": "/no/text"}, "/no/text"),
+        ({"lexicon": "/no/words.json"}, "/no/words.json"),
     ],
 )
 def test_unsuitable_settings_are_one_line_before_anything_is_done(
@@ -224,6 +228,8 @@ def test_settings_without_effect_are_told():
     assert list(train.idle(TINY, ["adversarial", "compression", "late"])) == []
     told = list(train.idle(TINY.changed(text_source="t5"), ["text_width", "schedule"]))
     assert [line.split()[1] for line in told] == ["--text-width"]
+    told = [list(train.idle(one, ["paraphrase"])) for one in (TINY, TINY.changed(lexicon="w"))]
+    assert [len(lines) for lines in told] == [1, 0]
     assert list(train.idle(pixels, ())) == []
 
 
@@ -238,3 +244,35 @@ def test_a_prompt_encoder_is_looked_at_first(folder: Path, tmp_path: Path, text:
     with pytest.raises(UserError):
         train.train(folder, tmp_path / "run", config, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_a_lexicon_goes_into_the_model_for_the_words_of_its_captions(
+    folder: Path, whole: Path, tmp_path: Path
+):
+    words, said = tmp_path / "words.json", list[str]()
+    tables = {"action": {"surfing": ["riding a wave"], "juggling": ["tossing balls"]}}
+    words.write_text(json.dumps({"classes": tables}))
+    init = str(whole / "model.safetensors")
+    config = TINY.changed(init=init, lexicon=str(words), paraphrase=0.9)
+    train.train(folder, tmp_path / "run", config, pause_at=1, console=said.append)
+    card = model_file.read_card(tmp_path / "run" / "model.safetensors")
+    assert card.lexicon == Lexicon({"action": {"surfing": ("riding a wave",)}})
+    assert "lexicon: 1 words and phrases for 1 classes" in said
+    again = TINY.changed(init=str(tmp_path / "run" / "model.safetensors"))
+    trainer = prepared(folder, tmp_path / "again", again)
+    assert trainer.card.lexicon == card.lexicon
+
+    drawn = prepared(folder, tmp_path / "drawn", config.changed(tokens=3000)).draw()
+    assert any("riding a wave" in prompt for prompt in drawn.prompts)
+    off = prepared(folder, tmp_path / "off", config.changed(tokens=3000, paraphrase=0)).draw()
+    plain = prepared(folder, tmp_path / "plain", config.changed(tokens=3000, lexicon="")).draw()
+    assert off.prompts == plain.prompts
+
+
+def test_a_lexicon_without_a_class_of_the_captions_is_refused(folder: Path, tmp_path: Path):
+    words = tmp_path / "words.json"
+    words.write_text('{"classes": {"actor": {"chandelier": ["lamp"]}}}')
+    config = TINY.changed(lexicon=str(words), codec="pixels")
+    assert "no caption has a class" in refused(folder, tmp_path / "a", config)
+    assert not (tmp_path / "a" / "config.toml").exists()

@@ -1,0 +1,1 @@
+"""Captioned clips of glTF models that act in three dimensions."""

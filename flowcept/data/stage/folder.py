@@ -1,0 +1,126 @@
+"""Writing folders of drawn clips, with several processes if wanted."""
+
+import json
+import multiprocessing
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flowcept.data import video
+from flowcept.data.stage.cast import RESERVED
+from flowcept.data.stage.company import Stage
+from flowcept.data.stage.scene import FPS
+from flowcept.errors import UserError
+
+CHUNK = 2  # clips that a process draws before it reports
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is drawn, and where to."""
+
+    out: Path
+    models: Path
+    size: int
+    seed: int
+    actors: str
+    actions: str
+
+
+class _Writer:
+    """Draws the clips of an order."""
+
+    def __init__(self, order: Order, stage: Stage) -> None:
+        self.order, self.stage = order, stage
+
+    def write(self, index: int) -> dict[str, str]:
+        """Write a clip; its line of metadata."""
+        words, scene, frames_FHW3 = self.stage.clip(self.order.seed, index, self.order.size)
+        line = {"file_name": f"{index:06d}.apng", "caption": words}
+        video.write_video(self.order.out / line["file_name"], frames_FHW3, FPS)
+        return line | asdict(scene)
+
+
+_writers: list[_Writer] = []  # the one of a process of a pool
+
+
+def _start(order: Order) -> None:
+    warnings.simplefilter("ignore")  # the first process has told them,
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and ends this one
+    _writers.append(_Writer(order, Stage(order.models, order.actors, order.actions)))
+
+
+def _write(index: int) -> dict[str, str]:
+    return _writers[0].write(index)
+
+
+def _written(order: Order, stage: Stage, clips: int, jobs: int) -> Iterator[dict[str, str]]:
+    """Lines of metadata in the order of clips, each after its clip is written."""
+    if jobs == 1:
+        yield from map(_Writer(order, stage).write, range(clips))
+        return
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, fresh, _start, (order,)) as pool:
+        try:
+            yield from pool.map(_write, range(clips), chunksize=CHUNK)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _check(clips: int, size: int, seed: int, jobs: int) -> None:
+    if clips < 1:
+        raise UserError(f"cannot write {clips} clips: ask for at least 1")
+    if not 16 <= size <= 1024:
+        raise UserError(f"cannot draw frames of {size} pixels: choose 16 to 1024")
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative: choose 0 or more")
+    if jobs < 1:
+        raise UserError(f"cannot draw with {jobs} processes: ask for at least 1")
+
+
+def write_stage(
+    out: Path,
+    models: Path,
+    clips: int,
+    *,
+    size: int = 128,
+    seed: int = 0,
+    actors: str = "all",
+    actions: str = "all",
+    jobs: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write a data folder: 000000.apng and so on, metadata.jsonl with captions, stage.json.
+
+    Clip i depends on models, actors, actions, seed and i alone. It appears only whole, and its line
+    in metadata.jsonl after it, so an interrupted folder is a smaller valid one.
+
+    `models` is a folder of .glb files; `actors` and `actions` are names with commas between them,
+    or "all"; `jobs` is a number of processes; `progress` hears the number of clips done. UserError
+    for a folder in use, models that are no use, or settings that make no sense.
+    """
+    _check(clips, size, seed, jobs)
+    stage = Stage(models, actors, actions)
+    order = Order(out, models, size, seed, actors, actions)
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is not an empty folder: remove it or choose another name")
+        out.mkdir(parents=True, exist_ok=True)
+        about: dict[str, object] = {"seed": seed, "size": size, "fps": FPS, "clips": clips}
+        about |= {"actors": list(stage.actors), "actions": list(stage.actions)}
+        about |= {"reserved": sorted(RESERVED)}
+        (out / "stage.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
+            for done, line in enumerate(_written(order, stage, clips, jobs)):
+                metadata.write(json.dumps(line) + "\n")
+                metadata.flush()
+                if progress is not None:
+                    progress(done + 1)
+    except BrokenProcessPool as error:
+        raise UserError("a process that draws was ended: try again with fewer jobs") from error
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error

@@ -1,0 +1,124 @@
+"""The lexicons that are made: what is chosen, what they hold, and how many prompts they read."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lexicon import HERE, STOP, Candidate, chosen, own_words, put, read_classes, read_table, write
+from lexicon import marked as marks_of
+
+from flowcept.data import theatre
+from flowcept.lexicon import WORD, Lexicon, content, stem
+from flowcept.model_file import load, read_card
+
+LISTS = {"theatre": "theatre", "stage": str(HERE / "stage.json")}
+PROMPTS = list(csv.DictReader((HERE / "prompts.tsv").open(encoding="utf-8"), delimiter="\t"))
+
+
+class Glosses:
+    """Stands for WordNet, in which long words are well known."""
+
+    def known(self, phrase: str) -> int:
+        return min(map(len, WORD.findall(phrase)))
+
+
+def lexicon_of(name: str) -> Lexicon:
+    return Lexicon.load(HERE / f"{name}-lexicon.json")
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_prompts_are_in_other_words_and_have_an_answer(name):
+    classes, rows = read_classes(LISTS[name]), [row for row in PROMPTS if row["classes"] == name]
+    splits = [row["split"] for row in rows]
+    assert {split: splits.count(split) for split in splits} == {"tune": 30, "test": 30, "fresh": 30}
+    for row in rows:
+        for kind in ("actor", "action"):
+            names = row[kind].split("/")
+            assert set(names) <= set(classes[kind])
+            words = set(map(stem, content(row["prompt"])))
+            assert not any({stem(word) for word in content(one)} <= words for one in names), row
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_most_prompts_are_read_rightly(name):
+    lexicon = lexicon_of(name)
+    marks = [marks_of(lexicon, row, told=False) for row in PROMPTS if row["classes"] == name]
+    assert np.all(marks, axis=1).mean() >= 0.85
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_lexicon_is_small_and_clean_and_of_its_list(name):
+    path, lexicon = HERE / f"{name}-lexicon.json", lexicon_of(name)
+    assert path.stat().st_size < 200_000
+    classes = read_classes(LISTS[name])
+    assert {kind: list(names) for kind, names in lexicon.classes.items()} == classes
+    removed = {(row[0], row[1]) for row in read_table("removed.tsv")}
+    for names in lexicon.classes.values():
+        for one, phrases in names.items():
+            assert not {(one, phrase) for phrase in phrases} & removed
+            assert not [phrase for phrase in phrases if STOP.search(phrase)]
+
+
+def test_captions_of_the_theatre_are_read_as_they_are():
+    lexicon, rng = lexicon_of("theatre"), np.random.default_rng(0)
+    for _ in range(300):
+        scene = theatre.sample_scene(rng, actors=theatre.ACTORS + theatre.SHAPES)
+        caption = theatre.caption(scene, rng)
+        assert lexicon.read(caption, WORD.findall(caption)).text == caption
+
+
+def test_our_own_words_come_first_then_wordnet_then_what_is_near():
+    classes = {"actor": ["dog", "wolf"], "action": ["running"]}
+    candidates = [
+        Candidate("actor", "wolf", "husky", (0, 0.9)),
+        Candidate("actor", "dog", "husky", (1, -2)),
+        Candidate("actor", "dog", "coyote", (1, -3)),
+        Candidate("actor", "wolf", "coyotes", (2, 0)),
+        Candidate("actor", "dog", "wolf", (2, 0)),  # a class stays itself
+        Candidate("actor", "dog", "toy husky", (1, -4)),  # adds nothing
+        Candidate("actor", "dog", "cur", (1, -1)),  # removed by eye
+        Candidate("actor", "dog", "bitch", (1, -1)),
+        Candidate("action", "running", "in a very long and winding way", (2, 0)),
+        Candidate("action", "running", "dashing off", (0, 0.8)),
+        Candidate("action", "running", "hounding", (2, 0)),  # no form of it in this kind
+        Candidate("actor", "dog", "hound", (2, 0)),
+        Candidate("action", "running", "hound", (1, 0)),
+    ]
+    kept = {(one.name, one.phrase) for one in chosen(classes, candidates, Glosses())}
+    assert kept == {
+        ("dog", "husky"), ("wolf", "coyotes"), ("running", "dashing off"),
+        ("running", "hounding"), ("dog", "hound"),
+    }  # fmt: skip
+
+
+def test_neutral_words_are_dealt_out_evenly_between_two_classes():
+    people = [one for one in own_words({"actor": ["man", "woman"]}) if one.phrase != "friend"]
+    neutral = next(row[2] for row in read_table("senses.tsv") if row[0] == "man/woman")
+    words = {word.strip() for word in neutral.split(",")}
+    men = sum(one.name == "man" for one in people if one.phrase in words)
+    assert abs(2 * men - len(words)) <= 3
+    alone = [one for one in own_words({"actor": ["woman"]}) if one.phrase in words]
+    assert {one.phrase for one in alone} == words
+
+
+def test_a_lexicon_is_written_a_class_a_line(tmp_path: Path):
+    lexicon = Lexicon({"actor": {"dog": ("puppy", "hound"), "cat": ()}}, {"ran": "run"})
+    write(lexicon, tmp_path / "words.json")
+    assert Lexicon.load(tmp_path / "words.json") == lexicon
+    text = (tmp_path / "words.json").read_text()
+    assert re.search(r'^ *"dog": \["puppy", "hound"\],$', text, re.MULTILINE)
+
+
+def test_a_lexicon_is_put_into_a_model(tmp_path: Path, tiny_model: Path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(Path(tiny_model).read_bytes())
+    write(Lexicon({"actor": {"dog": ("puppy",), "owl": ("hooter",)}}), tmp_path / "words.json")
+    put(argparse.Namespace(lexicon=tmp_path / "words.json", model=path))
+    assert read_card(path).lexicon == Lexicon({"actor": {"dog": ("puppy",)}})
+    before, after = (load(one).modules().state_dict() for one in (Path(tiny_model), path))
+    assert all((before[name] == after[name]).all() for name in before)
