@@ -184,6 +184,16 @@ class Made:
         )
 
 
+def check_size(card: Card, size: str | None) -> None:
+    """Raise ``UserError`` for a size that a model of one size, or of given pictures', has not."""
+    if size is None:
+        return
+    height, width = card.size
+    own = "the pictures' own size" if card.any_size else f"{width}x{height}"
+    if card.any_size or settings.sides(size) != card.size:
+        raise UserError(f"this model makes frames of {own}: leave out --size")
+
+
 def from_nothing(card: Card, device: torch.device | None = None) -> Given:
     """The start of a clip without any given frame, as in text-to-video."""
     return Given(torch.zeros(0, *card.codec.latent_shape(card.size), device=device), (True,))
@@ -787,6 +797,9 @@ class Studio:
         if known and known > 2 * longest:
             pictures, most = map(self.codec.pictures_of, (known, longest))
             yield f"{pictures} frames are far more than the longest trained clip, {most}"
+        if not (self.weights.process.chooses or known or config.frames or config.max_length):
+            told = f"it makes {self.codec.pictures_of(longest)} unless --frames says how many"
+            yield f"this model does not choose a number of frames: {told}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
             yield "--length-scale has no effect: the length is given"
 

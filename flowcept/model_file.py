@@ -22,7 +22,7 @@ from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
-from flowcept.networks.text import PromptEncoder, TextConfig, build_encoder
+from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
 from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
@@ -31,6 +31,14 @@ FORMAT = 3  # of the file; of 1 the logits of counts meant something else
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
 FLOATS = ("F32", "BF16", "F16")  # what weights may be stored as
+
+
+@dataclass(frozen=True)
+class Base:
+    """The pretrained model that an adapter file belongs to."""
+
+    folder: str  # of diffusers, where it was
+    digest: str  # of its transformer's files, ``adapters.digest``
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Card:
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
+    base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
     lexicon: Lexicon | None = None  # what people say for words of the training prompts
 
     @property
@@ -87,6 +96,18 @@ class Weights:
             modules["text"] = self.text
         return nn.ModuleDict(modules)
 
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the file by their names there; of an adapter those of its base are not."""
+        tensors: dict[str, Tensor] = self.modules().state_dict()
+        if self.card.base is None:
+            return tensors
+        inside = "network.transformer."
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.startswith("network.") and ("lora_" in name or not name.startswith(inside))
+        }
+
 
 def build(card: Card, frozen: PromptEncoder | None = None) -> Weights:
     """The modules that a card describes, with fresh weights, but for an encoder that is there."""
@@ -101,7 +122,7 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
     Raises ``UserError`` where the file cannot be written or a weight is not finite.
     """
     tensors = {}
-    for name, tensor in weights.modules().state_dict().items():
+    for name, tensor in weights.state().items():
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", kind).contiguous()
         if not bool(tensors[name].isfinite().all()):
@@ -148,7 +169,9 @@ def load(path: Path) -> Weights:
     """
     info = _description(path)
     card = _card(info, path)
-    frozen = build_encoder(card.text) if card.text.kind == "pretrained" else None
+    if card.base is not None:
+        raise UserError(f"{path} is an adapter, no whole model: merge it first (flowcept merge)")
+    frozen = build_encoder(card.text) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)
@@ -156,23 +179,25 @@ def load(path: Path) -> Weights:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
         raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
-    _fill(weights, path, info["format"])
+    fill(weights, path, info["format"])
     for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
     return weights
 
 
-def _fill(weights: Weights, path: Path, version: int) -> None:
-    """Give modules without contents those of the file, every tensor of it and no other."""
-    modules = weights.modules()
-    expected: dict[str, Tensor] = modules.state_dict()
+def fill(weights: Weights, path: Path, version: int = FORMAT) -> None:
+    """Give modules the contents of the file, every tensor of it and no other.
+
+    An adapter's base has its own already.
+    """
+    modules, expected = weights.modules(), weights.state()
     try:
         with safe_open(path, framework="pt") as file:
             stored = _stored(list(file.keys()), expected.keys(), path, version)
             found = {
                 name: _checked(file, stored[name], like, path) for name, like in expected.items()
             }
-            modules.load_state_dict(found, assign=True)
+            modules.load_state_dict(found, assign=True, strict=weights.card.base is None)
     except UserError:
         raise
     except Exception as error:
@@ -351,8 +376,9 @@ def find(name: str | None, prefer: str = DEFAULT) -> Path:
 
 
 def _inside(path: Path) -> Path:
-    """The model file itself, where the path is a run's folder."""
-    return path / "model.safetensors" if path.is_dir() else path
+    """The model file itself, where the path is a run's folder; a diffusers folder stays one."""
+    is_run = path.is_dir() and not (path / "model_index.json").is_file()
+    return path / "model.safetensors" if is_run else path
 
 
 def shipped_models() -> dict[str, Path]:
@@ -400,9 +426,9 @@ def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     return unpack(header)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What a model file is, by name, for people."""
-    weights = load(path)
+def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
+    """What a model file is, by name, for people; ``weights`` are its own, if loaded already."""
+    weights = weights or load(path)
     card, pictures_of = weights.card, weights.codec.pictures_of
     modules = weights.modules().items()
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules}

@@ -68,6 +68,16 @@ STATED = within(SLOWEST, FASTEST)
 SLOWNESS = within(0.01, 1000)
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
+
+
+def sides(size: str) -> tuple[int, int]:
+    """Height and width, in pixels, of a size as people write it; UserError for anything else."""
+    SIZE.check("size", size)
+    match = SIZE_PATTERN.fullmatch(size)
+    assert match, "the rule above"
+    return int(match[2] or match[1]), int(match[1])
+
+
 FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
 EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
 
@@ -207,9 +217,7 @@ class DataSettings(Settings):
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width of a frame, in pixels."""
-        match = SIZE_PATTERN.fullmatch(self.size)
-        assert match, "the rule of this setting"
-        return int(match[2] or match[1]), int(match[1])
+        return sides(self.size)
 
 
 @dataclass(frozen=True)
@@ -312,7 +320,12 @@ class ObjectiveSettings(Settings):
 class OptimizerSettings(Settings):
     """How the network is trained."""
 
-    init: str = setting("", "a model to go on from: a file, a run's folder or a shipped name")
+    init: str = setting(
+        "", "a model to go on from: a file, a run's or diffusers folder or a shipped name"
+    )
+    lora: int = setting(
+        0, "rank of an adapter of a diffusers folder, whose own weights stay; 0: they learn", NUMBER
+    )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
     tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)

@@ -17,9 +17,13 @@ def info(
     """Say what a model is, or how a clip was made: flowcept info out.mp4"""
     is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)
     if is_model:
-        from flowcept import model_file
+        import torch
 
-        record = model_file.describe(model_file.find(str(file)))
+        from flowcept import model_file
+        from flowcept.adapters import open_model
+
+        path = model_file.find(str(file))
+        record = model_file.describe(path, open_model(path, torch.float32))
     else:
         record = _of_clip(file)
     if as_json:

@@ -186,8 +186,13 @@ def _open(options: MakeOptions) -> Studio:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    device, dtype = options.device, options.dtype
-    return flowcept.load(options.model, device=device, dtype=dtype, compile=options.compile)
+    return flowcept.load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        compile=options.compile,
+        size=options.size,
+    )
 
 
 @contextmanager

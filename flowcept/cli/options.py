@@ -20,6 +20,7 @@ from flowcept.errors import UserError
 from flowcept.settings import (
     FASTEST,
     SEED,
+    SIZE,
     SLOWEST,
     SampleConfig,
     Settings,
@@ -82,8 +83,8 @@ class MakeOptions(Settings):
     command: str
     model: str | None = setting(
         None,
-        "a file or a shipped name; default $FLOWCEPT_MODEL, else motion between pictures without "
-        "a prompt if it is shipped, else theatre",
+        "a file, a shipped name or a diffusers folder; default $FLOWCEPT_MODEL, else motion "
+        "between pictures without a prompt if it is shipped, else theatre",
         names="--model -m",
     )
     output: Path | None = setting(
@@ -104,6 +105,9 @@ class MakeOptions(Settings):
     fps: float | None = setting(None, "playback rate; default the model's", RATE)
     scale: int | None = setting(
         None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
+    )
+    size: str | None = setting(
+        None, "of frames, WIDTHxHEIGHT, of a diffusers folder; default its own", SIZE
     )
     loop: bool = setting(
         False, "frames from the last one back to the first, which all lengths count too",

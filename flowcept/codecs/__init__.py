@@ -2,11 +2,12 @@
 
 from flowcept.codecs.autoencoder import Autoencoder
 from flowcept.codecs.base import KINDS, Codec, CodecConfig, Pixels, to_frames, to_images
-from flowcept.codecs.pretrained import Pretrained
+from flowcept.codecs.pretrained import Pretrained, PretrainedVideo
 
 __all__ = ["KINDS", "Codec", "CodecConfig", "Pixels", "build_codec", "to_frames", "to_images"]
 
 KINDS.update(pixels=Pixels, autoencoder=Autoencoder, diffusers=Pretrained)
+KINDS["diffusers-video"] = PretrainedVideo
 
 
 def build_codec(config: CodecConfig) -> Codec:

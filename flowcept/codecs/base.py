@@ -40,12 +40,12 @@ def to_frames(image_FCHW: Tensor) -> NDArray[np.uint8]:
 class CodecConfig:
     """What a codec is. With the weights it rebuilds the codec; values outside are a UserError."""
 
-    kind: str = "autoencoder"  # pixels | autoencoder | diffusers: a name of `KINDS`
-    compression: int = 8  # pixels per latent cell along each side: 4, 8 or 16 (pixels: 1)
+    kind: str = "autoencoder"  # pixels, autoencoder, diffusers, diffusers-video: one of `KINDS`
+    compression: int = 8  # pixels per latent cell along each side (pixels: 1)
     channels: int = 16  # latent channels (pixels: 3)
     width: int = 48  # channels of the autoencoder's first level
-    source: str = ""  # kind diffusers: AutoencoderKL or AutoencoderTiny
-    source_config: str = ""  # kind diffusers: the JSON text of that class's settings, no paths
+    source: str = ""  # of diffusers: the name of the class
+    source_config: str = ""  # of diffusers: the JSON text of that class's settings, no paths
     pictures_per_latent: int = 1  # after a clip's first latent, which is one picture alone
 
     def __post_init__(self) -> None:

@@ -1,9 +1,14 @@
-"""Image autoencoders that others trained, from a folder as diffusers saves them.
+"""Autoencoders of pictures and of videos that others trained, as diffusers saves them in a folder.
 
-Shapes: F pictures or latents, C channels, H height, W width.
+Those of videos have their own statistics, which `fit_statistics` leaves alone. Wan's decodes a clip
+latent by latent, in bounded memory, and makes the same pictures as all at once. LTX-Video's cannot:
+each of its latents changes every picture.
+
+Shapes: F pictures or latents, C channels, H height, W width; diffusers has clips as `1CFHW`.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +16,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
-from flowcept.codecs.base import CodecConfig, ImageCodec
+from flowcept.codecs.base import Codec, CodecConfig, ImageCodec
 from flowcept.errors import UserError
 
 # Classes of diffusers that `Pretrained` can hold, each with its setting of one entry a level.
 SOURCES = {"AutoencoderKL": "block_out_channels", "AutoencoderTiny": "num_encoder_blocks"}
+LTX, WAN = "AutoencoderKLLTXVideo", "AutoencoderKLWan"  # those that `PretrainedVideo` can hold
+# Later decoders of LTX-Video are told that latents are not quite clean, as their makers do:
+DECODE_TIME = 0.05  # of noise, as the decoder is told
+DECODE_NOISE = 0.025  # share of noise that is mixed in, always the same
 
 
 class Pretrained(ImageCodec):
@@ -50,9 +60,90 @@ class Pretrained(ImageCodec):
         return image_FCHW
 
 
-def load_pretrained(path: Path) -> Pretrained:
-    """An image autoencoder of diffusers, its weights float32, its statistics not yet fitted.
+class PretrainedVideo(Codec):
+    """An `AutoencoderKLLTXVideo` or `AutoencoderKLWan` of diffusers; the posterior's mode.
 
+    UserError if diffusers is not installed, or the settings do not build such an autoencoder.
+    """
+
+    def __init__(self, config: CodecConfig, model: Any = None) -> None:  # noqa: ANN401
+        super().__init__(config)
+        self.model = model or _build(config.source, config.source_config)
+        mean_C, std_C = _own_statistics(self.model)
+        self.mean_C.copy_(mean_C)
+        self.std_C.copy_(std_C)
+
+    @classmethod
+    def check(cls, config: CodecConfig) -> None:
+        if config.source not in (LTX, WAN):
+            raise UserError(f"unknown pretrained codec {config.source!r}; use {LTX} or {WAN}")
+
+    def fit_statistics(self, clips: Iterable[Tensor]) -> None:
+        """Nothing is read: the statistics are those that the autoencoder came with."""
+        del clips
+
+    def encode_clip_raw(self, image_FCHW: Tensor) -> Tensor:
+        posterior = self.model.encode(self._clip(image_FCHW)).latent_dist
+        raw_FCHW: Tensor = posterior.mode()[0].transpose(0, 1).contiguous()
+        return raw_FCHW
+
+    def decode_stream_raw(self, raw_FCHW: Tensor) -> Iterator[Tensor]:
+        raw_1CFHW = self._clip(raw_FCHW)
+        stream = self._wan_stream if self.config.source == WAN else self._ltx_whole
+        for image_1CFHW in stream(raw_1CFHW):
+            yield image_1CFHW[0].transpose(0, 1)
+
+    def _clip(self, x_FCHW: Tensor) -> Tensor:
+        """`1CFHW` on the weights' device and in their dtype."""
+        like = next(self.model.parameters())
+        return x_FCHW.transpose(0, 1)[None].to(like.device, like.dtype)
+
+    def _ltx_whole(self, raw_1CFHW: Tensor) -> Iterator[Tensor]:
+        if not self.model.config.timestep_conditioning:
+            yield self.model.decode(raw_1CFHW).sample
+            return
+        noise = torch.randn(raw_1CFHW.shape, generator=torch.Generator().manual_seed(0))
+        noisy_1CFHW = torch.lerp(raw_1CFHW, noise.to(raw_1CFHW), DECODE_NOISE)
+        time_1 = torch.full((1,), DECODE_TIME).to(raw_1CFHW)
+        yield self.model.decode(noisy_1CFHW, time_1).sample
+
+    def _wan_stream(self, raw_1CFHW: Tensor) -> Iterator[Tensor]:
+        """One latent after another; what later ones need of earlier ones is kept by the layer."""
+        model = self.model
+        kept: list[Tensor | None] = [None] * _causal_layers(model.decoder)
+        patch = model.config.patch_size or 1
+        for number, one_1C1HW in enumerate(model.post_quant_conv(raw_1CFHW).split(1, dim=2)):
+            image_1CFHW = model.decoder(
+                one_1C1HW, feat_cache=kept, feat_idx=[0], first_chunk=number == 0
+            )
+            yield _unpatched(image_1CFHW, patch)
+
+
+def _own_statistics(model: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    """Mean and standard deviation of each channel of a video autoencoder's latents."""
+    if "scaling_factor" in model.config:  # LTX-Video's, whose statistics are among its weights
+        return model.latents_mean, model.latents_std / model.config.scaling_factor
+    return torch.tensor(model.config.latents_mean), torch.tensor(model.config.latents_std)
+
+
+def _causal_layers(decoder: torch.nn.Module) -> int:
+    """How many layers of Wan's decoder keep something of the latents before."""
+    return sum(type(module).__name__ == "WanCausalConv3d" for module in decoder.modules())
+
+
+def _unpatched(image_1CFHW: Tensor, patch: int) -> Tensor:
+    """Pixels out of channels, which Wan 2.2 has by column, then by row of a patch."""
+    if patch == 1:
+        return image_1CFHW
+    by_row_1CFHW = image_1CFHW.unflatten(1, (-1, patch, patch)).transpose(2, 3).flatten(1, 3)
+    image_F3HW = F.pixel_shuffle(by_row_1CFHW[0].transpose(0, 1), patch)
+    return image_F3HW.transpose(0, 1)[None]
+
+
+def load_pretrained(path: Path) -> Pretrained | PretrainedVideo:
+    """An autoencoder of diffusers, its weights float32.
+
+    The statistics of one of videos are its own; those of one of pictures are not yet fitted.
     `path` is a diffusers folder: `config.json` with `.safetensors` weights beside it, or a folder
     `vae` that holds them. UserError, in one line, for everything else.
     """
@@ -68,9 +159,26 @@ def load_pretrained(path: Path) -> Pretrained:
     source, settings = _read_settings(folder / "config.json")
     model = _build(source, settings)
     _load_weights(model, weights_paths[0])  # the shortest name: full precision, no variant
-    cell, channels = 2 ** (len(model.config[SOURCES[source]]) - 1), model.config["latent_channels"]
-    config = CodecConfig("diffusers", cell, channels, source=source, source_config=settings)
-    return Pretrained(config, model)
+    if source in SOURCES:
+        cell = 2 ** (len(model.config[SOURCES[source]]) - 1)
+        channels = model.config["latent_channels"]
+        config = CodecConfig("diffusers", cell, channels, source=source, source_config=settings)
+        return Pretrained(config, model)
+    return PretrainedVideo(_video_config(model, source, settings), model)
+
+
+def _video_config(model: Any, source: str, settings: str) -> CodecConfig:  # noqa: ANN401
+    """What a video autoencoder is."""
+    if source == LTX:
+        cell, pictures = model.spatial_compression_ratio, model.temporal_compression_ratio
+        channels = model.config.latent_channels
+    else:
+        cell, pictures = model.config.scale_factor_spatial, model.config.scale_factor_temporal
+        channels = model.config.z_dim
+    return CodecConfig(
+        "diffusers-video", cell, channels, source=source, source_config=settings,
+        pictures_per_latent=pictures,
+    )  # fmt: skip
 
 
 def _read_settings(path: Path) -> tuple[str, str]:
@@ -80,8 +188,8 @@ def _read_settings(path: Path) -> tuple[str, str]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON; get the folder again") from error
     source = str(settings.get("_class_name")) if isinstance(settings, dict) else "none"
-    if source not in SOURCES:
-        raise UserError(f"{path}: class {source} is not {' or '.join(SOURCES)}")
+    if source not in (*SOURCES, LTX, WAN):
+        raise UserError(f"{path}: class {source} is not one of {', '.join((*SOURCES, LTX, WAN))}")
     # Names that begin with "_" hold the version and the path of the machine it came from.
     settings = {name: value for name, value in settings.items() if not name.startswith("_")}
     return source, json.dumps(settings, sort_keys=True)

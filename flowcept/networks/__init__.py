@@ -13,6 +13,7 @@ from typing import Any
 from flowcept.networks.base import VideoNetwork
 from flowcept.networks.motion import MotionConfig
 from flowcept.networks.motion_video import MotionVideo
+from flowcept.networks.pretrained import Backbone, BackboneConfig
 from flowcept.networks.transformer import Transformer, TransformerConfig
 
 __all__ = ["FAMILIES", "Family", "VideoNetwork", "build_network", "family_of"]
@@ -29,6 +30,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "transformer": Family(TransformerConfig, Transformer),
     "motion": Family(MotionConfig, MotionVideo),
+    "pretrained": Family(BackboneConfig, Backbone),
 }
 
 

@@ -20,6 +20,7 @@ class VideoNetwork(nn.Module):
     What only one network has (an image token, an in-between prior) stays behind this line.
     """
 
+    config: Any  # settings of its family
     shift: float  # the process's, of the denoising progress
     checkpoint_blocks: bool = False  # recompute blocks in the backward pass
     tasks: frozenset[str] = TASKS  # commands that it is for
@@ -60,6 +61,15 @@ class VideoNetwork(nn.Module):
     @abstractmethod
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
+
+    def learn(self) -> None:
+        """Let all that is to be trained have gradients, and be in training mode."""
+        self.requires_grad_().train()
+
+    def at_rate(self, fps: float) -> Any:  # noqa: ANN401 - settings of its family
+        """Take note of the clips' pictures per second; the network's settings."""
+        del fps  # most networks know frames by their order alone
+        return self.config
 
     @abstractmethod
     def grow_law(self, largest_size: int) -> Any:  # noqa: ANN401 - settings of its family

@@ -49,22 +49,22 @@ class Layout:
         return torch.cat([of_clips, of_frames])[self.row_order]
 
 
-def to_device(layout: Layout, device: torch.device) -> Layout:
+T = TypeVar("T", bound=Any)  # a record of numbers and plans
+
+
+def to_device(record: T, device: torch.device) -> T:
     """The same on a device, where all numbers come in one copy."""
     if device.type == "cpu":
-        return layout
+        return record
     found: list[Tensor] = []
 
     def take(x: Tensor) -> Tensor:
         found.append(x)
         return x
 
-    _with_tensors(layout, take)
+    _with_tensors(record, take)
     moved = iter(torch.cat(found).to(device).split([len(x) for x in found]))
-    return _with_tensors(layout, lambda _: next(moved))
-
-
-T = TypeVar("T", Layout, Plan)
+    return _with_tensors(record, lambda _: next(moved))
 
 
 def _with_tensors(record: T, change: Callable[[Tensor], Tensor]) -> T:

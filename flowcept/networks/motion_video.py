@@ -51,6 +51,7 @@ class MotionVideo(VideoNetwork):
     tasks = frozenset(["interp"])
     steps = 1
     gapwise = True
+    config: MotionConfig
 
     def __init__(self, config: MotionConfig, shift: float) -> None:
         super().__init__()

@@ -5,7 +5,8 @@ Every word is a token: its embedding, found by a hash of the word, goes to the n
 What a small transformer reads in the UTF-8 bytes (spelling, order) is added. Nothing normalises the
 sum: the transformer alone, normalised, lost all difference between prompts in the direction that
 they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
-folder. ``NoEncoder`` is that of models to which words mean nothing.
+folder; recipes.py has those that pretrained video models were taught with. ``NoEncoder`` is that of
+models to which words mean nothing.
 
 Shape suffixes: B prompts, L bytes, R tokens of a prompt, S of all, T = R + L, D width.
 """
@@ -25,14 +26,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flowcept.errors import UserError
 from flowcept.networks.layers import MOST_BLOCKS
+from flowcept.networks.recipes import RECIPES, RecipeEncoder
 from flowcept.process.state import PromptTokens
+
+FROZEN = ("pretrained", *RECIPES)  # kinds that stay outside of model files
 
 
 @dataclass(frozen=True)
 class TextConfig:
     """The prompt encoder. Part of every model file."""
 
-    kind: str = "bytes"  # bytes; pretrained: a frozen encoder from `source`; none: no words
+    kind: str = "bytes"  # bytes; pretrained: a frozen encoder from `source`; none; or a recipe
     width: int = 192  # width of the byte transformer, or of the pretrained encoder's output
     depth: int = 3  # its blocks
     heads: int = 3
@@ -42,7 +46,7 @@ class TextConfig:
     source: str = ""  # folder of the pretrained encoder
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bytes", "pretrained", "none"):
+        if self.kind not in ("bytes", "none", *FROZEN):
             raise ValueError(f"unknown prompt encoder {self.kind!r}: use bytes, pretrained or none")
         if min(self.width, self.depth, self.heads, self.tokens, self.buckets, self.max_bytes) < 1:
             raise ValueError("the prompt encoder's sizes must be positive")
@@ -170,13 +174,15 @@ class NoEncoder(nn.Module):
         return PromptTokens(torch.zeros(0, self.config.width), (0,) * len(prompts))
 
 
-PromptEncoder = ByteEncoder | PretrainedEncoder | NoEncoder
+PromptEncoder = ByteEncoder | PretrainedEncoder | RecipeEncoder | NoEncoder
 
 
 def build_encoder(config: TextConfig) -> PromptEncoder:
     """A prompt encoder with fresh weights, or the frozen one that the configuration names."""
     if config.kind == "none":
         return NoEncoder(config)
+    if config.kind in RECIPES:
+        return RecipeEncoder(config)
     return ByteEncoder(config) if config.kind == "bytes" else PretrainedEncoder(config)
 
 

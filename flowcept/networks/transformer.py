@@ -180,6 +180,7 @@ class Transformer(VideoNetwork):
     """The stem, the blocks, and the heads that say velocity, missing frames and sizes."""
 
     block_type: type[Block] = Block
+    config: TransformerConfig
 
     def __init__(self, config: TransformerConfig, shift: float) -> None:
         """``shift`` is the process's, of the denoising progress."""

@@ -32,6 +32,16 @@ class Process(Protocol):
     def shift(self) -> float:
         """Of the denoising progress, see ``shifted``."""
 
+    def progress(self, num_steps: int, frames: int) -> Tensor:
+        """The denoising progress of a frame after each of its steps, ``[num_steps + 1]``, float64.
+
+        ``frames`` are those of the longest clip that may be made.
+        """
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it chooses how many frames a clip has."""
+
     @property
     def first(self) -> bool:
         """Whether a clip without given frames starts with its first frame."""
@@ -91,6 +101,14 @@ class Flowception:
             raise ValueError(f"fill must lie between 0 and 1, not {self.fill}")
         if not 0 <= self.context_noise < 1:
             raise ValueError(f"context_noise must be under 1, not {self.context_noise}")
+
+    @property
+    def chooses(self) -> bool:
+        return True
+
+    def progress(self, num_steps: int, frames: int) -> Tensor:
+        del frames
+        return shifted(torch.arange(num_steps + 1).double() / num_steps, self.shift)
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         """Delays by the schedule; 0 for given frames and for the start frame.

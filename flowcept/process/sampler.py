@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flowcept.process import state as frames
 from flowcept.process.compositions import LEAST_LOG, Gaps, by_clip
-from flowcept.process.forward import Process, shifted
+from flowcept.process.forward import Process
 from flowcept.process.growth import Insertions, Planned
 from flowcept.process.state import FrameState, GapTables, Given, Prediction, Role
 from flowcept.settings import SampleConfig
@@ -57,7 +57,8 @@ def sample_steps(
         process.grow(one, generator, config, (min_length, max_length))
         for one, generator in zip(given, generators, strict=True)
     ]
-    step = Step.start(given, growth, config.steps, process.shift)
+    longest = max([clip.high for clip in growth])
+    step = Step.start(given, growth, process.progress(config.steps, longest))
     step = step.grown([clip.start() for clip in growth])
     while True:
         yield step
@@ -65,7 +66,7 @@ def sample_steps(
             return
         step = step.only_running()
         finished_F, may_rest = step.age_F == config.steps, step.index >= config.steps
-        prediction = model(step.state, step.clips, finished_F, may_rest)
+        prediction = model(step.told, step.clips, finished_F, may_rest)
         counts = step.counts(prediction)
         step = step.denoised(prediction.velocity_FCHW).grown(counts)
         if config.refine_age < config.steps:
@@ -94,14 +95,16 @@ class Step:
     name_F: Tensor  # int64 on the CPU: in which order the frames of a clip appeared, from 0
     growth: tuple[Insertions, ...]
     num_steps: int  # the age at which a frame is finished
-    change_A: Tensor  # of denoising progress, in the step from each age to the next; at last 0
+    progress_A: Tensor  # of denoising, at each age
+    change_A: Tensor  # of it, in the step from each age to the next; at last 0
     again: frozenset[int] = frozenset()  # clips whose frames went back already
 
     @classmethod
     def start(
-        cls, given: Sequence[Given], growth: Sequence[Insertions], num_steps: int, shift: float
+        cls, given: Sequence[Given], growth: Sequence[Insertions], progress_A: Tensor
     ) -> Self:
-        """The given frames alone, at ``tau = 0``."""
+        """The given frames alone, at ``tau = 0``; ``progress_A`` is in float64, on the CPU."""
+        num_steps = len(progress_A) - 1
         latent_FCHW = torch.cat([one.latent_FCHW for one in given])
         device, lengths = latent_FCHW.device, tuple(len(one.latent_FCHW) for one in given)
         after_frames = [is_open for one in given for is_open in one.open_gaps[1:]]
@@ -116,10 +119,10 @@ class Step:
         )
         age_F = torch.full((len(roles),), num_steps)
         name_F = torch.cat([torch.arange(length) for length in lengths])
-        progress_A = shifted(torch.arange(num_steps + 1).double() / num_steps, shift)
-        change_A = torch.diff(progress_A, append=progress_A[-1:]).to(latent_FCHW)
+        change_A = torch.diff(progress_A, append=progress_A[-1:])
+        progress_A, change_A = torch.stack([progress_A, change_A]).to(latent_FCHW).unbind()
         clips, growing = tuple(range(len(given))), tuple(growth)
-        return cls(0, clips, state, age_F, name_F, growing, num_steps, change_A)
+        return cls(0, clips, state, age_F, name_F, growing, num_steps, progress_A, change_A)
 
     @property
     def running(self) -> list[int]:
@@ -134,6 +137,16 @@ class Step:
         """``latent_FCHW`` of the clips that are finished."""
         latents, running = self.state.latent_FCHW.split(self.state.lengths), self.running
         return {clip: latents[b] for b, clip in enumerate(self.clips) if b not in running}
+
+    @property
+    def _device_age_F(self) -> Tensor:
+        """``age_F`` on the device, where it follows from the flow times."""
+        return (self.state.time_F * self.num_steps).round().long()
+
+    @property
+    def told(self) -> FrameState:
+        """The state with the denoising progress of every frame."""
+        return replace(self.state, progress_F=self.progress_A[self._device_age_F])
 
     def only_running(self) -> Self:
         """Without the clips that are finished."""
@@ -160,7 +173,7 @@ class Step:
     def denoised(self, velocity_FCHW: Tensor) -> Self:
         """A step further: every flowing frame by its own change of denoising progress."""
         state, last, index = self.state, self.num_steps, self.index + 1
-        age_F = (state.time_F * last).round().long()  # as ``self.age_F``, on the device
+        age_F = self._device_age_F
         change_F111 = self.change_A[age_F][:, None, None, None]
         flowing_F111 = (age_F < last)[:, None, None, None]
         moved_FCHW = state.latent_FCHW + change_F111 * velocity_FCHW

@@ -39,6 +39,8 @@ class FrameState:
     # Of processes that plan a clip at ``tau = 0``; int64, -1 while there is no plan:
     index_F: Tensor | None = None  # of each frame in the whole clip
     total_B: Tensor | None = None  # frames of the whole clip
+    # The denoising progress, where a sampler says it; else it follows from the flow time:
+    progress_F: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_frames, num_clips = self.latent_FCHW.shape[0], len(self.lengths)

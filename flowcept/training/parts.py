@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flowcept import diffusers_folder
+from flowcept.adapters import digest
 from flowcept.codecs import Codec
 from flowcept.data.batches import split_held_out
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
-from flowcept.model_file import WORDS, Card, Weights
+from flowcept.model_file import WORDS, Base, Card, Weights
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 from flowcept.process.forward import Flowception, Process
@@ -101,6 +103,23 @@ def check_parts(config: TrainConfig, family: str) -> None:
         Lexicon.load(Path(config.data.lexicon))
 
 
+def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights:
+    """A diffusers folder as a model of the run's process to go on from.
+
+    With ``lora`` its own weights do not learn, and are kept in ``dtype``.
+    """
+    rank = config.optimizer.lora
+    base = Base(str(folder.resolve()), digest(folder)) if rank else None
+
+    def change(plain: Card) -> Card:
+        network = replace(plain.network, lora=rank)
+        return replace(plain, network=network, process=process_of(config), base=base)
+
+    torch.manual_seed(config.machine.seed)  # of what is added
+    precision = dtype if rank else torch.float32
+    return diffusers_folder.load(folder, precision, config.data.size, change)
+
+
 def assemble(
     config: TrainConfig,
     clips: Clips,
@@ -122,7 +141,8 @@ def assemble(
         latent = clips.latents.latent(0).shape[1:]
         shape, network, text = _new(config, latent, longest, shift, family)
     else:
-        shape, network, text = _further(origin, longest, shift)
+        network, text = _further(origin, longest, shift)
+        shape = network.at_rate(facts["fps"])
     network.checkpoint_blocks = config.machine.checkpointing
     counts = tables(clips)
     card = Card(
@@ -132,6 +152,7 @@ def assemble(
         codec=codec.config,
         size=config.data.frame_size,
         fit=config.data.fit,
+        base=None if origin is None else origin.card.base,
         lexicon=_lexicon(config.data.lexicon, origin, counts["words"]),
         **counts,
         **facts,
@@ -150,18 +171,16 @@ def _new(
     return shape, build_network(shape, shift), build_encoder(text)
 
 
-def _further(
-    origin: Weights, longest: int, shift: float
-) -> tuple[Any, VideoNetwork, PromptEncoder]:
+def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork, PromptEncoder]:
     """Those of a model file, to be trained on; frozen encoders stay so."""
-    shape, network = origin.card.network, origin.network
+    network = origin.network
     if longest > network.largest_size:
-        shape = network.grow_law(longest)
+        network.grow_law(longest)
     network.shift = shift
-    network.requires_grad_().train()
+    network.learn()
     if origin.card.text.kind == "bytes":
         origin.text.requires_grad_()
-    return shape, network, origin.text
+    return network, origin.text
 
 
 def _lexicon(path: str, origin: Weights | None, words: Collection[str]) -> Lexicon | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from flowcept import model_file
+from flowcept.adapters import open_model
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
 from flowcept.data.shards import LatentStore, PictureStore
@@ -32,6 +33,7 @@ from flowcept.training.parts import (
     assemble,
     check_lexicon,
     check_parts,
+    pretrained,
     split,
 )
 from flowcept.training.state import Config, Files, Run
@@ -74,7 +76,7 @@ def train(
     config = files.recorded(config, given) if resume else files.unused(config)
     check_parts(config, family)
     device, dtype = pick(config.machine)
-    origin = _origin(config)
+    origin = _origin(config, dtype)
     codec = new_codec(config, origin).to(device)
 
     with stoppable(), joined(device) as team:
@@ -106,12 +108,17 @@ def train(
     return files.model
 
 
-def _origin(config: TrainConfig) -> Weights | None:
+def _origin(config: TrainConfig, dtype: torch.dtype) -> Weights | None:
     """The model to go on from; ``UserError`` where it makes frames of another size."""
-    path = config.optimizer.init
-    if not path:
+    named = config.optimizer.init
+    path = model_file.find(named) if named else None
+    if config.optimizer.lora and not (path and path.is_dir()):
+        raise UserError("--lora is for a pretrained model: give its diffusers folder by --init")
+    if path is None:
         return None
-    origin = model_file.load(model_file.find(path))
+    if path.is_dir():  # of diffusers
+        return pretrained(path, config, dtype)
+    origin = open_model(path, torch.float32)
     if origin.card.any_size:
         raise UserError(f"{path} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:

@@ -68,8 +68,15 @@ class Learner(nn.Module):
         return self.frozen_text[0] if self.learned_text is None else self.learned_text
 
     def copied(self) -> Learner:
-        """Weights of its own, but for those of a frozen encoder."""
-        return copy.deepcopy(self, {id(text): text for text in self.frozen_text})
+        """Weights of its own, but for those that do not learn."""
+        frozen = [weight for weight in self.parameters() if not weight.requires_grad]
+        return copy.deepcopy(self, {id(one): one for one in (*self.frozen_text, *frozen)})
+
+    def learned(self, module: Learner) -> dict[str, Tensor]:
+        """The state of this module or a copy of it, without weights that do not learn."""
+        frozen = {name for name, weight in self.named_parameters() if not weight.requires_grad}
+        state: dict[str, Tensor] = module.state_dict()
+        return {name: tensor for name, tensor in state.items() if name not in frozen}
 
     def forward(
         self,
@@ -102,8 +109,9 @@ class Average:
     def update(self, learner: Learner) -> None:
         """Take in the weights after one more step."""
         decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
-        own: list[Tensor] = list(self.module.parameters())
-        new: list[Tensor] = list(learner.parameters())
+        pairs = zip(self.module.parameters(), learner.parameters(), strict=True)
+        learned = [(own, new) for own, new in pairs if new.requires_grad]
+        own, new = map(list, zip(*learned, strict=True))
         torch._foreach_lerp_(own, new, 1 - decay)
         self.count += 1
 
@@ -311,8 +319,8 @@ class Trainer:
             "cursor": self.cursor,
             "hours": self.hours,
             "clips": self.clips.latents.contents,
-            "learner": self.learner.state_dict(),
-            "averaged": self.average.module.state_dict(),
+            "learner": self.learner.learned(self.learner),
+            "averaged": self.learner.learned(self.average.module),
             "averages": self.average.count,
             "optimizer": self.optimizer.state_dict(),
         }
@@ -324,8 +332,10 @@ class Trainer:
         self.step, self.cursor, self.hours = state["step"], state["cursor"], state["hours"]
         self.average.count = state["averages"]
         try:
-            self.learner.load_state_dict(state["learner"])
-            self.average.module.load_state_dict(state["averaged"])
+            for module, name in ((self.learner, "learner"), (self.average.module, "averaged")):
+                if state[name].keys() != self.learner.learned(module).keys():
+                    raise KeyError(name)
+                module.load_state_dict(state[name], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, RuntimeError) as error:
             raise ValueError("other weights") from error

@@ -28,6 +28,7 @@ from flowcept.networks.resting import Memory
 from flowcept.networks.transformer import Block, Context, Transformer, TransformerConfig, rotate
 from flowcept.process.compositions import Gaps
 from flowcept.process.forward import Flowception
+from flowcept.process.full_sequence import FullSequence, KnownLength
 from flowcept.process.growth import Insertions
 from flowcept.process.posterior import inverse_cdf, systematic
 from flowcept.process.schedule import parse_schedule
@@ -41,34 +42,8 @@ ORDERS = ("learned", "random", "left-to-right", "bisection")
 # --- processes
 
 
-class _KnownLength(Insertions):
-    """Insertions of a process that does not choose a length: all segments' counts are known.
-
-    Without ``frames`` a clip gets the greatest length, shared out over its open gaps.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.remaining is None:
-            total = max((self.config.frames or self.high) - self.num_given, 0)
-            open_G = torch.tensor([float(is_open) for is_open in self.given.open_gaps])
-            self.remaining = systematic(total, open_G / open_G.sum(), self._uniform())
-
-
-class Together(_KnownLength):
-    """All frames are there at ``tau = 0``."""
-
-    def complete(self, index: int) -> bool:
-        del index
-        return True
-
-    def start(self) -> list[int]:
-        assert self.remaining is not None
-        return self.remaining
-
-
 @dataclass
-class Blocks(_KnownLength):
+class Blocks(KnownLength):
     """So many frames at once, the next ones when they are finished."""
 
     block: int = 1
@@ -99,28 +74,6 @@ class Blocks(_KnownLength):
             self.remaining[segment] -= new
             left -= new
         return counts
-
-
-@dataclass(frozen=True)
-class FullSequence(Flowception):
-    """All frames flow at the same time; ``schedule`` and ``late`` mean nothing."""
-
-    def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
-        del generator
-        return torch.zeros(len(context), dtype=torch.float64)
-
-    def draw_tau(self, delay_F: Tensor, generator: Generator) -> float:
-        del delay_F
-        return float(torch.rand((), generator=generator, dtype=torch.float64))
-
-    def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
-        del state
-        return size_logits_BK
-
-    def grow(
-        self, given: Given, generator: Generator, config: SampleConfig, bounds: tuple[int, int]
-    ) -> Insertions:
-        return Together(given, generator, config, bounds, parse_schedule(self.schedule))
 
 
 @dataclass(frozen=True)

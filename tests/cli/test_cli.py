@@ -30,7 +30,8 @@ from flowcept.data.video import Sound
 from flowcept.errors import UserError
 from flowcept.settings import mixed
 
-COMMANDS = ["gen", "i2v", "interp", "extend", "train", "evaluate", "info", "theatre", "stage"]
+COMMANDS = ["gen", "i2v", "interp", "extend", "train", "merge", "evaluate", "info"]
+COMMANDS += ["theatre", "stage"]
 GENERATING = COMMANDS[:4]
 ABSENT = "absent.safetensors"  # settings are checked before this is missed
 

@@ -1,0 +1,204 @@
+"""Pipelines of diffusers, saved as a folder, as models of this package.
+
+A pretrained video model makes all frames of a clip at once, in a number that it does not choose.
+So it is sampled here by ``FullSequence``, in Euler steps at the noise levels of its own scheduler:
+the clip that its own pipeline makes of the same noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcept.codecs.pretrained import PretrainedVideo, load_pretrained
+from flowcept.diffusers_pipelines import KINDS, Kind
+from flowcept.errors import UserError
+from flowcept.model_file import Card, Weights
+from flowcept.networks.pretrained import LTX, WAN, Backbone, BackboneConfig, check_settings
+from flowcept.networks.text import TextConfig, build_encoder
+from flowcept.process.full_sequence import FullSequence, Levels
+from flowcept.settings import sides
+
+EULER = "FlowMatchEulerDiscreteScheduler"
+TASKS = frozenset(["gen"])
+
+
+def load(
+    folder: Path,
+    dtype: torch.dtype,
+    size: str | None = None,
+    change: Callable[[Card], Card] | None = None,
+) -> Weights:
+    """A pipeline's parts as a model, the transformer and the prompt encoder in ``dtype``.
+
+    ``size`` is WIDTHxHEIGHT, or the side of a square, by default the pipeline's own. ``change``
+    makes the card of another model of it, whose network and process are built instead. Raises
+    ``UserError``, one line, for a folder that is not of a pipeline that is known here, or lacks
+    something, and for a size off its grid.
+    """
+    kind = _kind(folder)
+    codec = load_pretrained(folder / "vae")
+    if not isinstance(codec, PretrainedVideo):
+        raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
+    card = _card(folder, kind, codec, kind.size if size is None else sides(size))
+    if change is not None:
+        card = change(card)
+
+    network = Backbone(card.network, card.process.shift, _transformer(folder, kind, dtype))
+    if change is None:
+        network.tasks = TASKS
+    text = build_encoder(card.text).to(dtype)
+    for module in (network, text, codec):
+        module.eval().requires_grad_(requires_grad=False)
+    return Weights(network, text, codec, card, card.process)
+
+
+def _kind(folder: Path) -> Kind:
+    """What the folder's pipeline is here."""
+    index = _read(folder / "model_index.json", folder)
+    name = index.get("_class_name")
+    if name not in KINDS:
+        raise UserError(f"{folder} holds a {name}; flowcept reads {', '.join(KINDS)}")
+    if (index.get("transformer_2") or [None])[0] is not None:
+        raise UserError(f"{folder} has two transformers; flowcept reads models of one")
+    return KINDS[name]
+
+
+def _read(path: Path, folder: Path) -> dict[str, Any]:
+    """A JSON file of the folder."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{folder} has no {path.relative_to(folder)}: give a whole diffusers folder"
+        ) from error
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} cannot be read; get the folder again")
+    return found
+
+
+def _card(folder: Path, kind: Kind, codec: PretrainedVideo, size: tuple[int, int]) -> Card:
+    """What the plain model is."""
+    network = _network(folder, kind, codec, size)
+    patches = network.height * network.width // network.patch**2
+    return Card(
+        network=network,
+        process=FullSequence(levels=_levels(folder, kind, patches)),
+        text=TextConfig(kind.recipe, width=network.text_width, heads=1, source=str(folder)),
+        codec=codec.config,
+        size=size,
+        fps=kind.fps,
+        lengths={network.largest_size: 1},
+        dataset=f"diffusers folder {folder.resolve().name}",
+    )
+
+
+def _network(
+    folder: Path, kind: Kind, codec: PretrainedVideo, size: tuple[int, int]
+) -> BackboneConfig:
+    """The network's settings; ``UserError`` where they fit neither codec nor size."""
+    settings = _settings(folder, kind)
+    if settings["in_channels"] != codec.config.channels:
+        raise UserError(f"{folder}: the transformer reads other latents than the autoencoder makes")
+    patch = settings["patch_size"][-1] if kind.transformer == WAN else 1
+    _check_grid(size, codec.config.compression * patch)
+    channels, height, width = codec.latent_shape(size)
+    return BackboneConfig(
+        source=kind.transformer,
+        source_config=json.dumps(settings, sort_keys=True),
+        channels=channels,
+        height=height,
+        width=width,
+        text_width=settings["caption_channels" if kind.transformer == LTX else "text_dim"],
+        pictures_per_latent=codec.pictures_per_latent,
+        compression=codec.config.compression,
+        fps=kind.fps,
+        first_picture=kind.first_picture,
+        largest_size=codec.latents_of(kind.pictures),
+    )
+
+
+def _check_grid(size: tuple[int, int], step: int) -> None:
+    """Raise ``UserError`` for sides that are no multiples of so many pixels."""
+    if any(side % step for side in size):
+        height, width = size
+        near = "x".join(str(max(round(side / step), 1) * step) for side in (width, height))
+        grid = f"off the grid of this model, of {step} pixels"
+        raise UserError(f"{width}x{height} is {grid}: try --size {near}")
+
+
+def _settings(folder: Path, kind: Kind) -> dict[str, Any]:
+    """All settings of the folder's transformer, those that its file leaves out too."""
+    found = _read(folder / "transformer" / "config.json", folder)
+    if found.get("_class_name") != kind.transformer:
+        raise UserError(f"{folder}: class {found.get('_class_name')} is not {kind.transformer}")
+    try:
+        with torch.device("meta"):
+            whole = _library(folder, kind.transformer).from_config(found).config
+    except UserError:
+        raise
+    except Exception as error:  # the folder may hold anything
+        raise _unreadable(folder, error) from error
+    settings = {name: value for name, value in whole.items() if name[0] != "_"}
+    check_settings(kind.transformer, settings)
+    return settings
+
+
+def _transformer(folder: Path, kind: Kind, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """The transformer with its weights, in ``dtype`` but for what diffusers keeps precise."""
+    try:
+        return _library(folder, kind.transformer).from_pretrained(
+            folder / "transformer", torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # the folder may hold anything
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    why = str(error).partition("\n")[0]
+    return UserError(f"{folder}: the transformer cannot be read: {why}")
+
+
+def _library(folder: Path, name: str) -> Any:  # noqa: ANN401
+    """A class of diffusers."""
+    try:
+        import diffusers
+    except ImportError as error:
+        message = f'{folder} needs the package diffusers; pip install ".[diffusers]"'
+        raise UserError(message) from error
+    return getattr(diffusers, name)
+
+
+def _levels(folder: Path, kind: Kind, patches: int) -> Levels:
+    """The noise levels of the folder's scheduler, of frames of so many patches, as progress."""
+    new_scheduler = _scheduler(folder)
+
+    def levels(num_steps: int, frames: int) -> Tensor:
+        scheduler = new_scheduler()
+        kind.levels(scheduler, num_steps, frames * patches)
+        progress_A = 1 - torch.as_tensor(scheduler.sigmas).double().cpu()
+        assert len(progress_A) == num_steps + 1
+        assert math.isclose(float(progress_A[-1]), 1)
+        return progress_A
+
+    return levels
+
+
+def _scheduler(folder: Path) -> Callable[[], Any]:
+    """What makes the folder's scheduler; ``UserError`` for one that is not of rectified flow."""
+    settings = _read(folder / "scheduler" / "scheduler_config.json", folder)
+    name = str(settings.get("_class_name"))
+    flows = name == EULER or settings.get("use_flow_sigmas")
+    if not (flows and re.fullmatch(r"\w+Scheduler", name)):
+        raise UserError(f"{folder}: its scheduler {name} is not one of rectified flow")
+    made = _library(folder, name)
+    return lambda: made.from_config(settings)
