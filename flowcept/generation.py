@@ -14,7 +14,6 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -49,7 +48,6 @@ ENDS = 256  # frames at either end of a file that extend reads, more than any mo
 USUAL_PSNR = 28.0
 MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
-LONGEST_PROMPT = 60_000  # bytes of JSON: two such fit the 128 KiB that an encoder can be told
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,7 @@ class Request:
     def __post_init__(self) -> None:
         settings.SEED.check("seed", self.seed)
         for text in (self.prompt, self.negative_prompt):
-            if len(json.dumps(text)) > LONGEST_PROMPT:
-                raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
+            settings.check_prompt(text)
 
     @staticmethod
     def of(command: str, prompt: str, options: Mapping[str, Any]) -> Request:

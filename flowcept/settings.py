@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that ``flowcept --help`` answers at once.
 """
 
 import hashlib
+import json
 import math
 import re
 import secrets
@@ -103,6 +104,15 @@ def flag(name: str) -> str:
 
 
 # Sampling
+
+
+LONGEST_PROMPT = 60_000  # bytes of JSON: two such fit the 128 KiB that an encoder can be told
+
+
+def check_prompt(text: str) -> None:
+    """Raise ``UserError`` for a prompt that is too long to be kept in a clip's file."""
+    if len(json.dumps(text)) > LONGEST_PROMPT:
+        raise UserError(f"the prompt {text[:20]!r}... is too long for a file: shorten it")
 
 
 @dataclass(frozen=True)

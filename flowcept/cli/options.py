@@ -24,6 +24,7 @@ from flowcept.settings import (
     SLOWEST,
     SampleConfig,
     Settings,
+    check_prompt,
     defaults,
     flag,
     setting,
@@ -68,6 +69,8 @@ class Job:
 
     def __post_init__(self) -> None:
         SEED.check("seed", self.seed)
+        for text in (self.prompt, self.negative_prompt):
+            check_prompt(text)
         if self.output is not None:
             check_output(Path(self.output))
 

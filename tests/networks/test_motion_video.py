@@ -23,7 +23,15 @@ from flowcept.generation import sample_clips
 from flowcept.model_file import Weights
 from flowcept.networks import motion, motion_video
 from flowcept.networks.flow import DisEstimator
-from flowcept.networks.motion import MotionNetwork, Neighbour, gap_logits, guess, total_law
+from flowcept.networks.motion import (
+    OPEN_SHARE,
+    WIDEST,
+    MotionNetwork,
+    Neighbour,
+    gap_logits,
+    guess,
+    total_law,
+)
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.networks.text import TextConfig
 from flowcept.process import state as frames
@@ -352,7 +360,10 @@ def test_its_description(weights: Weights, tmp_path: Path) -> None:
 
 def test_a_law_that_reaches_further(weights: Weights) -> None:
     state = state_of(moved(0, 6), [0])
-    short = weights.network(state, NO_WORDS).size_logits_BK[0]
+    short, even = weights.network(state, NO_WORDS).size_logits_BK[0].softmax(0), OPEN_SHARE
     assert weights.network.grow_law(20).most_missing == weights.network.largest_size == 20
-    long = weights.network(state, NO_WORDS).size_logits_BK[0]
-    torch.testing.assert_close(long[:7] - long[0], short - short[0], rtol=0, atol=1e-4)
+    long = weights.network(state, NO_WORDS).size_logits_BK[0].softmax(0)
+    assert len(short) == 7
+    assert len(long) == 21
+    told = [short - even / 7, long[:7] - even / (WIDEST + 1)]  # what is not even keeps its ratios
+    torch.testing.assert_close(*(x / x[0] for x in told), rtol=1e-4, atol=0)
