@@ -32,7 +32,7 @@ EXIF_ASCII = b"ASCII\0\0\0"  # stands before the text of a comment
 # remove_types=6 takes out the note in which libx264 lists its settings within the stream.
 # One thread and a short look ahead take half of the memory, and the same file comes out everywhere.
 _H264 = (
-    "-c:v libx264 -crf 16 -x264-params threads=1:rc-lookahead=10 "
+    "-c:v libx264 -crf 16 -x264-params threads=1:rc-lookahead=5 "
     "-bsf:v filter_units=remove_types=6 -movflags +faststart"
 )
 _VP9 = "-c:v libvpx-vp9 -crf 18 -b:v 0 -deadline good -cpu-used 2 -row-mt 1"
