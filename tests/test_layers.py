@@ -16,7 +16,7 @@ FLOORS = [
     ("errors", "version"),
     ("settings",),
     ("lexicon",),
-    ("data.timing", "device"),
+    ("data.drawn", "data.timing", "device"),
     ("data.ffmpeg",),
     ("data.formats", "data.pictures"),
     ("process.state", "process.schedule", "data.contexts", "data.video"),

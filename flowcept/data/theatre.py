@@ -14,9 +14,8 @@ clockwise, so that an actor facing right leans forward. Shapes: F frames, H heig
 colours red, green, blue.
 """
 
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import atan2, cos, degrees, exp, pi, radians, sin
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flowcept.data import video
+from flowcept.data.drawn import check_folder, worded, write_folder
 from flowcept.errors import UserError
 
 FPS = 12
@@ -597,14 +597,7 @@ def caption(scene: Scene, rng: Rng) -> str:
     """The scene in words, most often in the plain order "a dog surfing slowly at sunset"."""
     vowel = scene.actor[0] in "aeiou" and scene.actor != "unicorn"
     subject = f"{'an' if vowel else 'a'} {scene.actor}"
-    orders = (
-        [subject, scene.action, scene.adverb, scene.place],
-        [subject, "is", scene.action, scene.adverb, scene.place],
-        [subject, scene.adverb, scene.action, scene.place],
-        [scene.place and f"{scene.place},", subject, scene.action, scene.adverb],
-    )
-    words = orders[int(rng.choice(len(orders), p=[0.7, 0.1, 0.1, 0.1]))]
-    return " ".join(word for word in words if word)
+    return worded(subject, scene.action, scene.adverb, scene.place, rng)
 
 
 def length_law(scene: Scene) -> dict[int, float]:
@@ -679,29 +672,17 @@ def write_theatre(
     them. `progress` hears the number of clips done. UserError for a folder in use, a missing font,
     or settings that make no sense.
     """
-    if clips < 1:
-        raise UserError(f"cannot write {clips} clips: ask for at least 1")
-    if not 16 <= size <= 1024:
-        raise UserError(f"cannot draw frames of {size} pixels: choose 16 to 1024")
-    if seed < 0:
-        raise UserError(f"seed {seed} is negative: choose 0 or more")
+    check_folder(clips, size, seed)
     cast = _choose_actors(actors)
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is not an empty folder: remove it or choose another name")
-        out.mkdir(parents=True, exist_ok=True)
-        about = {"seed": seed, "size": size, "fps": FPS, "clips": clips, "actors": list(cast)}
-        about["reserved"] = sorted(RESERVED)
-        (out / "theatre.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
-            for index in range(clips):
-                rng = np.random.default_rng([seed, index])
-                scene = sample_scene(rng, actors=cast)
-                line = {"file_name": f"{index:06d}.apng", "caption": caption(scene, rng)}
-                video.write_video(out / line["file_name"], draw_clip(scene, size, rng), FPS)
-                metadata.write(json.dumps(line | asdict(scene)) + "\n")
-                metadata.flush()
-                if progress is not None:
-                    progress(index + 1)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    about = {"seed": seed, "size": size, "fps": FPS, "clips": clips, "actors": list(cast)}
+    about["reserved"] = sorted(RESERVED)
+
+    def lines() -> Iterator[dict[str, str]]:
+        for index in range(clips):
+            rng = np.random.default_rng([seed, index])
+            scene = sample_scene(rng, actors=cast)
+            line = {"file_name": f"{index:06d}.apng", "caption": caption(scene, rng)}
+            video.write_video(out / line["file_name"], draw_clip(scene, size, rng), FPS)
+            yield line | asdict(scene)
+
+    write_folder(out, "theatre", about, lines(), progress)

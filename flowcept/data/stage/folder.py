@@ -1,6 +1,5 @@
 """Writing folders of drawn clips, with several processes if wanted."""
 
-import json
 import multiprocessing
 import signal
 import warnings
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flowcept.data import video
+from flowcept.data.drawn import check_folder, write_folder
 from flowcept.data.stage.cast import RESERVED
 from flowcept.data.stage.company import Stage
 from flowcept.data.stage.scene import FPS
@@ -71,17 +71,6 @@ def _written(order: Order, stage: Stage, clips: int, jobs: int) -> Iterator[dict
             pool.shutdown(cancel_futures=True)
 
 
-def _check(clips: int, size: int, seed: int, jobs: int) -> None:
-    if clips < 1:
-        raise UserError(f"cannot write {clips} clips: ask for at least 1")
-    if not 16 <= size <= 1024:
-        raise UserError(f"cannot draw frames of {size} pixels: choose 16 to 1024")
-    if seed < 0:
-        raise UserError(f"seed {seed} is negative: choose 0 or more")
-    if jobs < 1:
-        raise UserError(f"cannot draw with {jobs} processes: ask for at least 1")
-
-
 def write_stage(
     out: Path,
     models: Path,
@@ -103,24 +92,15 @@ def write_stage(
     or "all"; `jobs` is a number of processes; `progress` hears the number of clips done. UserError
     for a folder in use, models that are no use, or settings that make no sense.
     """
-    _check(clips, size, seed, jobs)
+    check_folder(clips, size, seed)
+    if jobs < 1:
+        raise UserError(f"cannot draw with {jobs} processes: ask for at least 1")
     stage = Stage(models, actors, actions)
     order = Order(out, models, size, seed, actors, actions)
+    about: dict[str, object] = {"seed": seed, "size": size, "fps": FPS, "clips": clips}
+    about |= {"actors": list(stage.actors), "actions": list(stage.actions)}
+    about |= {"reserved": sorted(RESERVED)}
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is not an empty folder: remove it or choose another name")
-        out.mkdir(parents=True, exist_ok=True)
-        about: dict[str, object] = {"seed": seed, "size": size, "fps": FPS, "clips": clips}
-        about |= {"actors": list(stage.actors), "actions": list(stage.actions)}
-        about |= {"reserved": sorted(RESERVED)}
-        (out / "stage.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
-            for done, line in enumerate(_written(order, stage, clips, jobs)):
-                metadata.write(json.dumps(line) + "\n")
-                metadata.flush()
-                if progress is not None:
-                    progress(done + 1)
+        write_folder(out, "stage", about, _written(order, stage, clips, jobs), progress)
     except BrokenProcessPool as error:
         raise UserError("a process that draws was ended: try again with fewer jobs") from error
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from flowcept.data.drawn import worded
 from flowcept.data.stage.places import Rng
 
 FPS = 12
@@ -43,14 +44,7 @@ class Scene:
 def caption(scene: Scene, rng: Rng) -> str:
     """The scene in words, most often in the plain order "a dog running slowly on a beach"."""
     subject = f"{'an' if scene.actor[0] in 'aeiou' else 'a'} {scene.actor}"
-    orders = (
-        [subject, scene.action, scene.adverb, scene.place],
-        [subject, "is", scene.action, scene.adverb, scene.place],
-        [subject, scene.adverb, scene.action, scene.place],
-        [scene.place and f"{scene.place},", subject, scene.action, scene.adverb],
-    )
-    words = orders[int(rng.choice(len(orders), p=[0.7, 0.1, 0.1, 0.1]))]
-    told = " ".join(word for word in words if word)
+    told = worded(subject, scene.action, scene.adverb, scene.place, rng)
     if not scene.view:
         return told
     return (

@@ -1,0 +1,58 @@
+"""What all kinds of drawn clips share: captions in several word orders, and folders of clips."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from flowcept.errors import UserError
+
+
+def worded(subject: str, action: str, adverb: str, place: str, rng: np.random.Generator) -> str:
+    """Parts of a scene as a caption, most often in the plain order; empty parts are left out."""
+    orders = (
+        [subject, action, adverb, place],
+        [subject, "is", action, adverb, place],
+        [subject, adverb, action, place],
+        [place and f"{place},", subject, action, adverb],
+    )
+    words = orders[int(rng.choice(len(orders), p=[0.7, 0.1, 0.1, 0.1]))]
+    return " ".join(word for word in words if word)
+
+
+def check_folder(clips: int, size: int, seed: int) -> None:
+    """Raise ``UserError`` for settings of a folder that make no sense."""
+    if clips < 1:
+        raise UserError(f"cannot write {clips} clips: ask for at least 1")
+    if not 16 <= size <= 1024:
+        raise UserError(f"cannot draw frames of {size} pixels: choose 16 to 1024")
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative: choose 0 or more")
+
+
+def write_folder(
+    out: Path,
+    kind: str,
+    about: Mapping[str, object],
+    lines: Iterable[Mapping[str, str]],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write ``KIND.json`` and, as clips are written by ``lines``, their lines in metadata.jsonl.
+
+    A clip's line follows the clip, so an interrupted folder is a smaller valid one. ``progress``
+    hears the number of clips done. ``UserError`` for a folder in use or one that cannot be written.
+    """
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is not an empty folder: remove it or choose another name")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{kind}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
+            for done, line in enumerate(lines, start=1):
+                metadata.write(json.dumps(line) + "\n")
+                metadata.flush()
+                if progress is not None:
+                    progress(done)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
