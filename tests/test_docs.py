@@ -1,51 +1,185 @@
-"""The page of settings names every setting of sampling and training, each with its default."""
+"""The pages: every block runs, every link leads somewhere, generated pages are as generated now."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from dataclasses import fields
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
-from flowcept.settings import MotionTrainConfig, SampleConfig, TrainConfig
+from flowcept.settings import PRESETS, MotionTrainConfig, SampleConfig, TrainConfig
 
-PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-CONFIGS = (TrainConfig, MotionTrainConfig)
-RECORDS = [SampleConfig, *(one for kind in CONFIGS for one in get_type_hints(kind).values())]
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("weights/*.md"), *ROOT.glob("docs/**/*.md")])
+BLOCK = re.compile(r"^(?:<!-- ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# Pages whose shell and Python blocks run here. On the others stand commands of hours or days, of
+# data and models that are not part of this project.
+GUIDES = ("README.md", "docs/captions.md", "docs/presets.md", "docs/CONTRIBUTING.md")
+
+# Blocks of the guides that do not run, by the reason that their marker gives.
+NOT_RUN = {
+    "command: main": 1,  # .ci/run runs these two, in a fresh environment
+    "command: tests": 1,
+}
+
+# What is added to a command as it stands, so that it takes seconds.
+SHORTER = {
+    "gen": "--steps 2",
+    "i2v": "--steps 2",
+    "extend": "--steps 2",
+    "theatre": "--clips 12",
+    "train": "--steps 3 --codec-steps 3",
+    "train motion": "--steps 2 --layers 2 --law-steps 2",
+    "evaluate": "--clips 4 --steps 2",
+}
+LONGEST = 300  # seconds of one block, on a busy machine
 
 
-def told(page: str, record: str) -> dict[str, str]:
-    """Defaults by name in the section of a record, of the rows that say when to change them."""
-    _, _, rest = page.partition(f": `{record}`\n")
-    section, _, _ = rest.partition("\n## ")
-    return dict(re.findall(r"^\| `(\w+)` \| `([^`|]+)` \| [^|]*\w[^|]* \|$", section, re.MULTILINE))
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and the comment on the line above it."""
+
+    marker: str
+    language: str
+    text: str
+
+    @property
+    def runs(self) -> bool:
+        return self.language in ("sh", "python") and not self.marker
 
 
-def printed(default: object) -> str:
-    """A default as the help prints it."""
-    return "none" if default in (None, "") else str(default)
+def blocks(page: str) -> list[Block]:
+    return [Block(*found) for found in BLOCK.findall(page)]
 
 
-@pytest.mark.parametrize("record", RECORDS)
-def test_every_setting_stands_on_the_page_with_its_default(record: type) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    known = {one.name: printed(one.default) for one in fields(record)}
-    assert told(page, record.__name__) == known
+def guide(name: str) -> list[Block]:
+    return blocks((ROOT / name).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("| `late` | `0.5` |", "| `late` | `0.4` |"),
-        ("| `late` | `0.5` |", "| `early` | `0.5` |"),
-        ("| `shift` | `1.0` |", "| `shift` |"),
-        (": `ProcessSettings`", ": `OtherSettings`"),
-    ],
-)
-def test_planted_mistake_is_seen(right: str, wrong: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert right in page
-    changed = page.replace(right, wrong)
-    assert told(changed, "ProcessSettings") != told(page, "ProcessSettings")
+# Every block runs
+
+
+def command(folder: Path) -> None:
+    """Put a ``flowcept`` into the folder that is the real one with flags that make it short."""
+    path = folder / "flowcept"
+    path.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        f"shorter = {SHORTER!r}\n"
+        "words = sys.argv[1:]\n"
+        "kind = 'train motion' if 'motion' in words and words[0] == 'train' else words[0]\n"
+        "more = [] if '--resume' in words else shorter.get(kind, '').split()\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'flowcept', *words, *more])\n",
+        encoding="utf-8",
+    )
+    path.chmod(0o755)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_block_runs_in_an_empty_folder(name: str, tmp_path: Path) -> None:
+    """In order, from what the blocks above it made; a block marked as a file becomes that file."""
+    tools, folder = tmp_path / "bin", tmp_path / "empty"
+    tools.mkdir()
+    folder.mkdir()
+    command(tools)
+    path = os.pathsep.join([str(tools), os.environ["PATH"]])
+    for block in guide(name):
+        if block.marker.startswith("file: "):
+            (folder / block.marker.removeprefix("file: ")).write_text(block.text, encoding="utf-8")
+        if not block.runs:
+            continue
+        shell = ["bash", "-euo", "pipefail", "-c"]
+        program = shell if block.language == "sh" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*program, block.text], cwd=folder, env={**os.environ, "PATH": path},
+            capture_output=True, text=True, timeout=LONGEST, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{name}:\n{block.text}\n{done.stderr[-2000:]}"
+
+
+def test_blocks_that_do_not_run_are_counted() -> None:
+    """The list cannot grow unseen: a new one is entered above, with its reason."""
+    code = [block for name in GUIDES for block in guide(name) if block.language in ("sh", "python")]
+    assert Counter(block.marker for block in code if not block.runs) == NOT_RUN
+
+
+def test_a_marker_is_read_as_one() -> None:
+    page = "<!-- not run: needs a GPU -->\n```sh\ntrue\n```\n\n```python\nprint()\n```\n"
+    first, second = blocks(page)
+    assert first == Block("not run: needs a GPU", "sh", "true\n")
+    assert not first.runs
+    assert second.runs
+
+
+def test_every_page_with_commands_is_a_guide_or_of_long_work() -> None:
+    others = {
+        "docs/evidence.md", "docs/performance.md", "docs/pretrained.md", "weights/README.md"
+    }  # fmt: skip
+    for page in PAGES:
+        name = page.relative_to(ROOT).as_posix()
+        if name.startswith("docs/archive/") or name in others or name in GUIDES:
+            continue
+        assert not [block for block in guide(name) if block.runs], f"{name} belongs to GUIDES"
+
+
+# Links
+
+
+def anchors(page: str) -> set[str]:
+    """Names under which GitHub finds the headings of a page."""
+    seen: Counter[str] = Counter()
+    names = set()
+    for title in re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S), re.M):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title)
+        name = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        names.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
+
+
+def dead_links(page: Path) -> list[str]:
+    """Links and pictures that lead to no file, or to no heading of it; the web is not asked."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    dead = []
+    for target in targets:
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text("utf-8"))):
+            dead.append(target)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One `two` (3)\n[a](#one-two-3) [b](#one) [c](gone.md) ![d](https://e.f/g)\n")
+    assert dead_links(page) == ["#one", "gone.md"]
+
+
+def test_every_page_is_listed() -> None:
+    """``docs/README.md`` leads to every page and picture folder of ``docs``."""
+    index = ROOT / "docs" / "README.md"
+    listed = set(re.findall(r"\]\(([^)#\s]+)\)", index.read_text(encoding="utf-8")))
+    pages = {page.relative_to(index.parent).as_posix() for page in index.parent.rglob("*.md")}
+    assert pages - {"README.md"} <= listed
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1200
