@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+
+from flowcept.settings import PRESETS, MotionTrainConfig, SampleConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("weights/*.md"), *ROOT.glob("docs/**/*.md")])
@@ -24,6 +27,8 @@ GUIDES = ("README.md", "docs/captions.md", "docs/presets.md", "docs/CONTRIBUTING
 NOT_RUN = {
     "command: main": 1,  # .ci/run runs these two, in a fresh environment
     "command: tests": 1,
+    "not run: installs into the reader's own environment": 1,
+    "not run: takes 25 minutes and makes an environment of its own": 1,
 }
 
 # What is added to a command as it stands, so that it takes seconds.
@@ -193,3 +198,56 @@ def test_references_are_as_the_code_is_now() -> None:
         [sys.executable, script, "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout or done.stderr
+
+
+# Settings
+
+SETTINGS = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
+CONFIGS = (TrainConfig, MotionTrainConfig)
+RECORDS = [SampleConfig, *(one for kind in CONFIGS for one in get_type_hints(kind).values())]
+
+
+def told(page: str, record: str) -> dict[str, str]:
+    """Defaults by name in the section of a record, of the rows that say when to change them."""
+    _, _, rest = page.partition(f": `{record}`\n")
+    section, _, _ = rest.partition("\n## ")
+    return dict(re.findall(r"^\| `(\w+)` \| `([^`|]+)` \| [^|]*\w[^|]* \|$", section, re.MULTILINE))
+
+
+def printed(default: object) -> str:
+    """A default as the help prints it."""
+    return "none" if default in (None, "") else str(default)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_setting_stands_on_the_page_with_its_default(record: type) -> None:
+    known = {one.name: printed(one.default) for one in fields(record)}
+    assert told(SETTINGS, record.__name__) == known
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("| `late` | `0.5` |", "| `late` | `0.4` |"),
+        ("| `late` | `0.5` |", "| `early` | `0.5` |"),
+        ("| `shift` | `1.0` |", "| `shift` |"),
+        (": `ProcessSettings`", ": `OtherSettings`"),
+    ],
+)
+def test_planted_mistake_is_seen(right: str, wrong: str) -> None:
+    assert right in SETTINGS
+    changed = SETTINGS.replace(right, wrong)
+    assert told(changed, "ProcessSettings") != told(SETTINGS, "ProcessSettings")
+
+
+def test_presets_stand_on_the_page() -> None:
+    """A column for each preset; where it sets nothing the cell is empty, but for the usual one."""
+    usual = TrainConfig().flat()
+    changed = {name for preset in PRESETS.values() for name in preset}
+    section = SETTINGS.partition("## What the presets set\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", section, re.MULTILINE)
+    cells = {name: [cell.strip(" `") for cell in row.split("|")] for name, row in rows}
+    for column, preset in enumerate(("tiny", "small", "base")):
+        given = usual if preset == "small" else PRESETS[preset]
+        told_here = {name: row[column] for name, row in cells.items() if row[column]}
+        assert told_here == {name: str(given[name]) for name in changed if name in given}
