@@ -28,17 +28,17 @@ NOT_RUN = {
     "command: main": 1,  # .ci/run runs these two, in a fresh environment
     "command: tests": 1,
     "not run: installs into the reader's own environment": 1,
+    "not run: a minute of the processor; tests/training trains such a model": 1,
     "not run: takes 25 minutes and makes an environment of its own": 1,
 }
 
 # What is added to a command as it stands, so that it takes seconds.
 SHORTER = {
-    "gen": "--steps 2 --scale 1",
+    "gen": "--steps 2 --scale 1 --length-scale 0.5",
     "i2v": "--steps 2 --scale 1",
     "extend": "--steps 2 --scale 1",
     "theatre": "--clips 12",
-    "train": "--steps 3 --codec-steps 3",
-    "train motion": "--steps 2 --layers 2 --law-steps 2",
+    "train": "--steps 2 --codec-steps 2 --codec-width 8 --hidden 32 --heads 1 --depth 1",
     "evaluate": "--clips 4 --steps 2",
 }
 LONGEST = 300  # seconds of one block, on a busy machine
@@ -76,8 +76,7 @@ def command(folder: Path) -> None:
         "import os, sys\n"
         f"shorter = {SHORTER!r}\n"
         "words = sys.argv[1:]\n"
-        "kind = 'train motion' if 'motion' in words and words[0] == 'train' else words[0]\n"
-        "more = [] if '--resume' in words else shorter.get(kind, '').split()\n"
+        "more = [] if '--resume' in words else shorter.get(words[0], '').split()\n"
         "os.execv(sys.executable, [sys.executable, '-m', 'flowcept', *words, *more])\n",
         encoding="utf-8",
     )
