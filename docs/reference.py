@@ -5,6 +5,7 @@ python docs/reference.py --check    # only says whether they are as they would b
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -121,12 +122,15 @@ def parameter(one: inspect.Parameter) -> str:
 
 def annotation(kind: object) -> str:
     """A type as it is written in code."""
-    return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    written = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", written)
 
 
 def prose(thing: object) -> str:
-    """A docstring as Markdown."""
-    return (inspect.getdoc(thing) or "").replace("``", "`")
+    """A docstring as Markdown; what it says of single keywords becomes a list."""
+    text = (inspect.getdoc(thing) or "").replace("``", "`")
+    text = re.sub(r"^Keywords:\n", "Keywords:\n\n", text, flags=re.MULTILINE)
+    return re.sub(r"^    (\w+): ", r"* `\1`: ", text, flags=re.MULTILINE)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
