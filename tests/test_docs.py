@@ -38,7 +38,7 @@ SHORTER = {
     "i2v": "--steps 2 --scale 1",
     "extend": "--steps 2 --scale 1",
     "theatre": "--clips 12",
-    "train": "--steps 2 --codec-steps 2 --codec-width 8 --hidden 32 --heads 1 --depth 1",
+    "train": "--steps 1 --codec-steps 1 --codec-width 8 --hidden 32 --heads 1 --depth 1 --size 32",
     "evaluate": "--clips 4 --steps 2",
 }
 LONGEST = 300  # seconds of one block, on a busy machine
