@@ -4,7 +4,7 @@
 Every word is a token: its embedding, found by a hash of the word, goes to the network as it is.
 What a small transformer reads in the UTF-8 bytes (spelling, order) is added. Nothing normalises the
 sum: the transformer alone, normalised, lost all difference between prompts in the direction that
-they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
+they have in common (``docs/archive``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
 folder; recipes.py has those that pretrained video models were taught with. ``NoEncoder`` is that of
 models to which words mean nothing.
 

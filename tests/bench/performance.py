@@ -693,7 +693,7 @@ def main() -> None:
     print(f"{done['machine']}; {options.pairs} pairs, medians\n")
     if "floors" in done:
         print("\n".join(floor_rows(done["floors"])) + "\n")
-    print("| figure | asked | measured |\n|---|---|---|")
+    print("| figure | goal | measured |\n|---|---|---|")
     print("\n".join(f"| {figure} | {asked} | {found} |" for figure, asked, found in rows(done)))
 
 

@@ -598,7 +598,7 @@ def main() -> None:
             options.output.write_text(json.dumps(done, indent=1) + "\n")
             print(name, json.dumps({k: v for k, v in done[name].items() if k != "lengths"}))
     print("\n" + ", ".join(f"{k} {v}" for k, v in about.items()))
-    print("\n| figure | asked | measured |\n|---|---|---|")
+    print("\n| figure | goal | measured |\n|---|---|---|")
     print("\n".join(table(done, options.model)))
 
 
