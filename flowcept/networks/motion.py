@@ -53,9 +53,8 @@ DOUBTED = 0.15, 0.35  # expected mean absolute error, pictures in [-1, 1]
 UNPROVEN = 0.8, 1.6  # the same as a share of how far guess and dissolve differ
 DOUBT_REACH = 8  # pixels of the size of work: both are smoothed over twice this to each side
 # Where fields become those of the surer places around, from not at all to wholly.
-UNSETTLED = 0.05, 0.12  # expected mean absolute error, smoothed over twice UNSETTLED_REACH
-UNSETTLED_REACH = 3  # pixels of the size of work
-SETTLING_REACH = 6  # pixels: so far, twice, to each side lie the places that count
+UNSETTLED = 0.05, 0.12  # expected mean absolute error, smoothed
+SETTLING_REACH = 3  # pixels of the size of work: twice so far to each side lie places that count
 LARGEST_GAP = 1000  # frames of which a law may know
 WIDEST = 16  # frames between, of the pairs from which a law learns
 OPEN_SHARE = 0.2  # of a law, over 0..WIDEST alike: what pictures tell of time is never certain
@@ -207,7 +206,7 @@ def settled(plan: Plan) -> Plan:
     """
     error_N1HW = plan.log_error_N1HW.exp()
     sure_N1HW = 1 / (error_N1HW.square() + 1e-3)
-    share_N1HW = _ramp(_smoothed(error_N1HW, UNSETTLED_REACH), UNSETTLED)
+    share_N1HW = _ramp(_smoothed(error_N1HW, SETTLING_REACH), UNSETTLED)
     around_N1HW = _smoothed(sure_N1HW, SETTLING_REACH)
 
     def calm(x_NCHW: Tensor) -> Tensor:
