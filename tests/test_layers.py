@@ -51,7 +51,7 @@ FLOORS = [
     ("diffusers_folder",),
     ("adapters",),
     ("clip", "lengths", "request"),
-    ("sampling",),
+    ("sampling", "inputs", "keywords"),
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),
