@@ -13,6 +13,7 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -43,7 +44,7 @@ from flowcept.keywords import (
 )
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import DEFAULT, WORDS, Card, Weights
+from flowcept.model_file import DEFAULT, WORDS, Card, Weights, about
 from flowcept.networks.text import words_of
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
@@ -57,6 +58,7 @@ ENDS = 256  # frames at either end of a file that extend reads, more than any mo
 # how well it does its own: the shipped one's own lie over 30, six of ten photographs under 28.
 USUAL_PSNR = 28.0
 MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
+CARD = ("tasks", "frames", "lengths", "dataset", "steps", "hours", "prompts", "words")  # printed
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 
 
@@ -89,6 +91,18 @@ class Studio:
         self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
         for module in (weights.network, weights.text, weights.codec):
             module.to(device)
+
+    def __repr__(self) -> str:
+        return f"<Studio {self.name} on {self.device}: print it for its card>"
+
+    def __str__(self) -> str:
+        """The card of the model, for people."""
+        own = about(self.weights)
+        rows = {"model": self.name, **{name: own[name] for name in CARD if own.get(name)}}
+        return "\n".join(
+            textwrap.fill(f"{name:<9}{value}", 100, subsequent_indent=" " * 9)
+            for name, value in rows.items()
+        )
 
     def check_task(self, command: str) -> None:
         """Raise ``UserError`` where the model is not for what a command makes."""
@@ -269,8 +283,10 @@ class Studio:
         made, notes = self._extended(clip_FHW3, edges, request)
         rate = request.fps or own
         direction, seen = request.direction, edges[-1].known
-        request = replace(request, fps=rate, scale=1)
         notes = [*source.notes, *notes, *self._other_rate(own)]
+        if request.scale is not None:
+            notes.append("`scale` has no effect: new frames get the clip's own size")
+        request = replace(request, fps=rate, scale=1)
         clip = self._finish(made, request, notes, direction=direction, context=seen)
         clip = _sounding(clip, request.sound, made.before / rate if rate == own else None)
         return replace(clip, before=made.before)

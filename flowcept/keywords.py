@@ -119,7 +119,7 @@ def check_known(command: str, words: Iterable[str]) -> None:
     names = ["count", *OF_COMMAND[command].__annotations__]
     for word in words:
         if word not in names:
-            raise TypeError(f"unknown keyword {word!r}{suggestion(word, names)}")
+            raise TypeError(f"{command} has no keyword {word!r}{suggestion(word, names)}")
 
 
 def documented(command: str) -> Callable[[Method], Method]:

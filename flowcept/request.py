@@ -45,7 +45,10 @@ class Request(ClipConfig):
         Raises ``UserError`` for a wrong value.
         """
         given = {name: _plain(value) for name, value in words.items()}
-        if given.get("frames") == "auto":
+        frames = given.get("frames")
+        if isinstance(frames, str):
+            if frames != "auto":
+                raise UserError(f"`frames` must be auto or a number, not {frames!r}")
             given["frames"] = None
         config = given.pop("config", settings.defaults(command))
         watch, sound = given.pop("watch", None), given.pop("sound", None)

@@ -19,7 +19,7 @@ from flowcept.errors import UserError
 DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
-KEYWORD = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")  # in a line for the user
+KEYWORD = re.compile(r'`([a-z]\w*)(?:="?([^`"]*)"?)?`')  # in a line for the user
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
@@ -238,7 +238,7 @@ def defaults(command: str) -> SampleConfig:
 def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     """UserError where ``count`` keyframes and ``multi`` frames per gap contradict the lengths."""
     if count < 2:
-        raise UserError("interp needs two keyframes at least")
+        raise UserError("interp needs two keyframes at least: give two pictures, or a clip")
     if not 0 <= multi <= LARGEST:
         raise UserError(f"`multi` must be from 1 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):
