@@ -10,9 +10,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from flowcept import __version__
 from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, stage, theatre, train
@@ -31,8 +32,30 @@ app = typer.Typer(
     help="Short videos of a length that the model chooses itself. "
     'Try: flowcept gen "a dog surfing" -o out.mp4',
 )
-for file in (gen, i2v, interp, extend, train, merge, evaluate, info, theatre, stage):
-    app.command()(getattr(file, file.__name__.rpartition(".")[2]))
+
+
+class Command(TyperCommand):
+    """A command whose ``--help`` stands at the end of its help, not in a box before all others."""
+
+    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401 - as Typer has it
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help, option.metavar = "show this page", ""
+            option.rich_help_panel = "Help"
+        return option
+
+
+COMMANDS = {
+    "Make clips": (gen, i2v, interp, extend),
+    "Train models": (train, evaluate, merge),
+    "Draw clips to train on": (theatre, stage),
+    "See what a file is": (info,),
+}
+for panel, files in COMMANDS.items():
+    for file in files:
+        run = getattr(file, file.__name__.rpartition(".")[2])
+        epilog = getattr(file, "EPILOG", None)
+        app.command(cls=Command, rich_help_panel=panel, epilog=epilog)(run)
 
 
 def _version(value: bool) -> None:

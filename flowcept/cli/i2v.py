@@ -14,7 +14,7 @@ from flowcept.settings import FIT, SampleConfig
 def i2v(
     options: MakeOptions,
     config: SampleConfig,
-    image: Annotated[Path, typer.Argument(help="the first frame")],
+    image: Annotated[Path, typer.Argument(help="the first frame", metavar="PICTURE")],
     prompt: Prompt = "",
     fit: Fit = "crop",
     exact: Exact = None,

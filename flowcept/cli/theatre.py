@@ -5,15 +5,19 @@ from typing import Annotated
 
 import typer
 
-from flowcept.cli.options import Quiet, helped
+from flowcept.cli.options import Quiet, helped, takes
+from flowcept.settings import INPUT, OUTPUT
 
 
+@takes()
 def theatre(
-    out: Annotated[Path, typer.Argument(help="a new folder")],
-    clips: Annotated[int, helped("number of clips")] = 1000,
-    size: Annotated[int, helped("pixels along each side")] = 64,
-    seed: Annotated[int, helped("of what is drawn")] = 0,
-    actors: Annotated[str, helped("auto, emoji, shapes, or names: dog,cat,robot")] = "auto",
+    out: Annotated[Path, typer.Argument(help="a new folder for the clips", metavar="DATA")],
+    actors: Annotated[
+        str, helped("auto, emoji, shapes, or names with commas: dog,cat,robot", panel=INPUT)
+    ] = "auto",
+    clips: Annotated[int, helped("number of clips (1 or more)", panel=OUTPUT)] = 1000,
+    size: Annotated[int, helped("pixels along each side (16 to 1024)", panel=OUTPUT)] = 64,
+    seed: Annotated[int, helped("the same seed draws the same clips", panel=OUTPUT, shown="0")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Draw captioned clips to train on: flowcept theatre data/ --clips 1000"""
