@@ -103,6 +103,7 @@ EXPORT = one_of("float32", "bfloat16")
 # Panels of the help, in which flags stand together
 INPUT, OUTPUT, LENGTH, SAMPLING = "Input", "Output", "Length", "Sampling"
 TRAINING, COMPUTER = "Training", "Device"
+RETIMING = "Whole clips at another rate or pace"
 
 
 def setting(
@@ -201,7 +202,7 @@ class SampleConfig(Settings):
 class RetimeConfig(Settings):
     """How a whole clip is brought to another rate or pace."""
 
-    panel = "Whole clips at another rate or pace"
+    panel = RETIMING
 
     target_fps: float | None = setting(
         None, "frames a second of the result; default twice the clip's", STATED

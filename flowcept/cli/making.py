@@ -17,7 +17,7 @@ import typer
 
 import flowcept
 from flowcept.cli import like
-from flowcept.cli.options import PREVIEW_EVERY, RATE, Job, MakeOptions, temporary_beside
+from flowcept.cli.options import RATE, Job, MakeOptions, temporary_beside
 from flowcept.cli.outputs import (
     STDOUT,
     check_apart,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from flowcept.process.sampler import Step
 
     Call = Callable[[Studio, dict[str, Any]], Clip]  # asks a studio for a clip
+
+PREVIEW_EVERY = 4  # steps of the sampler
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def make_clips(
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
         if own.talks:
             most = max(studio.estimate(job.config, own.scale, **room) for job in jobs)
-            typer.echo(f"needs up to about {most / 2**30:.1f} GiB of memory", err=True)
+            typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
         told = _tell_of_words(studio, own, jobs)
         _make(studio, own, call, zip(clips, outputs, strict=True), told)
 
@@ -168,11 +170,12 @@ def _outputs(options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path]) 
 
     outputs = []
     for number, clip in enumerate(clips, start=1):
-        pictures = (
+        sheet, trace = (
             numbered(path, number) if path and several else path
             for path in (options.sheet, options.trace)
         )
-        outputs.append(Outputs(clip, *pictures, f"{number} of {len(clips)}" if several else ""))
+        place = f"{number} of {len(clips)}" if several else ""
+        outputs.append(Outputs(clip, sheet, trace, place))
 
     sheets, traces = [one.sheet for one in outputs], [one.trace for one in outputs]
     files = [*clips, options.preview, *sheets, *traces]

@@ -30,6 +30,7 @@ from flowcept.settings import (
     INPUT,
     LENGTH,
     OUTPUT,
+    RETIMING,
     SAMPLING,
     SEED,
     SIZE,
@@ -45,8 +46,11 @@ from flowcept.settings import (
     within,
 )
 
-PANELS = ("", TRAINING, INPUT, OUTPUT, LENGTH, SAMPLING, COMPUTER)  # in this order, then others
+# Panels in their order, then others; and what is used most and stands first in its panel.
+PANELS = ("", TRAINING, INPUT, OUTPUT, LENGTH, RETIMING, SAMPLING, COMPUTER)
+FIRST = ("prompt", "model", "preset", "network", "steps", "max_hours", "init", "seed", "output")
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT", bool: ""}  # what stands for a value
+WIDEST = 20  # letters of choices that stand beside a flag
 NAMED = {"output": "PATH", "model": "MODEL", "init": "MODEL", "codec": "MODEL", "size": "WxH"}
 
 
@@ -66,7 +70,6 @@ def helped(
 
 RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
-PREVIEW_EVERY = 4  # steps
 
 Anyway = Annotated[
     bool, helped("go on with pictures that the model cannot show well", "--anyway", panel=INPUT)
@@ -79,7 +82,7 @@ Dtype = Annotated[
 ]
 Exact = Annotated[
     bool | None,
-    helped("put your own pixels into the given frames; default where sizes match", panel=OUTPUT),
+    helped("put your own pixels into the given frames; default where sizes match", panel=INPUT),
 ]
 Fit = Annotated[str, helped("how a picture gets the model's size", rule=FIT, panel=INPUT)]
 Json = Annotated[bool, helped("tell the result as JSON on stdout", "--json", panel=OUTPUT)]
@@ -132,26 +135,22 @@ class MakeOptions(Settings):
     )
     output: str | None = setting(
         None,
-        "out.mp4, .webm, .mov, .gif, .webp or .apng; clips/ for a folder of clips; "
-        "frame_%04d.png for frames; - for stdout; default a name made from prompt and seed",
+        "a clip, out.mp4 (or .webm, .mov, .gif, .webp, .apng); a folder of clips, clips/; "
+        "frames, out/%04d.png; or -, stdout (default: named by prompt and seed)",
         names="--output -o",
     )
     seed: int | None = setting(
         None, "the same seed makes the same clip; default a random one", SEED, panel=INPUT
     )
-    count: int = setting(
-        1, "clips of each prompt; the later ones' seeds are made from the first", within(1, 10_000)
-    )
+    count: int = setting(1, "clips of each prompt, with other seeds", within(1, 10_000))
     format: str | None = setting(
-        None, "of clips without a name, in a folder or on stdout; default mp4", FORMAT
+        None, "kind of clips without a name, in a folder or on stdout", FORMAT
     )
     fps: float | None = setting(None, "frames a second of playing; default the model's", RATE)
     scale: int | None = setting(
         None, "enlarge so many times; default to a short side of 256 pixels", within(1, 64)
     )
-    size: str | None = setting(
-        None, "of frames, WIDTHxHEIGHT, of a diffusers folder; default its own", SIZE
-    )
+    size: str | None = setting(None, "of frames, for a diffusers folder; default its own", SIZE)
     loop: bool = setting(
         False,
         "add frames from the last one back to the first; lengths count them",
@@ -174,9 +173,7 @@ class MakeOptions(Settings):
     )
     sheet: Path | None = setting(None, "all frames on one picture, a .png or .jpg file")
     trace: Path | None = setting(None, "how the clip grew, a .png or .jpg file")
-    preview: Path | None = setting(
-        None, f"the clip so far, such as preview.gif, every {PREVIEW_EVERY} steps"
-    )
+    preview: Path | None = setting(None, "the clip so far, while it is made, such as preview.gif")
     overwrite: bool = setting(
         False, "replace files that flowcept did not make, too", names="--overwrite"
     )
@@ -205,10 +202,7 @@ class MakeOptions(Settings):
         super().__post_init__()
         check_format(self.format, self.output)
         check_output(self.output)
-        if self.preview is not None:
-            check_output(str(self.preview))
-            if self.preview.suffix.lower() in ("", ".png"):
-                raise UserError(f"--preview must be one file, such as preview.mp4: {self.preview}")
+        check_preview(self.preview)
         check_file("--sheet", self.sheet, PICTURES)
         check_file("--trace", self.trace, PICTURES)
 
@@ -242,6 +236,17 @@ def temporary_beside(path: Path | None) -> None:
         folder = tempfile.TemporaryDirectory(prefix=".", dir=there)
         atexit.register(folder.cleanup)
         tempfile.tempdir = folder.name
+
+
+def check_preview(path: Path | None) -> None:
+    """Raise ``UserError`` where no file of one clip can be at ``path``."""
+    if path is None:
+        return
+    if path.suffix.lower() in ("", ".png"):
+        raise UserError(f"--preview must be one file, such as preview.mp4, not {path}")
+    from flowcept.data import video
+
+    video.check_output(path)
 
 
 def check_file(
@@ -328,7 +333,8 @@ def making(
 
     ``model`` says which one is taken by default.
     """
-    options = record(MakeOptions(command), model=f"$FLOWCEPT_MODEL, else {model}")
+    usual = f"$FLOWCEPT_MODEL, else {model}"
+    options = record(MakeOptions(command), model=usual, format="mp4")
     return takes(config=record(defaults(command)), options=options, **more)
 
 
@@ -375,7 +381,7 @@ def _explained(parameter: inspect.Parameter) -> inspect.Parameter:
     rule: Rule | None = getattr(option, "rule", None)
     shown = option.show_default
     default = shown if isinstance(shown, str) else in_words(parameter.default)
-    told = [rule.range if rule else "", default and f"default {default}"]
+    told = [_range(rule), default and f"default {default}"]
     inside = "; ".join(filter(None, told))
     option.help += f" ({inside})" if inside else ""
     option.show_default = False
@@ -408,9 +414,21 @@ def in_words(default: object) -> str:
 def _metavar(kind: Any, rule: Rule | None) -> str | None:  # noqa: ANN401 - a type
     """What stands for a flag's value."""
     if rule and rule.choices:
-        return "|".join(rule.choices)
+        return "WORD" if _many(rule) else "|".join(rule.choices)
     kinds = {kind, *get_args(kind)}
     return next((word for known, word in METAVARS.items() if known in kinds), None)
+
+
+def _many(rule: Rule) -> bool:
+    """Whether the choices stand in the help text: beside the flag they would leave it no room."""
+    return len("|".join(rule.choices)) > WIDEST
+
+
+def _range(rule: Rule | None) -> str:
+    """What a value must be, where that is not said beside the flag."""
+    if rule is None:
+        return ""
+    return rule.words if rule.choices and _many(rule) else rule.range
 
 
 def _offered(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
@@ -422,10 +440,13 @@ def _offered(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
     return offer
 
 
-def _place(parameter: inspect.Parameter) -> int:
-    """Arguments come first, then the flags of one panel after the other."""
+def _place(parameter: inspect.Parameter) -> tuple[int, int]:
+    """Arguments come first, then the flags of one panel after the other, the most used first."""
     option = _option(parameter)
     if option is None:
-        return -1
-    panel = option.rich_help_panel or ""
-    return PANELS.index(panel) if panel in PANELS else len(PANELS)
+        return -1, 0
+    panel, name = option.rich_help_panel or "", parameter.name
+    return (
+        PANELS.index(panel) if panel in PANELS else len(PANELS),
+        FIRST.index(name) if name in FIRST else len(FIRST),
+    )

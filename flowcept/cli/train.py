@@ -23,7 +23,6 @@ from flowcept.settings import (
     one_of,
 )
 
-FIRST = ("steps", "max_hours", "init", "seed")  # of the panel of training
 NETWORK, PRESET = one_of(*CONFIGS), one_of(*PRESETS)
 BY_NAME = {
     family: {one.name: one for _, one in leaf_fields(kind)} for family, kind in CONFIGS.items()
@@ -37,7 +36,7 @@ def _flags() -> Iterator[tuple[Field[Any], str, str]]:
     stand in a TOML file.
     """
     usual, motion = BY_NAME[TrainConfig.family], BY_NAME[MotionTrainConfig.family]
-    for name, one in sorted(usual.items(), key=lambda item: item[0] not in FIRST):
+    for name, one in usual.items():
         if name in motion:
             shown, other = in_words(one.default), in_words(motion[name].default)
             told = shown if shown == other else f"{shown}, motion {other}"

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
@@ -646,7 +647,7 @@ def save_image(
         raise UserError(f"cannot write the picture {path}: its suffix must be one of {known}")
     _check_drawable(path, image.width, image.height)
     comment = "" if metadata is None else json.dumps(dict(metadata))
-    told: dict[str, object] = {}
+    told: dict[str, Any] = {}
     if comment and suffix == ".png":
         text = PngImagePlugin.PngInfo()
         text.add_text("comment", comment)
