@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from flowcept import __version__
 from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, stage, theatre, train
-from flowcept.errors import UserError
+from flowcept.errors import UserError, suggestion
 from flowcept.training.stopping import stoppable
 
 # What is wrong with the flags; the class of the click that Typer uses, its own or the package.
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Short videos of a length that the model chooses itself. "
+    help="Short videos of a length that the model chooses itself.\n\n"
     'Try: flowcept gen "a dog surfing" -o out.mp4',
 )
 
@@ -67,7 +67,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def _top(
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="the version")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="say which version this is"
+        ),
     ] = False,
 ) -> None:
     """Short videos of a length that the model chooses itself."""
@@ -122,7 +125,13 @@ def _run() -> tuple[int, str]:
 
 def _misused(error: typer.BadParameter) -> str:
     """What is wrong with the flags, in one line."""
-    told = " ".join(error.format_message().split())
-    if told.startswith("No such option"):
-        return f"{told}; what begins with - and is no option goes after --"
-    return told
+    told = " ".join(error.format_message().split()).rstrip(".")
+    page = f": see {error.ctx.command_path} -h" if error.ctx else ""
+    if not told or "Did you mean" in told:  # of nothing at all the help is shown
+        return told
+    if not hasattr(error, "possibilities"):
+        return f"{told}{page}"
+    unknown: str = getattr(error, "option_name", "")
+    meant = suggestion(unknown, getattr(error, "possibilities", None) or ())
+    prompts = "; a prompt that begins with - goes after --"
+    return f"no option {unknown}{meant or page + prompts}"

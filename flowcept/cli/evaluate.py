@@ -68,8 +68,12 @@ def evaluate(
     as_json: Json = False,
     quiet: Annotated[bool, helped("no progress bars", "--quiet", "-q", panel=OUTPUT)] = False,
 ) -> None:
-    """Score a model against a folder of clips: flowcept evaluate theatre data/"""
+    """Score a model against a folder of clips.
+
+    flowcept evaluate theatre data/
+    """
     config, between = (replace(defaults(command), **controls) for command in ("gen", "interp"))
+    TASK.check("task", task)
     SEED.check("seed", seed)
     check_file("--output", output, (".json",), overwrite)
     check_file("--sheet", sheet, (".png",), overwrite)

@@ -25,16 +25,16 @@ def extend(
     context: Annotated[
         int | None,
         helped(
-            "frames of the clip that the model sees (1 or more); default 8 or what it can",
+            "frames of the clip that the model sees; default 8 or what it can",
             panel=INPUT,
         ),
     ] = None,
     anyway: Anyway = False,
     no_sound: NoSound = False,
 ) -> None:
-    """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4
+    """Make a clip longer.
 
-    Lengths count new frames.
+    flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)
     """
     from flowcept.data import video
 

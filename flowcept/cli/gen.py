@@ -23,7 +23,10 @@ def gen(
         Path | None, helped("a file with a prompt a line, or JSON with settings", panel=INPUT)
     ] = None,
 ) -> None:
-    """Make a clip of a prompt: flowcept gen "a dog surfing" -o out.mp4"""
+    """Make a clip of a prompt.
+
+    flowcept gen "a dog surfing" -o out.mp4
+    """
     jobs = [options.job(prompt, config) for prompt in prompts or []]
     if prompts_file is not None:
         jobs += read_jobs(prompts_file, options, config)

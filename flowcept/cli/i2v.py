@@ -20,7 +20,10 @@ def i2v(
     exact: Exact = None,
     anyway: Anyway = False,
 ) -> None:
-    """Make a clip that begins with a picture: flowcept i2v photo.png -o out.mp4"""
+    """Make a clip that begins with a picture.
+
+    flowcept i2v photo.png -o out.mp4
+    """
     from flowcept.data import video
 
     FIT.check("fit", fit)

@@ -18,7 +18,10 @@ def info(
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what a model is, or how a clip was made: flowcept info out.mp4"""
+    """Say what a model is, or how a clip was made.
+
+    flowcept info out.mp4
+    """
     is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)
     if is_model:
         import torch

@@ -63,7 +63,10 @@ def interp(
     anyway: Anyway = False,
     no_sound: NoSound = False,
 ) -> None:
-    """Make the frames between keyframes: flowcept interp a.png b.png --frames auto"""
+    """Make the frames between keyframes.
+
+    flowcept interp a.png b.png --frames auto
+    """
     FIT.check("fit", fit)
     if not (options.model or prompt or options.negative_prompt):
         options = replace(options, model=_preferred())

@@ -20,7 +20,10 @@ def merge(
     ],
     overwrite: Overwrite = False,
 ) -> None:
-    """Make one model of an adapter and its base: flowcept merge a.safetensors -o b.safetensors"""
+    """Make one model of an adapter and its base.
+
+    flowcept merge a.safetensors -o b.safetensors
+    """
     if output.resolve() == adapter.resolve():
         raise UserError(f"{output} is the adapter itself: give the whole model another name")
     check_file("--output", output, (".safetensors",), overwrite)

@@ -82,7 +82,7 @@ Dtype = Annotated[
 ]
 Exact = Annotated[
     bool | None,
-    helped("put your own pixels into the given frames; default where sizes match", panel=INPUT),
+    helped("put your own pixels into the given frames; default where sizes match", panel=SAMPLING),
 ]
 Fit = Annotated[str, helped("how a picture gets the model's size", rule=FIT, panel=INPUT)]
 Json = Annotated[bool, helped("tell the result as JSON on stdout", "--json", panel=OUTPUT)]
@@ -386,7 +386,7 @@ def _explained(parameter: inspect.Parameter) -> inspect.Parameter:
     option.help += f" ({inside})" if inside else ""
     option.show_default = False
     if option.metavar is None:
-        option.metavar = NAMED.get(parameter.name) or _metavar(kind, rule)
+        option.metavar = _metavar(kind, rule, parameter.name)
     if rule and rule.choices:
         option.autocompletion = _offered(rule.choices)
     if parameter.name == "like":
@@ -411,11 +411,13 @@ def in_words(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def _metavar(kind: Any, rule: Rule | None) -> str | None:  # noqa: ANN401 - a type
+def _metavar(kind: Any, rule: Rule | None, name: str) -> str | None:  # noqa: ANN401 - a type
     """What stands for a flag's value."""
     if rule and rule.choices:
         return "WORD" if _many(rule) else "|".join(rule.choices)
     kinds = {kind, *get_args(kind)}
+    if str in kinds and name in NAMED:
+        return NAMED[name]
     return next((word for known, word in METAVARS.items() if known in kinds), None)
 
 

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.options import Quiet, helped, takes
-from flowcept.settings import COMPUTER, INPUT, OUTPUT
+from flowcept.settings import COMPUTER, INPUT, OUTPUT, within
+
+SIDES = within(16, 1024)
 
 
 @takes()
@@ -19,13 +21,16 @@ def stage(
     actions: Annotated[
         str, helped("all, or names with commas: running,surfing", panel=INPUT)
     ] = "all",
-    clips: Annotated[int, helped("number of clips (1 or more)", panel=OUTPUT)] = 1000,
-    size: Annotated[int, helped("pixels along each side (16 to 1024)", panel=OUTPUT)] = 128,
+    clips: Annotated[int, helped("number of clips", panel=OUTPUT)] = 1000,
+    size: Annotated[int, helped("pixels along each side", rule=SIDES, panel=OUTPUT)] = 128,
     seed: Annotated[int, helped("the same seed draws the same clips", panel=OUTPUT, shown="0")] = 0,
     jobs: Annotated[int, helped("processes that draw at once", panel=COMPUTER)] = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Draw captioned clips of 3D models: flowcept stage data/ --models models/ --clips 1000"""
+    """Draw captioned clips of 3D models.
+
+    flowcept stage data/ --models models/ --clips 1000
+    """
     from tqdm import tqdm
 
     from flowcept.data.stage.folder import write_stage

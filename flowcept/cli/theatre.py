@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from flowcept.cli.options import Quiet, helped, takes
-from flowcept.settings import INPUT, OUTPUT
+from flowcept.settings import INPUT, OUTPUT, within
+
+SIDES = within(16, 1024)
 
 
 @takes()
@@ -15,12 +17,15 @@ def theatre(
     actors: Annotated[
         str, helped("auto, emoji, shapes, or names with commas: dog,cat,robot", panel=INPUT)
     ] = "auto",
-    clips: Annotated[int, helped("number of clips (1 or more)", panel=OUTPUT)] = 1000,
-    size: Annotated[int, helped("pixels along each side (16 to 1024)", panel=OUTPUT)] = 64,
+    clips: Annotated[int, helped("number of clips", panel=OUTPUT)] = 1000,
+    size: Annotated[int, helped("pixels along each side", rule=SIDES, panel=OUTPUT)] = 64,
     seed: Annotated[int, helped("the same seed draws the same clips", panel=OUTPUT, shown="0")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw captioned clips to train on: flowcept theatre data/ --clips 1000"""
+    """Draw captioned clips to train on.
+
+    flowcept theatre data/ --clips 1000
+    """
     from tqdm import tqdm
 
     from flowcept.data import theatre as stage

@@ -104,11 +104,14 @@ def train(
     ] = None,
     pause_at: Annotated[
         int | None,
-        helped("stop after this step, to go on with --resume (1 or more)", panel=TRAINING),
+        helped("stop after this step, to go on with --resume", panel=TRAINING),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a folder of clips: flowcept train data/"""
+    """Train a model on a folder of clips.
+
+    flowcept train data/
+    """
     NETWORK.check("network", network)
     PRESET.check("preset", preset)
     _check_flags(network, [*settings, *(["preset"] if preset else [])])
