@@ -92,13 +92,13 @@ def forget(context: typer.Context, parameter: typer.CallbackParam, value: Any) -
 def difference(record: dict[str, Any], now: dict[str, Any]) -> str:
     """Why a clip that is made again may not be the same, "" if nothing speaks against it."""
     told = [
-        f"{word} {_short(now.get(name))}, not {_short(record.get(name))}"
+        f"{word} {_short(now.get(name))} (was {_short(record.get(name))})"
         for name, word in ORIGIN.items()
         if record.get(name) != now.get(name)
     ]
-    return "; ".join(told)
+    return ", ".join(told)
 
 
 def _short(value: object) -> str:
     """A value, of a digest its first letters."""
-    return "unknown" if value is None else str(value)[:12]
+    return "not noted" if value is None else str(value)[:12]
