@@ -51,7 +51,7 @@ def load(
     Raises ``flowcept.UserError`` when the file or the device cannot be used.
     """
     from flowcept import model_file
-    from flowcept.adapters import open_model
+    from flowcept.adapters import fingerprint, open_model
     from flowcept.device import pick_device, pick_dtype
     from flowcept.generation import Studio, check_size
 
@@ -64,4 +64,4 @@ def load(
     name = path.resolve().name if path.is_dir() else path.stem
     if compile:
         weights.network.compile_blocks()
-    return Studio(weights, name, where, precision)
+    return Studio(weights, name, where, precision, fingerprint(path))

@@ -90,7 +90,6 @@ class Clip:
         Returns what had to be changed, if anything.
         """
         path = Path(path).expanduser()
-        video.make_parents(path)
         told = self.settings if metadata else None
         frames, sound = self.shown, self.sound
         return video.write_stream(path, frames, self.fps, metadata=told, sound=sound)[1] or None

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from flowcept.errors import UserError
+from flowcept.settings import DEVICES
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PROGRAM = 410 * 2**20  # bytes of Python, PyTorch and its compiled kernels (Linux, x86-64)
 HELD = 1.5  # what an allocator holds in training over what is alive (Linux, the small preset)
 HALF = 0.52  # of the bytes of training stay under autocast to half precision

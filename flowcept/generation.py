@@ -84,8 +84,10 @@ class Studio:
         name: str,
         device: torch.device,
         dtype: torch.dtype,
+        digest: str | None = None,
     ) -> None:
         self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
+        self.digest = digest  # of the model's file
         self.card, self.codec = weights.card, weights.codec
         self.grid = Grid(self.codec)
         self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
@@ -103,6 +105,20 @@ class Studio:
             textwrap.fill(f"{name:<9}{value}", 100, subsequent_indent=" " * 9)
             for name, value in rows.items()
         )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a clip's numbers depend on beside its settings."""
+        cpu = self.device.type == "cpu"
+        return {
+            "flowcept": __version__,
+            "torch": torch.__version__,
+            "model": self.name,
+            "model_digest": self.digest,
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **({"threads": torch.get_num_threads()} if cpu else {}),
+        }
 
     def check_task(self, command: str) -> None:
         """Raise ``UserError`` where the model is not for what a command makes."""
@@ -251,7 +267,7 @@ class Studio:
         fitted_1HW3 = self._given(picture_1HW3, request.fit, request)
         latent_1CHW = self._encoded(self.codec.encode_keyframes, fitted_1HW3)
         made, notes = self._clip(Given(latent_1CHW, (False, True)), request)
-        clip = self._finish(made, request, notes)
+        clip = self._finish(made, request, notes, fit=request.fit, exact=request.exact)
         return self._keyed(clip, picture_1HW3, request, made.places)
 
     def _filled(self, source: Source, request: Request) -> Clip:
@@ -266,9 +282,9 @@ class Studio:
         multi = multi and between.pictures(between.latents(multi))
         rate = request.clip_fps and request.clip_fps * (multi + 1)
         request = replace(request, fps=request.fps or rate)
-        clip = self._finish(
-            made, request, [*source.notes, *notes], keyframes=len(keyframes_FHW3), multi=multi
-        )
+        notes, count = [*source.notes, *notes], len(keyframes_FHW3)
+        how = {"fit": request.fit, "exact": request.exact}
+        clip = self._finish(made, request, notes, keyframes=count, multi=multi, **how)
         clip = _sounding(clip, request.sound, 0.0 if multi and request.fps == rate else None)
         return self._keyed(clip, keyframes_FHW3, request, made.places)
 
@@ -707,14 +723,15 @@ class Studio:
         )
 
     def _finish(
-        self, made: Made, request: Request, notes: Sequence[str], **more: str | int
+        self, made: Made, request: Request, notes: Sequence[str], **more: str | int | None
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
         frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
         known = made.together if request.config.frames or more.get("multi") else None
-        longest = self._most(int(more.get("keyframes", 2)))
+        longest = self._most(int(more.get("keyframes") or 2))
         told = [*self._notes(request, known, longest), *notes]
-        record = self._record(made, request) | more
+        record = self._record(made, request)
+        record |= {name: value for name, value in more.items() if value is not None}
         ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
         shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
         rate, seed = record["fps"], request.seed
@@ -725,22 +742,21 @@ class Studio:
         controls = asdict(request.config)
         read = self.reading(request.prompt, request.literal).text
         return {
-            "flowcept": __version__,
+            **self.origin,
             "command": request.command,
-            "model": self.name,
             "model_steps": self.card.steps,
             "prompt": request.prompt,
             **({} if read == request.prompt else {"read_as": read}),
             **({"literal": True} if request.literal else {}),
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
-            "length": "exact" if request.config.frames else "auto",
+            "length": request.config.frames or "auto",  # as asked for
             **{name: value for name, value in controls.items() if value is not None},
             "frames": len(made.frames_FHW3),
-            "dtype": str(self.dtype).removeprefix("torch."),
             "fps": request.fps or self.card.fps,
             "scale": self._factor(request.scale),
             **({"loop": True} if request.loop else {}),
+            **({"anyway": True} if request.anyway else {}),
         }
 
     def _keyed(

@@ -26,23 +26,23 @@ class Keywords(TypedDict, total=False):
     """Of all four methods."""
 
     steps: int
-    """denoising steps; twice as many evaluations at most"""
+    """denoising steps; more take longer and show more detail"""
     guidance: float
-    """strength of the prompt in the picture; 1: none"""
+    """how closely clips follow the prompt; 1: no guidance"""
     rate_temperature: float
-    """of the laws of length and places: 0 the most probable, over 1 more varied"""
+    """how much lengths and places of frames vary; 0: always the likeliest, over 1: more"""
     refine: float
-    """clean all frames once more together, from this flow time on; 0: off"""
-    length_scale: float
-    """multiplies the number of frames to come"""
+    """once all frames are there, clean them again from this flow time on; 0: off"""
     frames: int | Literal["auto"] | None
-    """number of frames, or auto: the model chooses"""
+    """frames of the clip; auto: the model chooses"""
     min_length: int | None
-    """least number of frames; default as trained"""
+    """fewest frames; default as in training"""
     max_length: int | None
-    """largest number of frames; default as trained"""
+    """most frames; default as in training"""
+    length_scale: float
+    """multiplies the number of frames that the model wants to add"""
     cache: bool
-    """evaluate finished frames no more after the last insertion: a third less work"""
+    """compute finished frames once, after the last frame has come: a third less work"""
     negative_prompt: str
     """what to lead away from"""
     seed: int | None

@@ -60,6 +60,7 @@ FLOORS = [
     ("training.fitting", "training.loop", "training.motion", "training.footage"),
     ("training.run",),
     ("training.motion_run",),
+    ("cli.like", "cli.outputs"),
     ("cli.options",),
     (
         "cli.making",

@@ -202,7 +202,7 @@ def test_saving_makes_missing_folders_but_none_for_a_wrong_name(clip):
         clip.save("other/c.xyz")
     assert not Path("other").exists()
     Path("file").touch()
-    with pytest.raises(flowcept.UserError, match="cannot make the folder file"):
+    with pytest.raises(flowcept.UserError, match="file is a file"):
         clip.save("file/c.mp4")
 
 

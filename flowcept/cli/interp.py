@@ -15,35 +15,39 @@ from flowcept.cli.options import (
     NoSound,
     Prompt,
     helped,
+    making,
     record,
-    takes,
 )
 from flowcept.cli.retiming import retime_clips, retimes
 from flowcept.errors import UserError
-from flowcept.settings import FIT, RetimeConfig, SampleConfig, check_keyframes, defaults
+from flowcept.settings import FIT, LENGTH, RetimeConfig, SampleConfig, check_keyframes
 
 PREFERRED = "motion"  # the model that is taken where neither it nor a prompt is named
 
 
-@takes(
-    options=record(MakeOptions("interp")),
-    config=record(defaults("interp")),
-    retiming=record(RetimeConfig()),
-)
+@making("interp", "motion, or theatre with a prompt", retiming=record(RetimeConfig()))
 def interp(
     options: MakeOptions,
     config: SampleConfig,
     retiming: RetimeConfig,
     flags: typer.Context,
-    keyframes: Annotated[list[Path], typer.Argument(help="two pictures or more, or clips")],
+    keyframes: Annotated[
+        list[Path],
+        typer.Argument(help="two pictures or more, a clip, or clips", metavar="KEYFRAME"),
+    ],
     prompt: Prompt = "",
-    multi: Annotated[int, helped("exactly so many frames in every gap; for a clip 1")] = 0,
+    multi: Annotated[
+        int, helped("frames between one keyframe and the next; default 1 in a clip", panel=LENGTH)
+    ] = 0,
     fit: Fit = "crop",
     exact: Exact = None,
     anyway: Anyway = False,
     no_sound: NoSound = False,
 ) -> None:
-    """Make the frames between keyframes: flowcept interp a.png b.png --frames auto"""
+    """Make the frames between keyframes.
+
+    flowcept interp a.png b.png --frames auto
+    """
     FIT.check("fit", fit)
     if not (options.model or prompt or options.negative_prompt):
         options = replace(options, model=_preferred())
@@ -78,9 +82,9 @@ def interp(
 
 
 def _named(flags: typer.Context, name: str) -> bool:
-    """Whether a flag was given, be it with its default."""
+    """Whether a flag was given, be it with its default, or by the clip of ``--like``."""
     source = flags.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name != "DEFAULT"
 
 
 def _preferred() -> str:
