@@ -75,7 +75,7 @@ def check_size(card: Card, size: str | None) -> None:
 class Studio:
     """A model ready to make clips: ``generate``, ``i2v``, ``interp``, ``extend``.
 
-    Keywords are the flags of the commands, of which ``help(studio.generate)`` says each.
+    Keywords are the flags of the commands; ``help(studio.generate)`` explains each.
     """
 
     def __init__(

@@ -56,9 +56,9 @@ class Keywords(TypedDict, total=False):
     literal: bool
     """prompts as written: no word is read as another that the model knows"""
     config: SampleConfig
-    """all controls of the sampler; keywords replace single ones"""
+    """all controls of the sampler at once; keywords replace single ones"""
     watch: Watch | None
-    """called after every step of the sampler"""
+    """a function that is called with every step of the sampler"""
 
 
 class PictureKeywords(Keywords, total=False):
@@ -67,7 +67,7 @@ class PictureKeywords(Keywords, total=False):
     fit: str
     """how pictures get the model's size: crop, pad or stretch"""
     exact: bool | None
-    """your own pixels in the given frames; default where sizes match"""
+    """put your own pixels into the given frames; default where sizes match"""
     anyway: bool
     """go on with pictures that the model cannot show"""
 
@@ -76,11 +76,11 @@ class InterpKeywords(PictureKeywords, total=False):
     """Of ``interp``."""
 
     multi: int
-    """exactly so many frames between neighbouring pictures; of a clip 1"""
+    """frames between one keyframe and the next; default 1 in a clip"""
     clip_fps: float | None
-    """rate of the given frames; default the clip's, of arrays the model's"""
+    """rate of what is given; default the clip's own, of pictures the model's"""
     sound: str | Path | Sound | None
-    """a file whose sound is kept; default the given clip's own"""
+    """a file whose sound is kept; default the clip's, None: silent"""
 
 
 class ExtendKeywords(Keywords, total=False):
@@ -93,9 +93,9 @@ class ExtendKeywords(Keywords, total=False):
     anyway: bool
     """go on with pictures that the model cannot show"""
     clip_fps: float | None
-    """rate of the given frames; default the clip's, of arrays the model's"""
+    """rate of what is given; default the clip's own, of pictures the model's"""
     sound: str | Path | Sound | None
-    """a file whose sound is kept; default the given clip's own"""
+    """a file whose sound is kept; default the clip's, None: silent"""
 
 
 # ---- to here -----------------------------------------------------------------------------------

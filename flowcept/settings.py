@@ -239,11 +239,11 @@ class ClipConfig(Settings):
     )
     fit: str = setting("crop", "how pictures get the model's size: crop, pad or stretch", FIT)
     exact: bool | None = setting(
-        None, "your own pixels in the given frames; default where sizes match"
+        None, "put your own pixels into the given frames; default where sizes match"
     )
     anyway: bool = setting(False, "go on with pictures that the model cannot show")
     multi: int = setting(
-        0, "exactly so many frames between neighbouring pictures; of a clip 1", within(0, LARGEST)
+        0, "frames between one keyframe and the next; default 1 in a clip", within(0, LARGEST)
     )
     direction: str = setting("forward", "forward, backward or both", DIRECTION)
     context: int | None = setting(
