@@ -44,17 +44,17 @@ class Keywords(TypedDict, total=False):
     cache: bool
     """compute finished frames once, after the last frame has come: a third less work"""
     negative_prompt: str
-    """what to lead away from"""
+    """what the clip should not show"""
     seed: int | None
-    """the same seed makes the same clip; default random"""
+    """the same seed makes the same clip; default a random one"""
     fps: float | None
-    """playback rate; default the model's or the clip's"""
+    """frames a second of playing; default the model's or the clip's"""
     scale: int | None
-    """enlarge by a whole number; default to 256 pixels"""
+    """enlarge so many times; default to a short side of 256 pixels"""
     loop: bool
-    """frames from the last one back to the first, which all lengths count too"""
+    """add frames from the last one back to the first; lengths count them"""
     literal: bool
-    """prompts as written: no word is read as another that the model knows"""
+    """read no word as another one that the model knows"""
     config: SampleConfig
     """all controls of the sampler at once; keywords replace single ones"""
     watch: Watch | None
@@ -65,11 +65,11 @@ class PictureKeywords(Keywords, total=False):
     """Of ``i2v``."""
 
     fit: str
-    """how pictures get the model's size: crop, pad or stretch"""
+    """how a picture gets the model's size: crop, pad or stretch"""
     exact: bool | None
     """put your own pixels into the given frames; default where sizes match"""
     anyway: bool
-    """go on with pictures that the model cannot show"""
+    """go on with pictures that the model cannot show well"""
 
 
 class InterpKeywords(PictureKeywords, total=False):
@@ -87,11 +87,11 @@ class ExtendKeywords(Keywords, total=False):
     """Of ``extend``."""
 
     direction: str
-    """forward, backward or both"""
+    """where new frames go: forward, after the clip, backward, or both"""
     context: int | None
-    """frames of the clip that the model sees; default as many as it can"""
+    """frames of the clip that the model sees; default 8 or what it can"""
     anyway: bool
-    """go on with pictures that the model cannot show"""
+    """go on with pictures that the model cannot show well"""
     clip_fps: float | None
     """rate of what is given; default the clip's own, of pictures the model's"""
     sound: str | Path | Sound | None

@@ -222,32 +222,34 @@ class SampleConfig(Settings):
 class ClipConfig(Settings):
     """What is asked for of a clip, beside the controls of the sampler; each task takes some."""
 
-    negative_prompt: str = setting("", "what to lead away from")
-    seed: int | None = setting(None, "the same seed makes the same clip; default random", SEED)
-    count: int = setting(
-        1, "clips of each prompt; later ones have seeds made from the first", within(1, 10_000)
+    negative_prompt: str = setting("", "what the clip should not show")
+    seed: int | None = setting(
+        None, "the same seed makes the same clip; default a random one", SEED
     )
-    fps: float | None = setting(None, "playback rate; default the model's or the clip's", STATED)
+    count: int = setting(1, "clips of each prompt, with other seeds", within(1, 10_000))
+    fps: float | None = setting(
+        None, "frames a second of playing; default the model's or the clip's", STATED
+    )
     scale: int | None = setting(
-        None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
+        None, "enlarge so many times; default to a short side of 256 pixels", within(1, 64)
     )
     loop: bool = setting(
-        False, "frames from the last one back to the first, which all lengths count too"
+        False, "add frames from the last one back to the first; lengths count them"
     )
-    literal: bool = setting(
-        False, "prompts as written: no word is read as another that the model knows"
-    )
-    fit: str = setting("crop", "how pictures get the model's size: crop, pad or stretch", FIT)
+    literal: bool = setting(False, "read no word as another one that the model knows")
+    fit: str = setting("crop", "how a picture gets the model's size: crop, pad or stretch", FIT)
     exact: bool | None = setting(
         None, "put your own pixels into the given frames; default where sizes match"
     )
-    anyway: bool = setting(False, "go on with pictures that the model cannot show")
+    anyway: bool = setting(False, "go on with pictures that the model cannot show well")
     multi: int = setting(
         0, "frames between one keyframe and the next; default 1 in a clip", within(0, LARGEST)
     )
-    direction: str = setting("forward", "forward, backward or both", DIRECTION)
+    direction: str = setting(
+        "forward", "where new frames go: forward, after the clip, backward, or both", DIRECTION
+    )
     context: int | None = setting(
-        None, "frames of the clip that the model sees; default as many as it can", COUNT
+        None, "frames of the clip that the model sees; default 8 or what it can", COUNT
     )
 
 
