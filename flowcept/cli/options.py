@@ -36,6 +36,7 @@ from flowcept.settings import (
     SIZE,
     SLOWEST,
     TRAINING,
+    ClipConfig,
     Rule,
     SampleConfig,
     Settings,
@@ -94,6 +95,12 @@ Prompt = Annotated[str, helped("what happens in the clip", "--prompt", "-p", pan
 Quiet = Annotated[bool, helped("tell errors only", "--quiet", "-q", panel=OUTPUT)]
 
 
+def of_clip(name: str, names: str = "", panel: str = "") -> Any:  # noqa: ANN401 - of the field's type
+    """A setting as ``ClipConfig`` has it, in a panel."""
+    (one,) = (one for one in fields(ClipConfig) if one.name == name)
+    return setting(one.default, one.metadata["help"], one.metadata["rule"], names, panel)
+
+
 @dataclass(frozen=True)
 class Job:
     """One clip to make, by flags or by a line of a file."""
@@ -139,38 +146,22 @@ class MakeOptions(Settings):
         "frames, out/%04d.png; or -, stdout (default: named by prompt and seed)",
         names="--output -o",
     )
-    seed: int | None = setting(
-        None, "the same seed makes the same clip; default a random one", SEED, panel=INPUT
-    )
-    count: int = setting(1, "clips of each prompt, with other seeds", within(1, 10_000))
+    seed: int | None = of_clip("seed", panel=INPUT)
+    count: int = of_clip("count")
     format: str | None = setting(
         None, "kind of clips without a name, in a folder or on stdout", FORMAT
     )
-    fps: float | None = setting(None, "frames a second of playing; default the model's", RATE)
-    scale: int | None = setting(
-        None, "enlarge so many times; default to a short side of 256 pixels", within(1, 64)
-    )
+    fps: float | None = of_clip("fps")
+    scale: int | None = of_clip("scale")
     size: str | None = setting(None, "of frames, for a diffusers folder; default its own", SIZE)
-    loop: bool = setting(
-        False,
-        "add frames from the last one back to the first; lengths count them",
-        names="--loop",
-        panel=LENGTH,
-    )
-    negative_prompt: str = setting(
-        "", "what the clip should not show", names="--negative-prompt -n", panel=INPUT
-    )
+    loop: bool = of_clip("loop", "--loop", LENGTH)
+    negative_prompt: str = of_clip("negative_prompt", "--negative-prompt -n", INPUT)
     like: Path | None = setting(
         None,
         "a clip that flowcept made, to make it again; flags that are given count more",
         panel=INPUT,
     )
-    literal: bool = setting(
-        False,
-        "read no word as another one that the model knows",
-        names="--literal",
-        panel=INPUT,
-    )
+    literal: bool = of_clip("literal", "--literal", INPUT)
     sheet: Path | None = setting(None, "all frames on one picture, a .png or .jpg file")
     trace: Path | None = setting(None, "how the clip grew, a .png or .jpg file")
     preview: Path | None = setting(None, "the clip so far, while it is made, such as preview.gif")
