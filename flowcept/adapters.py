@@ -32,6 +32,14 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
+def fingerprint(path: Path) -> str:
+    """What tells a model from all others: SHA-256 of its file, of a folder its ``digest``."""
+    if path.is_dir():
+        return digest(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load_adapter(path: Path, dtype: torch.dtype) -> Weights:
     """An adapter file and its base, which lies where it was in training or in FLOWCEPT_BASES.
 

@@ -50,6 +50,8 @@ FLOORS = [
     ("data.shards", "diffusers_pipelines"),
     ("diffusers_folder",),
     ("adapters",),
+    ("clip", "lengths", "request"),
+    ("sampling", "inputs", "keywords"),
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),
@@ -58,6 +60,7 @@ FLOORS = [
     ("training.fitting", "training.loop", "training.motion", "training.footage"),
     ("training.run",),
     ("training.motion_run",),
+    ("cli.like", "cli.outputs"),
     ("cli.options",),
     (
         "cli.making",

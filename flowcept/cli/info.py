@@ -6,15 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Json
+from flowcept.cli.options import Json, takes
 from flowcept.errors import UserError
 
 
+@takes()
 def info(
-    file: Annotated[Path, typer.Argument(help="a model, or a clip or picture made by flowcept")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="a model, or a clip or picture made by flowcept", metavar="FILE"),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say what a model is, or how a clip was made: flowcept info out.mp4"""
+    """Say what a model is, or how a clip was made.
+
+    flowcept info out.mp4
+    """
     is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)
     if is_model:
         import torch
