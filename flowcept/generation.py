@@ -31,7 +31,8 @@ from flowcept.data.video import Frames, Sound
 from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import DEFAULT, WORDS, Card, Weights
+from flowcept.model_file import WORDS, Card, Weights
+from flowcept.models import DEFAULT
 from flowcept.networks.text import words_of
 from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, clip_generator, sample_steps
