@@ -167,7 +167,9 @@ def test_the_base_is_found_elsewhere_and_another_one_is_refused(
     info["base"]["source"] = "/nowhere/wan"
     save_file(tensors, path, metadata={"flowcept": json.dumps(info)})
 
-    with pytest.raises(UserError, match="which is not there: name the folder") as error:
+    with pytest.raises(
+        UserError, match="needs its base, which is not there: it was /nowhere/wan; say where"
+    ) as error:
         flowcept.load(str(path), device="cpu")
     assert "\n" not in str(error.value)
     monkeypatch.setenv("FLOWCEPT_BASES", str(base.parent))
