@@ -23,6 +23,7 @@ from flowcept.model_file import Base, Card, Weights
 from flowcept.models import Model, find, places
 from flowcept.networks.pretrained import LORA_TARGETS, Backbone
 from flowcept.networks.recipes import RECIPES
+from flowcept.networks.text import build_encoder
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
 ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
@@ -56,7 +57,7 @@ def open_model(
         return load_adapter(model.path, dtype, base)
     text = None
     if card.text.kind in RECIPES:
-        text = _reader(card, model.path, base)
+        text = build_encoder(card.text, _reader(card, model.path, base))
     return model_file.load(model.path, text)
 
 

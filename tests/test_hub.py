@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fixtures_diffusers as fixtures
 import pytest
 from fixtures_hub import COMMIT, OLDER, Hub, serving
 
 from flowcept import hub as hubs
+from flowcept.data import video
 
 pytest.importorskip("huggingface_hub", reason='needs pip install ".[diffusers]"')
 
@@ -193,3 +195,46 @@ def test_a_folder_that_lacks_a_file_is_not_whole(hub, lost):
 def test_which_texts_are_names_on_a_hub(text, model, revision):
     found = hubs.parse(text)
     assert found == (model and hubs.HubName(model, revision))
+
+
+@pytest.mark.usefixtures("_pipeline")
+def test_a_clip_is_made_by_a_model_s_name(hub, tmp_path):
+    """By the command, as a user has it; the clip says by which model."""
+    words = ["gen", "a dog surfing", "--frames", "9", "--size", "64x64", "--steps", "1"]
+    own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+
+    def gen(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "flowcept", *words, "-m", name, "-o", "out.mp4"],
+            env=os.environ | own | environment, cwd=tmp_path, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    done = gen("tiny/ltx")
+    assert done.returncode == 0, done.stderr
+    settings = video.read_metadata(tmp_path / "out.mp4")
+    assert (settings["model"], settings["frames"]) == (f"tiny/ltx@{COMMIT}", 9)
+    assert not {name for name in hub.fetched if "large" in name}
+    asked = hub.asked
+    assert gen(settings["model"], HF_HUB_OFFLINE="1").returncode == 0
+    assert hub.asked == asked
+
+    other = gen("tiny/flux")
+    assert other.returncode == 2
+    known = other.stderr.splitlines()[-1]
+    assert known.startswith("flowcept: tiny/flux holds a FluxPipeline; flowcept reads LTXPipeline")
+    assert hub.fetched[-1] == "model_index.json"  # and no weights
+
+
+@pytest.fixture
+def _pipeline(hub, tmp_path):
+    """The hub has a tiny pipeline, and one of another kind."""
+    fixtures.require()
+    for name in ("ltx", "flux"):
+        hub.models[f"tiny/{name}"] = tmp_path / name
+    made = fixtures.save_pipeline("ltx", tmp_path / "ltx")
+    assert made
+    (tmp_path / "ltx" / "large.safetensors").touch()
+    (tmp_path / "flux" / "transformer").mkdir(parents=True)
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "flux" / "transformer" / "model.safetensors").touch()
