@@ -62,6 +62,7 @@ class Card:
     version: str = __version__  # of the package that wrote the file
     base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
     lexicon: Lexicon | None = None  # what people say for words of the training prompts
+    sizes: dict[str, int] = field(default_factory=dict)  # trained clips by WIDTHxHEIGHT, if several
 
     @property
     def any_size(self) -> bool:
@@ -129,8 +130,9 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
             raise UserError(f"not written: {name} is not finite; train with a lower rate")
     network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
-    if weights.card.lexicon is None:
-        del record["lexicon"]
+    for name in ("lexicon", "sizes"):  # without them the file is as it always was
+        if not record[name]:
+            del record[name]
     _write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
 
 
@@ -161,8 +163,8 @@ def read_card(path: Path) -> Card:
     return _card(_description(path), path)
 
 
-def load(path: Path) -> Weights:
-    """Read a model; weights become float32 on the CPU.
+def load(path: Path, text: PromptEncoder | None = None) -> Weights:
+    """Read a model; weights become float32 on the CPU. ``text`` replaces a frozen prompt encoder.
 
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
@@ -171,7 +173,7 @@ def load(path: Path) -> Weights:
     card = _card(info, path)
     if card.base is not None:
         raise UserError(f"{path} is an adapter, no whole model: merge it first (flowcept merge)")
-    frozen = build_encoder(card.text) if card.text.kind in FROZEN else None
+    frozen = (text or build_encoder(card.text)) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)
@@ -183,6 +185,25 @@ def load(path: Path) -> Weights:
     for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
     return weights
+
+
+def load_codec(path: Path) -> Codec:
+    """The codec of a model file alone, float32 on the CPU; errors as for ``load``."""
+    card = read_card(path)
+    if card.base is not None:
+        raise UserError(f"{path} is an adapter, which has no codec: name the folder of its base")
+    with torch.device("meta"):
+        codec = build_codec(card.codec)
+    try:
+        with safe_open(path, framework="pt") as file:
+            like = codec.state_dict().items()
+            found = {name: _checked(file, f"codec.{name}", one, path) for name, one in like}
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({_line(error)}); get the file again") from error
+    codec.load_state_dict(found, assign=True)
+    return codec.eval().requires_grad_(requires_grad=False)
 
 
 def fill(weights: Weights, path: Path, version: int = FORMAT) -> None:
@@ -435,7 +456,8 @@ def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
     total = sum(card.lengths.values())
     shortest, longest = pictures_of(card.min_length), pictures_of(card.max_length)
     mean = sum(pictures_of(n) * count for n, count in card.lengths.items()) / total
-    size = "any size" if card.any_size else f"{card.size[1]}x{card.size[0]} pixels"
+    learned = ", ".join(card.sizes) or f"{card.size[1]}x{card.size[0]}"
+    size = "any size" if card.any_size else f"{learned} pixels"
     lengths, dataset = f"{mean:.1f} on average", f"{card.dataset}: {total} clips"
     if weights.network.gapwise:
         lengths, dataset = "from a given picture to the next", card.dataset
