@@ -66,7 +66,8 @@ def load(
     grid.
     """
     kind = _kind(folder)
-    codec = load_pretrained(folder / "vae") if stored is None else stored.codec
+    with torch.random.fork_rng(devices=[]):  # what is added to it starts the same without a codec
+        codec = load_pretrained(folder / "vae") if stored is None else stored.codec
     if not isinstance(codec, PretrainedVideo):
         raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
     card = _card(folder, kind, codec, kind.size if size is None else sides(size))

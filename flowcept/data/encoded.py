@@ -1,8 +1,9 @@
 """A folder of shards: clips as latents and captions as embeddings, encoded once to train on.
 
 ``index.json`` says what was encoded and how, and in which shard each clip and each distinct caption
-lies. A shard is a safetensors file of float16 tensors, named by their numbers in the index; its
-header names the index that it belongs to. Each file is whole or not there.
+lies. A shard is a safetensors file of tensors, named by their numbers in the index, latents as
+float16, prompts as the encoder computed them; its header names the index that it belongs to. Each
+file is whole or not there.
 
 Shape suffixes: F latents, C H W a latent, R tokens of a prompt, D their width.
 """
@@ -210,10 +211,11 @@ def write_shard(
 ) -> None:
     """Write a shard whole or not at all; ``more`` goes into its header."""
     header = json.dumps({"format": FORMAT, "key": index.key, **more})
-    halves = {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:
-            save_file(halves, temporary, metadata={HEADER: header})
+            save_file(whole, temporary, metadata={HEADER: header})
+            temporary.chmod(0o644)
         except SafetensorError as error:  # a full disk comes as this
             raise UserError(f"cannot write {path}: {error}") from error
 

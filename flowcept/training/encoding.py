@@ -374,7 +374,7 @@ def _encode_prompts(job: Job, index: Index, text: TextRecord) -> None:
             said = encoder()(some)
             parts = said.token_SD.split(list(said.lengths))
             tensors |= {
-                str(index.prompts[prompt]): _halved(part_RD, "the prompt encoder")
+                str(index.prompts[prompt]): _finite(part_RD.to(job.dtype), "the prompt encoder")
                 for prompt, part_RD in zip(some, parts, strict=True)
             }
             show(len(tensors))
@@ -447,7 +447,7 @@ class Shard:
         image_FCHW = to_images(frames_FHW3[: self.index.clips[number].num_frames])
         with autocast(self.job.device, self.job.dtype):
             latent_FCHW = self.codec.encode_clip(image_FCHW)
-        return _halved(latent_FCHW, "the codec")
+        return _finite(latent_FCHW.half(), "the codec")
 
     def _rebuilt(self, frames_FHW3: Frames) -> float:
         middle = len(frames_FHW3) // 2
@@ -455,12 +455,11 @@ class Shard:
         return self.codec.psnr(image_1CHW.to(self.job.device))
 
 
-def _halved(x: Tensor, maker: str) -> Tensor:
-    """As shards keep it; ``UserError`` where a value is not finite."""
-    half = x.half().cpu()
-    if not bool(half.isfinite().all()):
+def _finite(x: Tensor, maker: str) -> Tensor:
+    """A tensor, on the CPU; ``UserError`` where a value is not finite."""
+    if not bool(x.isfinite().all()):
         raise UserError(f"{maker} gave values that are not finite: try --dtype float32")
-    return half
+    return x.cpu().clone()
 
 
 def _bar(job: Job, label: str, unit: str, amounts: Mapping[str, int]) -> Callable[[int], None]:
