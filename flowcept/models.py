@@ -32,6 +32,9 @@ class Model:
     name: str  # for people
     source: str  # what finds it again: an absolute path, or a name on a hub with its commit
 
+    def __str__(self) -> str:
+        return self.source if hub.parse(self.source) else str(self.path)
+
     @property
     def is_folder(self) -> bool:
         """Whether it is of diffusers, not a file of ours."""

@@ -277,10 +277,10 @@ class Backbone(VideoNetwork):
         for block in self.blocks():
             block.compile(dynamic=True, **options)
 
-    def learn(self) -> None:
+    def learn(self, *, whole: bool = True) -> None:
         """Let all have gradients; with a rank of ``lora`` not the transformer's own weights."""
         super().learn()
-        if self.config.lora:
+        if self.config.lora or not whole:
             for name, parameter in self.transformer.named_parameters():
                 parameter.requires_grad_("lora_" in name)
 
