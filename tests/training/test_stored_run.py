@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import fixtures_diffusers as fixtures
@@ -21,7 +22,7 @@ from flowcept.data import theatre, video
 from flowcept.data.encoded import EncodedClips, read_index
 from flowcept.errors import UserError
 from flowcept.networks.recipes import RecipeEncoder
-from flowcept.settings import EncodeSettings
+from flowcept.settings import ContextMixture, EncodeSettings
 from flowcept.training import run as train
 from flowcept.training import stored
 from flowcept.training.encoding import encode
@@ -325,8 +326,12 @@ def test_the_commands_teach_a_law_of_lengths(base, tmp_path, flow):
     made = flow("encode", "clips/", "-o", "shards/", *parts, "--buckets", "32x32")
     assert made.status == 0, made.err
     assert "size 32x32: 12 files" in made.out
-    words = ["--init", f"{base}/", "--lora", 8, "--shift", 3, "--steps", 200, "--tokens", 300]
-    words += ["--learning-rate", 1e-2, "--warmup", 10, "--ema", 0.97, "--sample-every", 1000]
+    contexts = dict.fromkeys(asdict(ContextMixture()), 0.0) | {"none": 1.0}
+    table = "".join(f"{name} = {weight}\n" for name, weight in contexts.items())
+    Path("law.toml").write_text(f"[context]\n{table}", encoding="utf-8")
+    words = ["--init", f"{base}/", "--lora", 8, "--shift", 3, "--steps", 150, "--tokens", 300]
+    words += ["--learning-rate", 1e-2, "--warmup", 10, "--ema", 0.95, "--count-weight", 10]
+    words += ["--sample-every", 1000, "--config", "law.toml"]
     taught = flow("train", "shards/", *words, "--device", "cpu", "-o", "run", "-q")
     assert taught.status == 0, taught.err
 
@@ -337,5 +342,4 @@ def test_the_commands_teach_a_law_of_lengths(base, tmp_path, flow):
         assert clips.status == 0, clips.err
         lengths = [clip["frames"] for clip in json.loads(clips.out)]
         right += lengths.count(pictures)
-        print(prompt, lengths)
     assert right >= 10
