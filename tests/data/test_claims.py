@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ claims.shared_out([Path(sys.argv[1]) / f"{n}.bin" for n in range(20)], make)
 
 
 @pytest.fixture
-def holder(tmp_path: Path):
+def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
     """Another process that holds a lock until it is killed."""
     started: list[subprocess.Popen[str]] = []
 

@@ -194,7 +194,9 @@ def test_a_batch_holds_clips_of_one_size_and_all_sizes_come_as_often(base, sever
         sizes.update(shapes)
         trainer.advance(batch)
     assert set(sizes) == {(8, 3, 2), (8, 2, 3), (8, 2, 2)}
-    passes = [drawn / len(clips) for drawn, clips in zip(trainer.cursors, trainer.buckets)]
+    passes = [
+        drawn / len(clips) for drawn, clips in zip(trainer.cursors, trainer.buckets, strict=True)
+    ]
     assert min(passes) > 15
     assert max(passes) - min(passes) < 8  # a batch of one clip shows it several times
 
@@ -212,7 +214,7 @@ def test_a_model_of_several_sizes_makes_clips_of_each(base, several, tmp_path, f
     card = model_file.read_card(tmp_path / "run" / "model.safetensors")
     assert sum(card.sizes.values()) == 8
     assert card.size == (96, 64)
-    assert list(card.sizes)[0] == "64x96"
+    assert next(iter(card.sizes)) == "64x96"
 
     for size, shape in {None: (96, 64), "96x64": (64, 96), "128x32": (32, 128)}.items():
         asked = [] if size is None else ["--size", size]
