@@ -185,6 +185,11 @@ def test_a_part_alone_will_do_where_a_part_is_wanted(names, part):
     inside.mkdir(parents=True)
     (inside / "config.json").write_text("{}")
     assert models.find("outer", part=part).path == Path("outer")
+    Path("empty").mkdir()
+    with pytest.raises(
+        UserError, match=f"^empty holds no {models.WANTED[part]}: looked for .* own"
+    ):
+        models.find("empty", part=part)
     for name in ("alone", "outer"):
         with pytest.raises(UserError, match=f"^{name} holds no model"):
             models.find(name)
@@ -201,7 +206,7 @@ WRONG = {
     "folder, a diffusers folder, or a name on a hub such as Lightricks/LTX-Video",
     "~nobody-here/m": "no model '~nobody-here/m': there is no such user",
     "begun": "the run in begun has written no model.safetensors yet: wait for it, or --resume",
-    "empty": "empty holds no model: neither a run's model.safetensors nor model_index.json of "
+    "empty": "empty holds no model: looked for a run's model.safetensors, model_index.json of "
     "diffusers",
     "LTX-Video/vae": f"LTX-Video/vae is one part of a model: give the whole folder, "
     f"{'{here}'}/LTX-Video",

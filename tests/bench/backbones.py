@@ -88,7 +88,10 @@ class Backend:
         import diffusers
 
         self.kind: Kind = KINDS[shape.pipeline]
-        self.size, self.pictures = shape.size or self.kind.size, shape.pictures or self.kind.pictures
+        self.size, self.pictures = (
+            shape.size or self.kind.size,
+            shape.pictures or self.kind.pictures,
+        )
         self.shape = shape
         is_ltx = "LTX" in shape.pipeline
         codec = diffusers.AutoencoderKLLTXVideo if is_ltx else diffusers.AutoencoderKLWan
@@ -141,7 +144,9 @@ class Backend:
                 torch.zeros(clips),
                 torch.zeros(clips, dtype=torch.bool),
                 (self.latents,) * clips,
-            ), PromptTokens(torch.zeros(clips * PROMPT, network.config.text_width), (PROMPT,) * clips)
+            ), PromptTokens(
+                torch.zeros(clips * PROMPT, network.config.text_width), (PROMPT,) * clips
+            )
 
     def sampling(self) -> int:
         """Bytes at work in one evaluation with guidance, beside the weights."""

@@ -291,7 +291,7 @@ def test_the_command_says_what_is_wrong_in_one_line(clips, tiny_model, tmp_path,
         ([tmp_path / "nowhere"], "no folder"),
         ([clips], "--codec is missing"),
         ([clips, "--codec", "nothing"], "no model 'nothing'"),
-        ([clips, "--codec", tiny_model, "--text", tmp_path], "no prompt encoder in"),
+        ([clips, "--codec", tiny_model, "--text", tmp_path], "holds no text encoder"),
         ([clips, "--codec", tiny_model, "--buckets", "big"], "--buckets must be an area"),
         ([clips, "--codec", tiny_model, "--fit", "fill"], "--fit must be one of"),
     ):
