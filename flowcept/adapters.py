@@ -25,7 +25,7 @@ from flowcept.model_file import Card, Weights
 from flowcept.models import Model, find, places
 from flowcept.networks.pretrained import LORA_TARGETS, Backbone
 from flowcept.networks.recipes import RECIPES
-from flowcept.networks.text import build_encoder
+from flowcept.networks.text import NoEncoder, build_encoder
 from flowcept.settings import sides
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
@@ -72,6 +72,17 @@ def open_model(
         text = build_encoder(card.text, _reader(card, model.path, base)) if reads else None
         weights = model_file.load(model.path, text)
     return weights if size is None else at_size(weights, size)
+
+
+def outline(model: Model) -> Weights:
+    """What a model is, for people: of one that was pretrained no weights are read, nor its base."""
+    if model.is_folder:
+        return diffusers_folder.outline(model.path, model.source)
+    card = model_file.read_card(model.path)
+    if card.text.kind not in RECIPES:
+        return model_file.load(model.path)
+    with torch.device("meta"):
+        return model_file.build(card, NoEncoder(card.text))
 
 
 def at_size(weights: Weights, size: str) -> Weights:

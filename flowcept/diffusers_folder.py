@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcept.codecs import Codec
+from flowcept.codecs import Codec, build_codec
 from flowcept.codecs.pretrained import PretrainedVideo, load_pretrained, read_config
 from flowcept.diffusers_pipelines import KINDS, Kind
 from flowcept.errors import UserError
 from flowcept.model_file import Card, Weights
 from flowcept.networks.pretrained import LTX, WAN, Backbone, BackboneConfig, check_settings
-from flowcept.networks.text import PromptEncoder, TextConfig, build_encoder
+from flowcept.networks.text import NoEncoder, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.full_sequence import FullSequence, Levels
 from flowcept.settings import sides
 
@@ -87,6 +87,20 @@ def load(
     for module in (network, text, codec):
         module.eval().requires_grad_(requires_grad=False)
     return Weights(network, text, codec, card, card.process)
+
+
+def outline(folder: Path, source: str | None = None) -> Weights:
+    """A pipeline's parts without contents: no weights are read. Errors as for ``load``."""
+    kind = _kind(folder)
+    with torch.device("meta"):
+        codec = build_codec(read_config(folder / "vae"))
+        if not isinstance(codec, PretrainedVideo):
+            raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
+        card = _card(folder, kind, codec, kind.size)
+        network = Backbone(card.network, card.process.shift)
+    network.tasks = TASKS
+    text = replace(card.text, source=source or str(folder.absolute()))
+    return Weights(network, NoEncoder(text), codec, replace(card, text=text), card.process)
 
 
 def check(folder: Path) -> None:

@@ -427,15 +427,18 @@ def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
         lengths, dataset = "from a given picture to the next", card.dataset
     return {
         "file": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(one.stat().st_size for one in [path, *path.rglob("*")] if one.is_file()),
         "flowcept": card.version,
-        "process": asdict(card.process),
+        "process": {
+            name: value for name, value in vars(card.process).items() if not callable(value)
+        },
         "parameters": {**counts, "total": sum(counts.values())},
         "tasks": ", ".join(sorted(weights.network.tasks)),
         "frames": f"{size} at {card.fps:g} per second",
         "lengths": f"{shortest} to {longest} frames, {lengths}",
         "dataset": dataset,
         "steps": card.steps,
+        **({"base": asdict(card.base)} if card.base else {}),
         **({"hours": round(card.hours, 2)} if card.hours else {}),
         "network": asdict(card.network),
         "text": asdict(card.text),

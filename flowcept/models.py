@@ -75,7 +75,7 @@ def is_named(text: str) -> bool:
     """Whether a text names a model, rather than a clip or picture."""
     path = _expanded(text)
     if path.is_dir():
-        return bool(_inside(path))
+        return any((path / file).is_file() for file in (INDEX, FILE, "config.json", "config.toml"))
     named = text in shipped_models() or path.suffix == ".safetensors"
     return named or (not path.exists() and (not path.suffix or hub.parse(text) is not None))
 

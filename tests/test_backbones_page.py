@@ -81,8 +81,8 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
 def test_the_page_has_all_steps():
     shown = {line.split("#")[0].strip() for language, line in commands() if language == "sh"}
     for start in (
-        "pip install", "flowcept gen", "flowcept encode clips/ -o shards/ --codec", "flowcept info", "flowcept merge run",
-        "flowcept train shards/ --init LTX-Video/ --lora 32",
+        "pip install", "flowcept gen", "flowcept encode clips/ -o shards/ --codec",
+        "flowcept info", "flowcept train shards/ --init LTX-Video/ --lora 32", "flowcept merge run",
     ):  # fmt: skip
         assert any(line.startswith(start) for line in shown), start
 

@@ -81,6 +81,7 @@ def opening(names, monkeypatch):
 
     for place, name in (
         (adapters, "open_model"),
+        (adapters, "outline"),
         (run, "open_model"),
         (run, "pretrained"),
         (fitting, "open_codec"),
@@ -150,8 +151,10 @@ def test_which_model_a_name_is(names, monkeypatch):
     assert models.find(Path("mine.safetensors")) == models.find("mine.safetensors")
     Path("theatre").mkdir()
     assert models.find("theatre").path == names["theatre"]
-    for clip in ("out.mp4", "frames", "a.png"):
-        assert not models.is_named(clip) or clip == "frames"
+    Path("frames").mkdir()
+    Path("bare").touch()
+    for clip in ("out.mp4", "frames", "frames/", "bare", "a.png", "some/where/a.png"):
+        assert not models.is_named(clip)
 
     assert models.find(None).path == names["theatre"]
     assert models.find(None, prefer="motion").name == "motion"
