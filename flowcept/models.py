@@ -157,7 +157,9 @@ def _near(wanted: str, path: Path, shipped: Iterable[str]) -> str:
         others = [one for one in beside.iterdir() if one.suffix == ".safetensors" or _inside(one)]
     except OSError:
         others = []
-    names = {one.name: str(one) for one in others} | {one: one for one in shipped}
+    names = {one.name: str(one) for one in others}
+    if wanted == path.name:
+        names |= {one: one for one in shipped}
     found = difflib.get_close_matches(Path(wanted).name, names, n=2)
     return f"did you mean {' or '.join(names[one] for one in found)}?" if found else ""
 

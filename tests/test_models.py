@@ -201,6 +201,7 @@ def test_a_part_alone_will_do_where_a_part_is_wanted(names, part):
 WRONG = {
     "tehatre": "no model 'tehatre': did you mean theatre?",
     "mine.safetensor": "no model 'mine.safetensor': did you mean mine.safetensors?",
+    "no/thaetre": "no model no/thaetre on the hub",
     "run/modle.safetensors": "no model 'run/modle.safetensors': did you mean "
     "run/model.safetensors?",
     "LTX-Vidoe/": "no model 'LTX-Vidoe/': did you mean LTX-Video?",
@@ -217,8 +218,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_model_is_told_in_one_line(names, name):
+def test_what_is_no_model_is_told_in_one_line(names, name, monkeypatch):
     assert names
+
+    def refuse(asked, *_, **__):
+        raise UserError(f"no model {asked} on the hub")
+
+    monkeypatch.setattr(hub, "fetch", refuse)
     for folder, file in (("begun", "config.toml"), ("LTX-Video/vae", "config.json")):
         Path(folder).mkdir()
         (Path(folder) / file).touch()
