@@ -488,4 +488,5 @@ def _result(job: Job, index: Index) -> Iterator[str]:
         yield f"  ... and {len(broken) - EXAMPLES} more dropped"
     prompts = f" and {counted(len(index.prompts), 'prompt')}" if index.text else ""
     size = sum(path.stat().st_size for path in job.out.glob("*.safetensors")) / 1e6
-    yield f"{job.out}: {counted(kept, 'clip')}{prompts} in {len(names)} shards, {size:.1f} MB"
+    clips, shards = counted(kept, "clip"), counted(len(names), "shard")
+    yield f"{job.out}: {clips}{prompts} in {shards}, {size:.1f} MB"
