@@ -28,11 +28,11 @@ def encode(
     from flowcept.training import encoding
 
     try:
-        index = encoding.encode(folder, out, settings, quiet=quiet, console=typer.echo)
+        encoding.encode(folder, out, settings, quiet=quiet, console=typer.echo)
     except KeyboardInterrupt:
         if (out / "index.json").exists():
             typer.echo("to go on: the same command again")
         raise
     if not quiet:
-        init = " --init FOLDER --lora 32" if index.text else ""
-        typer.echo(f"next: flowcept train {out}{init}")
+        beside = " --lora 32" if settings.text else ""
+        typer.echo(f"next: flowcept train {out} --init {settings.codec}{beside}")

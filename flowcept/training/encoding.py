@@ -47,6 +47,7 @@ from flowcept.data.encoded import (
 )
 from flowcept.data.folder import ClipEntry, Finding, Scan
 from flowcept.data.shards import remove_stale, trimmed
+from flowcept.data.timing import Timing
 from flowcept.data.video import Frames
 from flowcept.device import autocast
 from flowcept.errors import UserError
@@ -246,7 +247,7 @@ def _made_of(job: Job, scan: Scan) -> dict[str, str]:
     files = [data.fingerprint(path) for path in dict.fromkeys(one.path for one in scan.entries)]
     own, text = scan.settings, job.text
     parts: dict[str, object] = {
-        "clips": (pieces, files),
+        "clips or captions": (pieces, files),
         "--codec": job.source.files or digest_of_codec(codec_at(job.source.place)),
         "--text": text and (replace(text.config, source=""), text.files),
         "sizes": _buckets(job, own.frame_size),
@@ -314,22 +315,22 @@ class Chosen:
 def _sizes(job: Job, scan: Scan) -> dict[Path, Chosen]:
     """The size of each file's clips."""
     buckets = _buckets(job, scan.settings.frame_size)
-    paths = list(dict.fromkeys(entry.path for entry in scan.entries))
+    files = {entry.path: entry.source for entry in scan.entries}
     if len(buckets) == 1:
-        return dict.fromkeys(paths, Chosen(buckets[0], 0.0))
+        return dict.fromkeys(files, Chosen(buckets[0], 0.0))
     show, chosen = job.console.progress("sizes", "clip"), dict[Path, Chosen]()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, own in zip(paths, pool.map(size_of, paths), strict=True):
+        for path, own in zip(files, pool.map(size_of, files, files.values()), strict=True):
             bucket = nearest(own, buckets)
             chosen[path] = Chosen(bucket, cropped(own, bucket))
-            show(len(chosen), len(paths))
+            show(len(chosen), len(files))
     return chosen
 
 
-def size_of(path: Path) -> Size:
+def size_of(path: Path, timing: Timing) -> Size:
     """Height and width of a clip's pictures; of one that cannot be read, which is told later, 1."""
     with suppress(UserError):
-        height, width = next(iter(video.stream(path))).shape[:2]
+        height, width = next(video.stream(path, timing)).shape[:2]
         return height, width
     return 1, 1
 
@@ -500,4 +501,5 @@ def _result(job: Job, index: Index) -> Iterator[str]:
         yield f"  ... and {len(broken) - EXAMPLES} more dropped"
     prompts = f" and {counted(len(index.prompts), 'prompt')}" if index.text else ""
     size = sum(path.stat().st_size for path in job.out.glob("*.safetensors")) / 1e6
-    yield f"{job.out}: {counted(kept, 'clip')}{prompts} in {len(names)} shards, {size:.1f} MB"
+    clips, shards = counted(kept, "clip"), counted(len(names), "shard")
+    yield f"{job.out}: {clips}{prompts} in {shards}, {size:.1f} MB"

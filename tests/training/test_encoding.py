@@ -301,4 +301,4 @@ def test_the_command_says_what_is_wrong_in_one_line(clips, tiny_model, tmp_path,
         assert not (tmp_path / "out").exists()
     done = flow("encode", clips, "--codec", tiny_model, "-o", "out")
     assert done.status == 0
-    assert done.out.endswith("next: flowcept train out\n")
+    assert done.out.endswith(f"next: flowcept train out --init {tiny_model}\n")

@@ -26,7 +26,8 @@ from flowcept.settings import ContextMixture, EncodeSettings
 from flowcept.training import run as train
 from flowcept.training import stored
 from flowcept.training.encoding import encode
-from flowcept.training.loop import Reports
+from flowcept.training.loop import Reports, save
+from flowcept.training.state import Files
 
 fixtures.require()
 
@@ -154,21 +155,32 @@ def test_heads_alone_learn(base, shards, tmp_path, monkeypatch):
     )
 
 
-def test_a_codec_that_is_gone_costs_a_sheet_not_the_run(base, shards, tmp_path):
-    moved = tmp_path / "ltx"
-    shutil.copytree(base, moved)
-    said, config = list[str](), config_of(moved)
-    train.train(shards, tmp_path / "run", config, quiet=True, pause_at=1)
-    shutil.move(moved / "vae", tmp_path / "vae")
-    with pytest.raises(UserError, match="has no folder vae") as error:
-        train.train(shards, tmp_path / "run", config, resume=True, console=said.append)
-    assert "\n" not in str(error.value)
+def test_a_codec_that_is_gone_costs_a_sheet_not_the_run(base, shards, tmp_path, monkeypatch):
+    def gone(*_: object) -> None:
+        raise UserError("gone")
 
-    trainer = prepared(shards, tmp_path / "other", config_of(base))
-    trainer.clips.latents.open_codec = lambda: (_ for _ in ()).throw(UserError("gone"))
-    with pytest.raises(UserError, match="gone"):
-        trainer.sheet()
-    trainer.weights()  # an adapter's file needs none
+    monkeypatch.setattr(stored, "_checked_codec", gone)
+    said: list[str] = []
+    path = train.train(shards, tmp_path / "run", config_of(base), console=said.append)
+    assert "note: no contact sheet: gone" in said
+    assert model_file.read_card(path).steps == 4
+
+    whole = prepared(shards, tmp_path / "whole", config_of(base, lora=0))
+    whole.train_step()
+    with pytest.raises(UserError, match="gone"):  # it belongs into the file
+        save(whole, Files(tmp_path / "whole"))
+    assert [path.name for path in (tmp_path / "whole").glob("*.safetensors")] == [
+        "state.safetensors"
+    ]
+
+
+def test_without_an_autoencoder_nothing_begins(base, shards, tmp_path):
+    moved = shutil.copytree(base, tmp_path / "ltx")
+    shutil.rmtree(moved / "vae")
+    assert "has no folder vae" in refused(shards, tmp_path / "run", config_of(moved))
+    shutil.copytree(base / "vae", moved / "vae")
+    shutil.rmtree(moved / "text_encoder")  # the largest part, which training does without
+    assert prepared(shards, tmp_path / "run", config_of(moved)).step == 0
 
 
 # ---- several sizes
