@@ -44,7 +44,8 @@ from flowcept.keywords import (
 )
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import DEFAULT, WORDS, Card, Weights, about
+from flowcept.model_file import WORDS, Card, Weights, about
+from flowcept.models import DEFAULT
 from flowcept.networks.text import words_of
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_
 
 from flowcept.errors import UserError, suggestion
 
+MODEL = "a shipped name, a file, a run's folder, a diffusers folder, or owner/model on a hub"
 DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -91,6 +92,9 @@ STATED = within(SLOWEST, FASTEST)
 SLOWNESS = within(0.01, 1000)
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
+
+ONE_SIZE = Rule(SIZE.words, lambda value: not value or SIZE.holds(value))
+AREA = Rule("an area as WIDTHxHEIGHT, or none", SIZE.holds)
 
 
 def sides(size: str) -> tuple[int, int]:
@@ -335,12 +339,57 @@ class DataSettings(Settings):
 
 
 @dataclass(frozen=True)
+class EncodeSettings(Settings):
+    """How clips become shards."""
+
+    panel = TRAINING
+
+    codec: str = setting(
+        "", "makes latents: a diffusers folder, a model file or a shipped name such as theatre"
+    )
+    text: str = setting(
+        "", "folder whose prompt encoder reads the captions; without it they stay words"
+    )
+    buckets: str = setting(
+        "", "AREA as WIDTHxHEIGHT: each clip gets the one of several sizes of this area that crops "
+        "it least; none: all get one size; default the area of a diffusers folder's own size"
+    )  # fmt: skip
+    size: str = setting(
+        "", "the one size of all frames, WIDTHxHEIGHT; default that of the model", ONE_SIZE
+    )
+    fps: float = setting(0.0, "frames per second; 0: the folder's most common rate", RATE)
+    min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
+    max_frames: int = setting(
+        0, "clips of more frames are cut into pieces; 0: as many as the model usually makes", NUMBER
+    )
+    fit: str = setting("crop", "how frames get their size", FIT)
+    shard_clips: int = setting(
+        32,
+        "clips in a shard: with fewer, less is lost when stopped and more processes share",
+        COUNT,
+    )
+    device: str = setting("auto", "where to compute", DEVICE, panel=COMPUTER)
+    dtype: str = setting(
+        "auto", "precision of matrix products", one_of("auto", *EXPORT.choices), panel=COMPUTER
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_frames and self.min_frames > self.max_frames:
+            raise UserError("`min_frames` is over `max_frames`")
+        if self.buckets not in ("", "none"):
+            AREA.check("buckets", self.buckets)
+            if self.size:
+                raise UserError("`size` is one size for all clips: leave out `buckets`")
+
+
+@dataclass(frozen=True)
 class CodecSettings(Settings):
     """What turns pictures into latents, and how it is trained."""
 
     panel = "Codec"
 
-    codec: str = setting("autoencoder", "autoencoder, pixels, a model file, or a diffusers folder")
+    codec: str = setting("autoencoder", f"autoencoder, pixels, or that of a model: {MODEL}")
     compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16", POSITIVE)
     codec_channels: int = setting(6, "channels of a latent", POSITIVE)
     codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
@@ -454,11 +503,12 @@ class OptimizerSettings(Settings):
 
     panel = TRAINING
 
-    init: str = setting(
-        "", "a model to go on from: a file, a run's or diffusers folder or a shipped name"
-    )
+    init: str = setting("", f"a model to go on from: {MODEL}")
     lora: int = setting(
         0, "rank of an adapter beside a diffusers folder; 0: the folder's weights learn", NUMBER
+    )
+    freeze: bool = setting(
+        False, "the own weights of a diffusers folder stay, with --lora 0 too: lengths are learned"
     )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(0.0, "hours after which to end; 0: no bound", NUMBER)
@@ -589,7 +639,7 @@ class MotionOptimizerSettings(Settings):
 
     panel = TRAINING
 
-    init: str = setting("", "a model to go on from: a file, a run's folder or a shipped name")
+    init: str = setting("", "a model to go on from: a shipped name, a file, or a run's folder")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(0.0, "hours after which to end; 0: no bound", NUMBER)
     learning_rate: float = setting(3e-4, "peak learning rate", POSITIVE)
@@ -650,6 +700,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What a resumed run may change: how long it goes on and what it reports, not what it computes.
 RESUMABLE = ("max_hours", *(one.name for one in fields(ReportSettings)))
+
+# What a folder of shards has settled.
+OF_THE_SHARDS = ("size", "fps", "min_frames", "max_frames", "fit")
 
 # What a model to go on from has settled.
 OF_THE_MODEL = tuple(

@@ -122,7 +122,7 @@ def test_a_marker_is_read_as_one() -> None:
 
 def test_every_page_with_commands_is_a_guide_or_of_long_work() -> None:
     others = {
-        "docs/evidence.md", "docs/performance.md", "docs/pretrained.md", "docs/backbones.md",
+        "docs/evidence.md", "docs/performance.md", "docs/backbones.md",
         "weights/README.md",
     }  # fmt: skip
     for page in PAGES:

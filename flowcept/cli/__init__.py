@@ -16,7 +16,19 @@ import typer
 from typer.core import TyperCommand
 
 from flowcept import __version__
-from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, stage, theatre, train
+from flowcept.cli import (
+    encode,
+    evaluate,
+    extend,
+    gen,
+    i2v,
+    info,
+    interp,
+    merge,
+    stage,
+    theatre,
+    train,
+)
 from flowcept.errors import UserError, suggestion
 from flowcept.settings import with_flags
 from flowcept.training.stopping import stoppable
@@ -48,7 +60,7 @@ class Command(TyperCommand):
 
 COMMANDS = {
     "Make clips": (gen, i2v, interp, extend),
-    "Train models": (train, evaluate, merge),
+    "Train models": (encode, train, evaluate, merge),
     "Draw clips to train on": (theatre, stage),
     "See what a file is": (info,),
 }

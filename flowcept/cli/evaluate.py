@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flowcept.cli.options import (
+    Base,
     Device,
     Dtype,
     Json,
@@ -20,7 +21,7 @@ from flowcept.cli.options import (
     in_words,
     takes,
 )
-from flowcept.settings import INPUT, OUTPUT, SEED, SampleConfig, defaults, one_of
+from flowcept.settings import INPUT, MODEL, OUTPUT, SEED, SampleConfig, defaults, one_of
 
 TASK = one_of("gen", "i2v")
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
@@ -43,7 +44,7 @@ def evaluate(
     controls: dict[str, Any],
     model: Annotated[
         str,
-        typer.Argument(help="a model file, or the name of a shipped model", metavar="MODEL"),
+        typer.Argument(help=MODEL, metavar="MODEL"),
     ],
     folder: Annotated[Path, typer.Argument(help="a folder of clips and captions", metavar="DATA")],
     task: Annotated[
@@ -63,6 +64,7 @@ def evaluate(
         Path | None, helped("a picture of the scores, a .png file", panel=OUTPUT)
     ] = None,
     overwrite: Overwrite = False,
+    base: Base = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -77,7 +79,7 @@ def evaluate(
     SEED.check("seed", seed)
     check_file("--output", output, (".json",), overwrite)
     check_file("--sheet", sheet, (".png",), overwrite)
-    from flowcept import __version__, load, model_file
+    from flowcept import __version__, load
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
@@ -86,11 +88,9 @@ def evaluate(
 
     bar = cache(lambda what: Console(quiet=quiet).progress(what, "clip"))
 
-    studio = load(model, device=device, dtype=dtype)
+    studio = load(model, device=device, dtype=dtype, base=base)
     network = FeatureNetwork(features, studio.device) if features else None
-    maker = scorer.Maker(
-        model_file.find(model).name, studio, seed, lambda what, *counts: bar(what)(*counts)
-    )
+    maker = scorer.Maker(studio.name, studio, seed, lambda what, *counts: bar(what)(*counts))
     scores = scorer.evaluate(
         maker, folder, config, between, task=task, clips=clips, network=network
     )

@@ -29,6 +29,7 @@ from flowcept.settings import (
     FORMAT,
     INPUT,
     LENGTH,
+    MODEL,
     OUTPUT,
     RETIMING,
     SAMPLING,
@@ -72,9 +73,12 @@ def helped(
 RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
+BASE = "the pretrained model that an adapter belongs to, where that has moved"
+
 Anyway = Annotated[
     bool, helped("go on with pictures that the model cannot show well", "--anyway", panel=INPUT)
 ]
+Base = Annotated[str | None, helped(BASE, "--base", panel=INPUT)]
 Device = Annotated[
     str, helped("where to compute; auto: a GPU if there is one", rule=DEVICE, panel=COMPUTER)
 ]
@@ -136,10 +140,11 @@ class MakeOptions(Settings):
     command: str
     model: str | None = setting(
         None,
-        "a file, a shipped name, a run's or a diffusers folder",
+        MODEL,
         names="--model -m",
         panel=INPUT,
     )
+    base: str | None = setting(None, BASE, panel=INPUT)
     output: str | None = setting(
         None,
         "a clip, out.mp4 (or .webm, .mov, .gif, .webp, .apng); a folder of clips, clips/; "

@@ -70,7 +70,10 @@ def train(
     settings: dict[str, Any],
     folder: Annotated[
         Path,
-        typer.Argument(help="a folder of clips, with captions for a transformer", metavar="DATA"),
+        typer.Argument(
+            help="a folder of clips, with captions for a transformer, or of shards",
+            metavar="DATA",
+        ),
     ],
     run: Annotated[
         Path,
