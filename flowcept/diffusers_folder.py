@@ -18,16 +18,15 @@ import torch
 from torch import Tensor
 
 from flowcept.codecs.pretrained import PretrainedVideo, load_pretrained
-from flowcept.diffusers_pipelines import KINDS, Kind
+from flowcept.diffusers_pipelines import KINDS, Kind, kind_of
 from flowcept.errors import UserError
 from flowcept.model_file import Card, Weights
-from flowcept.networks.pretrained import LTX, WAN, Backbone, BackboneConfig, check_settings
+from flowcept.networks.pretrained import LTX, Backbone, BackboneConfig, check_settings
 from flowcept.networks.text import TextConfig, build_encoder
 from flowcept.process.full_sequence import FullSequence, Levels
 from flowcept.settings import sides
 
 EULER = "FlowMatchEulerDiscreteScheduler"
-TASKS = frozenset(["gen"])
 
 
 def load(
@@ -53,7 +52,7 @@ def load(
 
     network = Backbone(card.network, card.process.shift, _transformer(folder, kind, dtype))
     if change is None:
-        network.tasks = TASKS
+        network.tasks, network.extends_backward = kind.tasks, kind.backward
     text = build_encoder(card.text).to(dtype)
     for module in (network, text, codec):
         module.eval().requires_grad_(requires_grad=False)
@@ -63,12 +62,13 @@ def load(
 def _kind(folder: Path) -> Kind:
     """What the folder's pipeline is here."""
     index = _read(folder / "model_index.json", folder)
-    name = index.get("_class_name")
-    if name not in KINDS:
+    kind = kind_of(index)
+    if kind is None:
+        name = index.get("_class_name")
         raise UserError(f"{folder} holds a {name}; flowcept reads {', '.join(KINDS)}")
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"{folder} has two transformers; flowcept reads models of one")
-    return KINDS[name]
+    return kind
 
 
 def _read(path: Path, folder: Path) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _network(
     settings = _settings(folder, kind)
     if settings["in_channels"] != codec.config.channels:
         raise UserError(f"{folder}: the transformer reads other latents than the autoencoder makes")
-    patch = settings["patch_size"][-1] if kind.transformer == WAN else 1
+    patch = 1 if kind.transformer == LTX else settings["patch_size"][-1]
     _check_grid(size, codec.config.compression * patch)
     channels, height, width = codec.latent_shape(size)
     return BackboneConfig(

@@ -24,6 +24,7 @@ class VideoNetwork(nn.Module):
     shift: float  # the process's, of the denoising progress
     checkpoint_blocks: bool = False  # recompute blocks in the backward pass
     tasks: frozenset[str] = TASKS  # commands that it is for
+    extends_backward: bool = True  # whether it makes frames before those that are given
     steps: int | None = None  # of the sampler where nothing else is asked; None: the command's
     gapwise: bool = False  # takes each gap for itself: a card's lengths are those of one gap
 
