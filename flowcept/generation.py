@@ -13,9 +13,8 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,22 @@ import torch
 from torch import Tensor
 
 from flowcept import __version__, settings
-from flowcept.codecs import Codec, to_frames, to_images
+from flowcept.clip import Clip, Growth
+from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
 from flowcept.data.contexts import LONGEST_RUN
-from flowcept.data.video import Frames, Sound
+from flowcept.data.video import Frames
 from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
+from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
 from flowcept.model_file import DEFAULT, WORDS, Card, Weights
 from flowcept.networks.text import words_of
-from flowcept.process.guidance import guided
-from flowcept.process.sampler import Step, clip_generator, sample_steps
-from flowcept.process.state import Given, changed
+from flowcept.process.sampler import clip_generator
+from flowcept.process.state import Given
+from flowcept.request import Request
+from flowcept.sampling import Made, Start, from_nothing, sample_clips, visible
 from flowcept.settings import SampleConfig, mixed
-
-Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
-Watch = Callable[[Step], None]
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
 ENDS = 256  # frames at either end of a file that extend reads, more than any model sees
@@ -50,137 +49,6 @@ MARGIN = 2.0  # decibels by which a given picture may be worse than those of tra
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One made clip and how it was made."""
-
-    frames_FHW3: Frames
-    fps: float
-    seed: int
-    settings: dict[str, Any]  # travels in the file's metadata
-    notes: list[str] = field(default_factory=list)  # what the user should know
-    growth: Growth = field(default_factory=list)
-    order: list[int] = field(default_factory=list)  # names of the final latents, left to right
-    ends: list[int] = field(default_factory=list)  # the picture that each of them ends with
-    sound: Sound | None = None
-    before: int = 0  # frames in front of the clip that is extended
-    whole: video.Joined | None = None  # what is written where memory does not hold it all
-
-    @property
-    def shown(self) -> Frames | video.Joined:
-        """All frames, one after another."""
-        return self.frames_FHW3 if self.whole is None else self.whole
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        height, width = self.frames_FHW3.shape[1:3]
-        return (height, width) if self.whole is None else self.whole.size
-
-    def __len__(self) -> int:
-        return len(self.shown)
-
-    def save(self, path: str | Path, *, metadata: bool = True) -> str:
-        """Write the clip; the suffix decides the format. What had to be changed, or ""."""
-        told = self.settings if metadata else None
-        frames, sound = self.shown, self.sound
-        return video.write_stream(Path(path), frames, self.fps, metadata=told, sound=sound)[1]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for, whatever the task."""
-
-    command: str
-    prompt: str
-    config: SampleConfig  # lengths in pictures
-    seed: int
-    negative_prompt: str = ""
-    fps: float | None = None  # of playback; None: the model's
-    scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
-    loop: bool = False  # whether frames from the last one back to the first are put at the end
-    anyway: bool = False  # whether pictures may be given that the codec cannot rebuild
-    literal: bool = False  # no word is read as another that the model knows
-    watch: Watch | None = None  # called after every step of the sampler, with the clip's latents
-
-    def __post_init__(self) -> None:
-        settings.SEED.check("seed", self.seed)
-        for text in (self.prompt, self.negative_prompt):
-            settings.check_prompt(text)
-
-    @staticmethod
-    def of(command: str, prompt: str, options: Mapping[str, Any]) -> Request:
-        """The request of a call; controls that it does not name are the command's own.
-
-        Raises ``TypeError`` for an unknown keyword and ``UserError`` for a wrong value.
-        """
-        rest = dict(options)
-        start = rest.pop("config", settings.defaults(command))
-        names = [one.name for one in fields(SampleConfig) if one.name in rest]
-        controls = {name: rest.pop(name) for name in names}
-        if rest.get("seed") is None:
-            rest["seed"] = settings.random_seed()
-        config = settings.from_mapping(SampleConfig, controls, start=start)
-        return Request(command, prompt, config, **rest)
-
-    def window(self, number: int) -> Request:
-        """The same for a window of the clip: the first has the clip's seed, others their own."""
-        return replace(self, seed=mixed(self.seed, "window", number)) if number else self
-
-    def way_there(self) -> Request:
-        """The same for a clip that is to come back to its start: half of its frames do that."""
-        names = ("frames", "min_length", "max_length")
-        asked = {name: getattr(self.config, name) for name in names}
-        half = {
-            name: value and max(value - value // 2, min(value, 2)) for name, value in asked.items()
-        }
-        return replace(self, config=replace(self.config, **half))
-
-
-@dataclass(frozen=True)
-class Made:
-    """What calls of the sampler made, at the model's own size."""
-
-    frames_FHW3: Frames
-    growth: Growth
-    order: list[int]  # names of the clip's latents, left to right
-    places: list[int]  # of the picture that each given latent is, or ends with
-    together: int  # latents that were sampled at once
-    before: int = 0  # new pictures before those of the user's clip
-
-    def __len__(self) -> int:
-        return len(self.frames_FHW3)
-
-    def followed(self, back: Made) -> Made:
-        """The clip, then what lies between the two given ends of ``back``, and its growth."""
-        start, end = back.places
-        new_FHW3, _ = video.fit(
-            back.frames_FHW3[start + 1 : end], self.frames_FHW3.shape[1:3], "stretch"
-        )
-        free = max(self.order) - 1  # new names there are from 2 on
-        renamed = [
-            [(free + name, time, new) for name, time, new in row if name > 1] for row in back.growth
-        ]
-        return replace(
-            self,
-            frames_FHW3=np.concatenate([self.frames_FHW3, new_FHW3]),
-            growth=[*self.growth, *([*self.growth[-1], *row] for row in renamed)],
-            order=[*self.order, *(free + name for name in back.order if name > 1)],
-            together=max(self.together, back.together),
-        )
-
-    def without_last(self) -> Made:
-        """All pictures but the last one, which is the first one again."""
-        last = self.order[-1:] if len(self.order) == len(self.frames_FHW3) else []
-        return replace(
-            self,
-            frames_FHW3=self.frames_FHW3[:-1],
-            growth=[[seen for seen in row if seen[0] not in last] for row in self.growth],
-            order=[name for name in self.order if name not in last],
-            places=self.places[:-1],
-        )
-
-
 def check_size(card: Card, size: str | None) -> None:
     """Raise ``UserError`` for a size that a model of one size, or of given pictures', has not."""
     if size is None:
@@ -189,140 +57,6 @@ def check_size(card: Card, size: str | None) -> None:
     own = "the pictures' own size" if card.any_size else f"{width}x{height}"
     if card.any_size or settings.sides(size) != card.size:
         raise UserError(f"this model makes frames of {own}: leave out --size")
-
-
-def from_nothing(card: Card, device: torch.device | None = None) -> Given:
-    """The start of a clip without any given frame, as in text-to-video."""
-    return Given(torch.zeros(0, *card.codec.latent_shape(card.size), device=device), (True,))
-
-
-def sample_clips(
-    weights: Weights,
-    given: Sequence[Given],
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    generators: Sequence[torch.Generator],
-    config: SampleConfig,
-) -> Iterator[Step]:
-    """Sample a clip for each given start, step by step (``sampler.sample_steps``).
-
-    Lengths are in latents, by default bounded by those trained. Where no prompt differs from its
-    negative one there is nothing to lean to: the network is asked once, not twice, a step.
-    """
-    leans = list(prompts) != list(negative_prompts) and weights.card.text.kind != "none"
-    guidance = config.guidance if leans else 1.0
-    toward = [weights.text([prompt]) for prompt in prompts]
-    away = [weights.text([prompt]) for prompt in negative_prompts]
-    model = guided(weights.network, toward, away, guidance, cached=config.cache)
-    least, most = weights.card.min_length, weights.card.max_length
-    return sample_steps(
-        model, given, generators, config, weights.process, min_length=least, max_length=most
-    )
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Numbers of pictures that a codec can make, and the latents of which they come.
-
-    A length may count new pictures only: ``known`` ones stand in the clip beside them.
-    """
-
-    codec: Codec
-    known: int = 0
-
-    @property
-    def least(self) -> int:
-        """Latents of the shortest clip with anything new."""
-        return self.codec.latents_of(self.known) + 1
-
-    def pictures(self, latents: int) -> int:
-        """Pictures of a clip of so many latents that a length counts."""
-        return self.codec.pictures_of(latents) - self.known
-
-    def latents(self, pictures: int) -> int:
-        """Latents of the longest clip of no more pictures than asked for, if there is one."""
-        return max(self.codec.latents_of(self.known + pictures), self.least)
-
-    def enough(self, pictures: int) -> int:
-        """Latents of the shortest clip of no fewer pictures than asked for."""
-        return self.codec.latents_of(self.known + pictures + self.codec.pictures_per_latent - 1)
-
-    def told(self, flag: str, asked: int | None, latents: int | None) -> list[str]:
-        """A note where a number that was asked for is not made."""
-        if not asked or not latents or self.pictures(latents) == asked:
-            return []
-        first = ", ".join(str(self.pictures(self.least + more)) for more in range(3))
-        made = self.pictures(latents)
-        return [f"{flag} {asked}: this model makes {first}, ...; {asked} becomes {made}"]
-
-    def in_latents(self, config: SampleConfig) -> tuple[SampleConfig, list[str]]:
-        """The controls with lengths in latents of the whole clip, and notes on what was rounded.
-
-        Raises ``UserError`` where no length that can be made lies within the bounds.
-        """
-        if config.frames:
-            exact = self.latents(config.frames)
-            notes = self.told("--frames", config.frames, exact)
-            return replace(config, frames=exact, min_length=None, max_length=None), notes
-        least = config.min_length and self.enough(config.min_length)
-        most = config.max_length and self.latents(config.max_length)
-        notes = self.told("--min-length", config.min_length, least)
-        notes += self.told("--max-length", config.max_length, most)
-        if least and most and least > most:
-            raise UserError("no length lies within the bounds: " + "; ".join(notes))
-        return replace(config, min_length=least, max_length=most), notes
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a clip starts from. Given latents are named by their number, which the sampler keeps."""
-
-    given: Given
-    beside: frozenset[int]  # those that stand beside the clip
-
-    @staticmethod
-    def of(given: Given, codec: Codec) -> Start:
-        """With a video codec, keyframes stand beside the clip if frames may come before them."""
-        opened = {number for number, gap in enumerate(given.open_gaps[:-1]) if gap}
-        return Start(given, frozenset(opened if codec.pictures_per_latent > 1 else ()))
-
-    @property
-    def known(self) -> int:
-        """Latents that are given or known to come."""
-        return len(self.given.latent_FCHW) + sum(self.given.missing or ())
-
-    def own(self, step: Step) -> Step:
-        """A step of this one clip, without what stands beside it."""
-        if not self.beside:
-            return step
-        rows = [row for row, name in enumerate(step.name_F.tolist()) if name not in self.beside]
-        rows_F = torch.tensor(rows, dtype=torch.int64, device=step.state.time_F.device)
-
-        def own(name: str, x: Tensor) -> Tensor:
-            return x if name.endswith("_B") else x[rows_F]
-
-        kept = changed(step.state, own, lengths=(len(rows),))
-        return replace(step, state=kept, age_F=step.age_F[rows], name_F=step.name_F[rows])
-
-    def places(self, names: Sequence[int], codec: Codec) -> list[int]:
-        """The picture that each given latent is, or ends with, by all names from left to right."""
-        own = itertools.accumulate(name not in self.beside for name in names)
-        ends = dict(zip(names, map(codec.pictures_of, own), strict=True))
-        return [ends[number] - 1 for number in range(len(self.given.latent_FCHW))]
-
-
-@dataclass(frozen=True)
-class Edge(Grid):
-    """An end of a clip at which it grows, with the pictures that the model knows there."""
-
-    backward: bool = False  # whether it is the first
-
-    def seen(self, frames_FHW3: Frames) -> Frames:
-        return frames_FHW3[: self.known] if self.backward else frames_FHW3[-self.known :]
-
-    def new(self, frames_FHW3: Frames) -> Frames:
-        """Pictures of a made clip beyond those that were seen."""
-        return frames_FHW3[: -self.known] if self.backward else frames_FHW3[self.known :]
 
 
 class Studio:
@@ -607,7 +341,7 @@ class Studio:
             own = start.own(step)
             if self.weights.network.gapwise and (not growth or len(own.name_F) > len(growth[-1])):
                 self._check_memory(len(own.name_F), request, size)
-            growth.append(_visible(own, controls.steps))
+            growth.append(visible(own, controls.steps))
             if request.watch:
                 request.watch(own)
         parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
@@ -909,11 +643,6 @@ def _around(clip_FHW3: Frames, new: Sequence[Made], backward: bool) -> Made:
     parts.insert(1 if backward else 0, clip_FHW3)
     before = len(new[0]) if backward else 0
     return replace(new[0], frames_FHW3=np.concatenate(parts), before=before)
-
-
-def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
-    frames = zip(step.name_F.tolist(), step.age_F.tolist(), strict=True)  # asks no device
-    return [(name, age / num_steps, age == 0) for name, age in frames]
 
 
 def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:

@@ -15,9 +15,10 @@ import flowcept
 from flowcept import diffusers_folder, model_file
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.generation import Studio, from_nothing, sample_clips
+from flowcept.generation import Studio
 from flowcept.process.forward import Flowception
 from flowcept.process.sampler import clip_generator, latents_of
+from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import SampleConfig
 
 fixtures.require()

@@ -50,6 +50,8 @@ FLOORS = [
     ("data.shards", "diffusers_pipelines"),
     ("diffusers_folder",),
     ("adapters",),
+    ("clip", "lengths", "request"),
+    ("sampling",),
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),

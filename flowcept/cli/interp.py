@@ -23,8 +23,9 @@ from flowcept.errors import UserError
 from flowcept.settings import FIT, RetimeConfig, SampleConfig, check_keyframes, defaults
 
 if TYPE_CHECKING:
+    from flowcept.clip import Clip
     from flowcept.data.video import Frames
-    from flowcept.generation import Clip, Studio
+    from flowcept.generation import Studio
 
 PREFERRED = "motion"  # the model that is taken where neither it nor a prompt is named
 

@@ -22,7 +22,8 @@ from flowcept.errors import UserError
 from flowcept.settings import mixed, random_seed
 
 if TYPE_CHECKING:
-    from flowcept.generation import Clip, Studio
+    from flowcept.clip import Clip
+    from flowcept.generation import Studio
     from flowcept.process.sampler import Step
 
     Call = Callable[[Studio, dict[str, Any]], Clip]  # asks a studio for a clip

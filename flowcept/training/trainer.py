@@ -26,7 +26,6 @@ from flowcept.data import batches, video
 from flowcept.data.batches import Batch, Lessons, split_batch
 from flowcept.device import autocast
 from flowcept.errors import UserError
-from flowcept.generation import from_nothing, sample_clips
 from flowcept.model_file import Weights
 from flowcept.networks import VideoNetwork
 from flowcept.networks.text import PromptEncoder
@@ -34,6 +33,7 @@ from flowcept.process.forward import Process, Target, concat
 from flowcept.process.loss import LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
+from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import ObjectiveSettings, OptimizerSettings, SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine
 from flowcept.training.parts import Clips

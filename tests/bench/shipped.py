@@ -45,9 +45,9 @@ from flowcept.data.theatre import Scene
 from flowcept.device import autocast
 from flowcept.evaluation import metrics
 from flowcept.evaluation.evaluate import QUARTERS, quarter
-from flowcept.generation import from_nothing, sample_clips
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import Given
+from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import SampleConfig, defaults
 
 Frames = NDArray[np.uint8]
