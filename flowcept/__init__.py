@@ -27,21 +27,20 @@ def load(
 
     ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16;
     ``compile`` runs torch.compile on the network's blocks. ``size``, WIDTHxHEIGHT, is for
-    diffusers folders, whose models make clips of many sizes.
+    pretrained video models and what was trained of them, which make clips of many sizes.
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
     from flowcept import model_file
     from flowcept.adapters import open_model
     from flowcept.device import pick_device, pick_dtype
-    from flowcept.generation import Studio, check_size
+    from flowcept.generation import Studio
 
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
     path = model_file.find(model)
-    weights = open_model(path, precision, size)
-    if not path.is_dir():
-        check_size(weights.card, size)
+    weights = open_model(path, precision)
     name = path.resolve().name if path.is_dir() else path.stem
     if compile:
         weights.network.compile_blocks()
-    return Studio(weights, name, where, precision)
+    studio = Studio(weights, name, where, precision)
+    return studio if size is None else studio.at(size)

@@ -89,10 +89,9 @@ def _read(path: Path, folder: Path) -> dict[str, Any]:
 def _card(folder: Path, kind: Kind, codec: PretrainedVideo, size: tuple[int, int]) -> Card:
     """What the plain model is."""
     network = _network(folder, kind, codec, size)
-    patches = network.height * network.width // network.patch**2
     return Card(
         network=network,
-        process=FullSequence(levels=_levels(folder, kind, patches)),
+        process=FullSequence(levels=_levels(folder, kind, network.patch)),
         text=TextConfig(kind.recipe, width=network.text_width, heads=1, source=str(folder)),
         codec=codec.config,
         size=size,
@@ -178,13 +177,13 @@ def _library(folder: Path, name: str) -> Any:  # noqa: ANN401
     return getattr(diffusers, name)
 
 
-def _levels(folder: Path, kind: Kind, patches: int) -> Levels:
-    """The noise levels of the folder's scheduler, of frames of so many patches, as progress."""
+def _levels(folder: Path, kind: Kind, patch: int) -> Levels:
+    """The noise levels of the folder's scheduler, as progress; a patch has such sides in cells."""
     new_scheduler = _scheduler(folder)
 
-    def levels(num_steps: int, frames: int) -> Tensor:
+    def levels(num_steps: int, cells: int) -> Tensor:
         scheduler = new_scheduler()
-        kind.levels(scheduler, num_steps, frames * patches)
+        kind.levels(scheduler, num_steps, cells // patch**2)
         progress_A = 1 - torch.as_tensor(scheduler.sigmas).double().cpu()
         assert len(progress_A) == num_steps + 1
         assert math.isclose(float(progress_A[-1]), 1)

@@ -13,6 +13,7 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, settings
+from flowcept import __version__, settings, sizes
 from flowcept.clip import Clip, Growth
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
@@ -32,7 +33,7 @@ from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import DEFAULT, WORDS, Card, Weights
+from flowcept.model_file import DEFAULT, WORDS, Weights
 from flowcept.networks.text import words_of
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
@@ -49,16 +50,6 @@ MARGIN = 2.0  # decibels by which a given picture may be worse than those of tra
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 
 
-def check_size(card: Card, size: str | None) -> None:
-    """Raise ``UserError`` for a size that a model of one size, or of given pictures', has not."""
-    if size is None:
-        return
-    height, width = card.size
-    own = "the pictures' own size" if card.any_size else f"{width}x{height}"
-    if card.any_size or settings.sides(size) != card.size:
-        raise UserError(f"this model makes frames of {own}: leave out --size")
-
-
 class Studio:
     """A model ready to make clips. Every method is one command; keywords are its flags.
 
@@ -73,15 +64,52 @@ class Studio:
         self.card, self.codec = weights.card, weights.codec
         self.grid = Grid(self.codec)
         self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
+        self.sized = False  # whether someone said of which size frames are
+        self.size_notes: list[str] = []  # what that size became
         for module in (weights.network, weights.text, weights.codec):
             module.to(device)
+
+    def at(self, size: str) -> Studio:
+        """The same model for frames of another size, WIDTHxHEIGHT, rounded to its grid.
+
+        Raises ``UserError`` for a model that makes frames of one size, or of given pictures'.
+        """
+        step = sizes.step_of(self.weights)
+        if step:
+            made, notes = sizes.rounded(size, step)
+            return self._at(made, sized=True, notes=notes)
+        if self.card.any_size or settings.sides(size) != self.card.size:
+            own = sizes.own_words(self.card)
+            raise UserError(f"this model makes frames of {own}: leave out --size")
+        return self
+
+    def like(self, given_FHW3: Frames) -> Studio:
+        """The same model for frames of the aspect of given pictures, if it can and none was said."""
+        step = sizes.step_of(self.weights)
+        if self.sized or not step:
+            return self
+        height, width = given_FHW3.shape[1:3]
+        made = sizes.of_aspect((height, width), self.card.size, step)
+        if made == self.card.size:
+            return self
+        told = f"frames of {sizes.words(made)}, the aspect of what is given; --size says another"
+        return self._at(made, sized=False, notes=[told])
+
+    def _at(self, size: sizes.Size, *, sized: bool, notes: list[str]) -> Studio:
+        other = copy.copy(self)
+        other.weights = self.weights.at(size)
+        other.card, other.sized, other.size_notes = other.weights.card, sized, notes
+        return other
 
     def check_task(self, command: str) -> None:
         """Raise ``UserError`` where the model is not for what a command makes."""
         tasks = self.weights.network.tasks
         if command not in tasks:
             does = f"{self.name} is a model for {', '.join(sorted(tasks))} only"
-            raise UserError(f"{does}, not for {command}: take another one, such as {DEFAULT}")
+            remedy = f"take another one, such as {DEFAULT}"
+            if self.weights.network.grid:  # a pretrained one
+                remedy = "train it for that (flowcept train DATA --init FOLDER), or take another"
+            raise UserError(f"{does}, not for {command}: {remedy}")
 
     def generate(self, prompt: str, **options: object) -> Clip:
         """A clip of a prompt."""
@@ -99,13 +127,14 @@ class Studio:
         **options: object,
     ) -> Clip:
         """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
-        request = self._request("i2v", prompt, options)
         picture_1HW3 = image_HW3[None]
-        fitted_1HW3 = self._given(picture_1HW3, fit, request)
-        latent_1CHW = self._encoded(self.codec.encode_keyframes, fitted_1HW3)
-        made, notes = self._clip(Given(latent_1CHW, (False, True)), request)
-        clip = self._finish(made, request, notes)
-        return self._keyed(clip, picture_1HW3, fit, exact, made.places)
+        studio = self.like(picture_1HW3)
+        request = studio._request("i2v", prompt, options)
+        fitted_1HW3 = studio._given(picture_1HW3, fit, request)
+        latent_1CHW = studio._encoded(studio.codec.encode_keyframes, fitted_1HW3)
+        made, notes = studio._clip(Given(latent_1CHW, (False, True)), request)
+        clip = studio._finish(made, request, notes)
+        return studio._keyed(clip, picture_1HW3, fit, exact, made.places)
 
     def interp(
         self,
@@ -125,18 +154,19 @@ class Studio:
         whose sound is kept where playing takes as long as before.
         In a loop the first keyframe follows the last one, and all lengths count the way there.
         """
-        request = self._request("interp", prompt, options)
+        studio = self.like(keyframes_FHW3)
+        request = studio._request("interp", prompt, options)
         settings.check_keyframes(request.config, len(keyframes_FHW3), multi)
-        fitted_FHW3 = self._given(keyframes_FHW3, fit, request)
-        made, notes = self._through(fitted_FHW3, multi, request)
+        fitted_FHW3 = studio._given(keyframes_FHW3, fit, request)
+        made, notes = studio._through(fitted_FHW3, multi, request)
 
         between = Grid(self.codec, known=2)
         multi = multi and between.pictures(between.latents(multi))
         rate = clip_fps and clip_fps * (multi + 1)
         request = replace(request, fps=request.fps or rate)
-        clip = self._finish(made, request, notes, keyframes=len(keyframes_FHW3), multi=multi)
+        clip = studio._finish(made, request, notes, keyframes=len(keyframes_FHW3), multi=multi)
         clip = _sounding(clip, sound, 0.0 if multi and request.fps == rate else None)
-        return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
+        return studio._keyed(clip, keyframes_FHW3, fit, exact, made.places)
 
     def extend(
         self,
@@ -157,13 +187,16 @@ class Studio:
         most half of the longest trained clip, so that the rest of it is new.
         """
         settings.check_extension(direction, context)
-        request = self._request("extend", prompt, options)
-        edges = self._edges(direction, context, len(clip_FHW3))
-        made, notes = self._extended(clip_FHW3, edges, request)
+        studio = self.like(clip_FHW3)
+        request = studio._request("extend", prompt, options)
+        if direction != "forward" and not self.weights.network.extends_backward:
+            raise UserError(f"{self.name} extends clips at their end only: --direction forward")
+        edges = studio._edges(direction, context, len(clip_FHW3))
+        made, notes = studio._extended(clip_FHW3, edges, request)
         rate = request.fps or clip_fps
         request = replace(request, fps=rate, scale=1)
         notes += self._other_rate(clip_fps)
-        clip = self._finish(made, request, notes, direction=direction, context=edges[-1].known)
+        clip = studio._finish(made, request, notes, direction=direction, context=edges[-1].known)
         clip = _sounding(clip, sound, made.before / rate if rate == clip_fps else None)
         return replace(clip, before=made.before)
 
@@ -173,8 +206,9 @@ class Studio:
         Between its ends the clip's ``frames_FHW3`` lack frames, and have the model's size.
         """
         held = ENDS + 2 * (options.get("context") or 0)
-        ends_FHW3, own = file.ends(held, self.card.size)
-        clip = self.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
+        studio = self.like(next(iter(file))[None]) if self.weights.network.grid else self
+        ends_FHW3, own = file.ends(held, studio.card.size)
+        clip = studio.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
 
         before, after = np.split(clip.frames_FHW3, [clip.before, clip.before + len(ends_FHW3)])[::2]
         whole = video.Joined((before, file, after), own)
@@ -207,7 +241,10 @@ class Studio:
         self.check_task(command)
         if not {"steps", "config"} & options.keys():
             options = {**options, "config": self.usual(settings.defaults(command))}
-        return Request.of(command, prompt, options)
+        request = Request.of(command, prompt, options)
+        if request.loop and "interp" not in self.weights.network.tasks:
+            raise UserError(f"{self.name} cannot make a way back between two frames: no --loop")
+        return request
 
     def usual(self, config: SampleConfig) -> SampleConfig:
         """The controls in the number of steps that the model has by itself."""
@@ -590,7 +627,7 @@ class Studio:
         frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
         known = made.together if request.config.frames or more.get("multi") else None
         longest = self._most(int(more.get("keyframes", 2)))
-        told = [*self._notes(request, known, longest), *notes]
+        told = [*self.size_notes, *self._notes(request, known, longest), *notes]
         record = self._record(made, request) | more
         ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
         shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []

@@ -8,9 +8,9 @@ with a file is said in one line before anything of its claimed size is allocated
 import json
 import os
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -95,6 +95,12 @@ class Weights:
         if self.card.text.kind == "bytes":
             modules["text"] = self.text
         return nn.ModuleDict(modules)
+
+    def at(self, size: tuple[int, int]) -> Self:
+        """The same modules for frames of another height and width, on the network's grid."""
+        _, height, width = self.codec.latent_shape(size)
+        network = replace(self.card.network, height=height, width=width)
+        return replace(self, card=replace(self.card, network=network, size=size))
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of the file by their names there; of an adapter those of its base are not."""

@@ -63,8 +63,11 @@ class Start:
     @staticmethod
     def of(given: Given, codec: Codec) -> Start:
         """With a video codec, keyframes stand beside the clip if frames may come before them."""
-        opened = {number for number, gap in enumerate(given.open_gaps[:-1]) if gap}
-        return Start(given, frozenset(opened if codec.pictures_per_latent > 1 else ()))
+        if codec.pictures_per_latent == 1:
+            return Start(given, frozenset())
+        opened = given.open_gaps[:-1]
+        beside = frozenset(number for number, gap in enumerate(opened) if gap)
+        return Start(replace(given, keyframes=opened) if beside else given, beside)
 
     @property
     def known(self) -> int:

@@ -50,7 +50,7 @@ FLOORS = [
     ("data.shards", "diffusers_pipelines"),
     ("diffusers_folder",),
     ("adapters",),
-    ("clip", "lengths", "request"),
+    ("clip", "lengths", "request", "sizes"),
     ("sampling",),
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),

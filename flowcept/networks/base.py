@@ -24,6 +24,9 @@ class VideoNetwork(nn.Module):
     shift: float  # the process's, of the denoising progress
     checkpoint_blocks: bool = False  # recompute blocks in the backward pass
     tasks: frozenset[str] = TASKS  # commands that it is for
+    # Latent cells of which the sides of frames must be multiples, where a network makes frames of
+    # any such size; 0: it makes them of its card's size alone.
+    grid: int = 0
     extends_backward: bool = True  # whether it makes frames before those that are given
     steps: int | None = None  # of the sampler where nothing else is asked; None: the command's
     gapwise: bool = False  # takes each gap for itself: a card's lengths are those of one gap

@@ -45,7 +45,7 @@ NOISE_LEVELS = 1000  # of noise alone, as these transformers count
 WAN_PERIOD = 10000.0  # tokens: the slowest rotary wave of Wan
 WAN_TOKENS = 512  # of a prompt: Wan learned prompts with zeros up to here, and attends to them
 SKYREELS_SLOW = 16.0  # frames a second: of the two rates that SkyReels-V2 knows; else it is 24
-ROUNDING = 1e-2  # of a noise level, so that rounding down keeps whole ones
+ROUNDING = 3e-4  # of a noise level: float32 is off by up to 1e-4, and whole ones must stay
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Backbone(VideoNetwork):
         transformer: Any = None,  # noqa: ANN401
     ) -> None:
         super().__init__()
-        self.config, self.shift = config, shift
+        self.config, self.shift, self.grid = config, shift, config.patch
         self.transformer = build_transformer(config) if transformer is None else transformer
         width = config.hidden
         self.role = nn.Embedding(3, width)  # by Role

@@ -32,10 +32,10 @@ class Process(Protocol):
     def shift(self) -> float:
         """Of the denoising progress, see ``shifted``."""
 
-    def progress(self, num_steps: int, frames: int) -> Tensor:
+    def progress(self, num_steps: int, cells: int) -> Tensor:
         """The denoising progress of a frame after each of its steps, ``[num_steps + 1]``, float64.
 
-        ``frames`` are those of the longest clip that may be made.
+        ``cells`` are those of all latents of the longest clip that may be made.
         """
 
     @property
@@ -106,8 +106,8 @@ class Flowception:
     def chooses(self) -> bool:
         return True
 
-    def progress(self, num_steps: int, frames: int) -> Tensor:
-        del frames
+    def progress(self, num_steps: int, cells: int) -> Tensor:
+        del cells
         return shifted(torch.arange(num_steps + 1).double() / num_steps, self.shift)
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:

@@ -57,8 +57,8 @@ def sample_steps(
         process.grow(one, generator, config, (min_length, max_length))
         for one, generator in zip(given, generators, strict=True)
     ]
-    longest = max([clip.high for clip in growth])
-    step = Step.start(given, growth, process.progress(config.steps, longest))
+    cells = max([clip.high for clip in growth]) * given[0].latent_FCHW.shape[2:].numel()
+    step = Step.start(given, growth, process.progress(config.steps, cells))
     step = step.grown([clip.start() for clip in growth])
     while True:
         yield step
