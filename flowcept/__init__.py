@@ -22,25 +22,29 @@ def load(
     dtype: str = "auto",
     compile: bool = False,  # noqa: A002 - the word of the flag
     size: str | None = None,
+    base: str | None = None,
 ) -> Studio:
-    """Open a model file, a shipped model by name, or a diffusers folder, ready to make clips.
+    """Open a model, ready to make clips.
+
+    ``model`` is a shipped name, a model file, a run's folder, a diffusers folder, or a name on a
+    hub, ``owner/model`` or ``owner/model@revision``. ``base`` names the pretrained model that an
+    adapter belongs to, where that has moved.
 
     ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16;
     ``compile`` runs torch.compile on the network's blocks. ``size``, WIDTHxHEIGHT, is for
     pretrained video models and what was trained of them, which make clips of many sizes.
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
-    from flowcept import model_file
     from flowcept.adapters import open_model
     from flowcept.device import pick_device, pick_dtype
     from flowcept.generation import Studio
+    from flowcept.models import find
 
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    path = model_file.find(model)
-    weights = open_model(path, precision)
-    name = path.resolve().name if path.is_dir() else path.stem
+    found = find(model)
+    weights = open_model(found, precision, base=base)
     if compile:
         weights.network.compile_blocks()
-    studio = Studio(weights, name, where, precision)
+    studio = Studio(weights, found.name, where, precision)
     return studio if size is None else studio.at(size)

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ def load(
     dtype: torch.dtype,
     size: str | None = None,
     change: Callable[[Card], Card] | None = None,
+    *,
+    source: str | None = None,
 ) -> Weights:
     """A pipeline's parts as a model, the transformer and the prompt encoder in ``dtype``.
 
     ``size`` is WIDTHxHEIGHT, or the side of a square, by default the pipeline's own. ``change``
-    makes the card of another model of it, whose network and process are built instead. Raises
+    makes the card of another model of it, whose network and process are built instead; ``source``
+    is the name by which the card finds the folder again. Raises
     ``UserError``, one line, for a folder that is not of a pipeline that is known here, or lacks
     something, and for a size off its grid.
     """
@@ -49,14 +53,22 @@ def load(
     card = _card(folder, kind, codec, kind.size if size is None else sides(size))
     if change is not None:
         card = change(card)
+    card = replace(card, text=replace(card.text, source=source or str(folder.absolute())))
 
     network = Backbone(card.network, card.process.shift, _transformer(folder, kind, dtype))
     if change is None:
         network.tasks, network.extends_backward = kind.tasks, kind.backward
-    text = build_encoder(card.text).to(dtype)
+    text = build_encoder(card.text, folder).to(dtype)
     for module in (network, text, codec):
         module.eval().requires_grad_(requires_grad=False)
     return Weights(network, text, codec, card, card.process)
+
+
+def check(folder: Path) -> None:
+    """Raise ``UserError`` for the settings of a model that is not known here, weights unread."""
+    kind = _kind(folder)
+    _settings(folder, kind)
+    _scheduler(folder)
 
 
 def _kind(folder: Path) -> Kind:
@@ -92,7 +104,7 @@ def _card(folder: Path, kind: Kind, codec: PretrainedVideo, size: tuple[int, int
     return Card(
         network=network,
         process=FullSequence(levels=_levels(folder, kind, network.patch)),
-        text=TextConfig(kind.recipe, width=network.text_width, heads=1, source=str(folder)),
+        text=TextConfig(kind.recipe, width=network.text_width, heads=1),
         codec=codec.config,
         size=size,
         fps=kind.fps,

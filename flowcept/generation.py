@@ -33,7 +33,8 @@ from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import DEFAULT, WORDS, Weights
+from flowcept.model_file import WORDS, Weights
+from flowcept.models import DEFAULT
 from flowcept.networks.text import words_of
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given

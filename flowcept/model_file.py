@@ -26,7 +26,6 @@ from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_enco
 from flowcept.process.forward import Flowception, Process
 from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
-DEFAULT = "theatre"  # the model that is taken where none is named
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
@@ -37,7 +36,7 @@ FLOATS = ("F32", "BF16", "F16")  # what weights may be stored as
 class Base:
     """The pretrained model that an adapter file belongs to."""
 
-    folder: str  # of diffusers, where it was
+    source: str  # the folder of diffusers where it was, or its name on a hub with the commit
     digest: str  # of its transformer's files, ``adapters.digest``
 
 
@@ -137,11 +136,11 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
     if weights.card.lexicon is None:
         del record["lexicon"]
-    _write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
+    write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
 
 
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Under a temporary name first, then renamed."""
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all: under a temporary name first, then renamed."""
     temporary = path.with_name(f".{os.getpid()}.safetensors")
     try:
         save_file(tensors, temporary, metadata=header)
@@ -167,9 +166,11 @@ def read_card(path: Path) -> Card:
     return _card(_description(path), path)
 
 
-def load(path: Path) -> Weights:
+def load(path: Path, reader: Path | None = None) -> Weights:
     """Read a model; weights become float32 on the CPU.
 
+    A model of a pretrained one reads prompts with the text encoder in the folder ``reader``, by
+    default the one that its card names.
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
@@ -177,7 +178,7 @@ def load(path: Path) -> Weights:
     card = _card(info, path)
     if card.base is not None:
         raise UserError(f"{path} is an adapter, no whole model: merge it first (flowcept merge)")
-    frozen = build_encoder(card.text) if card.text.kind in FROZEN else None
+    frozen = build_encoder(card.text, reader) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)
@@ -359,41 +360,6 @@ def _line(error: BaseException) -> str:
     return "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
 
 
-def find(name: str | None, prefer: str = DEFAULT) -> Path:
-    """The file of a model: a path, a run's folder, or the name of a shipped model.
-
-    None is the one that the environment names, else the one to ``prefer`` where it came with the
-    package, else the default one.
-    """
-    usual = prefer if prefer in shipped_models() else DEFAULT
-    wanted = name or os.environ.get("FLOWCEPT_MODEL") or usual
-    if Path(wanted).suffix or "/" in wanted or os.sep in wanted:
-        try:
-            return _inside(Path(wanted).expanduser())
-        except RuntimeError as error:
-            raise UserError(f"no model {wanted!r}: there is no such user") from error
-    shipped = shipped_models()
-    if wanted in shipped:
-        return shipped[wanted]
-    if Path(wanted).exists():
-        return _inside(Path(wanted))
-    names = ", ".join(sorted(shipped)) or "none"
-    raise UserError(f"no model {wanted!r}: give a .safetensors file or a shipped name ({names})")
-
-
-def _inside(path: Path) -> Path:
-    """The model file itself, where the path is a run's folder; a diffusers folder stays one."""
-    is_run = path.is_dir() and not (path / "model_index.json").is_file()
-    return path / "model.safetensors" if is_run else path
-
-
-def shipped_models() -> dict[str, Path]:
-    """Models that came with the package, by name: in the wheel, or beside a source checkout."""
-    here = Path(__file__).parent
-    folders = (here.parent / "weights", here / "weights")
-    return {file.stem: file for folder in folders for file in folder.glob("*.safetensors")}
-
-
 def save_tree(tree: object, path: Path) -> None:
     """Write nested dicts and lists of tensors and plain values, whole or not at all."""
     tensors: dict[str, Tensor] = {}
@@ -410,7 +376,7 @@ def save_tree(tree: object, path: Path) -> None:
         return {"value": value}
 
     header = {"state": json.dumps(pack(tree))}
-    _write(path, tensors, header)
+    write(path, tensors, header)
 
 
 def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved

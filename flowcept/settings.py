@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from flowcept.errors import UserError
 
+MODEL = "a shipped name, a file, a run's folder, a diffusers folder, or owner/model on a hub"
 DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
@@ -234,7 +235,7 @@ class DataSettings(Settings):
 class CodecSettings(Settings):
     """What turns pictures into latents, and how it is trained."""
 
-    codec: str = setting("autoencoder", "autoencoder, pixels, a model file, or a diffusers folder")
+    codec: str = setting("autoencoder", f"autoencoder, pixels, or that of a model: {MODEL}")
     compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16", POSITIVE)
     codec_channels: int = setting(6, "channels of a latent", POSITIVE)
     codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
@@ -330,9 +331,7 @@ class ObjectiveSettings(Settings):
 class OptimizerSettings(Settings):
     """How the network is trained."""
 
-    init: str = setting(
-        "", "a model to go on from: a file, a run's or diffusers folder or a shipped name"
-    )
+    init: str = setting("", f"a model to go on from: {MODEL}")
     lora: int = setting(
         0, "rank of an adapter of a diffusers folder, whose own weights stay; 0: they learn", NUMBER
     )
@@ -448,7 +447,7 @@ class MotionSettings(Settings):
 class MotionOptimizerSettings(Settings):
     """How a network of motion is trained."""
 
-    init: str = setting("", "a model to go on from: a file, a run's folder or a shipped name")
+    init: str = setting("", "a model to go on from: a shipped name, a file, or a run's folder")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
     learning_rate: float = setting(3e-4, "peak learning rate", POSITIVE)

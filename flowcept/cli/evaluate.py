@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Device, Dtype, Json, changes, check_file, helped, takes
-from flowcept.settings import SEED, SampleConfig, defaults
+from flowcept.cli.options import Base, Device, Dtype, Json, changes, check_file, helped, takes
+from flowcept.settings import MODEL, SEED, SampleConfig, defaults
 
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
 
@@ -28,11 +28,12 @@ def _controls() -> Iterator[tuple[Field[Any], str, str]]:
 @takes(controls=changes(_controls()))
 def evaluate(
     controls: dict[str, Any],
-    model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
     task: Annotated[str, helped("gen: from captions; i2v: from first frames too")] = "gen",
     clips: Annotated[int, helped("of the folder that are drawn")] = 64,
     features: Annotated[Path | None, helped("a TorchScript video network")] = None,
+    base: Base = None,
     seed: Annotated[int, helped("of clips, noise and bootstraps")] = 0,
     output: Annotated[Path | None, helped("the scores, a .json file", "--output", "-o")] = None,
     sheet: Annotated[Path | None, helped("their picture, a .png file")] = None,
@@ -46,7 +47,7 @@ def evaluate(
     SEED.check("seed", seed)
     check_file("--output", output, (".json",))
     check_file("--sheet", sheet, (".png",))
-    from flowcept import load, model_file
+    from flowcept import load
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
@@ -55,11 +56,9 @@ def evaluate(
 
     bar = cache(lambda what: Console(quiet=quiet).progress(what, "clip"))
 
-    studio = load(model, device=device, dtype=dtype)
+    studio = load(model, device=device, dtype=dtype, base=base)
     network = FeatureNetwork(features, studio.device) if features else None
-    maker = scorer.Maker(
-        model_file.find(model).name, studio, seed, lambda what, *counts: bar(what)(*counts)
-    )
+    maker = scorer.Maker(studio.name, studio, seed, lambda what, *counts: bar(what)(*counts))
     scores = scorer.evaluate(
         maker, folder, config, between, task=task, clips=clips, network=network
     )

@@ -6,32 +6,39 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Json
+from flowcept.cli.options import Base, Json
 from flowcept.errors import UserError
+from flowcept.settings import MODEL
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="a model, or a clip or picture made by flowcept")],
+    file: Annotated[
+        str, typer.Argument(help=f"a model ({MODEL}), or a clip or picture made by flowcept")
+    ],
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Say what a model is, or how a clip was made: flowcept info out.mp4"""
-    is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)
-    if is_model:
-        import torch
+    from flowcept.models import is_named
 
-        from flowcept import model_file
-        from flowcept.adapters import open_model
-
-        path = model_file.find(str(file))
-        record = model_file.describe(path, open_model(path, torch.float32))
-    else:
-        record = _of_clip(file)
+    record = _of_model(file, base) if is_named(file) else _of_clip(Path(file))
     if as_json:
         typer.echo(json.dumps(record, indent=1))
         return
     width = max(len(name) for name in record)
     for name, value in record.items():
         typer.echo(f"{name:<{width}}  {value}")
+
+
+def _of_model(name: str, base: str | None) -> dict[str, Any]:
+    import torch
+
+    from flowcept.adapters import open_model
+    from flowcept.model_file import describe
+    from flowcept.models import find
+
+    model = find(name)
+    return describe(model.path, open_model(model, torch.float32, base=base))
 
 
 def _of_clip(file: Path) -> dict[str, Any]:

@@ -109,9 +109,9 @@ def _named(flags: typer.Context, name: str) -> bool:
 
 def _preferred() -> str:
     """The model for frames between pictures without words."""
-    from flowcept import model_file
+    from flowcept.models import find
 
-    return str(model_file.find(None, prefer=PREFERRED))
+    return find(None, prefer=PREFERRED).source
 
 
 def _read(keyframes: list[Path], fit: str) -> Keyframes:

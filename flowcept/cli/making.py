@@ -193,6 +193,7 @@ def _open(options: MakeOptions) -> Studio:
         dtype=options.dtype,
         compile=options.compile,
         size=options.size,
+        base=options.base,
     )
 
 

@@ -19,6 +19,7 @@ import typer
 from flowcept.errors import UserError
 from flowcept.settings import (
     FASTEST,
+    MODEL,
     SEED,
     SIZE,
     SLOWEST,
@@ -40,7 +41,10 @@ def helped(meaning: str, *names: str) -> Any:  # noqa: ANN401 - as Typer has it
 RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
+BASE = "the pretrained model that an adapter belongs to, where that has moved"
+
 Anyway = Annotated[bool, helped("go on with pictures that the model cannot show", "--anyway")]
+Base = Annotated[str | None, helped(BASE, "--base")]
 Device = Annotated[str, helped("auto, cpu, cuda or mps")]
 Dtype = Annotated[str, helped("auto, float32, bfloat16 or float16")]
 Exact = Annotated[
@@ -86,10 +90,11 @@ class MakeOptions(Settings):
     command: str
     model: str | None = setting(
         None,
-        "a file, a shipped name or a diffusers folder; default $FLOWCEPT_MODEL, else motion "
+        f"{MODEL}; default $FLOWCEPT_MODEL, else motion "
         "between pictures without a prompt if it is shipped, else theatre",
         names="--model -m",
     )
+    base: str | None = setting(None, BASE)
     output: Path | None = setting(
         None, "mp4, webm, mov, gif, webp or apng; a folder or %04d.png for frames; - for stdout",
         names="--output -o",

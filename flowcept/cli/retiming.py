@@ -64,10 +64,12 @@ def _of_the_sampler(options: MakeOptions, config: SampleConfig) -> list[str]:
 
 def _is_motion(model: str | None) -> bool:
     """Whether a model is one of motion."""
-    from flowcept import model_file
+    from flowcept.model_file import read_card
+    from flowcept.models import find
     from flowcept.networks.motion import MotionConfig
 
-    return isinstance(model_file.read_card(model_file.find(model)).network, MotionConfig)
+    found = find(model)
+    return not found.is_folder and isinstance(read_card(found.path).network, MotionConfig)
 
 
 def retime_clips(
@@ -92,7 +94,8 @@ def _retime_all(
     options: MakeOptions, config: RetimeConfig, clips: Sequence[Path], multi: int, silent: bool
 ) -> bool:
     """Write each clip; whether that was interrupted."""
-    from flowcept import model_file
+    from flowcept.model_file import load
+    from flowcept.models import find
     from flowcept.networks.motion_video import MotionVideo
     from flowcept.retime import Retimer
     from flowcept.training.stopping import noticed
@@ -102,7 +105,7 @@ def _retime_all(
     for output in outputs:
         check_output(output)
     _use_threads(options.threads)
-    network = model_file.load(model_file.find(options.model)).network
+    network = load(find(options.model).path).network
     assert isinstance(network, MotionVideo)
     retimer = Retimer(network.motion, config=config, multi=multi, fps=options.fps, silent=silent)
     results: list[dict[str, Any]] = []

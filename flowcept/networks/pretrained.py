@@ -1,4 +1,4 @@
-"""Pretrained video transformers of diffusers (LTX-Video, Wan, SkyReels-V2) as networks of this kind.
+"""Pretrained video transformers of diffusers (LTX-Video, Wan, SkyReels-V2) as our networks.
 
 The transformer itself stays as diffusers built it; hooks and attention processors, which it offers
 to everyone, do the rest. What is unusual here:
@@ -41,6 +41,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
 
 LTX, WAN = "LTXVideoTransformer3DModel", "WanTransformer3DModel"
 SKYREELS = "SkyReelsV2Transformer3DModel"  # Wan's, but for rates and whole noise levels
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention
 NOISE_LEVELS = 1000  # of noise alone, as these transformers count
 WAN_PERIOD = 10000.0  # tokens: the slowest rotary wave of Wan
 WAN_TOKENS = 512  # of a prompt: Wan learned prompts with zeros up to here, and attends to them
@@ -157,7 +158,7 @@ def add_lora(transformer: Any, rank: int) -> None:  # noqa: ANN401
     except ImportError as error:
         message = 'to learn beside the weights needs peft; install it by pip install ".[diffusers]"'
         raise UserError(message) from error
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets = list(LORA_TARGETS)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
 
 
@@ -437,7 +438,7 @@ class Backbone(VideoNetwork):
         return said_FPC.transpose(1, 2).reshape(latent_FCHW.shape)
 
     def _rate(self, frames: int) -> dict[str, Any]:
-        """What Wan's kind of transformer is asked beside its inputs: SkyReels-V2 knows two rates."""
+        """What else Wan's kind of transformer is asked: SkyReels-V2 knows two rates."""
         if self.config.source == WAN:
             return {"return_dict": False}
         fast = int(self.config.fps != SKYREELS_SLOW)

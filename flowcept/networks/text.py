@@ -43,7 +43,7 @@ class TextConfig:
     tokens: int = 16  # per prompt, a word each; words beyond share the last
     buckets: int = 4096  # embeddings of words, by hash; few words of a data set share one
     max_bytes: int = 256  # a longer prompt is cut, with a warning
-    source: str = ""  # folder of the pretrained encoder
+    source: str = ""  # the pretrained encoder's folder, or its name on a hub with the commit
 
     def __post_init__(self) -> None:
         if self.kind not in ("bytes", "none", *FROZEN):
@@ -177,12 +177,15 @@ class NoEncoder(nn.Module):
 PromptEncoder = ByteEncoder | PretrainedEncoder | RecipeEncoder | NoEncoder
 
 
-def build_encoder(config: TextConfig) -> PromptEncoder:
-    """A prompt encoder with fresh weights, or the frozen one that the configuration names."""
+def build_encoder(config: TextConfig, folder: Path | None = None) -> PromptEncoder:
+    """A prompt encoder with fresh weights, or the frozen one that the configuration names.
+
+    Of a pretrained video model it lies in ``folder``, by default where the configuration says.
+    """
     if config.kind == "none":
         return NoEncoder(config)
     if config.kind in RECIPES:
-        return RecipeEncoder(config)
+        return RecipeEncoder(config, folder)
     return ByteEncoder(config) if config.kind == "bytes" else PretrainedEncoder(config)
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from flowcept import model_file
+from flowcept.adapters import open_codec
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
-from flowcept.codecs.pretrained import load_pretrained
 from flowcept.data.shards import PictureStore
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
+from flowcept.models import find
 from flowcept.process.sampler import clip_generator
 from flowcept.settings import CodecSettings, TrainConfig
 from flowcept.training.parts import split
@@ -52,10 +52,9 @@ def _named(settings: CodecSettings) -> Codec:
     if settings.codec == "autoencoder":
         shape = (settings.compression, settings.codec_channels, settings.codec_width)
         return build_codec(CodecConfig("autoencoder", *shape))
-    path = Path(settings.codec)
-    if model_file.is_model(path):
-        return model_file.load(path).codec.requires_grad_()
-    return load_pretrained(path)
+    found = find(settings.codec, part="vae")
+    codec = open_codec(found)
+    return codec if found.is_folder else codec.requires_grad_()
 
 
 def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec:

@@ -19,6 +19,7 @@ from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
 from flowcept.model_file import WORDS, Base, Card, Weights
+from flowcept.models import Model
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 from flowcept.process.forward import Flowception, Process
@@ -103,13 +104,13 @@ def check_parts(config: TrainConfig, family: str) -> None:
         Lexicon.load(Path(config.data.lexicon))
 
 
-def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights:
+def pretrained(found: Model, config: TrainConfig, dtype: torch.dtype) -> Weights:
     """A diffusers folder as a model of the run's process to go on from.
 
     With ``lora`` its own weights do not learn, and are kept in ``dtype``.
     """
     rank = config.optimizer.lora
-    base = Base(str(folder.resolve()), digest(folder)) if rank else None
+    base = Base(found.source, digest(found.path)) if rank else None
 
     def change(plain: Card) -> Card:
         network = replace(plain.network, lora=rank)
@@ -117,7 +118,9 @@ def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights
 
     torch.manual_seed(config.machine.seed)  # of what is added
     precision = dtype if rank else torch.float32
-    return diffusers_folder.load(folder, precision, config.data.size, change)
+    return diffusers_folder.load(
+        found.path, precision, config.data.size, change, source=found.source
+    )
 
 
 def assemble(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from flowcept import model_file
+from flowcept import model_file, models
 from flowcept.adapters import open_model
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
@@ -111,19 +111,19 @@ def train(
 def _origin(config: TrainConfig, dtype: torch.dtype) -> Weights | None:
     """The model to go on from; ``UserError`` where it makes frames of another size."""
     named = config.optimizer.init
-    path = model_file.find(named) if named else None
-    if config.optimizer.lora and not (path and path.is_dir()):
+    found = models.find(named) if named else None
+    if config.optimizer.lora and not (found and found.is_folder):
         raise UserError("--lora is for a pretrained model: give its diffusers folder by --init")
-    if path is None:
+    if found is None:
         return None
-    if path.is_dir():  # of diffusers
-        return pretrained(path, config, dtype)
-    origin = open_model(path, torch.float32)
+    if found.is_folder:
+        return pretrained(found, config, dtype)
+    origin = open_model(found, torch.float32)
     if origin.card.any_size:
-        raise UserError(f"{path} is no model to train on clips with captions: take another one")
+        raise UserError(f"{named} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:
         size = "x".join(map(str, reversed(origin.card.size)))
-        raise UserError(f"{path} makes frames of {size}: train with --size {size}")
+        raise UserError(f"{named} makes frames of {size}: train with --size {size}")
     return origin
 
 
@@ -148,7 +148,7 @@ def _words(weights: Weights) -> Iterator[str]:
 def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
     """Notes on settings that were given and change nothing."""
     named, new = config.codec.codec, config.codec.codec == "autoencoder"
-    ours = new or (named != "pixels" and model_file.is_model(Path(named)))
+    ours = new or (named != "pixels" and not models.find(named, part="vae").is_folder)
     why: dict[str, str] = {}
     if config.optimizer.init or not ours:
         training = ("codec_steps", "codec_batch", "codec_rate", "adversarial")

@@ -447,8 +447,8 @@ import time
 started = time.perf_counter()
 import torch
 imported = time.perf_counter()
-from flowcept import model_file
-model_file.load(model_file.find("theatre"))
+from flowcept import model_file, models
+model_file.load(models.find("theatre").path)
 print(imported - started, time.perf_counter() - imported)
 """
 GEN = """

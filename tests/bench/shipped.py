@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import flowcept
-from flowcept import model_file
+from flowcept import models
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import theatre
 from flowcept.data.theatre import Scene
@@ -554,7 +554,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Rows]] = {
 def table(done: dict[str, Any], model: str) -> list[str]:
     """Rows of the model card: figure, asked, measured."""
     rows = [row for name, make in ROWS.items() if name in done for row in make(done[name])]
-    size = model_file.find(model).stat().st_size
+    size = models.find(model).path.stat().st_size
     rows.append(("file", "30 MB", f"{size / 1e6:.1f} MB"))
     return [f"| {figure} | {asked} | {measured} |" for figure, asked, measured in rows]
 
@@ -585,7 +585,7 @@ def main() -> None:
         "refine": settings.refine,
         "interp": {"steps": between.steps, "guidance": between.guidance},
         "model_steps": bench.studio.card.steps,
-        "sha256": hashlib.sha256(model_file.find(options.model).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(models.find(options.model).path.read_bytes()).hexdigest(),
         "judge": hashlib.sha256(options.judge.read_bytes()).hexdigest(),
     }
     before = done.get("about", about)

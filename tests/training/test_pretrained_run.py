@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import TINY, assert_same_state, refused
 
 import flowcept
-from flowcept import adapters, diffusers_folder, model_file
+from flowcept import adapters, diffusers_folder, model_file, models
 from flowcept.data import theatre
 from flowcept.errors import UserError
 from flowcept.networks.pretrained import Backbone
@@ -55,7 +55,7 @@ def adapted(clips: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def network_of(path: Path) -> Backbone:
-    network = adapters.open_model(path, torch.float32, "32x32").network
+    network = adapters.open_model(models.find(path), torch.float32, "32x32").network
     assert isinstance(network, Backbone)
     return network
 
@@ -102,7 +102,7 @@ def test_every_new_weight_has_learned_and_no_old_one(adapted: Path, base: Path):
 
 
 def test_at_first_an_adapter_changes_nothing(base: Path):
-    card = train.pretrained(base, config_of(base), torch.float32).card
+    card = train.pretrained(models.find(base), config_of(base), torch.float32).card
     torch.manual_seed(0)
     fresh = diffusers_folder.load(base, torch.float32, "32x32", lambda _: card).network
     fresh.learn()
@@ -164,7 +164,7 @@ def test_the_base_is_found_elsewhere_and_another_one_is_refused(
     tensors = load_file(adapted / "model.safetensors")
     with safe_open(adapted / "model.safetensors", framework="pt") as file:
         info = json.loads(file.metadata()["flowcept"])
-    info["base"]["folder"] = "/nowhere/wan"
+    info["base"]["source"] = "/nowhere/wan"
     save_file(tensors, path, metadata={"flowcept": json.dumps(info)})
 
     with pytest.raises(UserError, match="which is not there: name the folder") as error:
