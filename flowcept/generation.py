@@ -85,7 +85,7 @@ class Studio:
         return self
 
     def like(self, given_FHW3: Frames) -> Studio:
-        """The same model for frames of the aspect of given pictures, if it can and none was said."""
+        """The same model for frames of the aspect of given ones, if it can and no size was said."""
         step = sizes.step_of(self.weights)
         if self.sized or not step:
             return self

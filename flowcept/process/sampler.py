@@ -57,7 +57,7 @@ def sample_steps(
         process.grow(one, generator, config, (min_length, max_length))
         for one, generator in zip(given, generators, strict=True)
     ]
-    cells = max([clip.high for clip in growth]) * given[0].latent_FCHW.shape[2:].numel()
+    cells = max([clip.high for clip in growth]) * math.prod(given[0].latent_FCHW.shape[2:])
     step = Step.start(given, growth, process.progress(config.steps, cells))
     step = step.grown([clip.start() for clip in growth])
     while True:
