@@ -195,7 +195,10 @@ class Trainer:
         cursor: int = 0,
     ) -> Batch:
         words = self.card.lexicon if objective.paraphrase else None
-        lessons = Lessons(self.clips.latents, self.process, self.config.context, objective, words)
+        latents = self.clips.latents
+        lessons = Lessons(
+            latents, self.process, self.config.context, objective, words, latents.keyframe
+        )
         return batches.draw_batch(
             lessons,
             clips,
