@@ -10,7 +10,7 @@ Shape suffixes: F frames of all clips, B clips, C H W channels and size of a lat
 gaps of a clip, K sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 

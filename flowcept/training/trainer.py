@@ -195,10 +195,9 @@ class Trainer:
         cursor: int = 0,
     ) -> Batch:
         words = self.card.lexicon if objective.paraphrase else None
-        latents = self.clips.latents
-        lessons = Lessons(
-            latents, self.process, self.config.context, objective, words, latents.keyframe
-        )
+        latents, context = self.clips.latents, self.config.context
+        keyframe = getattr(latents, "keyframe", None)
+        lessons = Lessons(latents, self.process, context, objective, words, keyframe)
         return batches.draw_batch(
             lessons,
             clips,

@@ -174,7 +174,7 @@ def test_a_pack_says_of_each_clip_what_it_says_of_it_alone(pair):
     """And in any order; with weights that are not those of the start."""
     _, network = pair
     open_gates(network)
-    state, prompt = random_state(), random_prompt()
+    state, prompt = random_state(keyframe=True), random_prompt()
     texts = prompt.token_SD.split(prompt.lengths)
     with torch.no_grad():
         whole = network(state, prompt)
@@ -206,6 +206,7 @@ def test_everything_told_changes_velocity_and_laws_once_gates_are_open(pair):
         "role_F": torch.full_like(state.role_F, Role.ACTIVE),
         "tau_B": state.tau_B / 2,
         "open_first_B": ~state.open_first_B,
+        "keyframe_F": torch.arange(len(state.time_F)) == len(state.time_F) - 1,
     }
     with torch.no_grad():
         plain = network(state, prompt)
