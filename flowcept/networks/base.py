@@ -66,6 +66,10 @@ class VideoNetwork(nn.Module):
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
 
+    def place(self, device: torch.device) -> None:
+        """Bring the weights to the device where they are used."""
+        self.to(device)
+
     def learn(self) -> None:
         """Let all that is to be trained have gradients, and be in training mode."""
         self.requires_grad_().train()
