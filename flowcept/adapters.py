@@ -18,21 +18,22 @@ from flowcept import diffusers_folder, model_file
 from flowcept.codecs import Codec
 from flowcept.codecs.pretrained import load_pretrained
 from flowcept.errors import UserError
+from flowcept.hub import WEIGHTS, parse
 from flowcept.model_file import Base, Card, Weights
 from flowcept.models import Model, find, places
 from flowcept.networks.pretrained import LORA_TARGETS, Backbone
 from flowcept.networks.recipes import RECIPES
+from flowcept.networks.text import build_encoder
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
-WHOLE = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")  # no copy in half floats
-ELSEWHERE = "say where it is: --base FOLDER, or FLOWCEPT_BASES, the folder that holds it"
+ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
 
 
 def digest(folder: Path) -> str:
     """What tells a folder's transformer from others, of its files' headers and ends."""
     found = hashlib.sha256()
     files = sorted((folder / "transformer").glob("*.safetensors"))
-    for path in [one for one in files if WHOLE.fullmatch(one.name)]:
+    for path in [one for one in files if WEIGHTS.fullmatch(one.name)]:
         with path.open("rb") as file:
             header = file.read(int.from_bytes(file.read(8), "little"))
             found.update(header + file.read(SAMPLED))
@@ -56,7 +57,7 @@ def open_model(
         return load_adapter(model.path, dtype, base)
     text = None
     if card.text.kind in RECIPES:
-        text = _reader(card, model.path, base)
+        text = build_encoder(card.text, _reader(card, model.path, base))
     return model_file.load(model.path, text)
 
 
@@ -98,7 +99,9 @@ def _base(base: Base, path: Path, given: str | None) -> Model:
         others.append(place)
     if others:
         raise UserError(f"{path} was learned on another model than the one in {others[0]}")
-    raise UserError(why if given else f"{path} needs its base, {base.source}: {ELSEWHERE} ({why})")
+    raise UserError(
+        why if given else f"{path} needs its base, which is not there: {_lost(base.source, why)}"
+    )
 
 
 def _reader(card: Card, path: Path, given: str | None) -> Path:
@@ -109,8 +112,13 @@ def _reader(card: Card, path: Path, given: str | None) -> Path:
             return find(place, part="text_encoder").path
         except UserError as error:
             why = str(error)
-    told = f"{path} reads prompts with the text encoder of {card.text.source}"
-    raise UserError(why if given else f"{told}: {ELSEWHERE} ({why})")
+    told = f"{path} needs a text encoder, which is not there"
+    raise UserError(why if given else f"{told}: {_lost(card.text.source, why)}")
+
+
+def _lost(source: str, why: str) -> str:
+    """What a recorded base or text encoder was, and how to say where it is now."""
+    return f"{why}; {ELSEWHERE}" if parse(source) else f"it was {source}; {ELSEWHERE}"
 
 
 def merge(adapter: Path, output: Path, base: str | None = None) -> None:

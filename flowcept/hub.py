@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,13 @@ FOLDERS = {
 ALONE = {
     "": (),
     "vae": ("config.json", "diffusion_pytorch_model*.safetensors"),
-    "text_encoder": ("*.json", "*.model", "*.txt", "model*.safetensors"),
-}
+    "text_encoder": (
+        "config.json", "model*.safetensors", "tokenizer*", "special_tokens_map.json",
+        "spiece.model", "vocab.json", "merges.txt",
+    ),
+}  # fmt: skip
+# Weights as they are loaded: in one file or several, no copy in half floats.
+WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 COPIES = ("*.bin", "*.fp16*", "*.bf16*", "*.fp32*", "*.msgpack", "*.h5", "*.onnx*", "*.gguf")
 NAME = re.compile(r"(?P<model>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 OFFLINE = "is not in the cache, or not whole, and HF_HUB_OFFLINE is set: unset it to fetch it"
@@ -74,14 +80,12 @@ def fetch(name: HubName, part: str = "", *, settings_only: bool = False) -> Path
         return Path(huggingface_hub.snapshot_download(name.model, **where))
 
     fixed = name.revision is None or COMMIT.fullmatch(name.revision)
-    if fixed:
-        try:
-            kept = snapshot(local_files_only=True)
-            if not lacking(kept, part, settings_only):
-                return kept
-        except FileNotFoundError:
-            pass
     try:
+        if fixed:
+            with suppress(FileNotFoundError):
+                kept = snapshot(local_files_only=True)
+                if not lacking(kept, part, settings_only):
+                    return kept
         folder = snapshot()
     except Exception as error:
         raise _refused(error, name) from error
@@ -101,7 +105,7 @@ def _lacking(folder: Path, settings_only: bool) -> bool:
     names = {path.name for path in folder.glob("*")}
     if settings_only or folder.name in ("tokenizer", "scheduler"):
         return not names
-    weights = {name for name in names if name.endswith(".safetensors")}
+    weights = {name for name in names if WEIGHTS.fullmatch(name)}
     return not weights or not _shards(folder) <= names
 
 
@@ -133,9 +137,11 @@ def _refused(error: Exception, name: HubName) -> UserError:
         return UserError(f"no model {name}: there is no such file or folder")
     if constants.is_offline_mode():
         return UserError(f"{name} {OFFLINE}")
-    answer = getattr(getattr(error, "response", None), "status_code", None)
-    if answer is not None:
-        return UserError(f"{host} refused {name} (status {answer}): try again later")
+    for one in (error, error.__cause__):
+        answer = getattr(getattr(one, "response", None), "status_code", None)
+        if answer is not None:
+            remedy = log_in if answer in (401, 403) else "try again later"
+            return UserError(f"{host} refused {name} (status {answer}): {remedy}")
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"{name} cannot be written to the cache: {error.strerror}")
     cut = "what is fetched is kept; try again, or give a folder"

@@ -166,11 +166,9 @@ def read_card(path: Path) -> Card:
     return _card(_description(path), path)
 
 
-def load(path: Path, reader: Path | None = None) -> Weights:
-    """Read a model; weights become float32 on the CPU.
+def load(path: Path, text: PromptEncoder | None = None) -> Weights:
+    """Read a model; weights become float32 on the CPU. ``text`` replaces a frozen prompt encoder.
 
-    A model of a pretrained one reads prompts with the text encoder in the folder ``reader``, by
-    default the one that its card names.
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
@@ -178,7 +176,7 @@ def load(path: Path, reader: Path | None = None) -> Weights:
     card = _card(info, path)
     if card.base is not None:
         raise UserError(f"{path} is an adapter, no whole model: merge it first (flowcept merge)")
-    frozen = build_encoder(card.text, reader) if card.text.kind in FROZEN else None
+    frozen = (text or build_encoder(card.text)) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)

@@ -54,14 +54,17 @@ def find(name: str | Path | None, prefer: str = DEFAULT, part: str = "") -> Mode
         return _of_folder(path, part)
     if path.exists():
         return _here(path)
-    remote = None if wanted.endswith(".safetensors") else hub.parse(wanted)
     near = _near(wanted, path, shipped)
-    if remote is None:
-        raise UserError(f"no model {wanted!r}: {near or _known(shipped)}")
-    try:
-        return _of_hub(remote, part)
-    except UserError as error:
-        raise UserError(f"{error}; {near}" if near else str(error)) from error
+    remote = None if path.suffix == ".safetensors" else hub.parse(wanted)
+    if remote is not None:
+        try:
+            return _of_hub(remote, part)
+        except UserError as error:
+            raise UserError(f"{error}; {near}" if near else str(error)) from error
+    on_disk = path.suffix == ".safetensors" or path.name != wanted
+    raise UserError(
+        f"no model {wanted!r}: {near or ('there is no such file' if on_disk else _known(shipped))}"
+    )
 
 
 def is_named(text: str) -> bool:
