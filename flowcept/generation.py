@@ -16,21 +16,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, settings, sizes
+from flowcept import __version__, inputs, settings, sizes
 from flowcept.clip import Clip, Growth
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
 from flowcept.data.contexts import LONGEST_RUN
-from flowcept.data.video import Frames
+from flowcept.data.video import Frames, Sound
 from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
+from flowcept.inputs import Footage, Picture, Source
+from flowcept.keywords import (
+    ExtendKeywords,
+    InterpKeywords,
+    Keywords,
+    One,
+    PictureKeywords,
+    Prompts,
+    check_known,
+    documented,
+)
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
 from flowcept.model_file import WORDS, Weights
@@ -52,14 +63,17 @@ ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 
 
 class Studio:
-    """A model ready to make clips. Every method is one command; keywords are its flags.
+    """A model ready to make clips: ``generate``, ``i2v``, ``interp``, ``extend``.
 
-    ``options`` of every method are the fields of ``Request`` from ``config`` on, without a seed a
-    random one, and those of ``SampleConfig``, each in place of its own in ``config``.
+    Keywords are the flags of the commands, of which ``help(studio.generate)`` says each.
     """
 
     def __init__(
-        self, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
+        self,
+        weights: Weights,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
         self.card, self.codec = weights.card, weights.codec
@@ -81,7 +95,7 @@ class Studio:
             return self._at(made, sized=True, notes=notes)
         if self.card.any_size or settings.sides(size) != self.card.size:
             own = sizes.own_words(self.card)
-            raise UserError(f"this model makes frames of {own}: leave out --size")
+            raise UserError(f"this model makes frames of {own}: leave out `size`")
         return self
 
     def like(self, given_FHW3: Frames) -> Studio:
@@ -93,7 +107,7 @@ class Studio:
         made = sizes.of_aspect((height, width), self.card.size, step)
         if made == self.card.size:
             return self
-        told = f"frames of {sizes.words(made)}, the aspect of what is given; --size says another"
+        told = f"frames of {sizes.words(made)}, the aspect of what is given; `size` says another"
         return self._at(made, sized=False, notes=[told])
 
     def _at(self, size: sizes.Size, *, sized: bool, notes: list[str]) -> Studio:
@@ -112,93 +126,186 @@ class Studio:
                 remedy = "train it for that (flowcept train DATA --init FOLDER), or take another"
             raise UserError(f"{does}, not for {command}: {remedy}")
 
-    def generate(self, prompt: str, **options: object) -> Clip:
-        """A clip of a prompt."""
-        request = self._request("gen", prompt, options)
-        made, notes = self._clip(from_nothing(self.card, self.device), request)
-        return self._finish(made, request, notes)
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a count of 1 is the first
+        self, prompt: str, *, count: One = 1, **words: Unpack[Keywords]
+    ) -> Clip: ...
+    @overload
+    def generate(
+        self, prompt: Prompts, *, count: int = 1, **words: Unpack[Keywords]
+    ) -> list[Clip]: ...
+    @documented("gen")
+    def generate(
+        self, prompt: Prompts, *, count: int = 1, **words: Unpack[Keywords]
+    ) -> Clip | list[Clip]:
+        """A clip of a prompt; of several prompts, or a ``count`` over 1, a list of clips."""
+        return self._each("gen", prompt, {"count": count, **words}, self._generated)
 
+    @overload
+    def i2v(
+        self, image: Picture, prompt: str = "", *, count: One = 1, **words: Unpack[PictureKeywords]
+    ) -> Clip: ...
+    @overload
     def i2v(
         self,
-        image_HW3: Frames,
-        prompt: str = "",
+        image: Picture,
+        prompt: Prompts = "",
         *,
-        fit: str = "crop",
-        exact: bool | None = None,
-        **options: object,
-    ) -> Clip:
-        """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
-        picture_1HW3 = image_HW3[None]
-        studio = self.like(picture_1HW3)
-        request = studio._request("i2v", prompt, options)
-        fitted_1HW3 = studio._given(picture_1HW3, fit, request)
-        latent_1CHW = studio._encoded(studio.codec.encode_keyframes, fitted_1HW3)
-        made, notes = studio._clip(Given(latent_1CHW, (False, True)), request)
-        clip = studio._finish(made, request, notes)
-        return studio._keyed(clip, picture_1HW3, fit, exact, made.places)
+        count: int = 1,
+        **words: Unpack[PictureKeywords],
+    ) -> list[Clip]: ...
+    @documented("i2v")
+    def i2v(
+        self,
+        image: Picture,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[PictureKeywords],
+    ) -> Clip | list[Clip]:
+        """A clip that begins with a picture: a path, a PIL picture or an array ``[H, W, 3]``."""
+        image_HW3 = inputs.picture(image)
+        make = partial(self.like(image_HW3[None])._begun, image_HW3)
+        return self._each("i2v", prompt, {"count": count, **words}, make)
 
+    @overload
     def interp(
         self,
-        keyframes_FHW3: Frames,
+        keyframes: Footage,
         prompt: str = "",
         *,
-        multi: int = 0,
-        clip_fps: float | None = None,
-        fit: str = "crop",
-        exact: bool | None = None,
-        sound: Path | None = None,
-        **options: object,
-    ) -> Clip:
-        """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap.
+        count: One = 1,
+        **words: Unpack[InterpKeywords],
+    ) -> Clip: ...
+    @overload
+    def interp(
+        self,
+        keyframes: Footage,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[InterpKeywords],
+    ) -> list[Clip]: ...
+    @documented("interp")
+    def interp(
+        self,
+        keyframes: Footage,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[InterpKeywords],
+    ) -> Clip | list[Clip]:
+        """Frames between keyframes in order: a list of pictures, or the frames of a clip.
 
-        ``clip_fps`` is the rate of the clip whose frames the keyframes are, and ``sound`` a file
-        whose sound is kept where playing takes as long as before.
         In a loop the first keyframe follows the last one, and all lengths count the way there.
         """
-        studio = self.like(keyframes_FHW3)
-        request = studio._request("interp", prompt, options)
-        settings.check_keyframes(request.config, len(keyframes_FHW3), multi)
-        fitted_FHW3 = studio._given(keyframes_FHW3, fit, request)
-        made, notes = studio._through(fitted_FHW3, multi, request)
+        source = Source.of(keyframes, words.get("fit", "crop"))
+        studio = self.like(source.frames_FHW3)
+        asked = {"count": count, **source.words(), **words}
+        return self._each("interp", prompt, asked, partial(studio._filled, source))
 
-        between = Grid(self.codec, known=2)
-        multi = multi and between.pictures(between.latents(multi))
-        rate = clip_fps and clip_fps * (multi + 1)
-        request = replace(request, fps=request.fps or rate)
-        clip = studio._finish(made, request, notes, keyframes=len(keyframes_FHW3), multi=multi)
-        clip = _sounding(clip, sound, 0.0 if multi and request.fps == rate else None)
-        return studio._keyed(clip, keyframes_FHW3, fit, exact, made.places)
-
+    @overload
+    def extend(
+        self, clip: Footage, prompt: str = "", *, count: One = 1, **words: Unpack[ExtendKeywords]
+    ) -> Clip: ...
+    @overload
     def extend(
         self,
-        clip_FHW3: Frames,
-        prompt: str = "",
+        clip: Footage,
+        prompt: Prompts = "",
         *,
-        clip_fps: float,
-        direction: str = "forward",
-        context: int | None = None,
-        sound: Path | None = None,
-        **options: object,
-    ) -> Clip:
+        count: int = 1,
+        **words: Unpack[ExtendKeywords],
+    ) -> list[Clip]: ...
+    @documented("extend")
+    def extend(
+        self,
+        clip: Footage,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[ExtendKeywords],
+    ) -> Clip | list[Clip]:
         """More frames after, before or around a clip, whose own frames stay as they are.
 
         Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
-        The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
-        ``context`` frames of the clip are seen: by default as many as training shows in a row, at
-        most half of the longest trained clip, so that the rest of it is new.
+        The new frames are brought to the clip's size.
         """
-        settings.check_extension(direction, context)
-        studio = self.like(clip_FHW3)
-        request = studio._request("extend", prompt, options)
-        if direction != "forward" and not self.weights.network.extends_backward:
-            raise UserError(f"{self.name} extends clips at their end only: --direction forward")
-        edges = studio._edges(direction, context, len(clip_FHW3))
-        made, notes = studio._extended(clip_FHW3, edges, request)
-        rate = request.fps or clip_fps
+        source = Source.of(clip)
+        studio = self.like(source.frames_FHW3)
+        asked = {"count": count, **source.words(), **words}
+        return self._each("extend", prompt, asked, partial(studio._continued, source))
+
+    def _each(
+        self,
+        command: str,
+        prompt: Prompts,
+        words: Mapping[str, object],
+        make: Callable[[Request], Clip],
+    ) -> Clip | list[Clip]:
+        """Clips of all prompts, each ``count`` times; of one request the clip itself.
+
+        Raises ``TypeError`` for an unknown keyword, and ``UserError`` for what is wrong with any
+        request before the first clip is made.
+        """
+        self.check_task(command)
+        check_known(command, words)
+        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        requests = [self._request(command, one, words) for one in prompts]
+        if not requests:
+            raise UserError("there is no prompt in the list")
+        clips = [make(one) for request in requests for one in request.repeated()]
+        return clips[0] if len(clips) == 1 and prompts is not prompt else clips
+
+    def _generated(self, request: Request) -> Clip:
+        """A clip of a prompt."""
+        made, notes = self._clip(from_nothing(self.card, self.device), request)
+        return self._finish(made, request, notes)
+
+    def _begun(self, image_HW3: Frames, request: Request) -> Clip:
+        """A clip that begins with a picture."""
+        picture_1HW3 = image_HW3[None]
+        fitted_1HW3 = self._given(picture_1HW3, request.fit, request)
+        latent_1CHW = self._encoded(self.codec.encode_keyframes, fitted_1HW3)
+        made, notes = self._clip(Given(latent_1CHW, (False, True)), request)
+        clip = self._finish(made, request, notes)
+        return self._keyed(clip, picture_1HW3, request, made.places)
+
+    def _filled(self, source: Source, request: Request) -> Clip:
+        """A clip between keyframes."""
+        keyframes_FHW3 = source.frames_FHW3
+        multi = request.multi or source.usual(request.config)
+        settings.check_keyframes(request.config, len(keyframes_FHW3), multi)
+        fitted_FHW3 = self._given(keyframes_FHW3, request.fit, request)
+        made, notes = self._through(fitted_FHW3, multi, request)
+
+        between = Grid(self.codec, known=2)
+        multi = multi and between.pictures(between.latents(multi))
+        rate = request.clip_fps and request.clip_fps * (multi + 1)
+        request = replace(request, fps=request.fps or rate)
+        clip = self._finish(
+            made, request, [*source.notes, *notes], keyframes=len(keyframes_FHW3), multi=multi
+        )
+        clip = _sounding(clip, request.sound, 0.0 if multi and request.fps == rate else None)
+        return self._keyed(clip, keyframes_FHW3, request, made.places)
+
+    def _continued(self, source: Source, request: Request) -> Clip:
+        """A clip among new frames.
+
+        It is seen in ``context`` frames: by default as many as training shows in a row, at most
+        half of the longest trained clip, so that the rest of it is new.
+        """
+        if request.direction != "forward" and not self.weights.network.extends_backward:
+            raise UserError(f"{self.name} extends clips at their end alone: `direction=forward`")
+        clip_FHW3, own = source.frames_FHW3, request.clip_fps or self.card.fps
+        edges = self._edges(request.direction, request.context, len(clip_FHW3))
+        made, notes = self._extended(clip_FHW3, edges, request)
+        rate = request.fps or own
+        direction, seen = request.direction, edges[-1].known
         request = replace(request, fps=rate, scale=1)
-        notes += self._other_rate(clip_fps)
-        clip = studio._finish(made, request, notes, direction=direction, context=edges[-1].known)
-        clip = _sounding(clip, sound, made.before / rate if rate == clip_fps else None)
+        notes = [*source.notes, *notes, *self._other_rate(own)]
+        clip = self._finish(made, request, notes, direction=direction, context=seen)
+        clip = _sounding(clip, request.sound, made.before / rate if rate == own else None)
         return replace(clip, before=made.before)
 
     def extend_file(self, file: video.Footage, prompt: str = "", **options: Any) -> Clip:  # noqa: ANN401
@@ -209,7 +316,7 @@ class Studio:
         held = ENDS + 2 * (options.get("context") or 0)
         studio = self.like(next(iter(file))[None]) if self.weights.network.grid else self
         ends_FHW3, own = file.ends(held, studio.card.size)
-        clip = studio.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
+        clip: Clip = studio.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
 
         before, after = np.split(clip.frames_FHW3, [clip.before, clip.before + len(ends_FHW3)])[::2]
         whole = video.Joined((before, file, after), own)
@@ -237,14 +344,13 @@ class Studio:
         weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
         return PROGRAM + weights + self._work(frames, config, scale, size)
 
-    def _request(self, command: str, prompt: str, options: Mapping[str, Any]) -> Request:
+    def _request(self, command: str, prompt: str, words: Mapping[str, object]) -> Request:
         """What is asked for, in the model's own number of steps where none is named."""
-        self.check_task(command)
-        if not {"steps", "config"} & options.keys():
-            options = {**options, "config": self.usual(settings.defaults(command))}
-        request = Request.of(command, prompt, options)
+        if not {"steps", "config"} & words.keys():
+            words = {**words, "config": self.usual(settings.defaults(command))}
+        request = Request.of(command, prompt, words)
         if request.loop and "interp" not in self.weights.network.tasks:
-            raise UserError(f"{self.name} cannot make a way back between two frames: no --loop")
+            raise UserError(f"{self.name} cannot make a way back between two frames: no `loop`")
         return request
 
     def usual(self, config: SampleConfig) -> SampleConfig:
@@ -289,7 +395,7 @@ class Studio:
             raise UserError(
                 f"{self.name} cannot show what is given: its codec rebuilds it at {worst:.1f} dB, "
                 f"less than {least:.1f}; train on such pictures, or on a pretrained backbone, or "
-                "go on with --anyway"
+                "go on with `anyway=True`"
             )
         return fitted_FHW3
 
@@ -328,7 +434,7 @@ class Studio:
         closed = made.followed(back)
         asked, total = request.config.frames, counted + len(closed) - len(made)
         rounded = asked and total != asked
-        notes = [f"--frames {asked}: this model makes {total} of a loop"] if rounded else []
+        notes = [f"`frames={asked}`: this model makes {total} of a loop"] if rounded else []
         return closed, notes
 
     def _left(self, config: SampleConfig, counted: int) -> SampleConfig | None:
@@ -429,16 +535,16 @@ class Studio:
         if multi:
             between = Grid(self.codec, known=2)
             latents = between.latents(multi)
-            notes = between.told("--multi", multi, latents)
+            notes = between.told("multi", multi, latents)
             return self._multiplied(fitted_FHW3, latents - 1, request), notes
         count = len(fitted_FHW3)
         config, notes = grid.in_latents(request.config)
         notes += self._room(count, config)
         made = self._between(fitted_FHW3, self._reaching(config, count), request)
         if len(set(made.places)) < count:
-            notes.append("two keyframes fell on one frame; --multi K puts K between them")
+            notes.append("two keyframes fell on one frame; `multi=K` puts K between them")
         if self.weights.network.gapwise and len(made.order) == count != config.frames:
-            notes.append("no frame was drawn between the keyframes; --multi K puts K there")
+            notes.append("no frame was drawn between the keyframes; `multi=K` puts K there")
         return made, notes
 
     def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> Made:
@@ -562,15 +668,15 @@ class Studio:
             if request.prompt or request.negative_prompt:
                 yield "words mean nothing to this model: prompts have no effect"
         elif request.negative_prompt and config.guidance == 1:
-            yield "the negative prompt has no effect without guidance: add --guidance 2"
+            yield "the negative prompt has no effect without guidance: add `guidance=2`"
         if known and known > 2 * longest:
             pictures, most = map(self.codec.pictures_of, (known, longest))
             yield f"{pictures} frames are far more than the longest trained clip, {most}"
         if not (self.weights.process.chooses or known or config.frames or config.max_length):
-            told = f"it makes {self.codec.pictures_of(longest)} unless --frames says how many"
+            told = f"it makes {self.codec.pictures_of(longest)} unless `frames` says how many"
             yield f"this model does not choose a number of frames: {told}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
-            yield "--length-scale has no effect: the length is given"
+            yield "`length_scale` has no effect: the length is given"
 
     def reading(self, prompt: str, literal: bool = False) -> Reading:
         """A prompt in words that the model knows, as far as its lexicon has them."""
@@ -583,7 +689,7 @@ class Studio:
         read = self.reading(prompt, literal)
         for reading in (read, self.reading(negative, literal)):
             if reading.changes:
-                yield f"read as words that the model knows: {reading}; --literal keeps yours"
+                yield f"read as words that the model knows: {reading}; `literal=True` keeps yours"
 
         known = self.card.words
         familiar = COMMON_WORDS.union(known)
@@ -607,18 +713,18 @@ class Studio:
         pictures = self.codec.pictures_of(longest)
         told = f"{count} keyframes, and the longest trained clip has {pictures} frames"
         if count >= longest:
-            raise UserError(f"{told}: say --multi K for K in every gap, --frames or --max-length")
-        return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
+            raise UserError(f"{told}: say `multi=K` for K in every gap, `frames` or `max_length`")
+        return [f"{told}: not every gap gets one; `multi=K` puts K into every gap"]
 
     def _out_of_memory(self, frames: int, request: Request, size: tuple[int, int]) -> UserError:
         need = f"{self._work(frames, request.config, request.scale, size) / 2**30:.1f} GiB"
         (height, width), pictures = size, self.codec.pictures_of(frames)
-        remedy = "take --guidance 1, or use a model of smaller frames"
+        remedy = "take `guidance=1`, or use a model of smaller frames"
         if self.card.any_size:
             remedy = "or give smaller pictures"
         return UserError(
             f"not enough memory: {pictures} frames of {width}x{height} take about {need}; lower "
-            f"--frames or --max-length, {remedy}"
+            f"`frames` or `max_length`, {remedy}"
         )
 
     def _finish(
@@ -659,17 +765,17 @@ class Studio:
         }
 
     def _keyed(
-        self, clip: Clip, given_FHW3: Frames, fit: str, exact: bool | None, places: Sequence[int]
+        self, clip: Clip, given_FHW3: Frames, request: Request, places: Sequence[int]
     ) -> Clip:
         """The user's own pixels in the places of the given frames, if asked for or if they fit."""
         _, height, width, _ = clip.frames_FHW3.shape
         matches = given_FHW3.shape[1:3] in ((height, width), self._size(given_FHW3))
         own_FHW3, said = given_FHW3, ""
         if not matches:
-            own_FHW3, said = video.fit(given_FHW3, (height, width), fit)
+            own_FHW3, said = video.fit(given_FHW3, (height, width), request.fit)
         notes = [*clip.notes, said] if said else clip.notes
         frames_FHW3 = clip.frames_FHW3
-        if exact or (exact is None and matches):
+        if request.exact or (request.exact is None and matches):
             frames_FHW3 = frames_FHW3.copy()
             frames_FHW3[list(places)] = video.scale(own_FHW3, height // own_FHW3.shape[1])
         return replace(clip, frames_FHW3=frames_FHW3, notes=notes)
@@ -683,11 +789,11 @@ def _around(clip_FHW3: Frames, new: Sequence[Made], backward: bool) -> Made:
     return replace(new[0], frames_FHW3=np.concatenate(parts), before=before)
 
 
-def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:
-    """The clip with a file's sound from ``start`` on, in seconds; None: its pace is another."""
+def _sounding(clip: Clip, sound: Sound | None, start: float | None) -> Clip:
+    """The clip with a sound that begins at ``start``, in seconds; None: its pace is another."""
     if sound is None:
         return clip
     if start is None:
         note = "sound is left out: the clip plays at another pace"
         return replace(clip, notes=[*clip.notes, note])
-    return replace(clip, sound=video.sound_of(sound, start))
+    return replace(clip, sound=replace(sound, start=sound.start + start))

@@ -37,13 +37,13 @@ class Grid:
         """Latents of the shortest clip of no fewer pictures than asked for."""
         return self.codec.latents_of(self.known + pictures + self.codec.pictures_per_latent - 1)
 
-    def told(self, flag: str, asked: int | None, latents: int | None) -> list[str]:
+    def told(self, name: str, asked: int | None, latents: int | None) -> list[str]:
         """A note where a number that was asked for is not made."""
         if not asked or not latents or self.pictures(latents) == asked:
             return []
         first = ", ".join(str(self.pictures(self.least + more)) for more in range(3))
         made = self.pictures(latents)
-        return [f"{flag} {asked}: this model makes {first}, ...; {asked} becomes {made}"]
+        return [f"`{name}={asked}`: this model makes {first}, ...; {asked} becomes {made}"]
 
     def in_latents(self, config: SampleConfig) -> tuple[SampleConfig, list[str]]:
         """The controls with lengths in latents of the whole clip, and notes on what was rounded.
@@ -52,12 +52,12 @@ class Grid:
         """
         if config.frames:
             exact = self.latents(config.frames)
-            notes = self.told("--frames", config.frames, exact)
+            notes = self.told("frames", config.frames, exact)
             return replace(config, frames=exact, min_length=None, max_length=None), notes
         least = config.min_length and self.enough(config.min_length)
         most = config.max_length and self.latents(config.max_length)
-        notes = self.told("--min-length", config.min_length, least)
-        notes += self.told("--max-length", config.max_length, most)
+        notes = self.told("min_length", config.min_length, least)
+        notes += self.told("max_length", config.max_length, most)
         if least and most and least > most:
             raise UserError("no length lies within the bounds: " + "; ".join(notes))
         return replace(config, min_length=least, max_length=most), notes

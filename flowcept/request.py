@@ -4,50 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+
+import numpy as np
 
 from flowcept import settings
+from flowcept.data.video import Sound, sound_of
+from flowcept.errors import UserError
 from flowcept.process.sampler import Step
-from flowcept.settings import SampleConfig, mixed
+from flowcept.settings import ClipConfig, SampleConfig, from_mapping, mixed, setting
 
 Watch = Callable[[Step], None]
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(ClipConfig):
     """What is asked for, whatever the task."""
 
     command: str
     prompt: str
-    config: SampleConfig  # lengths in pictures
-    seed: int
-    negative_prompt: str = ""
-    fps: float | None = None  # of playback; None: the model's
-    scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
-    loop: bool = False  # whether frames from the last one back to the first are put at the end
-    anyway: bool = False  # whether pictures may be given that the codec cannot rebuild
-    literal: bool = False  # no word is read as another that the model knows
-    watch: Watch | None = None  # called after every step of the sampler, with the clip's latents
+    seed: int = setting(0, "of this clip", settings.SEED)
+    config: SampleConfig = setting(
+        SampleConfig(), "all controls of the sampler; keywords replace single ones"
+    )  # lengths in pictures
+    watch: Watch | None = setting(None, "called after every step of the sampler")
+    clip_fps: float | None = setting(
+        None, "rate of the given frames; default the clip's, of arrays the model's", settings.STATED
+    )
+    sound: Sound | None = setting(None, "a file whose sound is kept; default the given clip's own")
 
     def __post_init__(self) -> None:
-        settings.SEED.check("seed", self.seed)
+        super().__post_init__()
         for text in (self.prompt, self.negative_prompt):
             settings.check_prompt(text)
 
     @staticmethod
-    def of(command: str, prompt: str, options: Mapping[str, Any]) -> Request:
+    def of(command: str, prompt: str, words: Mapping[str, object]) -> Request:
         """The request of a call; controls that it does not name are the command's own.
 
-        Raises ``TypeError`` for an unknown keyword and ``UserError`` for a wrong value.
+        Raises ``UserError`` for a wrong value.
         """
-        rest = dict(options)
-        start = rest.pop("config", settings.defaults(command))
-        names = [one.name for one in fields(SampleConfig) if one.name in rest]
-        controls = {name: rest.pop(name) for name in names}
-        if rest.get("seed") is None:
-            rest["seed"] = settings.random_seed()
-        config = settings.from_mapping(SampleConfig, controls, start=start)
-        return Request(command, prompt, config, **rest)
+        given = {name: _plain(value) for name, value in words.items()}
+        if given.get("frames") == "auto":
+            given["frames"] = None
+        config = given.pop("config", settings.defaults(command))
+        watch, sound = given.pop("watch", None), given.pop("sound", None)
+        if not (isinstance(config, SampleConfig) and (watch is None or callable(watch))):
+            raise UserError("`config` must be a SampleConfig, and `watch` a function")
+
+        names = [one.name for one in fields(SampleConfig) if one.name in given]
+        controls = {name: given.pop(name) for name in names}
+        given["config"] = from_mapping(SampleConfig, controls, start=config)
+        given["seed"] = settings.random_seed() if given.get("seed") is None else given["seed"]
+        request = from_mapping(Request, {"command": command, "prompt": prompt, **given})
+        return replace(request, watch=watch, sound=_sound(sound))
+
+    def repeated(self) -> list[Request]:
+        """The same for each of ``count`` clips, with a seed of its own."""
+        return [replace(self, seed=seed) for seed in settings.seeds(self.seed, self.count)]
 
     def window(self, number: int) -> Request:
         """The same for a window of the clip: the first has the clip's seed, others their own."""
@@ -61,3 +75,17 @@ class Request:
             name: value and max(value - value // 2, min(value, 2)) for name, value in asked.items()
         }
         return replace(self, config=replace(self.config, **half))
+
+
+def _plain(value: object) -> object:
+    """A number of NumPy as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _sound(given: object) -> Sound | None:
+    """The sound of a file; ``UserError`` where it cannot be read."""
+    if given is None or isinstance(given, Sound):
+        return given
+    if isinstance(given, str | Path):
+        return sound_of(Path(given).expanduser())
+    raise UserError(f"`sound` must be a file, not {given!r}")

@@ -20,12 +20,20 @@ MODEL = "a shipped name, a file, a run's folder, a diffusers folder, or owner/mo
 DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
+KEYWORD = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")  # in a line for the user
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
 def random_seed() -> int:
     """Of a clip for which none was given."""
     return secrets.randbelow(2**31)
+
+
+def seeds(first: int | None, count: int) -> list[int]:
+    """Of several clips: the first one's is given or random, the others are made from it."""
+    if first is None:
+        first = random_seed()
+    return [first, *(mixed(first, "count", number) for number in range(1, count))]
 
 
 def mixed(seed: int, *names: object) -> int:
@@ -48,9 +56,9 @@ class Rule:
     holds: Callable[[Any], bool]
 
     def check(self, name: str, value: object) -> None:
-        """UserError that names the flag of a value that breaks the rule; None was not given."""
+        """UserError about a value that breaks the rule; None was not given."""
         if value is not None and not self.holds(value):
-            raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
+            raise UserError(f"`{name}` must be {self.words}, not {value!r}")
 
 
 def within(low: float, high: float) -> Rule:
@@ -81,6 +89,7 @@ def sides(size: str) -> tuple[int, int]:
 
 
 FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
+DIRECTION = Rule(f"one of {', '.join(DIRECTIONS)}", DIRECTIONS.__contains__)
 EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
 
 
@@ -102,6 +111,17 @@ class Settings:
 def flag(name: str) -> str:
     """The command line's word for a setting."""
     return "--" + name.replace("_", "-")
+
+
+def with_flags(line: str) -> str:
+    """A line for the user in the words of the command line: `guidance=2` is --guidance 2."""
+
+    def said(keyword: re.Match[str]) -> str:
+        name, value = keyword.groups()
+        alone = value is None or value == "True"
+        return flag(name) if alone else f"{flag(name)} {value}"
+
+    return KEYWORD.sub(said, line)
 
 
 # Sampling
@@ -150,9 +170,43 @@ class SampleConfig(Settings):
         super().__post_init__()
         low, high = self.min_length or 1, self.max_length
         if high is not None and low > high:
-            raise UserError(f"--min-length {low} is over --max-length {high}")
+            raise UserError(f"`min_length={low}` is over `max_length={high}`")
         if self.frames is not None and (self.frames < low or (high and self.frames > high)):
-            raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
+            told = f"`frames={self.frames}` lies outside `min_length` and `max_length`"
+            raise UserError(told)
+
+
+@dataclass(frozen=True)
+class ClipConfig(Settings):
+    """What is asked for of a clip, beside the controls of the sampler; each task takes some."""
+
+    negative_prompt: str = setting("", "what to lead away from")
+    seed: int | None = setting(None, "the same seed makes the same clip; default random", SEED)
+    count: int = setting(
+        1, "clips of each prompt; later ones have seeds made from the first", within(1, 10_000)
+    )
+    fps: float | None = setting(None, "playback rate; default the model's or the clip's", STATED)
+    scale: int | None = setting(
+        None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
+    )
+    loop: bool = setting(
+        False, "frames from the last one back to the first, which all lengths count too"
+    )
+    literal: bool = setting(
+        False, "prompts as written: no word is read as another that the model knows"
+    )
+    fit: str = setting("crop", "how pictures get the model's size: crop, pad or stretch", FIT)
+    exact: bool | None = setting(
+        None, "your own pixels in the given frames; default where sizes match"
+    )
+    anyway: bool = setting(False, "go on with pictures that the model cannot show")
+    multi: int = setting(
+        0, "exactly so many frames between neighbouring pictures; of a clip 1", within(0, LARGEST)
+    )
+    direction: str = setting("forward", "forward, backward or both", DIRECTION)
+    context: int | None = setting(
+        None, "frames of the clip that the model sees; default as many as it can", COUNT
+    )
 
 
 @dataclass(frozen=True)
@@ -187,20 +241,17 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     if count < 2:
         raise UserError("interp needs two keyframes at least")
     if not 0 <= multi <= LARGEST:
-        raise UserError(f"--multi must be from 1 to {LARGEST}, not {multi}")
+        raise UserError(f"`multi` must be from 1 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):
-        raise UserError("--multi fixes the length: leave out --frames and its bounds")
-    for name, value in (("--frames", config.frames), ("--max-length", config.max_length)):
+        raise UserError("`multi` fixes the length: leave out `frames` and its bounds")
+    for name, value in (("frames", config.frames), ("max_length", config.max_length)):
         if value is not None and value < count:
-            raise UserError(f"{name} {value} is under the number of keyframes, {count}")
+            raise UserError(f"`{name}={value}` is under the number of keyframes, {count}")
 
 
 def check_extension(direction: str, context: int | None) -> None:
     """UserError for an unknown direction, or where nothing of a clip would be seen."""
-    if direction not in DIRECTIONS:
-        raise UserError(f"--direction must be {', '.join(DIRECTIONS)}, not {direction!r}")
-    if context is not None and context < 1:
-        raise UserError(f"--context must be at least 1, not {context}")
+    ClipConfig(direction=direction, context=context)
 
 
 # Training: a table of settings for each part. No name occurs in two tables, so that flags need none
@@ -223,7 +274,7 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_frames > self.max_frames:
-            raise UserError("--min-frames is over --max-frames")
+            raise UserError("`min_frames` is over `max_frames`")
 
     @property
     def frame_size(self) -> tuple[int, int]:

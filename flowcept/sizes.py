@@ -34,7 +34,7 @@ def rounded(size: str, step: int) -> tuple[Size, list[str]]:
     asked = sides(size)
     height, width = (max(round(side / step), 1) * step for side in asked)
     made = height, width
-    note = f"--size {size}: sides are multiples of {step}; {words(asked)} becomes {words(made)}"
+    note = f"`size={size}`: sides are multiples of {step}; {words(asked)} becomes {words(made)}"
     return made, [note] if made != asked else []
 
 

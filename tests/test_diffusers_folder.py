@@ -188,7 +188,7 @@ def test_studio_makes_pictures_of_the_asked_size(saved):
     clip = studio.generate(PROMPT, frames=group + 3, steps=2, scale=1, seed=1)
     assert clip.frames_FHW3.shape == (group + 1, height, width, 3)
     assert clip.frames_FHW3.dtype == np.uint8
-    told = f"--frames {group + 3}: this model makes 1, {group + 1}, {2 * group + 1}, ...; "
+    told = f"`frames={group + 3}`: this model makes 1, {group + 1}, {2 * group + 1}, ...; "
     assert clip.notes == [f"{told}{group + 3} becomes {group + 1}"]
     assert clip.settings["model"] == "model"
     assert clip.fps == {"ltx": 25.0, "wan": 16.0}[kind]
@@ -260,7 +260,7 @@ def test_without_a_length_the_pipelines_own_is_made_and_told(saved, monkeypatch)
     clip = studio.generate(PROMPT, steps=1, guidance=1.0, scale=1, seed=1)
     pictures = {"ltx": 161, "wan": 81}[kind]
     assert studio.codec.pictures_of(sum(seen)) == pictures
-    assert f"makes {pictures} unless --frames" in " ".join(clip.notes)
+    assert f"makes {pictures} unless `frames`" in " ".join(clip.notes)
 
 
 def test_half_precision_keeps_what_must_be_precise(saved):

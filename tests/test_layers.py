@@ -52,7 +52,7 @@ FLOORS = [
     ("models",),
     ("adapters",),
     ("clip", "lengths", "request", "sizes"),
-    ("sampling",),
+    ("sampling", "inputs", "keywords"),
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),

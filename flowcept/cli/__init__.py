@@ -17,6 +17,7 @@ import typer
 from flowcept import __version__
 from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, stage, theatre, train
 from flowcept.errors import UserError
+from flowcept.settings import with_flags
 from flowcept.training.stopping import stoppable
 
 # What is wrong with the flags; the class of the click that Typer uses, its own or the package.
@@ -80,7 +81,7 @@ def _run() -> tuple[int, str]:
     try:
         status = app(prog_name="flowcept", standalone_mode=False) or 0
     except UserError as error:
-        return 2, str(error)
+        return 2, with_flags(str(error))
     except UsageError as error:
         return 2, _misused(error)
     except (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)):

@@ -19,7 +19,7 @@ import typer
 import flowcept
 from flowcept.cli.options import RATE, Job, MakeOptions, check_output, temporary_beside
 from flowcept.errors import UserError
-from flowcept.settings import mixed, random_seed
+from flowcept.settings import seeds, with_flags
 
 if TYPE_CHECKING:
     from flowcept.clip import Clip
@@ -77,7 +77,7 @@ def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) ->
     notes = dict.fromkeys(note for reading in readings for note in studio.word_notes(*reading))
     if options.talks:
         for line in notes:
-            options.say(f"note: {line}")
+            options.say(f"note: {with_flags(line)}")
     return set(notes)
 
 
@@ -130,9 +130,7 @@ def _repeated(job: Job, count: int) -> list[Job]:
     """``count`` clips of one job: the first has its seed, the others seeds made from it."""
     if count == 1:
         return [job]
-    first = random_seed() if job.seed is None else job.seed
-    later = [mixed(first, "count", number) for number in range(1, count)]
-    return [replace(job, seed=seed) for seed in [first, *later]]
+    return [replace(job, seed=seed) for seed in seeds(job.seed, count)]
 
 
 def _outputs(options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Outputs]:
@@ -233,11 +231,12 @@ def _write(options: MakeOptions, clip: Clip, output: Outputs, told: set[str]) ->
     if options.talks:
         for line in notes:
             if line not in told:
-                options.say(f"note: {line}")
+                options.say(f"note: {with_flags(line)}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
         name = "stdout" if options.piped else path
         options.say(f"{name}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
-    written = {"output": str(path), "width": width, "height": height, "notes": notes}
+    written = {"output": str(path), "width": width, "height": height}
+    written["notes"] = [with_flags(line) for line in notes]
     return clip.settings | written
 
 

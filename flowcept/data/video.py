@@ -389,6 +389,15 @@ def digest(frames_FHW3: Frames | Footage) -> str:
 # ---- writing ---------------------------------------------------------------------------------
 
 
+def make_parents(path: Path) -> None:
+    """Make the folders in which an output is to be; none for a name that it cannot have."""
+    _check_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+
+
 def check_output(path: Path) -> None:
     """Raise UserError if `write_video` could not write there; to be called before any work."""
     _check_name(path)

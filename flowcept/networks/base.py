@@ -66,7 +66,7 @@ class VideoNetwork(nn.Module):
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
 
-    def place(self, device: torch.device) -> None:
+    def bring_to(self, device: torch.device) -> None:
         """Bring the weights to the device where they are used."""
         self.to(device)
 

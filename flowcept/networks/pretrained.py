@@ -290,10 +290,10 @@ class Backbone(VideoNetwork):
         for block in self.blocks():
             block.compile(dynamic=True, **options)
 
-    def place(self, device: torch.device) -> None:
+    def bring_to(self, device: torch.device) -> None:
         """Bring the weights to the device; ``block_by_block`` the transformer's while they work."""
         if not self.block_by_block:
-            super().place(device)
+            super().bring_to(device)
         elif self._works_on != device:
             inner, self.transformer = self.transformer, None
             self.to(device)

@@ -69,7 +69,9 @@ class RecipeEncoder(nn.Module):
         self.register_buffer("like", torch.zeros(()), persistent=False)
         for part in ("tokenizer", "text_encoder"):
             if not (self.folder / part).is_dir():
-                raise UserError(f"{self.folder} has no folder {part}: give a whole diffusers folder")
+                raise UserError(
+                    f"{self.folder} has no folder {part}: give a whole diffusers folder"
+                )
 
     @property
     def nbytes(self) -> int:
@@ -87,9 +89,7 @@ class RecipeEncoder(nn.Module):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder / "tokenizer", **local
             )
-            encoder = kind.from_pretrained(
-                folder / "text_encoder", dtype=self.like.dtype, **local
-            )
+            encoder = kind.from_pretrained(folder / "text_encoder", dtype=self.like.dtype, **local)
         except Exception as error:  # the folder may hold anything
             why = str(error).partition("\n")[0]
             raise UserError(f"the prompt encoder in {folder} cannot be read: {why}") from error

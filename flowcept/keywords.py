@@ -1,0 +1,148 @@
+"""Keywords of the four methods that make clips, for type checkers, editors and ``help``.
+
+The classes stand here as the records of settings have them, name for name; where a record has
+changed, ``python tests/test_keywords.py`` writes them anew.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar
+
+from flowcept.data.video import Sound
+from flowcept.errors import suggestion
+from flowcept.request import Request, Watch
+from flowcept.settings import ClipConfig, SampleConfig, defaults
+
+One = Literal[1]
+Prompts = str | list[str] | tuple[str, ...]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+# ---- from the records --------------------------------------------------------------------------
+
+
+class Keywords(TypedDict, total=False):
+    """Of all four methods."""
+
+    steps: int
+    """denoising steps; twice as many evaluations at most"""
+    guidance: float
+    """strength of the prompt in the picture; 1: none"""
+    rate_temperature: float
+    """of the laws of length and places: 0 the most probable, over 1 more varied"""
+    refine: float
+    """clean all frames once more together, from this flow time on; 0: off"""
+    length_scale: float
+    """multiplies the number of frames to come"""
+    frames: int | Literal["auto"] | None
+    """number of frames, or auto: the model chooses"""
+    min_length: int | None
+    """least number of frames; default as trained"""
+    max_length: int | None
+    """largest number of frames; default as trained"""
+    cache: bool
+    """evaluate finished frames no more after the last insertion: a third less work"""
+    negative_prompt: str
+    """what to lead away from"""
+    seed: int | None
+    """the same seed makes the same clip; default random"""
+    fps: float | None
+    """playback rate; default the model's or the clip's"""
+    scale: int | None
+    """enlarge by a whole number; default to 256 pixels"""
+    loop: bool
+    """frames from the last one back to the first, which all lengths count too"""
+    literal: bool
+    """prompts as written: no word is read as another that the model knows"""
+    config: SampleConfig
+    """all controls of the sampler; keywords replace single ones"""
+    watch: Watch | None
+    """called after every step of the sampler"""
+
+
+class PictureKeywords(Keywords, total=False):
+    """Of ``i2v``."""
+
+    fit: str
+    """how pictures get the model's size: crop, pad or stretch"""
+    exact: bool | None
+    """your own pixels in the given frames; default where sizes match"""
+    anyway: bool
+    """go on with pictures that the model cannot show"""
+
+
+class InterpKeywords(PictureKeywords, total=False):
+    """Of ``interp``."""
+
+    multi: int
+    """exactly so many frames between neighbouring pictures; of a clip 1"""
+    clip_fps: float | None
+    """rate of the given frames; default the clip's, of arrays the model's"""
+    sound: str | Path | Sound | None
+    """a file whose sound is kept; default the given clip's own"""
+
+
+class ExtendKeywords(Keywords, total=False):
+    """Of ``extend``."""
+
+    direction: str
+    """forward, backward or both"""
+    context: int | None
+    """frames of the clip that the model sees; default as many as it can"""
+    anyway: bool
+    """go on with pictures that the model cannot show"""
+    clip_fps: float | None
+    """rate of the given frames; default the clip's, of arrays the model's"""
+    sound: str | Path | Sound | None
+    """a file whose sound is kept; default the given clip's own"""
+
+
+# ---- to here -----------------------------------------------------------------------------------
+
+OF_COMMAND = {
+    "gen": Keywords,
+    "i2v": PictureKeywords,
+    "interp": InterpKeywords,
+    "extend": ExtendKeywords,
+}
+
+
+def records() -> dict[str, Field[Any]]:
+    """The field of every keyword."""
+    kinds = (Request, ClipConfig, SampleConfig)
+    return {one.name: one for kind in kinds for one in fields(kind)}
+
+
+def check_known(command: str, words: Iterable[str]) -> None:
+    """Raise ``TypeError`` for a keyword that the method of a command does not have."""
+    names = ["count", *OF_COMMAND[command].__annotations__]
+    for word in words:
+        if word not in names:
+            raise TypeError(f"unknown keyword {word!r}{suggestion(word, names)}")
+
+
+def documented(command: str) -> Callable[[Method], Method]:
+    """Let ``help`` and notebooks see each keyword of a method, its default and its meaning."""
+    own, types = records(), OF_COMMAND[command].__annotations__
+    usual = {**vars(defaults(command)), "frames": "auto", "config": None}
+    words = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=usual.get(name, own[name].default),
+            annotation=kind,
+        )
+        for name, kind in types.items()
+    ]
+    told = [f"    {name}: {own[name].metadata['help']}" for name in ("count", *types)]
+
+    def decorated(method: Method) -> Method:
+        signature = inspect.signature(method)
+        given = list(signature.parameters.values())[:-1]  # without what takes all keywords
+        completed = signature.replace(parameters=[*given, *words])
+        method.__signature__ = completed  # type: ignore[attr-defined]
+        method.__doc__ = "\n".join([inspect.cleandoc(method.__doc__ or ""), "", "Keywords:", *told])
+        return method
+
+    return decorated
