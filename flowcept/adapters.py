@@ -58,7 +58,7 @@ def open_model(
     text = None
     if card.text.kind in RECIPES:
         text = build_encoder(card.text, _reader(card, model.path, base))
-    return model_file.load(model.path, text)
+    return model_file.load(model.path, text, dtype)
 
 
 def open_codec(model: Model) -> Codec:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, inputs, settings, sizes
+from flowcept import __version__, inputs, memory, settings, sizes
 from flowcept.clip import Clip, Growth
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
@@ -81,8 +81,10 @@ class Studio:
         self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
         self.sized = False  # whether someone said of which size frames are
         self.size_notes: list[str] = []  # what that size became
-        for module in (weights.network, weights.text, weights.codec):
-            module.to(device)
+        weights.text.to(device)
+        weights.codec.to(device)
+        if not getattr(weights.text, "let_go", False):  # else it comes when prompts are read
+            weights.network.bring_to(device)
 
     def at(self, size: str) -> Studio:
         """The same model for frames of another size, WIDTHxHEIGHT, rounded to its grid.
@@ -341,8 +343,8 @@ class Studio:
         """
         controls, _ = self.grid.in_latents(self._reaching(config, keyframes))
         frames = max(self._longest(controls), self.codec.latents_of(least))
-        weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
-        return PROGRAM + weights + self._work(frames, config, scale, size)
+        work = self._work(frames, config, scale, size)
+        return PROGRAM + memory.peak(self.weights, work, self.device)
 
     def _request(self, command: str, prompt: str, words: Mapping[str, object]) -> Request:
         """What is asked for, in the model's own number of steps where none is named."""
@@ -643,8 +645,10 @@ class Studio:
         shape = self.codec.latent_shape(size)
         activations = self.weights.network.sampling_bytes(evaluated, shape, self.dtype)
         copies = 2 + 2 * self._factor(scale) ** 2
-        pixels = 3 * self.codec.pictures_of(frames) * height * width * copies
-        return max(activations, pixels)  # one after the other
+        pictures = self.codec.pictures_of(frames)
+        pixels = 3 * pictures * height * width * copies
+        decoding = self.codec.decoding_bytes(pictures, size)
+        return max(activations, pixels + decoding)  # one after the other
 
     def _factor(self, scale: int | None) -> int:
         """Whole-number enlargement of the made frames."""

@@ -166,9 +166,12 @@ def read_card(path: Path) -> Card:
     return _card(_description(path), path)
 
 
-def load(path: Path, text: PromptEncoder | None = None) -> Weights:
-    """Read a model; weights become float32 on the CPU. ``text`` replaces a frozen prompt encoder.
+def load(
+    path: Path, text: PromptEncoder | None = None, dtype: torch.dtype = torch.float32
+) -> Weights:
+    """Read a model, on the CPU. ``text`` replaces a frozen prompt encoder.
 
+    Weights become float32, those of a pretrained transformer ``dtype``, without a copy between.
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
@@ -180,6 +183,7 @@ def load(path: Path, text: PromptEncoder | None = None) -> Weights:
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)
+            weights.network.hold_in(dtype)
     except UserError:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
@@ -262,7 +266,7 @@ def _stored(names: list[str], expected: Set[str], path: Path, version: int) -> d
 
 
 def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa: ANN401
-    """A copy of a tensor of the file, float32 where it is not of whole numbers.
+    """A copy of a tensor of the file, of the dtype that it is to have.
 
     A copy, since the tensor itself would stay mapped to the file, wherever it lies there.
     """
@@ -276,8 +280,7 @@ def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa:
     else:
         tensor: Tensor = file.get_tensor(name)
         if bool(tensor.isfinite().all()):
-            kept = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            return tensor.to(kept, copy=True)
+            return tensor.to(like.dtype, copy=True)
         wrong = "holds values that are not finite"
     raise UserError(f"{path}: tensor {name} {wrong}; get the file again")
 

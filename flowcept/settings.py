@@ -88,6 +88,8 @@ def sides(size: str) -> tuple[int, int]:
     return int(match[2] or match[1]), int(match[1])
 
 
+OFFLOADS = ("none", "encoder", "blocks")
+OFFLOAD = Rule("none, encoder or blocks", OFFLOADS.__contains__)
 FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
 DIRECTION = Rule(f"one of {', '.join(DIRECTIONS)}", DIRECTIONS.__contains__)
 EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)

@@ -206,7 +206,7 @@ def test_a_size_off_the_grid_is_rounded_and_told(saved, asked, made):
     clip = studio.generate(PROMPT, frames=1, steps=1, scale=1, seed=1)
     assert clip.size == (height, width)
     (note,) = clip.notes
-    assert note.startswith(f"--size {asked}: sides are multiples of {step}; ")
+    assert note.startswith(f"`size={asked}`: sides are multiples of {step}; ")
     assert note.endswith(f" becomes {width}x{height}")
 
 

@@ -20,6 +20,7 @@ from flowcept.errors import UserError
 from flowcept.settings import (
     FASTEST,
     MODEL,
+    OFFLOAD,
     SEED,
     SIZE,
     SLOWEST,
@@ -115,7 +116,10 @@ class MakeOptions(Settings):
         None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
     )
     size: str | None = setting(
-        None, "of frames, WIDTHxHEIGHT, of a diffusers folder; default its own", SIZE
+        None,
+        "of frames, WIDTHxHEIGHT, of pretrained models, rounded to what they can make; default "
+        "their own, of given pictures the aspect of those",
+        SIZE,
     )
     loop: bool = setting(
         False, "frames from the last one back to the first, which all lengths count too",
@@ -125,6 +129,21 @@ class MakeOptions(Settings):
     dtype: str = setting("auto", "auto, float32, bfloat16 or float16")
     compile: bool = setting(
         False, "torch.compile of the blocks; pays for many clips", names="--compile"
+    )
+    offload: str = setting(
+        "none",
+        "of pretrained models: encoder reads the prompt encoder first and lets go of it; blocks "
+        "also brings the network's blocks one by one, slower; clips stay the same",
+        OFFLOAD,
+    )
+    fp8: bool = setting(
+        False, "of pretrained models: weights in 8 bits, half of bfloat16's; clips change a little",
+        names="--fp8",
+    )  # fmt: skip
+    tiling: bool = setting(
+        False,
+        "of pretrained models: decode large pictures in overlapping tiles; slower, seams may show",
+        names="--tiling",
     )
     threads: int = setting(0, "of the processor; 0: as many as it has", within(0, 1024))
     preview: Path | None = setting(None, "a file that is rewritten while sampling")

@@ -66,6 +66,10 @@ class VideoNetwork(nn.Module):
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
 
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold weights in a dtype where the network was made for that; else they are float32."""
+        del dtype
+
     def bring_to(self, device: torch.device) -> None:
         """Bring the weights to the device where they are used."""
         self.to(device)

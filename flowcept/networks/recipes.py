@@ -82,9 +82,12 @@ class RecipeEncoder(nn.Module):
     def _read(self) -> None:
         """Bring tokenizer and encoder into memory."""
         import transformers
+        from transformers.utils import logging
 
         kind, folder = getattr(transformers, self.recipe.encoder), self.folder
         local: dict[str, Any] = {"local_files_only": True}
+        shows = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder / "tokenizer", **local
@@ -93,6 +96,9 @@ class RecipeEncoder(nn.Module):
         except Exception as error:  # the folder may hold anything
             why = str(error).partition("\n")[0]
             raise UserError(f"the prompt encoder in {folder} cannot be read: {why}") from error
+        finally:
+            if shows:
+                logging.enable_progress_bar()
         self.encoder = encoder.to(self.like.device).eval().requires_grad_(requires_grad=False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
@@ -104,15 +110,20 @@ class RecipeEncoder(nn.Module):
         """The real tokens of each prompt."""
         if not self.let_go:
             return self._encoded(prompts)
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.said]
-        if new:
-            tokens = self._encoded(new)
-            self.said |= zip(new, tokens.token_SD.split(list(tokens.lengths)), strict=True)
-            self.encoder = None
-            if self.like.is_cuda:
-                torch.cuda.empty_cache()
+        self.prepare(prompts)
         parts = [self.said[prompt] for prompt in prompts]
         return PromptTokens(torch.cat(parts), tuple(map(len, parts)))
+
+    @torch.no_grad()
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """With ``let_go``, encode all that are new before the encoder leaves; else nothing."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.said]
+        if not (self.let_go and new):
+            return
+        self.said |= {prompt: self._encoded([prompt]).token_SD for prompt in new}
+        self.encoder = None
+        if self.like.is_cuda:
+            torch.cuda.empty_cache()
 
     def _encoded(self, prompts: Sequence[str]) -> PromptTokens:
         if self.encoder is None:
