@@ -39,8 +39,8 @@ def load(
 
     Pretrained video models take less memory with ``offload``: ``encoder`` reads the prompt encoder,
     uses it and lets go of it before the network comes, ``blocks`` keeps the network's blocks off
-    the device but for those that work, which is slower. ``fp8`` keeps its weights in 8 bits, about
-    3 % off, ``tiling`` decodes pictures in overlapping tiles, whose seams may show.
+    the device but for those that work, which is slower. ``fp8`` keeps its weights in 8 bits, a few
+    percent off, ``tiling`` decodes pictures in overlapping tiles, whose seams may show.
     Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
     """
     from flowcept.adapters import open_model

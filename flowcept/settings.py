@@ -413,7 +413,9 @@ class PlainMachineSettings(Settings):
 class MachineSettings(PlainMachineSettings):
     """Where and how exactly it is computed."""
 
-    checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory")
+    checkpointing: bool = setting(
+        False, "recompute blocks in the backward pass: less memory, a forward pass more a step"
+    )
     compile: bool = setting(False, "torch.compile of the blocks")
 
 

@@ -137,8 +137,11 @@ def test_tiles_are_those_of_diffusers_and_encoding_has_none(tmp_path, make):
     with torch.no_grad():
         whole, latent = codec.decode(codec.encode(image)), codec.encode(image)
         codec.tiled = True
-        side = {"tile_sample_min_height": 4 * cell, "tile_sample_min_width": 4 * cell,
-                "tile_sample_stride_height": 3 * cell, "tile_sample_stride_width": 3 * cell}  # fmt: skip
+        side = {
+            f"tile_sample_{what}_{axis}": cells * cell
+            for what, cells in (("min", 4), ("stride", 3))
+            for axis in ("height", "width")
+        }
         for one in (codec.model, model):
             one.enable_tiling(**side)
         codec.model.use_tiling = False

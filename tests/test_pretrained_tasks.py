@@ -211,6 +211,26 @@ def test_i2v_is_that_of_skyreels(saved, plain):
     same(last, other(image=Image.fromarray(picture), **asked("skyreels", 3)).frames)
 
 
+def test_extend_is_that_of_skyreels(saved, plain):
+    from diffusers.pipelines.skyreels_v2 import (
+        pipeline_skyreels_v2_diffusion_forcing_v2v as module,
+    )
+
+    made, folder = saved("skyreels")
+    steps, frames = [], pictures("skyreels", 5)
+    opened("skyreels", folder).extend(
+        frames, PROMPT, clip_fps=24, context=5, frames=8, anyway=True, watch=steps.append, **OPTIONS
+    )
+    first, last = ends(steps)
+    plain(module, first)
+    other = fixtures.as_pipeline("SkyReelsV2DiffusionForcingVideoToVideoPipeline", made)
+    theirs = other(
+        video=[Image.fromarray(frame) for frame in frames], overlap_history=5, base_num_frames=13,
+        **asked("skyreels", 4),
+    ).frames  # fmt: skip
+    same(last, theirs, given=2)
+
+
 @pytest.mark.parametrize(
     ("kind", "tasks"),
     [

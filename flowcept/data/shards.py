@@ -158,7 +158,7 @@ class LatentStore(_Store):
 
 def _row(rows: NDArray[np.float16], starts: Sequence[int], i: int, f: int) -> Tensor:
     """Row f of clip i, float32."""
-    return torch.from_numpy(rows[starts[i] + f]).float()
+    return torch.from_numpy(np.array(rows[starts[i] + f])).float()
 
 
 @torch.no_grad()
