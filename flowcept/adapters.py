@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,23 +18,26 @@ from safetensors.torch import load_file
 from flowcept import diffusers_folder, model_file
 from flowcept.codecs import Codec
 from flowcept.codecs.pretrained import load_pretrained
+from flowcept.diffusers_folder import Stored, check_grid
 from flowcept.errors import UserError
 from flowcept.hub import WEIGHTS, parse
-from flowcept.model_file import Base, Card, Weights
+from flowcept.model_file import Card, Weights
 from flowcept.models import Model, find, places
 from flowcept.networks.pretrained import LORA_TARGETS, Backbone
 from flowcept.networks.recipes import RECIPES
-from flowcept.networks.text import build_encoder
+from flowcept.networks.text import NoEncoder, build_encoder
+from flowcept.settings import sides
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
 ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
 
 
-def digest(folder: Path) -> str:
-    """What tells a folder's transformer from others, of its files' headers and ends."""
+def digest(folder: Path, part: str = "transformer") -> str:
+    """What tells a folder's transformer, or another part, from others: of files' headers, ends."""
     found = hashlib.sha256()
-    files = sorted((folder / "transformer").glob("*.safetensors"))
-    for path in [one for one in files if WEIGHTS.fullmatch(one.name)]:
+    files = sorted((folder / part).glob("*.safetensors"))
+    loaded = [one for one in files if WEIGHTS.fullmatch(one.name)]
+    for path in loaded or files:
         with path.open("rb") as file:
             header = file.read(int.from_bytes(file.read(8), "little"))
             found.update(header + file.read(SAMPLED))
@@ -43,50 +47,71 @@ def digest(folder: Path) -> str:
 
 
 def open_model(
-    model: Model, dtype: torch.dtype, size: str | None = None, base: str | None = None
+    model: Model,
+    dtype: torch.dtype,
+    size: str | None = None,
+    base: str | None = None,
+    stored: Stored | None = None,
 ) -> Weights:
     """A model file, an adapter file with its base, or a diffusers folder.
 
-    ``base`` names the pretrained model that a file belongs to, where that is not where it was.
-    Raises ``UserError`` for what cannot be read, and for a base that is not there or another one.
+    A pretrained network, trained on or not, makes clips of any ``size`` on its grid. ``base`` names
+    the pretrained model that a file belongs to, where that is not where it was. What is ``stored``
+    is not read, but for the codec of a whole model's file. Raises ``UserError`` for what cannot be
+    read, and for a base that is not there or another one.
     """
     if model.is_folder:
         return diffusers_folder.load(model.path, dtype, size, source=model.source)
     card = model_file.read_card(model.path)
     if card.base is not None:
-        return load_adapter(model.path, dtype, base)
-    text = None
-    if card.text.kind in RECIPES:
-        text = build_encoder(card.text, _reader(card, model.path, base))
+        return load_adapter(model.path, dtype, base, stored)
+    if stored is not None:
+        return model_file.load(model.path, stored.text(card.text), dtype)
+    reads = card.text.kind in RECIPES
+    text = build_encoder(card.text, _reader(card, model.path, base)) if reads else None
     return model_file.load(model.path, text, dtype)
+
+
+def outline(model: Model) -> Weights:
+    """What a model is, for people: of one that was pretrained no weights are read, nor its base."""
+    if model.is_folder:
+        return diffusers_folder.outline(model.path, model.source)
+    card = model_file.read_card(model.path)
+    if card.text.kind not in RECIPES:
+        return model_file.load(model.path)
+    with torch.device("meta"):
+        return model_file.build(card, NoEncoder(card.text))
 
 
 def open_codec(model: Model) -> Codec:
     """The codec of a model, or of a folder that holds that alone; the rest is not read."""
     if model.is_folder:
         return load_pretrained(model.path)
-    card = model_file.read_card(model.path)
-    if card.base is not None:
-        return load_pretrained(_base(card.base, model.path, None).path)
-    return open_model(model, torch.float32).codec
+    if model_file.read_card(model.path).base is not None:
+        return load_pretrained(base_of(model.path).path)
+    return model_file.load_codec(model.path)
 
 
-def load_adapter(path: Path, dtype: torch.dtype, base: str | None = None) -> Weights:
+def load_adapter(
+    path: Path, dtype: torch.dtype, base: str | None = None, stored: Stored | None = None
+) -> Weights:
     """An adapter file and its base; as ``open_model``."""
     card = model_file.read_card(path)
     assert card.base is not None
-    found = _base(card.base, path, base)
+    found = base_of(path, base)
     height, width = card.size
     weights = diffusers_folder.load(
-        found.path, dtype, f"{width}x{height}", lambda _: card, source=found.source
+        found.path, dtype, f"{width}x{height}", lambda _: card, stored, source=found.source
     )
     model_file.fill(weights, path)
     weights.network.eval().requires_grad_(requires_grad=False)
     return weights
 
 
-def _base(base: Base, path: Path, given: str | None) -> Model:
+def base_of(path: Path, given: str | None = None) -> Model:
     """An adapter's base: the first at a place where it may be whose weights are those of then."""
+    base = model_file.read_card(path).base
+    assert base is not None
     others, why = [], ""
     for place in places(base.source, given):
         try:
@@ -139,6 +164,8 @@ def export_lora(adapter: Path, output: Path) -> None:
     What frames are told and the laws of missing frames, which only flowcept reads, stay out.
     """
     rank = _check_adapter(adapter).network.lora
+    if not rank:
+        raise UserError(f"{adapter} has no matrices, it was learned with --lora 0: merge it whole")
     stored = re.compile(r"network\.(transformer\..*\.lora_[AB])\.default\.weight")
     tensors = {
         f"{match[1]}.weight": tensor

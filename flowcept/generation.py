@@ -93,7 +93,7 @@ class Studio:
         """
         step = sizes.step_of(self.weights)
         if step:
-            made, notes = sizes.rounded(size, step)
+            made, notes = sizes.rounded(size, self.card, step)
             return self._at(made, sized=True, notes=notes)
         if self.card.any_size or settings.sides(size) != self.card.size:
             own = sizes.own_words(self.card)
@@ -106,7 +106,7 @@ class Studio:
         if self.sized or not step:
             return self
         height, width = given_FHW3.shape[1:3]
-        made = sizes.of_aspect((height, width), self.card.size, step)
+        made = sizes.of_aspect((height, width), self.card, step)
         if made == self.card.size:
             return self
         told = f"frames of {sizes.words(made)}, the aspect of what is given; `size` says another"

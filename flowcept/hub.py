@@ -32,6 +32,7 @@ ALONE = {
         "spiece.model", "vocab.json", "merges.txt",
     ),
 }  # fmt: skip
+SETTINGS = ("model_index.json", "transformer/config.json", "vae/config.json")  # of all parts
 # Weights as they are loaded: in one file or several, no copy in half floats.
 WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 COPIES = ("*.bin", "*.fp16*", "*.bf16*", "*.fp32*", "*.msgpack", "*.h5", "*.onnx*", "*.gguf")
@@ -69,7 +70,7 @@ def fetch(name: HubName, part: str = "", *, settings_only: bool = False) -> Path
         raise UserError(
             f'{name} is a name on a hub: to fetch it, pip install ".[diffusers]"'
         ) from error
-    allowed = ["model_index.json", *(f"{one}/*" for one in FOLDERS[part]), *ALONE[part]]
+    allowed = [*SETTINGS, *(f"{one}/*" for one in FOLDERS[part]), *ALONE[part]]
     kinds = {
         "allow_patterns": allowed,
         "ignore_patterns": [*COPIES, *(["*.safetensors"] if settings_only else [])],

@@ -61,6 +61,7 @@ class Card:
     version: str = __version__  # of the package that wrote the file
     base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
     lexicon: Lexicon | None = None  # what people say for words of the training prompts
+    sizes: dict[str, int] = field(default_factory=dict)  # trained clips by WIDTHxHEIGHT, if several
 
     @property
     def any_size(self) -> bool:
@@ -134,8 +135,9 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
             raise UserError(f"not written: {name} is not finite; train with a lower rate")
     network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
-    if weights.card.lexicon is None:
-        del record["lexicon"]
+    for name in ("lexicon", "sizes"):  # without them the file is as it always was
+        if not record[name]:
+            del record[name]
     write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
 
 
@@ -192,6 +194,25 @@ def load(
     for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
     return weights
+
+
+def load_codec(path: Path) -> Codec:
+    """The codec of a model file alone, float32 on the CPU; errors as for ``load``."""
+    card = read_card(path)
+    if card.base is not None:
+        raise UserError(f"{path} is an adapter, which has no codec: name the folder of its base")
+    with torch.device("meta"):
+        codec = build_codec(card.codec)
+    try:
+        with safe_open(path, framework="pt") as file:
+            like = codec.state_dict().items()
+            found = {name: _checked(file, f"codec.{name}", one, path) for name, one in like}
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({_line(error)}); get the file again") from error
+    codec.load_state_dict(found, assign=True)
+    return codec.eval().requires_grad_(requires_grad=False)
 
 
 def fill(weights: Weights, path: Path, version: int = FORMAT) -> None:
@@ -408,21 +429,25 @@ def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
     total = sum(card.lengths.values())
     shortest, longest = pictures_of(card.min_length), pictures_of(card.max_length)
     mean = sum(pictures_of(n) * count for n, count in card.lengths.items()) / total
-    size = "any size" if card.any_size else f"{card.size[1]}x{card.size[0]} pixels"
+    learned = ", ".join(card.sizes) or f"{card.size[1]}x{card.size[0]}"
+    size = "any size" if card.any_size else f"{learned} pixels"
     lengths, dataset = f"{mean:.1f} on average", f"{card.dataset}: {total} clips"
     if weights.network.gapwise:
         lengths, dataset = "from a given picture to the next", card.dataset
     return {
         "file": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(one.stat().st_size for one in [path, *path.rglob("*")] if one.is_file()),
         "flowcept": card.version,
-        "process": asdict(card.process),
+        "process": {
+            name: value for name, value in vars(card.process).items() if not callable(value)
+        },
         "parameters": {**counts, "total": sum(counts.values())},
         "tasks": ", ".join(sorted(weights.network.tasks)),
         "frames": f"{size} at {card.fps:g} per second",
         "lengths": f"{shortest} to {longest} frames, {lengths}",
         "dataset": dataset,
         "steps": card.steps,
+        **({"base": asdict(card.base)} if card.base else {}),
         **({"hours": round(card.hours, 2)} if card.hours else {}),
         "network": asdict(card.network),
         "text": asdict(card.text),

@@ -18,6 +18,7 @@ from flowcept.errors import UserError
 
 DEFAULT = "theatre"  # the model that is taken where none is named
 FILE, INDEX = "model.safetensors", "model_index.json"  # of a run, of a folder of diffusers
+WANTED = {"": "model", "vae": "autoencoder", "text_encoder": "text encoder"}  # by part
 KINDS = (
     "a .safetensors file, a run's folder, a diffusers folder, or a name on a hub such as "
     "Lightricks/LTX-Video"
@@ -31,6 +32,9 @@ class Model:
     path: Path  # a file, or a folder of diffusers
     name: str  # for people
     source: str  # what finds it again: an absolute path, or a name on a hub with its commit
+
+    def __str__(self) -> str:
+        return self.source if hub.parse(self.source) else str(self.path)
 
     @property
     def is_folder(self) -> bool:
@@ -71,7 +75,7 @@ def is_named(text: str) -> bool:
     """Whether a text names a model, rather than a clip or picture."""
     path = _expanded(text)
     if path.is_dir():
-        return bool(_inside(path))
+        return any((path / file).is_file() for file in (INDEX, FILE, "config.json", "config.toml"))
     named = text in shipped_models() or path.suffix == ".safetensors"
     return named or (not path.exists() and (not path.suffix or hub.parse(text) is not None))
 
@@ -126,7 +130,8 @@ def _of_folder(folder: Path, part: str) -> Model:
         raise UserError(f"the run in {folder} has written no {FILE} yet: wait for it, or --resume")
     if (folder / "config.json").is_file() and (own.parent / INDEX).is_file():
         raise UserError(f"{folder} is one part of a model: give the whole folder, {own.parent}")
-    raise UserError(f"{folder} holds no model: neither a run's {FILE} nor {INDEX} of diffusers")
+    files = f"a run's {FILE}, {INDEX} of diffusers" + (", config.json of its own" if part else "")
+    raise UserError(f"{folder} holds no {WANTED[part]}: looked for {files}")
 
 
 def _of_hub(name: hub.HubName, part: str) -> Model:

@@ -79,6 +79,9 @@ SLOWNESS = within(0.01, 1000)
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
 
+ONE_SIZE = Rule(SIZE.words, lambda value: not value or SIZE.holds(value))
+AREA = Rule("an area as WIDTHxHEIGHT, or none", SIZE.holds)
+
 
 def sides(size: str) -> tuple[int, int]:
     """Height and width, in pixels, of a size as people write it; UserError for anything else."""
@@ -285,6 +288,47 @@ class DataSettings(Settings):
 
 
 @dataclass(frozen=True)
+class EncodeSettings(Settings):
+    """How clips become shards."""
+
+    codec: str = setting(
+        "", "makes latents: a diffusers folder, a model file or a shipped name such as theatre"
+    )
+    text: str = setting(
+        "", "folder whose prompt encoder reads the captions; without it they stay words"
+    )
+    buckets: str = setting(
+        "", "AREA as WIDTHxHEIGHT: each clip gets the one of several sizes of this area that crops "
+        "it least; none: all get one size; default the area of a diffusers folder's own size"
+    )  # fmt: skip
+    size: str = setting(
+        "", "the one size of all frames, WIDTHxHEIGHT; default that of the model", ONE_SIZE
+    )
+    fps: float = setting(0.0, "frames per second; 0: the folder's most common rate", RATE)
+    min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
+    max_frames: int = setting(
+        0, "clips of more frames are cut into pieces; 0: as many as the model usually makes", NUMBER
+    )
+    fit: str = setting("crop", "how frames get their size: crop, pad or stretch", FIT)
+    shard_clips: int = setting(
+        32,
+        "clips in a shard: with fewer, less is lost when stopped and more processes share",
+        COUNT,
+    )
+    device: str = setting("auto", "auto, cpu, cuda or mps")
+    dtype: str = setting("auto", "precision of matrix products: auto, float32 or bfloat16")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_frames and self.min_frames > self.max_frames:
+            raise UserError("--min-frames is over --max-frames")
+        if self.buckets not in ("", "none"):
+            AREA.check("buckets", self.buckets)
+            if self.size:
+                raise UserError("--size is one size for all clips: leave out --buckets")
+
+
+@dataclass(frozen=True)
 class CodecSettings(Settings):
     """What turns pictures into latents, and how it is trained."""
 
@@ -387,6 +431,9 @@ class OptimizerSettings(Settings):
     init: str = setting("", f"a model to go on from: {MODEL}")
     lora: int = setting(
         0, "rank of an adapter of a diffusers folder, whose own weights stay; 0: they learn", NUMBER
+    )
+    freeze: bool = setting(
+        False, "the own weights of a diffusers folder stay, with --lora 0 too: lengths are learned"
     )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
@@ -563,6 +610,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What a resumed run may change: how long it goes on and what it reports, not what it computes.
 RESUMABLE = ("max_hours", *(one.name for one in fields(ReportSettings)))
+
+# What a folder of shards has settled.
+OF_THE_SHARDS = ("size", "fps", "min_frames", "max_frames", "fit")
 
 # What a model to go on from has settled.
 OF_THE_MODEL = tuple(

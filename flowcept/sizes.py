@@ -1,13 +1,12 @@
-"""Sizes of frames, height and width in pixels: the nearest that a model's grid has."""
+"""Sizes of frames, height and width in pixels: which ones a model makes, and the nearest of them."""
 
 from __future__ import annotations
 
 import math
 
+from flowcept.data.buckets import Size, nearest, of_area
 from flowcept.model_file import Card, Weights
 from flowcept.settings import sides
-
-Size = tuple[int, int]
 
 
 def step_of(weights: Weights) -> int:
@@ -26,28 +25,39 @@ def own_words(card: Card) -> str:
     return "the pictures' own size" if card.any_size else words(card.size)
 
 
-def rounded(size: str, step: int) -> tuple[Size, list[str]]:
-    """The size on the grid that is nearest to one that was asked for, and a note if it is another.
+def rounded(size: str, card: Card, step: int) -> tuple[Size, list[str]]:
+    """The size on the grid that is nearest to one that was asked for, and notes on it.
 
     Raises ``UserError`` for what is no size.
     """
     asked = sides(size)
     height, width = (max(round(side / step), 1) * step for side in asked)
-    made = height, width
-    note = f"`size={size}`: sides are multiples of {step}; {words(asked)} becomes {words(made)}"
-    return made, [note] if made != asked else []
+    made, notes = (height, width), []
+    if made != asked:
+        told = f"{words(asked)} becomes {words(made)}"
+        notes.append(f"`size={size}`: sides are multiples of {step}; {told}")
+    learned = learned_sizes(card)
+    if card.steps and made not in learned:
+        known = ", ".join(map(words, learned))
+        notes.append(f"{words(made)} is new to this model: it learned {known}")
+    return made, notes
 
 
-def of_aspect(given: Size, usual: Size, step: int) -> Size:
-    """The size of the aspect of given pictures, as near as the grid has it.
+def learned_sizes(card: Card) -> list[Size]:
+    """The sizes of the clips that a model was trained on."""
+    return [sides(size) for size in card.sizes] or [card.size]
 
-    It is the pictures' own where that is on the grid and has half of the usual area to all of it,
-    so that their pixels can stay; else it has about the usual area.
+
+def of_aspect(given: Size, card: Card, step: int) -> Size:
+    """The size of the aspect of given pictures: of several that were learned the nearest.
+
+    Else it is the pictures' own where that is on the grid and has half of the usual area to all of
+    it, so that their pixels can stay, or it has about the usual area.
     """
-    (height, width), area = given, math.prod(usual)
+    if len(card.sizes) > 1:
+        return nearest(given, learned_sizes(card))
+    (height, width), area = given, math.prod(card.size)
     on_grid = height % step == 0 and width % step == 0
     if on_grid and area / 2 <= height * width <= area:
         return given
-    scale = math.sqrt(area / (height * width)) / step
-    tall, wide = (max(round(side * scale), 1) * step for side in given)
-    return tall, wide
+    return of_area(area, width / height, step)

@@ -303,6 +303,22 @@ def test_a_model_of_one_size_is_asked_for_no_other(flow, tiny_model):
     assert "this model makes frames of 32x32: leave out --size" in wrong.err
 
 
+def test_info_reads_no_weights(saved, flow, monkeypatch):
+    kind, folder, made = saved
+    for name in ("_transformer", "load_pretrained", "build_encoder"):
+        monkeypatch.delattr(diffusers_folder, name)
+    told = json.loads(flow("info", folder, "--json").out)
+    height, width = {"ltx": (512, 704), "wan": (480, 832)}[kind]
+    assert told["frames"].startswith(f"{width}x{height} pixels")
+    assert told["parameters"]["codec"] == sum(one.numel() for one in made.vae.parameters())
+    inner = sum(one.numel() for one in made.transformer.parameters())
+    assert inner < told["parameters"]["network"] < 2 * inner
+    assert told["bytes"] == sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+    part = flow("info", folder / "vae")
+    assert part.status == 2
+    assert f"is one part of a model: give the whole folder, {folder}" in part.err
+
+
 # --- what is refused
 
 

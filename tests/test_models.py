@@ -81,6 +81,7 @@ def opening(names, monkeypatch):
 
     for place, name in (
         (adapters, "open_model"),
+        (adapters, "outline"),
         (run, "open_model"),
         (run, "pretrained"),
         (fitting, "open_codec"),
@@ -150,8 +151,10 @@ def test_which_model_a_name_is(names, monkeypatch):
     assert models.find(Path("mine.safetensors")) == models.find("mine.safetensors")
     Path("theatre").mkdir()
     assert models.find("theatre").path == names["theatre"]
-    for clip in ("out.mp4", "frames", "a.png"):
-        assert not models.is_named(clip) or clip == "frames"
+    Path("frames").mkdir()
+    Path("bare").touch()
+    for clip in ("out.mp4", "frames", "frames/", "bare", "a.png", "some/where/a.png"):
+        assert not models.is_named(clip)
 
     assert models.find(None).path == names["theatre"]
     assert models.find(None, prefer="motion").name == "motion"
@@ -185,6 +188,11 @@ def test_a_part_alone_will_do_where_a_part_is_wanted(names, part):
     inside.mkdir(parents=True)
     (inside / "config.json").write_text("{}")
     assert models.find("outer", part=part).path == Path("outer")
+    Path("empty").mkdir()
+    with pytest.raises(
+        UserError, match=f"^empty holds no {models.WANTED[part]}: looked for .* own"
+    ):
+        models.find("empty", part=part)
     for name in ("alone", "outer"):
         with pytest.raises(UserError, match=f"^{name} holds no model"):
             models.find(name)
@@ -201,7 +209,7 @@ WRONG = {
     "folder, a diffusers folder, or a name on a hub such as Lightricks/LTX-Video",
     "~nobody-here/m": "no model '~nobody-here/m': there is no such user",
     "begun": "the run in begun has written no model.safetensors yet: wait for it, or --resume",
-    "empty": "empty holds no model: neither a run's model.safetensors nor model_index.json of "
+    "empty": "empty holds no model: looked for a run's model.safetensors, model_index.json of "
     "diffusers",
     "LTX-Video/vae": f"LTX-Video/vae is one part of a model: give the whole folder, "
     f"{'{here}'}/LTX-Video",

@@ -15,7 +15,19 @@ from typing import Annotated
 import typer
 
 from flowcept import __version__
-from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, stage, theatre, train
+from flowcept.cli import (
+    encode,
+    evaluate,
+    extend,
+    gen,
+    i2v,
+    info,
+    interp,
+    merge,
+    stage,
+    theatre,
+    train,
+)
 from flowcept.errors import UserError
 from flowcept.settings import with_flags
 from flowcept.training.stopping import stoppable
@@ -32,7 +44,7 @@ app = typer.Typer(
     help="Short videos of a length that the model chooses itself. "
     'Try: flowcept gen "a dog surfing" -o out.mp4',
 )
-for file in (gen, i2v, interp, extend, train, merge, evaluate, info, theatre, stage):
+for file in (gen, i2v, interp, extend, encode, train, merge, evaluate, info, theatre, stage):
     app.command()(getattr(file, file.__name__.rpartition(".")[2]))
 
 

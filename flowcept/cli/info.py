@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Base, Json
+from flowcept.cli.options import Json
 from flowcept.errors import UserError
 from flowcept.settings import MODEL
 
@@ -15,13 +15,12 @@ def info(
     file: Annotated[
         str, typer.Argument(help=f"a model ({MODEL}), or a clip or picture made by flowcept")
     ],
-    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Say what a model is, or how a clip was made: flowcept info out.mp4"""
     from flowcept.models import is_named
 
-    record = _of_model(file, base) if is_named(file) else _of_clip(Path(file))
+    record = _of_model(file) if is_named(file) else _of_clip(Path(file))
     if as_json:
         typer.echo(json.dumps(record, indent=1))
         return
@@ -30,15 +29,13 @@ def info(
         typer.echo(f"{name:<{width}}  {value}")
 
 
-def _of_model(name: str, base: str | None) -> dict[str, Any]:
-    import torch
-
-    from flowcept.adapters import open_model
+def _of_model(name: str) -> dict[str, Any]:
+    from flowcept.adapters import outline
     from flowcept.model_file import describe
     from flowcept.models import find
 
     model = find(name)
-    return describe(model.path, open_model(model, torch.float32, base=base))
+    return describe(model.path, outline(model))
 
 
 def _of_clip(file: Path) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def _flags() -> Iterator[tuple[Field[Any], str, str]]:
 @takes(settings=changes(_flags()))
 def train(
     settings: dict[str, Any],
-    folder: Annotated[Path, typer.Argument(help="clips, with captions or not", metavar="DATA")],
+    folder: Annotated[
+        Path, typer.Argument(help="clips, with captions or not, or shards", metavar="DATA")
+    ],
     run: Annotated[Path, helped("folder of the run", "--output", "-o")] = Path("run"),
     network: Annotated[
         str,

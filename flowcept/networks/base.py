@@ -74,8 +74,12 @@ class VideoNetwork(nn.Module):
         """Bring the weights to the device where they are used."""
         self.to(device)
 
-    def learn(self) -> None:
-        """Let all that is to be trained have gradients, and be in training mode."""
+    def learn(self, *, whole: bool = True) -> None:
+        """Let all that is to be trained have gradients, and be in training mode.
+
+        Not ``whole``: only what was added to a pretrained network, if it is one.
+        """
+        del whole
         self.requires_grad_().train()
 
     def at_rate(self, fps: float) -> Any:  # noqa: ANN401 - settings of its family

@@ -319,10 +319,10 @@ class Backbone(VideoNetwork):
             storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype
         )
 
-    def learn(self) -> None:
+    def learn(self, *, whole: bool = True) -> None:
         """Let all have gradients; with a rank of ``lora`` not the transformer's own weights."""
         super().learn()
-        if self.config.lora:
+        if self.config.lora or not whole:
             for name, parameter in self.transformer.named_parameters():
                 parameter.requires_grad_("lora_" in name)
 

@@ -6,7 +6,8 @@ What a small transformer reads in the UTF-8 bytes (spelling, order) is added. No
 sum: the transformer alone, normalised, lost all difference between prompts in the direction that
 they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
 folder; recipes.py has those that pretrained video models were taught with. ``NoEncoder`` is that of
-models to which words mean nothing.
+models to which words mean nothing. ``StoredPrompts`` stands for a frozen encoder where prompts were
+encoded before.
 
 Shape suffixes: B prompts, L bytes, R tokens of a prompt, S of all, T = R + L, D width.
 """
@@ -14,7 +15,7 @@ Shape suffixes: B prompts, L bytes, R tokens of a prompt, S of all, T = R + L, D
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -174,7 +175,24 @@ class NoEncoder(nn.Module):
         return PromptTokens(torch.zeros(0, self.config.width), (0,) * len(prompts))
 
 
-PromptEncoder = ByteEncoder | PretrainedEncoder | RecipeEncoder | NoEncoder
+class StoredPrompts(nn.Module):
+    """What a frozen encoder said of prompts, kept elsewhere; it knows no others."""
+
+    where: Tensor
+
+    def __init__(self, config: TextConfig, token_of: Callable[[str], Tensor]) -> None:
+        """``config`` is the encoder's; ``token_of`` gives the tokens ``[R, D]`` of a prompt."""
+        super().__init__()
+        self.config, self.token_of = config, token_of
+        self.register_buffer("where", torch.zeros(()), persistent=False)
+
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        parts = [self.token_of(prompt) for prompt in prompts]
+        token_SD = torch.cat(parts).to(self.where.device, torch.float32)
+        return PromptTokens(token_SD, tuple(map(len, parts)))
+
+
+PromptEncoder = ByteEncoder | PretrainedEncoder | RecipeEncoder | NoEncoder | StoredPrompts
 
 
 def build_encoder(config: TextConfig, folder: Path | None = None) -> PromptEncoder:

@@ -18,6 +18,7 @@ from flowcept.adapters import open_codec
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.data.shards import PictureStore
+from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.models import find
@@ -31,13 +32,18 @@ STATISTICS_CLIPS = 512  # whose latents give the mean and spread of each channel
 REBUILT = 64  # clips, a picture of each of which tells how well the codec rebuilds them
 
 
-def new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
+def new_codec(config: TrainConfig, origin: Weights | None, stored: Stored | None = None) -> Codec:
     """The codec that the settings name, not fitted yet, or that of the model to go on from.
+
+    ``stored`` is that of shards.
 
     Raises ``UserError`` where frames do not divide into its cells and the network's patches.
     """
     torch.manual_seed(config.machine.seed)
-    codec = _named(config.codec) if origin is None else origin.codec
+    if origin is not None:
+        codec = origin.codec
+    else:
+        codec = _named(config.codec) if stored is None else stored.codec
     patch = config.network.patch if origin is None else origin.card.network.patch
     multiple = codec.config.compression * patch
     if any(side % multiple for side in config.data.frame_size):

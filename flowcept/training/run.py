@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,8 +19,10 @@ from flowcept import model_file, models
 from flowcept.adapters import open_model
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
+from flowcept.data.encoded import EncodedClips
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import training_bytes
+from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.process.forward import Process
@@ -38,11 +41,21 @@ from flowcept.training.parts import (
 )
 from flowcept.training.state import Config, Files, Run
 from flowcept.training.stopping import stoppable
+from flowcept.training.stored import (
+    check_sizes,
+    facts_of,
+    open_shards,
+    settled,
+    stored_parts,
+    text_of,
+)
 from flowcept.training.trainer import Trainer
 
 
 def check(folder: Path, config: TrainConfig) -> list[str]:
     """What training would make of a folder, as lines of text that name every clip."""
+    if shards := open_shards(folder, config.optimizer.init):
+        return [*shards.index.summary()]
     progress = Console().progress("reading", "clip")
     scan = data.scan(folder, config.data, progress)
     findings = [str(finding) for finding in scan.findings]
@@ -74,31 +87,26 @@ def train(
     """
     files = Files(run)
     config = files.recorded(config, given) if resume else files.unused(config)
+    shards = open_shards(folder, config.optimizer.init)
+    if not resume:
+        config = settled(config, shards, given)
     check_parts(config, family)
     device, dtype = pick(config.machine)
-    origin = _origin(config, dtype)
-    codec = new_codec(config, origin).to(device)
+    stored = None if shards is None else stored_parts(shards)
+    origin = _origin(config, dtype, stored)
+    codec = new_codec(config, origin, stored)
 
     with stoppable(), joined(device) as team:
         said = Console(console, quiet or not team.first)
         state = Run(files, config, Machine(device, dtype, team), said)
-        reading = said.progress("reading", "clip")
-        scan = team.in_turn(lambda: data.scan(folder, config.data, reading, files.cache))
-        said.say(*scan.summary())
+        source = _Folder(folder, state) if shards is None else _Shards(shards, origin)
+        said.say(*source.summary)
         if not resume:
-            check_lexicon(config.data.lexicon, (entry.caption for entry in scan.entries))
+            check_lexicon(config.data.lexicon, source.captions)
             said.say(*idle(config, given))
             open_folder(state)
         with told_how_to_go_on(folder, state):
-            pictures = team.in_turn(lambda: _decoded(scan, state, resume))
-            if origin is None:
-                codec = fitted(codec, pictures, state)
-            clips = _encoded(pictures, codec, state)
-            facts = {
-                "dataset": folder.resolve().name,
-                "fps": scan.fps,
-                "codec_psnr": rebuilt_psnr(codec, pictures, state),
-            }
+            clips, codec, facts = source.ready(codec, origin, state, resume=resume)
             weights = assemble(config, clips, codec, origin, process, family, **facts)
             trainer = Trainer(weights, clips, config, state.machine)
             if resume:
@@ -108,17 +116,62 @@ def train(
     return files.model
 
 
-def _origin(config: TrainConfig, dtype: torch.dtype) -> Weights | None:
+class _Folder:
+    """A folder of clips, which are decoded and encoded into the run's cache."""
+
+    def __init__(self, folder: Path, run: Run[TrainConfig]) -> None:
+        progress, cache = run.console.progress("reading", "clip"), run.files.cache
+        team, settings = run.machine.team, run.config.data
+        self.name = folder.resolve().name
+        self.scan = team.in_turn(lambda: data.scan(folder, settings, progress, cache))
+        self.summary = self.scan.summary()
+        self.captions = [entry.caption for entry in self.scan.entries]
+
+    def ready(
+        self, codec: Codec, origin: Weights | None, run: Run[TrainConfig], *, resume: bool
+    ) -> tuple[Clips, Codec, dict[str, Any]]:
+        """Latents, the codec that made them, and what a card says of both."""
+        pictures = run.machine.team.in_turn(lambda: _decoded(self.scan, run, resume))
+        codec = codec.to(run.machine.device)
+        if origin is None:
+            codec = fitted(codec, pictures, run)
+        clips = _encoded(pictures, codec, run)
+        psnr = rebuilt_psnr(codec, pictures, run)
+        return clips, codec, {"dataset": self.name, "fps": self.scan.fps, "codec_psnr": psnr}
+
+
+class _Shards:
+    """A folder of shards, whose clips are encoded."""
+
+    def __init__(self, shards: EncodedClips, origin: Weights | None) -> None:
+        check_sizes(shards, origin)
+        self.shards = shards
+        self.summary, self.captions = [*shards.index.summary()], shards.captions
+
+    def ready(
+        self, codec: Codec, origin: Weights | None, run: Run[TrainConfig], *, resume: bool
+    ) -> tuple[Clips, Codec, dict[str, Any]]:
+        """As of a folder of clips; the codec has no weights."""
+        del resume
+        train, held = split(self.shards, run.config)
+        facts = facts_of(self.shards, train)
+        if origin is None:
+            facts["text"] = text_of(self.shards)
+        return Clips(self.shards, train, held), codec, facts
+
+
+def _origin(config: TrainConfig, dtype: torch.dtype, stored: Stored | None) -> Weights | None:
     """The model to go on from; ``UserError`` where it makes frames of another size."""
-    named = config.optimizer.init
+    named, beside = config.optimizer.init, config.optimizer.lora or config.optimizer.freeze
     found = models.find(named) if named else None
-    if config.optimizer.lora and not (found and found.is_folder):
-        raise UserError("--lora is for a pretrained model: give its diffusers folder by --init")
+    if beside and not (found and found.is_folder):
+        flag = "--lora" if config.optimizer.lora else "--freeze"
+        raise UserError(f"{flag} is for a pretrained model: give its diffusers folder by --init")
     if found is None:
         return None
     if found.is_folder:
-        return pretrained(found, config, dtype)
-    origin = open_model(found, torch.float32)
+        return pretrained(found, config, dtype, stored)
+    origin = open_model(found, torch.float32, stored=stored)
     if origin.card.any_size:
         raise UserError(f"{named} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:

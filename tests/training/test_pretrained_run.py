@@ -228,7 +228,8 @@ def test_the_base_is_found_elsewhere_and_another_one_is_refused(
     torch.testing.assert_close(said(network_of(path)), said(network_of(own)))
 
     whole = tmp_path / "whole.safetensors"
-    for command in (["info", path], ["merge", path, "-o", whole], ["evaluate", path, tmp_path],
+    assert json.loads(flow("info", path, "--json").out)["base"]["source"] == "/nowhere/wan"
+    for command in (["merge", path, "-o", whole], ["evaluate", path, tmp_path],
                     ["gen", "a dog", "-m", path, "-o", "new.mp4"]):  # fmt: skip
         refusal = flow(*command, "--base", other)
         assert (refusal.status, refusal.err) == (2, f"flowcept: {another}\n")
