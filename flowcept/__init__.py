@@ -1,22 +1,41 @@
 """flowcept: short videos of a length that the model chooses itself (arXiv 2512.11438).
 
-``flowcept.load(model)`` opens a model file; its methods ``generate``, ``i2v``, ``interp`` and
-``extend`` are the commands of the same names. Nothing heavy is imported before that call.
+``flowcept.load(model)`` opens a model; its methods ``generate``, ``i2v``, ``interp`` and ``extend``
+make clips, as the commands do. Nothing heavy is imported before that call.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from flowcept.errors import UserError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flowcept.clip import Clip
     from flowcept.generation import Studio
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Clip", "Studio", "UserError", "__version__", "load"]
+
+_LATER = {"Clip": "flowcept.clip", "Studio": "flowcept.generation"}  # imported when asked for
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name in _LATER:
+            return getattr(import_module(_LATER[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def load(
-    model: str | None = None,
+    model: str | Path | None = None,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -41,7 +60,7 @@ def load(
     uses it and lets go of it before the network comes, ``blocks`` keeps the network's blocks off
     the device but for those that work, which is slower. ``fp8`` keeps its weights in 8 bits, a few
     percent off, ``tiling`` decodes pictures in overlapping tiles, whose seams may show.
-    Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
+    Raises ``flowcept.UserError`` when the file or the device cannot be used.
     """
     from flowcept.adapters import open_model
     from flowcept.device import pick_device, pick_dtype

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from flowcept import diffusers_folder, model_file
 from flowcept.codecs import Codec
 from flowcept.codecs.pretrained import load_pretrained
-from flowcept.diffusers_folder import Stored, check_grid
+from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.hub import WEIGHTS, parse
 from flowcept.model_file import Card, Weights
@@ -26,7 +25,6 @@ from flowcept.models import Model, find, places
 from flowcept.networks.pretrained import LORA_TARGETS, Backbone
 from flowcept.networks.recipes import RECIPES
 from flowcept.networks.text import NoEncoder, build_encoder
-from flowcept.settings import sides
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
 ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"

@@ -195,7 +195,7 @@ def check_grid(size: tuple[int, int], step: int) -> None:
         height, width = size
         near = "x".join(str(max(round(side / step), 1) * step) for side in (width, height))
         grid = f"off the grid of this model, of {step} pixels"
-        raise UserError(f"{width}x{height} is {grid}: try --size {near}")
+        raise UserError(f'{width}x{height} is {grid}: try `size="{near}"`')
 
 
 def _settings(folder: Path, kind: Kind) -> dict[str, Any]:

@@ -17,6 +17,9 @@ class UserError(Exception):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """``": did you mean steps?"`` for a word that is nearly a known one, else ``""``."""
-    near = get_close_matches(word, list(known), n=1)
+    """``": did you mean steps?"`` for a word that is nearly a known one, else ``""``.
+
+    Of three letters all words are near to some other: gpu to cpu.
+    """
+    near = get_close_matches(word, list(known), n=1) if len(word) > 3 else []
     return f": did you mean {near[0]}?" if near else ""

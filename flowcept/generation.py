@@ -14,6 +14,7 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -44,7 +45,7 @@ from flowcept.keywords import (
 )
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import WORDS, Weights
+from flowcept.model_file import WORDS, Weights, about
 from flowcept.models import DEFAULT
 from flowcept.networks.text import words_of
 from flowcept.process.sampler import clip_generator
@@ -59,13 +60,14 @@ ENDS = 256  # frames at either end of a file that extend reads, more than any mo
 # how well it does its own: the shipped one's own lie over 30, six of ten photographs under 28.
 USUAL_PSNR = 28.0
 MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
+CARD = ("tasks", "frames", "lengths", "dataset", "steps", "hours", "prompts", "words")  # printed
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 
 
 class Studio:
     """A model ready to make clips: ``generate``, ``i2v``, ``interp``, ``extend``.
 
-    Keywords are the flags of the commands, of which ``help(studio.generate)`` says each.
+    Keywords are the flags of the commands; ``help(studio.generate)`` explains each.
     """
 
     def __init__(
@@ -117,6 +119,18 @@ class Studio:
         other.weights = self.weights.at(size)
         other.card, other.sized, other.size_notes = other.weights.card, sized, notes
         return other
+
+    def __repr__(self) -> str:
+        return f"<Studio {self.name} on {self.device}: print it for its card>"
+
+    def __str__(self) -> str:
+        """The card of the model, for people."""
+        own = about(self.weights)
+        rows = {"model": self.name, **{name: own[name] for name in CARD if own.get(name)}}
+        return "\n".join(
+            textwrap.fill(f"{name:<9}{value}", 100, subsequent_indent=" " * 9)
+            for name, value in rows.items()
+        )
 
     def check_task(self, command: str) -> None:
         """Raise ``UserError`` where the model is not for what a command makes."""
@@ -304,8 +318,10 @@ class Studio:
         made, notes = self._extended(clip_FHW3, edges, request)
         rate = request.fps or own
         direction, seen = request.direction, edges[-1].known
-        request = replace(request, fps=rate, scale=1)
         notes = [*source.notes, *notes, *self._other_rate(own)]
+        if request.scale is not None:
+            notes.append("`scale` has no effect: new frames get the clip's own size")
+        request = replace(request, fps=rate, scale=1)
         clip = self._finish(made, request, notes, direction=direction, context=seen)
         clip = _sounding(clip, request.sound, made.before / rate if rate == own else None)
         return replace(clip, before=made.before)

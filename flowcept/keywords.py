@@ -44,58 +44,58 @@ class Keywords(TypedDict, total=False):
     cache: bool
     """evaluate finished frames no more after the last insertion: a third less work"""
     negative_prompt: str
-    """what to lead away from"""
+    """what the clip should not show"""
     seed: int | None
-    """the same seed makes the same clip; default random"""
+    """the same seed makes the same clip; default a random one"""
     fps: float | None
-    """playback rate; default the model's or the clip's"""
+    """frames a second of playing; default the model's or the clip's"""
     scale: int | None
-    """enlarge by a whole number; default to 256 pixels"""
+    """enlarge so many times; default to a short side of 256 pixels"""
     loop: bool
-    """frames from the last one back to the first, which all lengths count too"""
+    """add frames from the last one back to the first; lengths count them"""
     literal: bool
-    """prompts as written: no word is read as another that the model knows"""
+    """read no word as another one that the model knows"""
     config: SampleConfig
-    """all controls of the sampler; keywords replace single ones"""
+    """all controls of the sampler at once; keywords replace single ones"""
     watch: Watch | None
-    """called after every step of the sampler"""
+    """a function that is called with every step of the sampler"""
 
 
 class PictureKeywords(Keywords, total=False):
     """Of ``i2v``."""
 
     fit: str
-    """how pictures get the model's size: crop, pad or stretch"""
+    """how a picture gets the model's size: crop, pad or stretch"""
     exact: bool | None
-    """your own pixels in the given frames; default where sizes match"""
+    """put your own pixels into the given frames; default where sizes match"""
     anyway: bool
-    """go on with pictures that the model cannot show"""
+    """go on with pictures that the model cannot show well"""
 
 
 class InterpKeywords(PictureKeywords, total=False):
     """Of ``interp``."""
 
     multi: int
-    """exactly so many frames between neighbouring pictures; of a clip 1"""
+    """frames between one keyframe and the next; default 1 in a clip"""
     clip_fps: float | None
-    """rate of the given frames; default the clip's, of arrays the model's"""
+    """rate of what is given; default the clip's own, of pictures the model's"""
     sound: str | Path | Sound | None
-    """a file whose sound is kept; default the given clip's own"""
+    """a file whose sound is kept; default the clip's, None: silent"""
 
 
 class ExtendKeywords(Keywords, total=False):
     """Of ``extend``."""
 
     direction: str
-    """forward, backward or both"""
+    """where new frames go: forward, after the clip, backward, or both"""
     context: int | None
-    """frames of the clip that the model sees; default as many as it can"""
+    """frames of the clip that the model sees; default 8 or what it can"""
     anyway: bool
-    """go on with pictures that the model cannot show"""
+    """go on with pictures that the model cannot show well"""
     clip_fps: float | None
-    """rate of the given frames; default the clip's, of arrays the model's"""
+    """rate of what is given; default the clip's own, of pictures the model's"""
     sound: str | Path | Sound | None
-    """a file whose sound is kept; default the given clip's own"""
+    """a file whose sound is kept; default the clip's, None: silent"""
 
 
 # ---- to here -----------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def check_known(command: str, words: Iterable[str]) -> None:
     names = ["count", *OF_COMMAND[command].__annotations__]
     for word in words:
         if word not in names:
-            raise TypeError(f"unknown keyword {word!r}{suggestion(word, names)}")
+            raise TypeError(f"{command} has no keyword {word!r}{suggestion(word, names)}")
 
 
 def documented(command: str) -> Callable[[Method], Method]:

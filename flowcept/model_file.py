@@ -422,7 +422,13 @@ def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
 
 def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
     """What a model file is, by name, for people; ``weights`` are its own, if loaded already."""
-    weights = weights or load(path)
+    files = [one for one in [path, *path.rglob("*")] if one.is_file()]
+    file = {"file": str(path), "bytes": sum(one.stat().st_size for one in files)}
+    return file | about(weights or load(path))
+
+
+def about(weights: Weights) -> dict[str, Any]:
+    """What a model is, by name, for people."""
     card, pictures_of = weights.card, weights.codec.pictures_of
     modules = weights.modules().items()
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules}
@@ -435,8 +441,6 @@ def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
     if weights.network.gapwise:
         lengths, dataset = "from a given picture to the next", card.dataset
     return {
-        "file": str(path),
-        "bytes": sum(one.stat().st_size for one in [path, *path.rglob("*")] if one.is_file()),
         "flowcept": card.version,
         "process": {
             name: value for name, value in vars(card.process).items() if not callable(value)

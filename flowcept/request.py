@@ -25,13 +25,17 @@ class Request(ClipConfig):
     prompt: str
     seed: int = setting(0, "of this clip", settings.SEED)
     config: SampleConfig = setting(
-        SampleConfig(), "all controls of the sampler; keywords replace single ones"
+        SampleConfig(), "all controls of the sampler at once; keywords replace single ones"
     )  # lengths in pictures
-    watch: Watch | None = setting(None, "called after every step of the sampler")
+    watch: Watch | None = setting(None, "a function that is called with every step of the sampler")
     clip_fps: float | None = setting(
-        None, "rate of the given frames; default the clip's, of arrays the model's", settings.STATED
+        None,
+        "rate of what is given; default the clip's own, of pictures the model's",
+        settings.STATED,
     )
-    sound: Sound | None = setting(None, "a file whose sound is kept; default the given clip's own")
+    sound: Sound | None = setting(
+        None, "a file whose sound is kept; default the clip's, None: silent"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +49,10 @@ class Request(ClipConfig):
         Raises ``UserError`` for a wrong value.
         """
         given = {name: _plain(value) for name, value in words.items()}
-        if given.get("frames") == "auto":
+        frames = given.get("frames")
+        if isinstance(frames, str):
+            if frames != "auto":
+                raise UserError(f"`frames` must be auto or a number, not {frames!r}")
             given["frames"] = None
         config = given.pop("config", settings.defaults(command))
         watch, sound = given.pop("watch", None), given.pop("sound", None)

@@ -20,7 +20,7 @@ MODEL = "a shipped name, a file, a run's folder, a diffusers folder, or owner/mo
 DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
-KEYWORD = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")  # in a line for the user
+KEYWORD = re.compile(r'`([a-z]\w*)(?:="?([^`"]*)"?)?`')  # in a line for the user
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
@@ -185,32 +185,34 @@ class SampleConfig(Settings):
 class ClipConfig(Settings):
     """What is asked for of a clip, beside the controls of the sampler; each task takes some."""
 
-    negative_prompt: str = setting("", "what to lead away from")
-    seed: int | None = setting(None, "the same seed makes the same clip; default random", SEED)
-    count: int = setting(
-        1, "clips of each prompt; later ones have seeds made from the first", within(1, 10_000)
+    negative_prompt: str = setting("", "what the clip should not show")
+    seed: int | None = setting(
+        None, "the same seed makes the same clip; default a random one", SEED
     )
-    fps: float | None = setting(None, "playback rate; default the model's or the clip's", STATED)
+    count: int = setting(1, "clips of each prompt, with other seeds", within(1, 10_000))
+    fps: float | None = setting(
+        None, "frames a second of playing; default the model's or the clip's", STATED
+    )
     scale: int | None = setting(
-        None, "enlarge by a whole number; default to 256 pixels", within(1, 64)
+        None, "enlarge so many times; default to a short side of 256 pixels", within(1, 64)
     )
     loop: bool = setting(
-        False, "frames from the last one back to the first, which all lengths count too"
+        False, "add frames from the last one back to the first; lengths count them"
     )
-    literal: bool = setting(
-        False, "prompts as written: no word is read as another that the model knows"
-    )
-    fit: str = setting("crop", "how pictures get the model's size: crop, pad or stretch", FIT)
+    literal: bool = setting(False, "read no word as another one that the model knows")
+    fit: str = setting("crop", "how a picture gets the model's size: crop, pad or stretch", FIT)
     exact: bool | None = setting(
-        None, "your own pixels in the given frames; default where sizes match"
+        None, "put your own pixels into the given frames; default where sizes match"
     )
-    anyway: bool = setting(False, "go on with pictures that the model cannot show")
+    anyway: bool = setting(False, "go on with pictures that the model cannot show well")
     multi: int = setting(
-        0, "exactly so many frames between neighbouring pictures; of a clip 1", within(0, LARGEST)
+        0, "frames between one keyframe and the next; default 1 in a clip", within(0, LARGEST)
     )
-    direction: str = setting("forward", "forward, backward or both", DIRECTION)
+    direction: str = setting(
+        "forward", "where new frames go: forward, after the clip, backward, or both", DIRECTION
+    )
     context: int | None = setting(
-        None, "frames of the clip that the model sees; default as many as it can", COUNT
+        None, "frames of the clip that the model sees; default 8 or what it can", COUNT
     )
 
 
@@ -244,7 +246,7 @@ def defaults(command: str) -> SampleConfig:
 def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     """UserError where ``count`` keyframes and ``multi`` frames per gap contradict the lengths."""
     if count < 2:
-        raise UserError("interp needs two keyframes at least")
+        raise UserError("interp needs two keyframes at least: give two pictures, or a clip")
     if not 0 <= multi <= LARGEST:
         raise UserError(f"`multi` must be from 1 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):

@@ -1,4 +1,4 @@
-"""Sizes of frames, height and width in pixels: which ones a model makes, and the nearest of them."""
+"""Sizes of frames, height and width in pixels: those that a model makes, the nearest of them."""
 
 from __future__ import annotations
 

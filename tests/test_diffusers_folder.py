@@ -365,7 +365,7 @@ DAMAGES = {
 def test_folders_that_lack_something_are_refused_in_one_line(saved, tmp_path):
     kind, folder, _ = saved
     cell = {"ltx": 32, "wan": 16}[kind]
-    refused(folder, f"grid of this model, of {cell} pixels: try --size 96x64", "100x70")
+    refused(folder, f'grid of this model, of {cell} pixels: try `size="96x64"`', "100x70")
     refused(folder, "must be a size", "wide")
     for number, (match, damage) in enumerate(DAMAGES.items()):
         copy = shutil.copytree(folder, tmp_path / str(number))

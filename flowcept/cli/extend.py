@@ -30,8 +30,6 @@ def extend(
     file = video.Footage.open(clip)
     check_rate(options.fps or file.timing.fps)
     sound = clip if video.has_sound(clip) and not no_sound else None
-    if options.scale is not None and not options.quiet:
-        typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
 
     make_clips(
         options,

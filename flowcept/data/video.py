@@ -712,7 +712,7 @@ def contact_sheet(frames_FHW3: Frames | Joined, columns: int = 0) -> Image.Image
 def _check_drawable(name: object, width: int, height: int) -> None:
     """Raise UserError for a picture that could not be read again."""
     if width * height > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-        raise UserError(f"{name} would be {width}x{height}: lower --scale or --frames")
+        raise UserError(f"{name} would be {width}x{height}: lower `scale` or `frames`")
 
 
 def contact_sheets(

@@ -325,7 +325,7 @@ def test_notes_are_told(made):
     video.write_video(Path("odd.apng"), noise(3, 33, 47), 12)
     result = made("extend", "odd.apng", "-o", "odd.mp4", "--json")
     assert "padded from 47x33 to 48x34" in json.loads(result.out)[0]["notes"][-1]
-    assert "--scale has no effect" in made("extend", "odd.apng", "--scale", 2, "-o", "o.mp4").err
+    assert "--scale has no effect" in made("extend", "odd.apng", "--scale", 2, "-o", "o.mp4").out
 
 
 def test_pictures_on_the_way(made):
