@@ -114,7 +114,7 @@ class Studio:
         told = f"frames of {sizes.words(made)}, the aspect of what is given; `size` says another"
         return self._at(made, sized=False, notes=[told])
 
-    def _at(self, size: sizes.Size, *, sized: bool, notes: list[str]) -> Studio:
+    def _at(self, size: tuple[int, int], *, sized: bool, notes: list[str]) -> Studio:
         other = copy.copy(self)
         other.weights = self.weights.at(size)
         other.card, other.sized, other.size_notes = other.weights.card, sized, notes

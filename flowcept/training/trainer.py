@@ -211,8 +211,7 @@ class Trainer:
     ) -> Batch:
         words = self.card.lexicon if objective.paraphrase else None
         latents, context = self.clips.latents, self.config.context
-        keyframe = getattr(latents, "keyframe", None)
-        lessons = Lessons(latents, self.process, context, objective, words, keyframe)
+        lessons = Lessons(latents, self.process, context, objective, words, latents.keyframe)
         return batches.draw_batch(
             lessons,
             clips,
