@@ -6,7 +6,6 @@ make clips, as the commands do. Nothing heavy is imported before that call.
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -43,6 +42,9 @@ def load(
     compile: bool = False,  # noqa: A002 - the word of the flag
     size: str | None = None,
     base: str | None = None,
+    offload: str = "none",
+    fp8: bool = False,
+    tiling: bool = False,
 ) -> Studio:
     """Open a model, ready to make clips.
 
@@ -52,20 +54,26 @@ def load(
 
     ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16;
     ``compile`` runs torch.compile on the network's blocks. ``size``, WIDTHxHEIGHT, is for
-    diffusers folders, whose models make clips of many sizes.
+    pretrained video models and what was trained of them, which make clips of many sizes.
+
+    Pretrained video models take less memory with ``offload``: ``encoder`` reads the prompt encoder,
+    uses it and lets go of it before the network comes, ``blocks`` keeps the network's blocks off
+    the device but for those that work, which is slower. ``fp8`` keeps its weights in 8 bits, a few
+    percent off, ``tiling`` decodes pictures in overlapping tiles, whose seams may show.
     Raises ``flowcept.UserError`` when the file or the device cannot be used.
     """
     from flowcept.adapters import fingerprint, open_model
     from flowcept.device import pick_device, pick_dtype
-    from flowcept.generation import Studio, check_size
+    from flowcept.generation import Studio
+    from flowcept.memory import Thrift
     from flowcept.models import find
 
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    found = find(None if model is None else os.fspath(model))
-    weights = open_model(found, precision, size, base)
-    if not found.is_folder:
-        check_size(weights.card, size)
+    found = find(model)
+    weights = open_model(found, precision, base=base)
+    Thrift(offload, fp8, tiling).apply(weights, precision)
     if compile:
         weights.network.compile_blocks()
-    return Studio(weights, found.name, where, precision, fingerprint(found.path))
+    studio = Studio(weights, found.name, where, precision, fingerprint(found.path))
+    return studio if size is None else studio.at(size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from flowcept import diffusers_folder, model_file
 from flowcept.codecs import Codec
 from flowcept.codecs.pretrained import load_pretrained
-from flowcept.diffusers_folder import Stored, check_grid
+from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.hub import WEIGHTS, parse
 from flowcept.model_file import Card, Weights
@@ -26,7 +25,6 @@ from flowcept.models import Model, find, places
 from flowcept.networks.pretrained import LORA_TARGETS, Backbone
 from flowcept.networks.recipes import RECIPES
 from flowcept.networks.text import NoEncoder, build_encoder
-from flowcept.settings import sides
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
 ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
@@ -72,14 +70,12 @@ def open_model(
         return diffusers_folder.load(model.path, dtype, size, source=model.source)
     card = model_file.read_card(model.path)
     if card.base is not None:
-        weights = load_adapter(model.path, dtype, base, stored)
-    elif stored is not None:
-        weights = model_file.load(model.path, stored.text(card.text))
-    else:
-        reads = card.text.kind in RECIPES
-        text = build_encoder(card.text, _reader(card, model.path, base)) if reads else None
-        weights = model_file.load(model.path, text)
-    return weights if size is None else at_size(weights, size)
+        return load_adapter(model.path, dtype, base, stored)
+    if stored is not None:
+        return model_file.load(model.path, stored.text(card.text), dtype)
+    reads = card.text.kind in RECIPES
+    text = build_encoder(card.text, _reader(card, model.path, base)) if reads else None
+    return model_file.load(model.path, text, dtype)
 
 
 def outline(model: Model) -> Weights:
@@ -91,25 +87,6 @@ def outline(model: Model) -> Weights:
         return model_file.load(model.path)
     with torch.device("meta"):
         return model_file.build(card, NoEncoder(card.text))
-
-
-def at_size(weights: Weights, size: str) -> Weights:
-    """A pretrained network's model for clips of another size; any other network's as it is.
-
-    Raises ``UserError`` for a size off its grid, and warns of one that it did not learn.
-    """
-    network, card = weights.network, weights.card
-    if not isinstance(network, Backbone):
-        return weights
-    height, width = sides(size)
-    check_grid((height, width), card.codec.compression * network.config.patch)
-    learned = card.sizes or dict.fromkeys([f"{card.size[1]}x{card.size[0]}"])
-    if f"{width}x{height}" not in learned:
-        told = f"{width}x{height} is new to this model: it learned {', '.join(learned)}"
-        warnings.warn(told, stacklevel=3)
-    _, rows, columns = card.codec.latent_shape((height, width))
-    network.config = replace(network.config, height=rows, width=columns)
-    return replace(weights, card=replace(card, size=(height, width), network=network.config))
 
 
 def open_codec(model: Model) -> Codec:

@@ -20,16 +20,15 @@ from torch import Tensor
 
 from flowcept.codecs import Codec, build_codec
 from flowcept.codecs.pretrained import PretrainedVideo, load_pretrained, read_config
-from flowcept.diffusers_pipelines import KINDS, Kind
+from flowcept.diffusers_pipelines import KINDS, Kind, kind_of
 from flowcept.errors import UserError
 from flowcept.model_file import Card, Weights
-from flowcept.networks.pretrained import LTX, WAN, Backbone, BackboneConfig, check_settings
+from flowcept.networks.pretrained import LTX, Backbone, BackboneConfig, check_settings
 from flowcept.networks.text import NoEncoder, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.full_sequence import FullSequence, Levels
 from flowcept.settings import sides
 
 EULER = "FlowMatchEulerDiscreteScheduler"
-TASKS = frozenset(["gen"])
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def load(
 
     network = Backbone(card.network, card.process.shift, _transformer(folder, kind, dtype))
     if change is None:
-        network.tasks = TASKS
+        network.tasks, network.extends_backward = kind.tasks, kind.backward
     if stored is None:
         text: PromptEncoder = build_encoder(card.text, folder).to(dtype)
     else:
@@ -98,7 +97,7 @@ def outline(folder: Path, source: str | None = None) -> Weights:
             raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
         card = _card(folder, kind, codec, kind.size)
         network = Backbone(card.network, card.process.shift)
-    network.tasks = TASKS
+    network.tasks, network.extends_backward = kind.tasks, kind.backward
     text = replace(card.text, source=source or str(folder.absolute()))
     return Weights(network, NoEncoder(text), codec, replace(card, text=text), card.process)
 
@@ -118,7 +117,7 @@ def usual(folder: Path) -> Usual:
     cell = read_config(folder / "vae").compression
     settings = _settings(folder, kind)
     width = settings["caption_channels" if kind.transformer == LTX else "text_dim"]
-    patch = settings["patch_size"][-1] if kind.transformer == WAN else 1
+    patch = 1 if kind.transformer == LTX else settings["patch_size"][-1]
     text = TextConfig(kind.recipe, width=width, heads=1, source=str(folder.resolve()))
     return Usual(kind.size, kind.pictures, cell * patch, text)
 
@@ -126,12 +125,13 @@ def usual(folder: Path) -> Usual:
 def _kind(folder: Path) -> Kind:
     """What the folder's pipeline is here."""
     index = _read(folder / "model_index.json", folder)
-    name = index.get("_class_name")
-    if name not in KINDS:
+    kind = kind_of(index)
+    if kind is None:
+        name = index.get("_class_name")
         raise UserError(f"{folder} holds a {name}; flowcept reads {', '.join(KINDS)}")
     if (index.get("transformer_2") or [None])[0] is not None:
         raise UserError(f"{folder} has two transformers; flowcept reads models of one")
-    return KINDS[name]
+    return kind
 
 
 def _read(path: Path, folder: Path) -> dict[str, Any]:
@@ -152,10 +152,9 @@ def _read(path: Path, folder: Path) -> dict[str, Any]:
 def _card(folder: Path, kind: Kind, codec: PretrainedVideo, size: tuple[int, int]) -> Card:
     """What the plain model is."""
     network = _network(folder, kind, codec, size)
-    patches = network.height * network.width // network.patch**2
     return Card(
         network=network,
-        process=FullSequence(levels=_levels(folder, kind, patches)),
+        process=FullSequence(levels=_levels(folder, kind, network.patch)),
         text=TextConfig(kind.recipe, width=network.text_width, heads=1),
         codec=codec.config,
         size=size,
@@ -172,7 +171,7 @@ def _network(
     settings = _settings(folder, kind)
     if settings["in_channels"] != codec.config.channels:
         raise UserError(f"{folder}: the transformer reads other latents than the autoencoder makes")
-    patch = settings["patch_size"][-1] if kind.transformer == WAN else 1
+    patch = 1 if kind.transformer == LTX else settings["patch_size"][-1]
     check_grid(size, codec.config.compression * patch)
     channels, height, width = codec.latent_shape(size)
     return BackboneConfig(
@@ -241,13 +240,13 @@ def _library(folder: Path, name: str) -> Any:  # noqa: ANN401
     return getattr(diffusers, name)
 
 
-def _levels(folder: Path, kind: Kind, patches: int) -> Levels:
-    """The noise levels of the folder's scheduler, of frames of so many patches, as progress."""
+def _levels(folder: Path, kind: Kind, patch: int) -> Levels:
+    """The noise levels of the folder's scheduler, as progress; a patch has such sides in cells."""
     new_scheduler = _scheduler(folder)
 
-    def levels(num_steps: int, frames: int) -> Tensor:
+    def levels(num_steps: int, cells: int) -> Tensor:
         scheduler = new_scheduler()
-        kind.levels(scheduler, num_steps, frames * patches)
+        kind.levels(scheduler, num_steps, cells // patch**2)
         progress_A = 1 - torch.as_tensor(scheduler.sigmas).double().cpu()
         assert len(progress_A) == num_steps + 1
         assert math.isclose(float(progress_A[-1]), 1)

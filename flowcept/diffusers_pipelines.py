@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from flowcept.networks.pretrained import LTX, WAN
+from flowcept.networks.base import TASKS
+from flowcept.networks.pretrained import LTX, SKYREELS, WAN
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Kind:
     pictures: int
     levels: Callable[[Any, int, int], None]  # sets its scheduler's noise levels
     first_picture: bool = False  # whether frames are placed at their first picture
+    tasks: frozenset[str] = frozenset(["gen"])  # for which it was trained
+    backward: bool = False  # whether ``extend`` has a meaning at a clip's start too
 
 
 def _of_ltx(scheduler: Any, num_steps: int, tokens: int) -> None:  # noqa: ANN401
@@ -55,10 +58,36 @@ def _of_wan(scheduler: Any, num_steps: int, tokens: int) -> None:  # noqa: ANN40
     scheduler.set_timesteps(num_steps)
 
 
+WITH_PICTURE = frozenset(["gen", "i2v"])
+
+_EARLY_LTX = Kind(LTX, "ltx", (512, 704), 25.0, 161, _of_ltx, tasks=WITH_PICTURE)
+_WAN = Kind(WAN, "wan", (480, 832), 16.0, 81, _of_wan)
+_SKYREELS = Kind(
+    SKYREELS, "wan", (544, 960), 24.0, 97, _of_wan, tasks=WITH_PICTURE | {"extend"}
+)  # fmt: skip
+
 KINDS = {
-    "LTXPipeline": Kind(LTX, "ltx", (512, 704), 25.0, 161, _of_ltx),
+    "LTXPipeline": _EARLY_LTX,
+    "LTXImageToVideoPipeline": _EARLY_LTX,
     "LTXConditionPipeline": Kind(
-        LTX, "later-ltx", (512, 704), 25.0, 161, _of_later_ltx, first_picture=True
+        LTX, "later-ltx", (512, 704), 25.0, 161, _of_later_ltx, first_picture=True, tasks=TASKS,
+        backward=True,
     ),
-    "WanPipeline": Kind(WAN, "wan", (480, 832), 16.0, 81, _of_wan),
-}
+    "WanPipeline": _WAN,
+    "WanImageToVideoPipeline": _WAN,
+    "SkyReelsV2DiffusionForcingPipeline": _SKYREELS,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": _SKYREELS,
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _SKYREELS,
+}  # fmt: skip
+
+
+def kind_of(index: Mapping[str, Any]) -> Kind | None:
+    """The kind of a pipeline by its ``model_index.json``; None where it is not known here.
+
+    Wan's transformer for words and pictures (2.2, 5B) is told from that for words alone by a
+    setting: it takes a noise level for every token, so that a first picture can be clean.
+    """
+    kind = KINDS.get(str(index.get("_class_name")))
+    if kind is not None and index.get("expand_timesteps"):
+        return replace(kind, tasks=WITH_PICTURE)
+    return kind

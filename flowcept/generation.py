@@ -13,6 +13,7 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
+import copy
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, inputs, settings
+from flowcept import __version__, inputs, memory, settings, sizes
 from flowcept.clip import Clip, Growth
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
@@ -44,7 +45,7 @@ from flowcept.keywords import (
 )
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import WORDS, Card, Weights, about
+from flowcept.model_file import WORDS, Weights, about
 from flowcept.models import DEFAULT
 from flowcept.networks.text import words_of
 from flowcept.process.sampler import clip_generator
@@ -61,16 +62,6 @@ USUAL_PSNR = 28.0
 MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
 CARD = ("tasks", "frames", "lengths", "dataset", "steps", "hours", "prompts", "words")  # printed
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
-
-
-def check_size(card: Card, size: str | None) -> None:
-    """Raise ``UserError`` for a size that a model of one size, or of given pictures', has not."""
-    if size is None:
-        return
-    height, width = card.size
-    own = "the pictures' own size" if card.any_size else f"{width}x{height}"
-    if card.any_size or settings.sides(size) != card.size:
-        raise UserError(f"this model makes frames of {own}: leave out `size`")
 
 
 class Studio:
@@ -92,8 +83,44 @@ class Studio:
         self.card, self.codec = weights.card, weights.codec
         self.grid = Grid(self.codec)
         self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
-        for module in (weights.network, weights.text, weights.codec):
-            module.to(device)
+        self.sized = False  # whether someone said of which size frames are
+        self.size_notes: list[str] = []  # what that size became
+        weights.text.to(device)
+        weights.codec.to(device)
+        if not getattr(weights.text, "let_go", False):  # else it comes when prompts are read
+            weights.network.bring_to(device)
+
+    def at(self, size: str) -> Studio:
+        """The same model for frames of another size, WIDTHxHEIGHT, rounded to its grid.
+
+        Raises ``UserError`` for a model that makes frames of one size, or of given pictures'.
+        """
+        step = sizes.step_of(self.weights)
+        if step:
+            made, notes = sizes.rounded(size, self.card, step)
+            return self._at(made, sized=True, notes=notes)
+        if self.card.any_size or settings.sides(size) != self.card.size:
+            own = sizes.own_words(self.card)
+            raise UserError(f"this model makes frames of {own}: leave out `size`")
+        return self
+
+    def like(self, given_FHW3: Frames) -> Studio:
+        """The same model for frames of the aspect of given ones, if it can and no size was said."""
+        step = sizes.step_of(self.weights)
+        if self.sized or not step:
+            return self
+        height, width = given_FHW3.shape[1:3]
+        made = sizes.of_aspect((height, width), self.card, step)
+        if made == self.card.size:
+            return self
+        told = f"frames of {sizes.words(made)}, the aspect of what is given; `size` says another"
+        return self._at(made, sized=False, notes=[told])
+
+    def _at(self, size: tuple[int, int], *, sized: bool, notes: list[str]) -> Studio:
+        other = copy.copy(self)
+        other.weights = self.weights.at(size)
+        other.card, other.sized, other.size_notes = other.weights.card, sized, notes
+        return other
 
     def __repr__(self) -> str:
         return f"<Studio {self.name} on {self.device}: print it for its card>"
@@ -126,7 +153,10 @@ class Studio:
         tasks = self.weights.network.tasks
         if command not in tasks:
             does = f"{self.name} is a model for {', '.join(sorted(tasks))} only"
-            raise UserError(f"{does}, not for {command}: take another one, such as {DEFAULT}")
+            remedy = f"take another one, such as {DEFAULT}"
+            if self.weights.network.grid:  # a pretrained one
+                remedy = "train it for that (flowcept train DATA --init FOLDER), or take another"
+            raise UserError(f"{does}, not for {command}: {remedy}")
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a count of 1 is the first
@@ -167,7 +197,7 @@ class Studio:
     ) -> Clip | list[Clip]:
         """A clip that begins with a picture: a path, a PIL picture or an array ``[H, W, 3]``."""
         image_HW3 = inputs.picture(image)
-        make = partial(self._begun, image_HW3)
+        make = partial(self.like(image_HW3[None])._begun, image_HW3)
         return self._each("i2v", prompt, {"count": count, **words}, make)
 
     @overload
@@ -202,8 +232,9 @@ class Studio:
         In a loop the first keyframe follows the last one, and all lengths count the way there.
         """
         source = Source.of(keyframes, words.get("fit", "crop"))
+        studio = self.like(source.frames_FHW3)
         asked = {"count": count, **source.words(), **words}
-        return self._each("interp", prompt, asked, partial(self._filled, source))
+        return self._each("interp", prompt, asked, partial(studio._filled, source))
 
     @overload
     def extend(
@@ -233,8 +264,9 @@ class Studio:
         The new frames are brought to the clip's size.
         """
         source = Source.of(clip)
+        studio = self.like(source.frames_FHW3)
         asked = {"count": count, **source.words(), **words}
-        return self._each("extend", prompt, asked, partial(self._continued, source))
+        return self._each("extend", prompt, asked, partial(studio._continued, source))
 
     def _each(
         self,
@@ -295,6 +327,8 @@ class Studio:
         It is seen in ``context`` frames: by default as many as training shows in a row, at most
         half of the longest trained clip, so that the rest of it is new.
         """
+        if request.direction != "forward" and not self.weights.network.extends_backward:
+            raise UserError(f"{self.name} extends clips at their end alone: `direction=forward`")
         clip_FHW3, own = source.frames_FHW3, request.clip_fps or self.card.fps
         edges = self._edges(request.direction, request.context, len(clip_FHW3))
         made, notes = self._extended(clip_FHW3, edges, request)
@@ -314,8 +348,9 @@ class Studio:
         Between its ends the clip's ``frames_FHW3`` lack frames, and have the model's size.
         """
         held = ENDS + 2 * (options.get("context") or 0)
-        ends_FHW3, own = file.ends(held, self.card.size)
-        clip: Clip = self.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
+        studio = self.like(next(iter(file))[None]) if self.weights.network.grid else self
+        ends_FHW3, own = file.ends(held, studio.card.size)
+        clip: Clip = studio.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
 
         before, after = np.split(clip.frames_FHW3, [clip.before, clip.before + len(ends_FHW3)])[::2]
         whole = video.Joined((before, file, after), own)
@@ -340,14 +375,17 @@ class Studio:
         """
         controls, _ = self.grid.in_latents(self._reaching(config, keyframes))
         frames = max(self._longest(controls), self.codec.latents_of(least))
-        weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
-        return PROGRAM + weights + self._work(frames, config, scale, size)
+        work = self._work(frames, config, scale, size)
+        return PROGRAM + memory.peak(self.weights, work, self.device)
 
     def _request(self, command: str, prompt: str, words: Mapping[str, object]) -> Request:
         """What is asked for, in the model's own number of steps where none is named."""
         if not {"steps", "config"} & words.keys():
             words = {**words, "config": self.usual(settings.defaults(command))}
-        return Request.of(command, prompt, words)
+        request = Request.of(command, prompt, words)
+        if request.loop and "interp" not in self.weights.network.tasks:
+            raise UserError(f"{self.name} cannot make a way back between two frames: no `loop`")
+        return request
 
     def usual(self, config: SampleConfig) -> SampleConfig:
         """The controls in the number of steps that the model has by itself."""
@@ -639,8 +677,10 @@ class Studio:
         shape = self.codec.latent_shape(size)
         activations = self.weights.network.sampling_bytes(evaluated, shape, self.dtype)
         copies = 2 + 2 * self._factor(scale) ** 2
-        pixels = 3 * self.codec.pictures_of(frames) * height * width * copies
-        return max(activations, pixels)  # one after the other
+        pictures = self.codec.pictures_of(frames)
+        pixels = 3 * pictures * height * width * copies
+        decoding = self.codec.decoding_bytes(pictures, size)
+        return max(activations, pixels + decoding)  # one after the other
 
     def _factor(self, scale: int | None) -> int:
         """Whole-number enlargement of the made frames."""
@@ -730,7 +770,7 @@ class Studio:
         frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
         known = made.together if request.config.frames or more.get("multi") else None
         longest = self._most(int(more.get("keyframes") or 2))
-        told = [*self._notes(request, known, longest), *notes]
+        told = [*self.size_notes, *self._notes(request, known, longest), *notes]
         record = self._record(made, request)
         record |= {name: value for name, value in more.items() if value is not None}
         ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]

@@ -8,9 +8,9 @@ with a file is said in one line before anything of its claimed size is allocated
 import json
 import os
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -96,6 +96,12 @@ class Weights:
             modules["text"] = self.text
         return nn.ModuleDict(modules)
 
+    def at(self, size: tuple[int, int]) -> Self:
+        """The same modules for frames of another height and width, on the network's grid."""
+        _, height, width = self.codec.latent_shape(size)
+        network = replace(self.card.network, height=height, width=width)
+        return replace(self, card=replace(self.card, network=network, size=size))
+
     def state(self) -> dict[str, Tensor]:
         """The tensors of the file by their names there; of an adapter those of its base are not."""
         tensors: dict[str, Tensor] = self.modules().state_dict()
@@ -162,9 +168,12 @@ def read_card(path: Path) -> Card:
     return _card(_description(path), path)
 
 
-def load(path: Path, text: PromptEncoder | None = None) -> Weights:
-    """Read a model; weights become float32 on the CPU. ``text`` replaces a frozen prompt encoder.
+def load(
+    path: Path, text: PromptEncoder | None = None, dtype: torch.dtype = torch.float32
+) -> Weights:
+    """Read a model, on the CPU. ``text`` replaces a frozen prompt encoder.
 
+    Weights become float32, those of a pretrained transformer ``dtype``, without a copy between.
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
     """
@@ -176,6 +185,7 @@ def load(path: Path, text: PromptEncoder | None = None) -> Weights:
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)
+            weights.network.hold_in(dtype)
     except UserError:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
@@ -277,7 +287,7 @@ def _stored(names: list[str], expected: Set[str], path: Path, version: int) -> d
 
 
 def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa: ANN401
-    """A copy of a tensor of the file, float32 where it is not of whole numbers.
+    """A copy of a tensor of the file, of the dtype that it is to have.
 
     A copy, since the tensor itself would stay mapped to the file, wherever it lies there.
     """
@@ -291,8 +301,7 @@ def _checked(file: Any, name: str, like: Tensor, path: Path) -> Tensor:  # noqa:
     else:
         tensor: Tensor = file.get_tensor(name)
         if bool(tensor.isfinite().all()):
-            kept = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            return tensor.to(kept, copy=True)
+            return tensor.to(like.dtype, copy=True)
         wrong = "holds values that are not finite"
     raise UserError(f"{path}: tensor {name} {wrong}; get the file again")
 

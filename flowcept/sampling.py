@@ -18,6 +18,7 @@ from flowcept.codecs import Codec
 from flowcept.data import video
 from flowcept.data.video import Frames
 from flowcept.model_file import Card, Weights
+from flowcept.networks.recipes import RecipeEncoder
 from flowcept.process.guidance import guided
 from flowcept.process.sampler import Step, sample_steps
 from flowcept.process.state import Given, changed
@@ -44,8 +45,11 @@ def sample_clips(
     """
     leans = list(prompts) != list(negative_prompts) and weights.card.text.kind != "none"
     guidance = config.guidance if leans else 1.0
+    if isinstance(weights.text, RecipeEncoder):
+        weights.text.prepare([*prompts, *negative_prompts])
     toward = [weights.text([prompt]) for prompt in prompts]
     away = [weights.text([prompt]) for prompt in negative_prompts]
+    weights.network.bring_to(given[0].latent_FCHW.device)  # after an encoder that may have left it
     model = guided(weights.network, toward, away, guidance, cached=config.cache)
     least, most = weights.card.min_length, weights.card.max_length
     return sample_steps(
@@ -63,8 +67,11 @@ class Start:
     @staticmethod
     def of(given: Given, codec: Codec) -> Start:
         """With a video codec, keyframes stand beside the clip if frames may come before them."""
-        opened = {number for number, gap in enumerate(given.open_gaps[:-1]) if gap}
-        return Start(given, frozenset(opened if codec.pictures_per_latent > 1 else ()))
+        if codec.pictures_per_latent == 1:
+            return Start(given, frozenset())
+        opened = given.open_gaps[:-1]
+        beside = frozenset(number for number, gap in enumerate(opened) if gap)
+        return Start(replace(given, keyframes=opened) if beside else given, beside)
 
     @property
     def known(self) -> int:

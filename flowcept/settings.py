@@ -111,6 +111,7 @@ FIT = one_of(*FITS)
 DIRECTION = one_of(*DIRECTIONS)
 FORMAT = one_of(*FORMATS)
 EXPORT = one_of("float32", "bfloat16")
+OFFLOAD = one_of("none", "encoder", "blocks")
 
 # Panels of the help, in which flags stand together
 INPUT, OUTPUT, LENGTH, SAMPLING = "Input", "Output", "Length", "Sampling"
@@ -543,7 +544,9 @@ class MachineSettings(PlainMachineSettings):
     """Where and how exactly it is computed."""
 
     checkpointing: bool = setting(
-        False, "compute blocks twice: less memory, more time", panel=TRAINING
+        False,
+        "recompute blocks in the backward pass: less memory, a forward pass more a step",
+        panel=TRAINING,
     )
     compile: bool = setting(
         False, "torch.compile of the blocks: a slow start, then faster", panel=TRAINING

@@ -66,6 +66,17 @@ def wan_transformer(**changes: object) -> object:
     return loud(diffusers.WanTransformer3DModel(**(settings | changes)))
 
 
+def skyreels_transformer(**changes: object) -> object:
+    import diffusers
+
+    settings = {
+        "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16,
+        "in_channels": 8, "out_channels": 8, "text_dim": TEXT_WIDTH, "freq_dim": 32, "ffn_dim": 48,
+        "num_layers": 2, "inject_sample_info": True,
+    }  # fmt: skip
+    return loud(diffusers.SkyReelsV2Transformer3DModel(**(settings | changes)))
+
+
 def loud(model: object) -> object:
     """The model with weights so large that every input changes what it says."""
     with torch.no_grad():
@@ -89,6 +100,11 @@ def ltx_vae(**changes: object) -> object:
     return model
 
 
+def unscaled_ltx_vae() -> object:
+    """As all released ones: pipelines forget the scale where they encode pictures."""
+    return ltx_vae(scaling_factor=1.0)
+
+
 def wan_vae(**changes: object) -> object:
     import diffusers
 
@@ -108,20 +124,49 @@ def wan_22_vae() -> object:
     )  # fmt: skip
 
 
-def pipeline(kind: str, seed: int = 0, scheduler: object = None) -> object:
-    """A whole pipeline, ``ltx`` or ``wan``; with a static shift unless a scheduler is given."""
+def euler_of_unipc(**changes: object) -> object:
+    """UniPC of the first order without its corrector, which takes Euler's steps."""
     import diffusers
 
+    settings = {
+        "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0,
+        "solver_order": 1, "disable_corrector": list(range(1000)),
+    }  # fmt: skip
+    return diffusers.UniPCMultistepScheduler(**(settings | changes))
+
+
+# kind: pipeline, text encoder, transformer, autoencoder, and settings of the pipeline itself
+PIPELINES = {
+    "ltx": ("LTXPipeline", "ltx", ltx_transformer, unscaled_ltx_vae, {}),
+    "later-ltx": ("LTXConditionPipeline", "ltx", ltx_transformer, unscaled_ltx_vae, {}),
+    "wan": ("WanPipeline", "wan", wan_transformer, wan_vae, {}),
+    "wan-ti2v": ("WanPipeline", "wan", wan_transformer, wan_22_vae, {"expand_timesteps": True}),
+    "skyreels": (
+        "SkyReelsV2DiffusionForcingPipeline", "wan", skyreels_transformer, wan_vae, {}
+    ),
+}  # fmt: skip
+
+
+def pipeline(kind: str, seed: int = 0, scheduler: object = None) -> object:
+    """A whole pipeline of a kind; with a static shift of 3 unless a scheduler is given."""
+    import diffusers
+
+    name, reader, transformer, vae, settings = PIPELINES[kind]
+    usual = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    if kind == "skyreels":  # whose pipeline tells whole noise levels, which Euler's does not take
+        usual = euler_of_unipc()
+    if kind == "later-ltx":  # whose pipeline has noise levels of its own
+        usual = diffusers.FlowMatchEulerDiscreteScheduler()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts = {
-            "scheduler": scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            "scheduler": scheduler or usual,
             "tokenizer": tokenizer(),
-            "text_encoder": text_encoder(kind),
-            "transformer": {"ltx": ltx_transformer, "wan": wan_transformer}[kind](),
-            "vae": {"ltx": ltx_vae, "wan": wan_vae}[kind](),
+            "text_encoder": text_encoder(reader),
+            "transformer": transformer(),
+            "vae": vae(),
         }
-    made = {"ltx": diffusers.LTXPipeline, "wan": diffusers.WanPipeline}[kind](**parts)
+    made = getattr(diffusers, name)(**parts, **settings)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -131,3 +176,13 @@ def save_pipeline(kind: str, folder: Path, **options: object) -> object:
     made = pipeline(kind, **options)
     made.save_pretrained(folder)
     return made
+
+
+def as_pipeline(name: str, made: object, **settings: object) -> object:
+    """Another pipeline of the same parts."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    other = kind(**made.components, **settings)
+    other.set_progress_bar_config(disable=True)
+    return other

@@ -51,7 +51,7 @@ FLOORS = [
     ("diffusers_folder", "hub"),
     ("models",),
     ("adapters",),
-    ("clip", "lengths", "request"),
+    ("clip", "lengths", "memory", "request", "sizes"),
     ("sampling", "inputs", "keywords"),
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),

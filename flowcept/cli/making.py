@@ -213,6 +213,9 @@ def _open(options: MakeOptions) -> Studio:
         compile=options.compile,
         size=options.size,
         base=options.base,
+        offload=options.offload,
+        fp8=options.fp8,
+        tiling=options.tiling,
     )
 
 

@@ -30,6 +30,7 @@ from flowcept.settings import (
     INPUT,
     LENGTH,
     MODEL,
+    OFFLOAD,
     OUTPUT,
     RETIMING,
     SAMPLING,
@@ -158,7 +159,12 @@ class MakeOptions(Settings):
     )
     fps: float | None = of_clip("fps")
     scale: int | None = of_clip("scale")
-    size: str | None = setting(None, "of frames, for a diffusers folder; default its own", SIZE)
+    size: str | None = setting(
+        None,
+        "of frames, for pretrained models, rounded to what they can make; default their own, of "
+        "given pictures the aspect of those",
+        SIZE,
+    )
     loop: bool = of_clip("loop", "--loop", LENGTH)
     negative_prompt: str = of_clip("negative_prompt", "--negative-prompt -n", INPUT)
     like: Path | None = setting(
@@ -189,6 +195,25 @@ class MakeOptions(Settings):
         False,
         "torch.compile of the blocks: a slow start, faster for many clips",
         names="--compile",
+        panel=COMPUTER,
+    )
+    offload: str = setting(
+        "none",
+        "of pretrained models: encoder reads the prompt encoder first and lets go of it; blocks "
+        "also brings the network's blocks one by one, slower; clips stay the same",
+        OFFLOAD,
+        panel=COMPUTER,
+    )
+    fp8: bool = setting(
+        False,
+        "of pretrained models: weights in 8 bits, half of bfloat16's; clips change a little",
+        names="--fp8",
+        panel=COMPUTER,
+    )
+    tiling: bool = setting(
+        False,
+        "of pretrained models: decode large pictures in overlapping tiles; slower, seams may show",
+        names="--tiling",
         panel=COMPUTER,
     )
     piped: bool = False  # whether the clip goes to stdout, and words for people do not

@@ -88,6 +88,7 @@ class Codec(nn.Module):
 
     mean_C: Tensor
     std_C: Tensor
+    tiled: bool | None = None  # decode in overlapping tiles; None: this codec cannot
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -111,6 +112,11 @@ class Codec(nn.Module):
     def encode_keyframes_raw(self, image_FCHW: Tensor) -> Tensor:
         """Latents, not normalised, of pictures that know nothing of each other: one of each."""
         return torch.cat([self.encode_clip_raw(image_1CHW) for image_1CHW in image_FCHW.split(1)])
+
+    def decoding_bytes(self, pictures: int, size: tuple[int, int]) -> float:
+        """Peak of decoding so many pictures of a height and width, beside weights and pictures."""
+        del pictures, size
+        return 0.0
 
     def decode_stream_raw(self, raw_FCHW: Tensor) -> Iterator[Tensor]:
         """Pictures of a clip's latents that are not normalised, some at a time, not clamped."""

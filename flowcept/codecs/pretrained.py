@@ -8,6 +8,7 @@ Shapes: F pictures or latents, C channels, H height, W width; diffusers has clip
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from flowcept.errors import UserError
 # Classes of diffusers that `Pretrained` can hold, each with its setting of one entry a level.
 SOURCES = {"AutoencoderKL": "block_out_channels", "AutoencoderTiny": "num_encoder_blocks"}
 LTX, WAN = "AutoencoderKLLTXVideo", "AutoencoderKLWan"  # those that `PretrainedVideo` can hold
+# Bytes that decoding takes in float32, counted on tensors without contents for the released widths:
+LTX_BYTES = 150  # a pixel of all pictures, 0.9.0
+WAN_BYTES = 22_000  # a pixel of one picture, however many there are: 2.1 and 2.2
 # Later decoders of LTX-Video are told that latents are not quite clean, as their makers do:
 DECODE_TIME = 0.05  # of noise, as the decoder is told
 DECODE_NOISE = 0.025  # share of noise that is mixed in, always the same
@@ -66,6 +70,8 @@ class PretrainedVideo(Codec):
     UserError if diffusers is not installed, or the settings do not build such an autoencoder.
     """
 
+    tiled = False
+
     def __init__(self, config: CodecConfig, model: Any = None) -> None:  # noqa: ANN401
         super().__init__(config)
         self.model = model or _build(config.source, config.source_config)
@@ -89,23 +95,42 @@ class PretrainedVideo(Codec):
 
     def decode_stream_raw(self, raw_FCHW: Tensor) -> Iterator[Tensor]:
         raw_1CFHW = self._clip(raw_FCHW)
-        stream = self._wan_stream if self.config.source == WAN else self._ltx_whole
-        for image_1CFHW in stream(raw_1CFHW):
+        streams = self.config.source == WAN and not self.tiled
+        for image_1CFHW in (self._wan_stream if streams else self._whole)(raw_1CFHW):
             yield image_1CFHW[0].transpose(0, 1)
+
+    def decoding_bytes(self, pictures: int, size: tuple[int, int]) -> float:
+        at_once = math.prod(size)
+        if self.tiled:
+            model = self.model
+            at_once = min(at_once, model.tile_sample_min_height * model.tile_sample_min_width)
+        if self.config.source == LTX:
+            return float(LTX_BYTES * pictures * at_once)
+        return float(WAN_BYTES * at_once)
 
     def _clip(self, x_FCHW: Tensor) -> Tensor:
         """`1CFHW` on the weights' device and in their dtype."""
         like = next(self.model.parameters())
         return x_FCHW.transpose(0, 1)[None].to(like.device, like.dtype)
 
-    def _ltx_whole(self, raw_1CFHW: Tensor) -> Iterator[Tensor]:
-        if not self.model.config.timestep_conditioning:
-            yield self.model.decode(raw_1CFHW).sample
-            return
+    def _whole(self, raw_1CFHW: Tensor) -> Iterator[Tensor]:
+        """All pictures at once, ``tiled`` in tiles; encoding never is, so that latents stay."""
+        self.model.use_tiling = bool(self.tiled)
+        try:
+            image_1CFHW = self._decoded(raw_1CFHW)
+        finally:
+            self.model.use_tiling = False
+        yield image_1CFHW
+
+    def _decoded(self, raw_1CFHW: Tensor) -> Tensor:
+        if not self.model.config.get("timestep_conditioning"):
+            image_1CFHW: Tensor = self.model.decode(raw_1CFHW).sample
+            return image_1CFHW
         noise = torch.randn(raw_1CFHW.shape, generator=torch.Generator().manual_seed(0))
         noisy_1CFHW = torch.lerp(raw_1CFHW, noise.to(raw_1CFHW), DECODE_NOISE)
         time_1 = torch.full((1,), DECODE_TIME).to(raw_1CFHW)
-        yield self.model.decode(noisy_1CFHW, time_1).sample
+        image_1CFHW = self.model.decode(noisy_1CFHW, time_1).sample
+        return image_1CFHW
 
     def _wan_stream(self, raw_1CFHW: Tensor) -> Iterator[Tensor]:
         """One latent after another; what later ones need of earlier ones is kept by the layer."""

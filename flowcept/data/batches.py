@@ -5,8 +5,9 @@ A batch is a function of its arguments alone, so that training continues exactly
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Generator, Tensor
 from flowcept.data.contexts import draw_context
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
-from flowcept.process.forward import Process, Target, draw
+from flowcept.process.forward import Process, Target, beside, draw
 from flowcept.process.state import FrameState
 from flowcept.settings import ContextMixture, ObjectiveSettings, mixed
 
@@ -53,6 +54,8 @@ class Lessons:
     mixture: ContextMixture
     objective: ObjectiveSettings
     lexicon: Lexicon | None = None
+    # Of video codecs: the latent of the last picture alone of a latent of a clip, by their numbers.
+    keyframe: Callable[[int, int], Tensor] | None = None
 
     def draw(self, clip: int, generator: Generator) -> tuple[Pair, str] | None:
         """A clip part of the way through, and its prompt; None if it teaches nothing.
@@ -67,11 +70,20 @@ class Lessons:
             context = draw_context(length, self.mixture, generator)
         if context is None:
             return None
-        pair = draw(self.clips.latent(clip), context, self.process, generator)
+        pair = self._shown(clip, context, generator)
         if pair is None:
             return None
         dropout = objective.given_prompt_dropout if any(context) else objective.prompt_dropout
         return pair, "" if drop_prompt < dropout else self._caption(clip, generator)
+
+    def _shown(self, clip: int, context: Sequence[bool], generator: Generator) -> Pair | None:
+        """A clip part of the way through, of which some frames are given."""
+        latent_FCHW = self.clips.latent(clip)
+        if self.keyframe is None:
+            return draw(latent_FCHW, context, self.process, generator)
+        keyframe = partial(self.keyframe, clip)
+        latent_FCHW, given, keyframes = beside(latent_FCHW, context, keyframe)
+        return draw(latent_FCHW, given, self.process, generator, keyframes)
 
     def _caption(self, clip: int, generator: Generator) -> str:
         """A clip's caption, some of its words replaced by others of the lexicon."""

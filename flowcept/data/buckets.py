@@ -20,11 +20,11 @@ def family(size: Size, step: int) -> tuple[Size, ...]:
     Of two that are equally near in area and aspect the smaller one is taken.
     """
     height, width = size
-    found = [_nearest(height * width, aspect, step) for aspect in (width / height, *ASPECTS)]
+    found = [of_area(height * width, aspect, step) for aspect in (width / height, *ASPECTS)]
     return tuple(dict.fromkeys(found))
 
 
-def _nearest(area: int, aspect: float, step: int) -> Size:
+def of_area(area: int, aspect: float, step: int) -> Size:
     """Of the sizes around an exact one that which is least off in area and aspect together."""
     exact = math.sqrt(area / aspect), math.sqrt(area * aspect)
 

@@ -226,7 +226,7 @@ def header_of(path: Path, index: Index) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-            header["names"] = list(file.keys())
+            header["names"] = [name for name in file.keys() if name.isdigit()]  # noqa: SIM118
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; {again}") from error
     except (SafetensorError, ValueError, TypeError) as error:
@@ -250,6 +250,21 @@ def tensor_of(path: Path, name: str) -> Tensor:
         raise UserError(f"cannot read {name} in {path}: {error}") from error
 
 
+def row_of(path: Path, name: str, row: int) -> Tensor:
+    """A row of a tensor of a shard, float32; ``UserError`` where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_slice(name)[row]
+            return tensor.float()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {name} in {path}: {error}") from error
+
+
+def keyframes_of(number: int) -> str:
+    """The name, in a shard, of the latents of single pictures of a clip."""
+    return f"{number}.keyframes"
+
+
 class EncodedClips:
     """The clips of a folder of shards, to train on; lengths are of latents.
 
@@ -269,6 +284,8 @@ class EncodedClips:
         self.lengths = [index.latents(clip) for clip in self.entries]
         self.sizes = [clip.size for clip in self.entries]
         self.contents = digest_of(self.captions, self.lengths)
+        group = index.codec.config.pictures_per_latent
+        self.keyframe = self._keyframe if group > 1 else None
         if not self.numbers:
             raise UserError(f"{folder}: no clip could be encoded")
         psnr = [one["psnr"] for one in headers.values()]
@@ -278,6 +295,11 @@ class EncodedClips:
         """`latent_FCHW` of clip i, float32."""
         number = self.numbers[i]
         return tensor_of(self.places[number], str(number))
+
+    def _keyframe(self, i: int, f: int) -> Tensor:
+        """The latent of the last picture of latent f of clip i alone, float32."""
+        number = self.numbers[i]
+        return row_of(self.places[number], keyframes_of(number), f)
 
     def token_of(self, prompt: str) -> Tensor:
         """The tokens `[R, D]` of a caption; ``UserError`` for what none of the clips says."""

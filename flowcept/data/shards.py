@@ -146,10 +146,36 @@ class LatentStore(_Store):
         super().__init__(array, pictures.entries, lengths, key)
         self.sizes = [shape[2:]] * len(self)
         self.findings = trimmed(self.entries, codec.config)
+        self.keyframe: Callable[[int, int], Tensor] | None = None
+        if codec.pictures_per_latent > 1:
+            alone = partial(_encode_keyframes, pictures=pictures, codec=codec, progress=progress)
+            alone = autocast(torch.device(device), dtype)(alone)
+            rows, _ = _cached(cache / "keyframes.bin", key, np.float16, shape, alone)
+            self.keyframe = partial(_row, rows, self.starts)
 
     def latent(self, i: int) -> Tensor:
         """`latent_FCHW` of clip i, float32."""
         return torch.from_numpy(self.rows(i)).float()
+
+
+def _row(rows: NDArray[np.float16], starts: Sequence[int], i: int, f: int) -> Tensor:
+    """Row f of clip i, float32."""
+    return torch.from_numpy(np.array(rows[starts[i] + f])).float()
+
+
+@torch.no_grad()
+def _encode_keyframes(
+    file: BinaryIO, pictures: PictureStore, codec: Codec, progress: Progress | None
+) -> dict[str, Any]:
+    """Write, for every latent, that of the last of its pictures alone, float16."""
+    for start, end in itertools.pairwise(pictures.starts):
+        latents = codec.latents_of(end - start)
+        last = [start + codec.pictures_of(number) - 1 for number in range(1, latents + 1)]
+        latent_FCHW = codec.encode_keyframes(to_images(pictures.array[last])).half()
+        file.write(latent_FCHW.cpu().numpy().tobytes())
+        if progress:
+            progress(end, len(pictures.array))
+    return {}
 
 
 @torch.no_grad()

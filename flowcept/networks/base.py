@@ -24,6 +24,10 @@ class VideoNetwork(nn.Module):
     shift: float  # the process's, of the denoising progress
     checkpoint_blocks: bool = False  # recompute blocks in the backward pass
     tasks: frozenset[str] = TASKS  # commands that it is for
+    # Latent cells of which the sides of frames must be multiples, where a network makes frames of
+    # any such size; 0: it makes them of its card's size alone.
+    grid: int = 0
+    extends_backward: bool = True  # whether it makes frames before those that are given
     steps: int | None = None  # of the sampler where nothing else is asked; None: the command's
     gapwise: bool = False  # takes each gap for itself: a card's lengths are those of one gap
 
@@ -61,6 +65,14 @@ class VideoNetwork(nn.Module):
     @abstractmethod
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold weights in a dtype where the network was made for that; else they are float32."""
+        del dtype
+
+    def bring_to(self, device: torch.device) -> None:
+        """Bring the weights to the device where they are used."""
+        self.to(device)
 
     def learn(self, *, whole: bool = True) -> None:
         """Let all that is to be trained have gradients, and be in training mode.

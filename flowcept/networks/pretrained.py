@@ -1,12 +1,13 @@
-"""Pretrained video transformers of diffusers (LTX-Video, Wan 2.1 and 2.2) as networks of this kind.
+"""Pretrained video transformers of diffusers (LTX-Video, Wan, SkyReels-V2) as our networks.
 
 The transformer itself stays as diffusers built it; hooks and attention processors, which it offers
 to everyone, do the rest. What is unusual here:
 
 * A frame is an entry of its batch, with one noise level. Which entries form a clip only attention
   knows: it works by a plan, as everywhere in this package, so nothing is padded.
-* Role, clock and an open first gap are told at the output of the time embedder, by embeddings that
-  start at zero. So at first the velocity is exactly the pretrained one.
+* Role, clock, an open first gap, and that a frame is a keyframe beside the clip, are told at the
+  output of the time embedder, by embeddings that start at zero. So at first the velocity is exactly
+  the pretrained one.
 * Every frame gets one token more, which reads its clip and is read by none; laws are read from it.
 
 Its velocity is noise - data, ours data - noise; its noise level is 1 - denoising progress.
@@ -27,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcept.device import sampling_bytes
 from flowcept.errors import UserError
 from flowcept.networks.attention import Plan, attend, integers, make_plan
 from flowcept.networks.base import VideoNetwork
@@ -39,10 +39,16 @@ from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 Attend = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
 
 LTX, WAN = "LTXVideoTransformer3DModel", "WanTransformer3DModel"
+SKYREELS = "SkyReelsV2Transformer3DModel"  # Wan's, but for rates and whole noise levels
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention
 NOISE_LEVELS = 1000  # of noise alone, as these transformers count
 WAN_PERIOD = 10000.0  # tokens: the slowest rotary wave of Wan
 WAN_TOKENS = 512  # of a prompt: Wan learned prompts with zeros up to here, and attends to them
+SKYREELS_SLOW = 16.0  # frames a second: of the two rates that SkyReels-V2 knows; else it is 24
+# Bytes that an evaluation takes for each number of a token, in float32 and in half precision:
+# counted on tensors without contents for real widths, 4 and 8 blocks, 7,000 to 51,000 tokens.
+COUNTED = {"ltx": (61, 42), "wan": (68, 35)}
+ROUNDING = 3e-4  # of a noise level: float32 is off by up to 1e-4, and whole ones must stay
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,9 @@ class BackboneConfig:
     lora: int = 0  # rank of what is learned beside the transformer's own weights; 0: those learn
 
     def __post_init__(self) -> None:
-        if self.source not in (LTX, WAN):
-            raise ValueError(f"unknown pretrained network {self.source!r}; use {LTX} or {WAN}")
+        if self.source not in (LTX, WAN, SKYREELS):
+            known = ", ".join((LTX, WAN, SKYREELS))
+            raise ValueError(f"unknown pretrained network {self.source!r}; use one of {known}")
         sizes = (self.channels, self.height, self.width, self.text_width, self.largest_size)
         counts = (*sizes, self.pictures_per_latent, self.compression, self.lora + 1)
         if min(counts) < 1 or self.fps <= 0:
@@ -81,8 +88,7 @@ class BackboneConfig:
     @property
     def patch(self) -> int:
         """Latent cells along each side of a patch."""
-        sizes = {LTX: [1, 1, 1], WAN: self.settings.get("patch_size", [1, 2, 2])}[self.source]
-        return int(sizes[-1])
+        return 1 if self.source == LTX else int(self.settings.get("patch_size", [1, 2, 2])[-1])
 
     @property
     def hidden(self) -> int:
@@ -109,7 +115,7 @@ class BackboneConfig:
 def check_settings(source: str, settings: dict[str, Any]) -> None:
     """Raise ``UserError`` for transformers of a known class that need more than latent and prompt.
 
-    That is: latents of several frames a patch, or a picture beside the latent.
+    That is: latents of several frames a patch, a picture beside the latent, or causal attention.
     """
     sizes = settings.get("patch_size", 1)
     sizes = [settings.get("patch_size_t", 1), sizes, sizes] if source == LTX else list(sizes)
@@ -120,6 +126,8 @@ def check_settings(source: str, settings: dict[str, Any]) -> None:
         raise UserError(f"this {source} needs a picture beside each clip: take a text-to-video one")
     if out != settings["in_channels"]:
         raise UserError(f"this {source} reads more than a clip: take a text-to-video one")
+    if settings.get("num_frame_per_block", 1) != 1:
+        raise UserError(f"this {source} makes a clip block by block, which is not supported")
 
 
 def build_transformer(config: BackboneConfig) -> Any:  # noqa: ANN401 - an untyped library
@@ -132,7 +140,7 @@ def build_transformer(config: BackboneConfig) -> Any:  # noqa: ANN401 - an untyp
     check_settings(config.source, config.settings)
     try:
         made = getattr(diffusers, config.source).from_config(config.settings)
-        if config.source == WAN and made.rope.freqs_cos.is_meta:  # no file holds this table
+        if config.source != LTX and made.rope.freqs_cos.is_meta:  # no file holds this table
             shape = (made.config.attention_head_dim, made.config.patch_size)
             with torch.device("cpu"):
                 made.rope = type(made.rope)(*shape, made.config.rope_max_seq_len)
@@ -205,12 +213,13 @@ class Backbone(VideoNetwork):
         transformer: Any = None,  # noqa: ANN401
     ) -> None:
         super().__init__()
-        self.config, self.shift = config, shift
+        self.config, self.shift, self.grid = config, shift, config.patch
         self.transformer = build_transformer(config) if transformer is None else transformer
         width = config.hidden
         self.role = nn.Embedding(3, width)  # by Role
         self.first = nn.Embedding(2, width)  # first gap closed, open
         self.clock = nn.Linear(2 * TIME_WAVES, width)
+        self.keyframe = nn.Parameter(torch.zeros(width))
         self.frame_token = nn.Parameter(torch.randn(width) * 0.02)
         self.frame_role = nn.Embedding(3, width)
         self.frame_first = nn.Embedding(2, width)
@@ -224,6 +233,8 @@ class Backbone(VideoNetwork):
         self._now: Evaluation | None = None
         self._read_FD: Tensor | None = None  # the tokens that read, after the last block
         self._packs: dict[object, Pack] = {}  # the last one, by what it was made of
+        self.block_by_block = False  # whether blocks come to the device one after another
+        self._works_on: torch.device | None = None  # the device that they come to
         self._hook()
 
     def _start(self) -> None:
@@ -262,7 +273,9 @@ class Backbone(VideoNetwork):
     ) -> float:
         _, height, width = latent_shape
         tokens = height * width // self.config.patch**2 + 1
-        return sampling_bytes(frames, tokens, self.config.hidden, 0, 0, dtype)
+        full, half = COUNTED["ltx" if self.config.source == LTX else "wan"]
+        bytes_each = full if dtype == torch.float32 else half
+        return float(frames * tokens * self.config.hidden * bytes_each)
 
     def blocks(self) -> Iterator[nn.Module]:
         inner = self.transformer
@@ -276,6 +289,35 @@ class Backbone(VideoNetwork):
         self.attend = torch.compiler.disable(attend)
         for block in self.blocks():
             block.compile(dynamic=True, **options)
+
+    def bring_to(self, device: torch.device) -> None:
+        """Bring the weights to the device; ``block_by_block`` the transformer's while they work."""
+        if not self.block_by_block:
+            super().bring_to(device)
+        elif self._works_on != device:
+            inner, self.transformer = self.transformer, None
+            self.to(device)
+            self.transformer, self._works_on = inner, device
+            inner.enable_group_offload(
+                onload_device=device,
+                offload_device=torch.device("cpu"),
+                offload_type="block_level",
+                num_blocks_per_group=1,
+                use_stream=device.type == "cuda",  # the next block comes while one works
+            )
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold the transformer's weights in a dtype, but for those that must stay precise."""
+        precise = tuple(self.transformer._keep_in_fp32_modules or ())
+        for name, weight in self.transformer.named_parameters():
+            if not any(part in name.split(".") for part in precise):
+                weight.data = weight.data.to(dtype)
+
+    def hold_in_8_bits(self, dtype: torch.dtype) -> None:
+        """Hold most of the transformer's weights in 8 bits; they compute in ``dtype``."""
+        self.transformer.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype
+        )
 
     def learn(self, *, whole: bool = True) -> None:
         """Let all have gradients; with a rank of ``lora`` not the transformer's own weights."""
@@ -347,9 +389,10 @@ class Backbone(VideoNetwork):
         """What is told of each frame, and where its tokens are."""
         role_F, first_F = state.role_F, state.open_first_B.long()[pack.clip_F]
         clock_BD = self.clock(timestep_embedding(state.tau_B.clamp(0, 1)))
+        told_FD = self.role(role_F) + self.first(first_F) + clock_BD[pack.clip_F]
         return Evaluation(
             pack=pack,
-            told_FD=self.role(role_F) + self.first(first_F) + clock_BD[pack.clip_F],
+            told_FD=told_FD + _keyframe_F(state)[:, None] * self.keyframe,
             token_FD=self.frame_token + self.frame_role(role_F) + self.frame_first(first_F),
             position_FTA=self._positions(state, pack),
             prompt_tokens=prompt_tokens,
@@ -357,15 +400,31 @@ class Backbone(VideoNetwork):
 
     def _positions(self, state: FrameState, pack: Pack) -> Tensor:
         """Index, row and column of every token; the one that reads is in the frame's middle."""
-        index_F = pack.index_F
-        if state.index_F is not None:
-            index_F = torch.where(state.index_F >= 0, state.index_F, index_F)
+        index_F = self._indices(state, pack)
         size, patch, device = state.latent_FCHW.shape[2:], self.config.patch, index_F.device
         rows, columns = (torch.arange(side // patch, device=device).float() for side in size)
         middle_12 = torch.stack([rows.mean(), columns.mean()])[None]
         place_T2 = torch.cat([torch.cartesian_prod(rows, columns), middle_12])
-        index_FT1 = index_F.float()[:, None, None].expand(-1, len(place_T2), 1)
+        index_FT1 = index_F[:, None, None].expand(-1, len(place_T2), 1)
         return torch.cat([index_FT1, place_T2.expand(len(index_F), -1, -1)], dim=-1)
+
+    def _indices(self, state: FrameState, pack: Pack) -> Tensor:
+        """Where each frame stands in its clip, counted in latents, float32.
+
+        A keyframe beside the clip is the last picture of the group to its left.
+        """
+        index_F = pack.index_F
+        if state.index_F is not None:
+            index_F = torch.where(state.index_F >= 0, state.index_F, index_F)
+        if state.keyframe_F is None:
+            return index_F.float()
+
+        keyframe_F, group = state.keyframe_F.long(), self.config.pictures_per_latent
+        before_F = keyframe_F.cumsum(0) - keyframe_F
+        before_F = before_F - before_F[pack.first_B][pack.clip_F]
+        own_F = (index_F - before_F - keyframe_F).clamp(min=0)
+        late = (group - 1) / group if self.config.first_picture else 0.0
+        return own_F + late * keyframe_F
 
     def _text(self, prompt: PromptTokens) -> tuple[Tensor, tuple[int, ...]]:
         """Tokens of all prompts and how many each has; Wan's are filled up with zeros."""
@@ -393,14 +452,14 @@ class Backbone(VideoNetwork):
         """What the transformer says, ``[F, C, H, W]``."""
         assert self._now is not None
         latent_FCHW = state.latent_FCHW.to(self._dtype)
-        noise_F = NOISE_LEVELS * (1 - self._progress(state).float())
+        noise_F = self._noise(state)
         # In as many rows as frames, as the transformers want text; attention ignores the rows.
         frames = len(latent_FCHW)
         padding = -len(text_SV) % frames
         text_FSV = F.pad(text_SV.to(self._dtype), (0, 0, 0, padding)).unflatten(0, (frames, -1))
-        if self.config.source == WAN:
+        if self.config.source != LTX:
             arguments = (latent_FCHW[:, :, None], noise_F, text_FSV)
-            said_FC1HW: Tensor = self.transformer(*arguments, return_dict=False)[0]
+            said_FC1HW: Tensor = self.transformer(*arguments, **self._rate(frames))[0]
             return said_FC1HW[:, :, 0]
 
         said_FPC: Tensor = self.transformer(
@@ -412,6 +471,18 @@ class Backbone(VideoNetwork):
             return_dict=False,
         )[0]
         return said_FPC.transpose(1, 2).reshape(latent_FCHW.shape)
+
+    def _rate(self, frames: int) -> dict[str, Any]:
+        """What else Wan's kind of transformer is asked: SkyReels-V2 knows two rates."""
+        if self.config.source == WAN:
+            return {"return_dict": False}
+        fast = int(self.config.fps != SKYREELS_SLOW)
+        return {"return_dict": False, "fps": [fast] * frames}
+
+    def _noise(self, state: FrameState) -> Tensor:
+        """The noise level of each frame, as the transformer counts; of SkyReels-V2 a whole one."""
+        noise_F = NOISE_LEVELS * (1 - self._progress(state).float())
+        return (noise_F + ROUNDING).floor() if self.config.source == SKYREELS else noise_F
 
     def _seconds_and_pixels(self, position_FTA: Tensor) -> Tensor:
         """Where LTX-Video finds tokens, ``[F, A, T]``: in seconds, and in pixels down and right."""
@@ -477,6 +548,13 @@ class Backbone(VideoNetwork):
             first_B: Tensor = self.log_missing_first(frame_FD[pack.first_B])[:, 0]
             size_BK: Tensor = self.size(sum_BD / count_B[:, None])
         return log_missing_F, first_B, size_BK
+
+
+def _keyframe_F(state: FrameState) -> Tensor:
+    """1 where a frame is a keyframe beside its clip, else 0."""
+    if state.keyframe_F is None:
+        return torch.zeros_like(state.time_F)
+    return state.keyframe_F.to(state.time_F)
 
 
 class PlannedAttention:

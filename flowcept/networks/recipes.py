@@ -10,10 +10,13 @@ Shape suffixes: B prompts, L tokens with padding, S real tokens of all prompts, 
 from __future__ import annotations
 
 import html
+import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,38 +47,59 @@ RECIPES = {
 class RecipeEncoder(nn.Module):
     """A frozen text encoder of a diffusers folder, which has `tokenizer` and `text_encoder` in it.
 
-    Raises ``UserError`` where the extra ``diffusers`` or one of the two is missing.
+    It is read when the first prompt comes, in the dtype and onto the device that this module was
+    brought to, and with ``let_go`` leaves the memory again; then what it said is kept instead.
+    Raises ``UserError`` where the extra ``diffusers`` or one of the two folders is missing.
     """
 
-    def __init__(
-        self,
-        config: Any,  # noqa: ANN401
-        folder: Path | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    like: torch.Tensor  # of the dtype and on the device of the encoder
+
+    def __init__(self, config: Any, folder: Path | None = None) -> None:  # noqa: ANN401
         super().__init__()
-        try:
-            import transformers
-        except ImportError as error:
+        if find_spec("transformers") is None:
             raise UserError(
                 'this prompt encoder needs the package transformers: pip install ".[diffusers]"'
-            ) from error
+            )
         self.config, self.recipe = config, RECIPES[config.kind]
-        folder = folder or Path(config.source)
+        self.folder = folder or Path(config.source)
+        self.let_go = False
+        self.encoder: Any = None
+        self.tokenizer: Any = None
+        self.said: dict[str, torch.Tensor] = {}  # the tokens of prompts, with ``let_go``
+        self.register_buffer("like", torch.zeros(()), persistent=False)
         for part in ("tokenizer", "text_encoder"):
-            if not (folder / part).is_dir():
-                raise UserError(f"{folder} has no folder {part}: give a whole diffusers folder")
-        kind = getattr(transformers, self.recipe.encoder)
+            if not (self.folder / part).is_dir():
+                raise UserError(
+                    f"{self.folder} has no folder {part}: give a whole diffusers folder"
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoder's weights, whether they are in memory or not."""
+        files = (self.folder / "text_encoder").glob("*.safetensors")
+        return self.like.itemsize * sum(map(_numbers_in, files))
+
+    def _read(self) -> None:
+        """Bring tokenizer and encoder into memory."""
+        import transformers
+        from transformers.utils import logging
+
+        kind, folder = getattr(transformers, self.recipe.encoder), self.folder
         local: dict[str, Any] = {"local_files_only": True}
+        shows = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder / "tokenizer", **local
             )
-            self.encoder = kind.from_pretrained(folder / "text_encoder", dtype=dtype, **local)
+            encoder = kind.from_pretrained(folder / "text_encoder", dtype=self.like.dtype, **local)
         except Exception as error:  # the folder may hold anything
             why = str(error).partition("\n")[0]
             raise UserError(f"the prompt encoder in {folder} cannot be read: {why}") from error
-        self.encoder.eval().requires_grad_(requires_grad=False)
+        finally:
+            if shows:
+                logging.enable_progress_bar()
+        self.encoder = encoder.to(self.like.device).eval().requires_grad_(requires_grad=False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Frozen weights stay in evaluation mode."""
@@ -84,7 +108,27 @@ class RecipeEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> PromptTokens:
         """The real tokens of each prompt."""
-        recipe, device = self.recipe, next(self.encoder.parameters()).device
+        if not self.let_go:
+            return self._encoded(prompts)
+        self.prepare(prompts)
+        parts = [self.said[prompt] for prompt in prompts]
+        return PromptTokens(torch.cat(parts), tuple(map(len, parts)))
+
+    @torch.no_grad()
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """With ``let_go``, encode all that are new before the encoder leaves; else nothing."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.said]
+        if not (self.let_go and new):
+            return
+        self.said |= {prompt: self._encoded([prompt]).token_SD for prompt in new}
+        self.encoder = None
+        if self.like.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _encoded(self, prompts: Sequence[str]) -> PromptTokens:
+        if self.encoder is None:
+            self._read()
+        recipe, device = self.recipe, self.like.device
         texts = [cleaned(prompt) if recipe.cleaned else prompt for prompt in prompts]
         self._warn_of_cuts(texts)
         batch = self.tokenizer(
@@ -103,7 +147,18 @@ class RecipeEncoder(nn.Module):
         for text, tokens in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
             if len(tokens) > most:
                 told = f"the prompt {text[:20]!r}... has {len(tokens)} tokens"
-                warnings.warn(f"{told}; the model reads the first {most}", stacklevel=3)
+                warnings.warn(f"{told}; the model reads the first {most}", stacklevel=4)
+
+
+def _numbers_in(path: Path) -> int:
+    """How many numbers a safetensors file holds; 0 where that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        shapes = [one["shape"] for name, one in header.items() if name != "__metadata__"]
+        return sum(map(math.prod, shapes))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+        return 0
 
 
 def cleaned(text: str) -> str:

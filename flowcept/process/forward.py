@@ -10,7 +10,7 @@ Shape suffixes: F frames of all clips, B clips, C H W channels and size of a lat
 gaps of a clip, K sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -32,10 +32,10 @@ class Process(Protocol):
     def shift(self) -> float:
         """Of the denoising progress, see ``shifted``."""
 
-    def progress(self, num_steps: int, frames: int) -> Tensor:
+    def progress(self, num_steps: int, cells: int) -> Tensor:
         """The denoising progress of a frame after each of its steps, ``[num_steps + 1]``, float64.
 
-        ``frames`` are those of the longest clip that may be made.
+        ``cells`` are those of all latents of the longest clip that may be made.
         """
 
     @property
@@ -106,8 +106,8 @@ class Flowception:
     def chooses(self) -> bool:
         return True
 
-    def progress(self, num_steps: int, frames: int) -> Tensor:
-        del frames
+    def progress(self, num_steps: int, cells: int) -> Tensor:
+        del cells
         return shifted(torch.arange(num_steps + 1).double() / num_steps, self.shift)
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
@@ -209,12 +209,34 @@ def roles_of(context: Sequence[bool]) -> list[Role]:
     ]
 
 
+def beside(
+    latent_FCHW: Tensor, context: Sequence[bool], keyframe: Callable[[int], Tensor]
+) -> tuple[Tensor, list[bool], list[bool]]:
+    """A clip of a video codec as a sampler is given it: latents, which are given, and which beside.
+
+    A given picture that others may come before stands beside the clip, alone (``keyframe``): right
+    of the group that ends with it, which is to be generated.
+    """
+    rows, given, besides = list[Tensor](), list[bool](), list[bool]()
+    for f, is_given in enumerate(context):
+        alone = is_given and f > 0 and not context[f - 1]
+        rows += [latent_FCHW[f], keyframe(f)] if alone else [latent_FCHW[f]]
+        given += [False, True] if alone else [is_given]
+        besides += [False, True] if alone else [False]
+    return torch.stack(rows), given, besides
+
+
 def draw(
-    latent_FCHW: Tensor, context: Sequence[bool], process: Process, generator: Generator
+    latent_FCHW: Tensor,
+    context: Sequence[bool],
+    process: Process,
+    generator: Generator,
+    keyframes: Sequence[bool] | None = None,
 ) -> tuple[FrameState, Target] | None:
     """One clip part of the way through, as a state of one clip and its targets.
 
-    None where nothing is left to learn from it: ``tau`` past 1 and every frame finished.
+    ``keyframes`` says which frames stand beside the clip. None where nothing is left to learn from
+    it: ``tau`` past 1 and every frame finished.
     """
     delay_F = process.draw_delays(context, generator)
     tau = process.draw_tau(delay_F, generator)
@@ -237,6 +259,7 @@ def draw(
         tau_B=torch.tensor([tau], dtype=torch.float32),
         open_first_B=torch.tensor([not context[0] and (any(context) or not process.first)]),
         lengths=(len(visible),),
+        keyframe_F=None if keyframes is None else torch.tensor([keyframes[f] for f in visible]),
     )
     if process.planned:
         indices, total = (visible, len(context)) if tau > 0 else ([-1] * len(visible), -1)

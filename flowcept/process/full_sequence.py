@@ -59,10 +59,10 @@ class FullSequence(Flowception):
     def chooses(self) -> bool:
         return False
 
-    def progress(self, num_steps: int, frames: int) -> Tensor:
+    def progress(self, num_steps: int, cells: int) -> Tensor:
         if self.levels is None:
-            return super().progress(num_steps, frames)
-        return self.levels(num_steps, frames)
+            return super().progress(num_steps, cells)
+        return self.levels(num_steps, cells)
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         del generator

@@ -57,8 +57,8 @@ def sample_steps(
         process.grow(one, generator, config, (min_length, max_length))
         for one, generator in zip(given, generators, strict=True)
     ]
-    longest = max([clip.high for clip in growth])
-    step = Step.start(given, growth, process.progress(config.steps, longest))
+    cells = max([clip.high for clip in growth]) * math.prod(given[0].latent_FCHW.shape[2:])
+    step = Step.start(given, growth, process.progress(config.steps, cells))
     step = step.grown([clip.start() for clip in growth])
     while True:
         yield step
@@ -116,6 +116,7 @@ class Step:
             tau_B=torch.zeros(len(given), device=device),
             open_first_B=torch.tensor([clip.open_first for clip in growth], device=device),
             lengths=lengths,
+            keyframe_F=_keyframes(given, device),
         )
         age_F = torch.full((len(roles),), num_steps)
         name_F = torch.cat([torch.arange(length) for length in lengths])
@@ -243,6 +244,14 @@ class Step:
         age_F = self.age_F.index_fill(0, torch.tensor(rows), age)
         again = self.again | {self.clips[b] for b in finished}
         return replace(self, state=state, age_F=age_F, again=again)
+
+
+def _keyframes(given: Sequence[Given], device: torch.device) -> Tensor | None:
+    """Which given frames stand beside their clips; None where none does."""
+    if all(one.keyframes is None for one in given):
+        return None
+    marked = [mark for one in given for mark in one.keyframes or [False] * len(one.latent_FCHW)]
+    return torch.tensor(marked, dtype=torch.bool, device=device)
 
 
 def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], list[Tensor]]:

@@ -41,6 +41,9 @@ class FrameState:
     total_B: Tensor | None = None  # frames of the whole clip
     # The denoising progress, where a sampler says it; else it follows from the flow time:
     progress_F: Tensor | None = None
+    # Of video codecs: bool, pictures that stand beside the clip, each encoded alone, right of the
+    # group of pictures that ends with it. None: there are none.
+    keyframe_F: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_frames, num_clips = self.latent_FCHW.shape[0], len(self.lengths)
@@ -131,12 +134,15 @@ class Given:
     latent_FCHW: Tensor  # clean; no frame at all for text-to-video
     open_gaps: tuple[bool, ...]  # one more than frames: before the first, then right of each
     missing: tuple[int, ...] | None = None  # exact number of frames to come in each gap, if known
+    keyframes: tuple[bool, ...] | None = None  # which stand beside the clip, ``FrameState``
 
     def __post_init__(self) -> None:
         if len(self.open_gaps) != self.latent_FCHW.shape[0] + 1:
             raise ValueError("there is one gap more than given frames")
         if self.missing is not None and len(self.missing) != len(self.open_gaps):
             raise ValueError("missing needs a count for every gap")
+        if self.keyframes is not None and len(self.keyframes) != self.latent_FCHW.shape[0]:
+            raise ValueError("keyframes needs a word on every given frame")
 
 
 @dataclass(frozen=True)
@@ -213,11 +219,15 @@ def insert(
     """
     new_time_N = state.time_F.new_zeros(len(latent_NCHW))
     new_role_N = state.role_F.new_full((len(latent_NCHW),), Role.GENERATED)
+    keyframe_F = state.keyframe_F
+    if keyframe_F is not None:
+        keyframe_F = torch.cat([keyframe_F, keyframe_F.new_zeros(len(latent_NCHW))])[rows_F]
     return replace(
         state,
         latent_FCHW=torch.cat([state.latent_FCHW, latent_NCHW])[rows_F],
         time_F=torch.cat([state.time_F, new_time_N])[rows_F],
         role_F=torch.cat([state.role_F, new_role_N])[rows_F],
+        keyframe_F=keyframe_F,
         index_F=None,
         lengths=tuple(n + sum(gaps) for n, gaps in zip(state.lengths, counts, strict=True)),
     )

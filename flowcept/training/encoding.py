@@ -40,6 +40,7 @@ from flowcept.data.encoded import (
     TextRecord,
     digest_of_codec,
     header_of,
+    keyframes_of,
     named,
     read_index,
     write_index,
@@ -442,6 +443,8 @@ class Shard:
             for number, entry in zip(numbers, entries, strict=True):
                 frames_FHW3 = np.stack(list(itertools.islice(pictures, entry.num_frames)))
                 latents[str(number)] = self._encoded(frames_FHW3, number)
+                if self.codec.pictures_per_latent > 1:
+                    latents[keyframes_of(number)] = self._alone(frames_FHW3, number)
                 if number % self._every == 0:
                     psnr[str(number)] = self._rebuilt(frames_FHW3)
             next(pictures, None)  # at its end a file may turn out not to be whole
@@ -460,6 +463,14 @@ class Shard:
         image_FCHW = to_images(frames_FHW3[: self.index.clips[number].num_frames])
         with autocast(self.job.device, self.job.dtype):
             latent_FCHW = self.codec.encode_clip(image_FCHW)
+        return _finite(latent_FCHW.half(), "the codec")
+
+    def _alone(self, frames_FHW3: Frames, number: int) -> Tensor:
+        """Of each latent that of its last picture alone, as which a picture may be given."""
+        count = self.codec.latents_of(self.index.clips[number].num_frames)
+        last = [self.codec.pictures_of(latents) - 1 for latents in range(1, count + 1)]
+        with autocast(self.job.device, self.job.dtype):
+            latent_FCHW = self.codec.encode_keyframes(to_images(frames_FHW3[last]))
         return _finite(latent_FCHW.half(), "the codec")
 
     def _rebuilt(self, frames_FHW3: Frames) -> float:

@@ -299,12 +299,14 @@ def _memory(trainer: Trainer) -> float:
     """Bytes that training takes, of clips of the mean length in one part of a step."""
     network, settings = trainer.card.network, trainer.config.optimizer
     tokens = min(settings.micro_tokens, settings.tokens)
-    return training_bytes(
+    weights = list(trainer.learner.parameters())
+    frozen = sum(weight.nbytes for weight in weights if not weight.requires_grad)
+    return frozen + training_bytes(
         max(tokens // trainer.tokens_per_frame, 1),
         trainer.tokens_per_frame,
         network.hidden,
         network.depth,
         network.height * network.width * network.stem_channels,
-        weights=sum(weight.numel() for weight in trainer.learner.parameters()),
+        weights=sum(weight.numel() for weight in weights if weight.requires_grad),
         half=trainer.machine.dtype != torch.float32,
     )

@@ -210,7 +210,8 @@ class Trainer:
         cursor: int = 0,
     ) -> Batch:
         words = self.card.lexicon if objective.paraphrase else None
-        lessons = Lessons(self.clips.latents, self.process, self.config.context, objective, words)
+        latents, context = self.clips.latents, self.config.context
+        lessons = Lessons(latents, self.process, context, objective, words, latents.keyframe)
         return batches.draw_batch(
             lessons,
             clips,

@@ -301,3 +301,25 @@ def test_batches_are_what_they_were():
     held = [1, 9, 11]
     assert split_held_out(range(12), 0.25, 5)[1] == held
     assert split_held_out([i // 3 for i in range(12)], 0.25, 5)[1] == [9, 10, 11]
+
+
+def test_keyframes_of_a_video_codec_are_given_alone():
+    """Where others may come before a given picture, with the latent of that picture alone."""
+    clips = Clips([6, 5])
+    asked: list[tuple[int, int]] = []
+
+    def keyframe(i: int, f: int) -> torch.Tensor:
+        asked.append((i, f))
+        return torch.full((1, 2, 2), 50.0 + f)
+
+    ends = replace(NO_CONTEXT, none=0, first_last=1)
+    objective = ObjectiveSettings(context_dropout=0.0)
+    lessons = Lessons(clips, Flowception(), ends, objective, keyframe=keyframe)
+    batch = draw_batch(
+        lessons, [0, 1], seed=0, step=0, cursor=0, tokens=300, tokens_per_frame=5, least=1
+    )
+    for state, _ in batch.pairs:
+        last_CHW = state.latent_FCHW[-1]
+        assert state.keyframe_F.tolist() == [False] * (state.lengths[0] - 1) + [True]
+        assert float(last_CHW.min()) in (54.0, 55.0)
+    assert {f for _, f in asked} == {4, 5}

@@ -275,7 +275,7 @@ def test_clips_of_a_video_codec_are_encoded_whole(folder: Path, tmp_path: Path):
     calls: list[tuple[int, int]] = []
     store = encoded(pictures, codec, tmp_path, progress=lambda *c: calls.append(c))
     assert (pictures.lengths, store.lengths) == ([5, 9, 3], [2, 3, 1])
-    assert calls == [(5, 17), (14, 17), (17, 17)]
+    assert calls == 2 * [(5, 17), (14, 17), (17, 17)]  # whole, then the last pictures alone
     for i, kept in enumerate([5, 9, 1]):
         frames_FHW3 = pictures.frames(i)[:kept]
         latent_FCHW = store.latent(i)
@@ -285,6 +285,20 @@ def test_clips_of_a_video_codec_are_encoded_whole(folder: Path, tmp_path: Path):
     assert str(store.findings[0]).endswith(
         "the last 2 of 3 pictures from 0 on left out: a latent takes 4"
     )
+
+
+def test_the_last_picture_of_every_latent_is_stored_alone(folder: Path, tmp_path: Path):
+    """Of video codecs; in a cache of its own."""
+    codec = build_codec(fake_config(compression=2))
+    pictures = PictureStore(scan(folder, CONFIG), tmp_path)
+    store = encoded(pictures, codec, tmp_path)
+    for i, length in enumerate(store.lengths):
+        for f in range(length):
+            last = to_images(pictures.frames(i)[codec.pictures_of(f + 1) - 1][None])
+            expected = codec.encode_keyframes(last)[0].half().float()
+            torch.testing.assert_close(store.keyframe(i, f), expected)
+    plain = build_codec(CodecConfig("pixels", 1, 3))
+    assert encoded(pictures, plain, tmp_path / "plain").keyframe is None
 
 
 def test_pieces_are_fitted_and_resampled_as_a_whole_clip_would_be(tmp_path: Path):

@@ -17,6 +17,7 @@ from flowcept.networks import attention, build_network
 from flowcept.networks.pretrained import (
     LTX,
     NOISE_LEVELS,
+    SKYREELS,
     WAN,
     WAN_TOKENS,
     Backbone,
@@ -32,8 +33,12 @@ fixtures.require()
 
 SHIFT, FPS, SIDE, CHANNELS = 3.0, 25.0, 4, 8
 LENGTHS = (3, 1, 5)
-MAKERS = {LTX: fixtures.ltx_transformer, WAN: fixtures.wan_transformer}
-BOTH = pytest.mark.parametrize("source", [LTX, WAN])
+MAKERS = {
+    LTX: fixtures.ltx_transformer,
+    WAN: fixtures.wan_transformer,
+    SKYREELS: fixtures.skyreels_transformer,
+}
+ALL = pytest.mark.parametrize("source", MAKERS)
 
 
 def config_of(source, transformer):
@@ -44,7 +49,7 @@ def config_of(source, transformer):
     )  # fmt: skip
 
 
-@pytest.fixture(params=[LTX, WAN])
+@pytest.fixture(params=MAKERS)
 def pair(request):
     """A plain transformer, and one of the same weights as a network of ours."""
     torch.manual_seed(0)
@@ -53,7 +58,7 @@ def pair(request):
     return plain, network.eval()
 
 
-def random_state(lengths=LENGTHS, seed=0, same_times=False):
+def random_state(lengths=LENGTHS, seed=0, same_times=False, keyframe=False):
     generator = torch.Generator().manual_seed(seed)
     count = sum(lengths)
     time_F = torch.rand(count, generator=generator)
@@ -68,6 +73,7 @@ def random_state(lengths=LENGTHS, seed=0, same_times=False):
         tau_B=torch.rand(len(lengths), generator=generator),
         open_first_B=torch.arange(len(lengths)) % 2 == 1,
         lengths=tuple(lengths),
+        keyframe_F=torch.arange(count) == count - 1 if keyframe else None,
     )
 
 
@@ -81,11 +87,11 @@ def said_by_diffusers(plain, state, prompt, one_time=False):
     """Clip by clip, a noise level for each token, as the pipelines call it; data - noise."""
     clips = zip(
         state.latent_FCHW.split(state.lengths),
-        (NOISE_LEVELS * (1 - shifted(state.time_F, SHIFT))).split(state.lengths),
+        noise_of(plain, state).split(state.lengths),
         prompt.token_SD.split(prompt.lengths),
         strict=True,
     )
-    call = ltx_call if isinstance(plain, type(fixtures.ltx_transformer())) else wan_call
+    call = CALLS[type(plain).__name__]
     return -torch.cat([call(plain, *clip, one_time) for clip in clips])
 
 
@@ -113,6 +119,22 @@ def wan_call(plain, latent_FCHW, noise_F, text_SV, one_time):
     noise = noise_F[:1] if one_time else noise_F.repeat_interleave(tokens)[None]
     latent = latent_FCHW.transpose(0, 1)[None]
     return plain(latent, noise, padded[None], return_dict=False)[0][0].transpose(0, 1)
+
+
+def skyreels_call(plain, latent_FCHW, noise_F, text_SV, one_time):
+    padded = F.pad(text_SV, (0, 0, 0, WAN_TOKENS - len(text_SV)))
+    noise = noise_F[:1] if one_time else noise_F[None]
+    latent = latent_FCHW.transpose(0, 1)[None]
+    forced = {"enable_diffusion_forcing": not one_time, "fps": [1], "return_dict": False}
+    return plain(latent, noise, padded[None], **forced)[0][0].transpose(0, 1)
+
+
+CALLS = {LTX: ltx_call, WAN: wan_call, SKYREELS: skyreels_call}
+
+
+def noise_of(plain, state):
+    noise_F = NOISE_LEVELS * (1 - shifted(state.time_F, SHIFT))
+    return noise_F.floor() if type(plain).__name__ == SKYREELS else noise_F
 
 
 @pytest.mark.parametrize("one_time", [False, True])
@@ -152,7 +174,7 @@ def test_a_pack_says_of_each_clip_what_it_says_of_it_alone(pair):
     """And in any order; with weights that are not those of the start."""
     _, network = pair
     open_gates(network)
-    state, prompt = random_state(), random_prompt()
+    state, prompt = random_state(keyframe=True), random_prompt()
     texts = prompt.token_SD.split(prompt.lengths)
     with torch.no_grad():
         whole = network(state, prompt)
@@ -184,6 +206,7 @@ def test_everything_told_changes_velocity_and_laws_once_gates_are_open(pair):
         "role_F": torch.full_like(state.role_F, Role.ACTIVE),
         "tau_B": state.tau_B / 2,
         "open_first_B": ~state.open_first_B,
+        "keyframe_F": torch.arange(len(state.time_F)) == len(state.time_F) - 1,
     }
     with torch.no_grad():
         plain = network(state, prompt)
@@ -223,7 +246,7 @@ def test_every_new_weight_learns_by_the_second_step(pair, checkpointing):
 
 
 def loss_of(network):
-    said = network(random_state(), random_prompt())
+    said = network(random_state(keyframe=True), random_prompt())
     target = random_state(seed=5).latent_FCHW
     squares = (said.velocity_FCHW - target).square().mean()
     laws = said.log_missing_F.exp().sum() - said.log_missing_first_B.sum()
@@ -274,8 +297,7 @@ def test_times_reach_the_embedder_as_float32_in_half_precision(pair):
     state = random_state()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         said = network(state, random_prompt())
-    expected = NOISE_LEVELS * (1 - shifted(state.time_F, SHIFT))
-    assert torch.equal(seen[0], expected)
+    assert torch.equal(seen[0], noise_of(inner, state))
     assert said.velocity_FCHW.dtype == said.size_logits_BK.dtype == torch.float32
 
 
@@ -292,7 +314,7 @@ def test_wan_positions_are_those_of_its_table(head_width):
     torch.testing.assert_close(ours[1], sine, atol=1e-6, rtol=0)
 
 
-@BOTH
+@ALL
 def test_built_from_settings_alone(source):
     config = config_of(source, MAKERS[source]())
     network = build_network(config, SHIFT)
@@ -312,6 +334,7 @@ def test_built_from_settings_alone(source):
         (WAN, {"patch_size": [2, 2, 2]}, "patches"),
         (WAN, {"in_channels": 36}, "more than a clip"),
         (WAN, {"image_dim": 8}, "picture beside"),
+        (SKYREELS, {"num_frame_per_block": 5}, "block by block"),
     ],
 )
 def test_transformers_that_need_more_are_refused(source, change, match):

@@ -22,7 +22,7 @@ from calibration import (
 from oracle import AR1_LAW, ClipOracle, ar1_cov, ar1_mean, blank, empty
 
 from flowcept.data.contexts import draw_context
-from flowcept.process.forward import Flowception, draw, roles_of
+from flowcept.process.forward import Flowception, beside, draw, roles_of
 from flowcept.process.sampler import sample_steps
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
@@ -289,3 +289,45 @@ def test_oracle_of_nothing_visible_knows_the_law() -> None:
     mean = sum(n * p for n, p in AR1_LAW.items())
     assert float(said.log_missing_first_B.exp()) == pytest.approx(mean)
     assert blank(state, torch.zeros(0), torch.zeros(1), law[None]).velocity_FCHW.shape[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("context", "given", "keyframes"),
+    [
+        ("1...", "1...", "...."),
+        ("1..1", "1...1", "....k"),
+        ("..11", "...11", "...k."),
+        ("1.1.1", "1..1..1", "...k..k"),
+        ("....", "....", "...."),
+        (".1", "..1", "..k"),
+    ],
+)
+def test_given_pictures_that_others_may_come_before_stand_beside(
+    context: str, given: str, keyframes: str
+) -> None:
+    """Right of the group that ends with them, which is to be generated; as a sampler is asked."""
+    latent_FCHW = torch.arange(len(context)).float()[:, None, None, None].expand(-1, 1, 2, 2)
+    asked = [one == "1" for one in context]
+    rows, is_given, stands = beside(latent_FCHW, asked, lambda f: torch.full((1, 2, 2), 100.0 + f))
+    assert "".join(".1"[one] for one in is_given) == given
+    assert "".join(".k"[one] for one in stands) == keyframes
+    own = [one for one, k in zip(rows[:, 0, 0, 0].tolist(), stands, strict=True) if not k]
+    assert own == list(range(len(context)))
+    alone = [one for one, k in zip(rows[:, 0, 0, 0].tolist(), stands, strict=True) if k]
+    assert alone == [100.0 + f for f, one in enumerate(asked) if one and f and not asked[f - 1]]
+
+
+def test_keyframes_are_visible_clean_and_no_targets(generator: torch.Generator) -> None:
+    latent_FCHW = torch.full((4, 1, 2, 2), 5.0)
+    rows, given, stands = beside(latent_FCHW, [True, False, False, True], lambda _: latent_FCHW[0])
+    for _ in range(20):
+        drawn = draw(rows, given, Flowception(), generator, stands)
+        if drawn is None:
+            continue
+        state, target = drawn
+        assert state.keyframe_F.tolist()[0] is False
+        assert state.keyframe_F.tolist()[-1] is True
+        assert state.role_F[-1] == Role.PASSIVE
+        assert float(state.latent_FCHW[-1].min()) == 5.0
+        assert int(target.total_B) + state.lengths[0] == 5
+        assert not bool((state.keyframe_F & state.flowing_F).any())

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fixtures_diffusers as fixtures
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,9 +17,14 @@ from small_runs import TINY, assert_same_state, refused
 
 import flowcept
 from flowcept import adapters, diffusers_folder, hub, model_file, models
+from flowcept.codecs import to_images
 from flowcept.data import theatre
 from flowcept.errors import UserError
 from flowcept.networks.pretrained import Backbone
+from flowcept.process.sampler import Step, clip_generator, latents_of
+from flowcept.process.state import FrameState
+from flowcept.sampling import from_nothing, sample_clips
+from flowcept.settings import SampleConfig
 from flowcept.training import run as train
 from flowcept.training.loop import Reports
 
@@ -302,3 +308,83 @@ def test_a_rank_needs_a_folder(clips: Path, base: Path, tmp_path: Path):
     told = refused(clips, tmp_path / "b", config_of(base, size="40"))
     assert "off the grid" in told
     assert not (tmp_path / "b").exists()
+
+
+def test_an_adapter_takes_pictures_anywhere_in_any_size(
+    adapted: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first one is a clean latent of the clip, others stand beside it, and all come back."""
+    studio = flowcept.load(str(adapted / "model.safetensors"), device="cpu", dtype="float32")
+    states: list[FrameState] = []
+    forward = Backbone.forward
+    monkeypatch.setattr(
+        Backbone,
+        "forward",
+        lambda self, state, *rest: states.append(state) or forward(self, state, *rest),
+    )
+    generator = np.random.default_rng(0)
+    tall = generator.integers(0, 256, (3, 48, 16, 3), dtype=np.uint8)
+    options = {"steps": 2, "seed": 1, "scale": 1}
+
+    steps: list[Step] = []
+    clip = studio.i2v(tall[0], "a red circle", watch=steps.append, **options)
+    assert clip.size == (48, 16)
+    assert any("frames of 16x48, the aspect of what is given" in note for note in clip.notes)
+    np.testing.assert_array_equal(clip[0], tall[0])
+    latent_1CHW = studio.codec.encode_keyframes(to_images(tall[:1]))
+    assert all(torch.equal(step.state.latent_FCHW[:1], latent_1CHW) for step in steps)
+    assert not any(state.keyframe_F is not None for state in states)
+
+    states.clear()
+    clip = studio.interp(list(tall), frames=17, **options)
+    places = [int(np.flatnonzero((clip[:] == one).all((1, 2, 3)))[0]) for one in tall]
+    assert (places[0], places[2], len(clip)) == (0, 16, 17)
+    assert places[1] % 4 == 0
+    assert all(int(state.keyframe_F.sum()) == 2 for state in states)
+
+    states.clear()
+    made = studio.extend(tall, clip_fps=studio.card.fps, direction="backward", frames=8, **options)
+    np.testing.assert_array_equal(made[8:], tall)
+    assert all(state.keyframe_F.tolist()[-1] for state in states)
+
+    wide = studio.at("64x32").i2v(tall[0], frames=5, **options)
+    assert wide.size == (32, 64)
+
+
+def test_clips_of_one_call_are_those_of_calls_of_their_own(adapted: Path):
+    """Whatever their lengths and prompts."""
+    studio = flowcept.load(str(adapted / "model.safetensors"), device="cpu", dtype="float32")
+    weights, prompts = studio.weights, ["a red circle", "", "a blue square"]
+    config = SampleConfig(steps=3, guidance=2.0)
+
+    def latents(chosen: list[int]) -> list[torch.Tensor]:
+        asked = [prompts[i] for i in chosen]
+        given = [from_nothing(weights.card) for _ in chosen]
+        generators = [clip_generator(i) for i in chosen]
+        steps = sample_clips(weights, given, asked, [""] * len(chosen), generators, config)
+        return latents_of(steps)
+
+    together = latents([0, 1, 2])
+    assert len({len(latent) for latent in together}) > 1
+    for i in range(3):
+        torch.testing.assert_close(together[i], latents([i])[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_training_sees_keyframes_beside_clips(
+    clips: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As the sampler has them; what says so learns."""
+    seen: list[int] = []
+    forward = Backbone.forward
+
+    def watched(self: Backbone, state: FrameState, *rest: object) -> object:
+        seen.append(int(state.keyframe_F.sum()))
+        return forward(self, state, *rest)
+
+    monkeypatch.setattr(Backbone, "forward", watched)
+    config = config_of(base, context={"none": 0.0, "first_last": 1.0}, context_dropout=0.0)
+    path = train.train(clips, tmp_path / "run", config, quiet=True)
+    assert max(seen) > 0
+    assert bool(load_file(path)["network.keyframe"].any())
+    assert (tmp_path / "run" / "cache" / "keyframes.bin").is_file()
