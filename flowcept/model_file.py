@@ -28,6 +28,7 @@ from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
 DEFAULT = "theatre"  # the model that is taken where none is named
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
+LONGEST_REASON = 200  # characters of what a library says of a file
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
 FLOATS = ("F32", "BF16", "F16")  # what weights may be stored as
@@ -350,7 +351,8 @@ def _line(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"missing {error}"
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
+    plain = "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
+    return plain if len(plain) <= LONGEST_REASON else f"{plain[:LONGEST_REASON]}..."
 
 
 def find(name: str | None, prefer: str = DEFAULT) -> Path:

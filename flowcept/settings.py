@@ -10,6 +10,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -19,6 +20,7 @@ from flowcept.errors import UserError
 DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
+LONGEST_QUOTE = 80  # characters of a wrong value in a message
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
@@ -49,7 +51,7 @@ class Rule:
     def check(self, name: str, value: object) -> None:
         """UserError that names the flag of a value that breaks the rule; None was not given."""
         if value is not None and not self.holds(value):
-            raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
+            raise UserError(f"{flag(name)} must be {self.words}, not {shown(value)}")
 
 
 def within(low: float, high: float) -> Rule:
@@ -400,7 +402,7 @@ class Tables:
             elif name == "context":
                 tables[name] = value
             else:
-                raise UserError(f"unknown setting {name!r}")
+                raise UserError(f"unknown setting {shown(name)}")
         return from_mapping(cls, tables, start=start)
 
     def changed(self, **values: object) -> Self:
@@ -530,11 +532,11 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
     default, and a value of another type; bounds are the record's own affair (``__post_init__``).
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{inside or kind.__name__} must be a table of settings, not {values!r}")
+        raise UserError(f"{inside or kind.__name__} must be a table of settings, not {shown(values)}")
     hints, path = get_type_hints(kind), inside and inside + "."
     unknown = [str(name) for name in values if name not in hints]
     if unknown:
-        raise UserError(f"unknown setting {path + min(unknown)!r}")
+        raise UserError(f"unknown setting {shown(path + min(unknown))}")
 
     made = {
         name: _converted(path + name, hints[name], value, getattr(start, name, None))
@@ -566,11 +568,18 @@ def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # n
 
 def _plain(name: str, kind: Any, value: object) -> object:  # noqa: ANN401
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # a whole number of hundreds of digits
+            return float(value)
     if kind is Any or type(value) is kind:
         return value
     told = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise UserError(f"{name} must be of type {told}, not {value!r}")
+    raise UserError(f"{name} must be of type {told}, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value that is wrong as a message quotes it: of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 def _item(name: str, kinds: tuple[type, ...], pair: tuple[object, object]) -> tuple[Any, Any]:

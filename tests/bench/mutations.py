@@ -13,9 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
+WORDS = (
+    b"[" * 5000, b"{" * 5000, b"9" * 5000, b"1e999", b"-1", b"NaN", b"inf", b"null", b"true", b'"',
+    b'"\\ud800"', b'"\\u0000"', b"\0", b"\r", b"'", b"{}", b"[]", b"x" * 200_000,
+    "\u2028".encode(),
+)  # fmt: skip
 Span = tuple[int, int]  # of bytes
 HUGE = (2**31, 2**31 - 1, 2**32 - 1, 2**30, 2**16, 2**15, 2**63 - 1, 2**64 - 1, 0, 1)
 BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"udta")  # of MP4, that hold others
+TEXTS = ("toml", "jsonl", "csv", "lexicon")
 MASTERS = ("18538067", "1654ae6b", "ae", "1f43b675", "e0", "a0")  # of Matroska, that hold others
 
 # ---- parts of files ----------------------------------------------------------------------------
@@ -179,13 +185,22 @@ def _foreign(data: bytes, kind: str, random: Random, others: Sequence[bytes]) ->
     return data[:start] + other[first:last] + data[end:]
 
 
+def _told(data: bytes, kind: str, random: Random, others: Sequence[bytes]) -> bytes:
+    """Something else in place of what follows a sign of text."""
+    del kind, others
+    signs = [place + 1 for place, byte in enumerate(data) if byte in b"=:,"] or [0]
+    start = random.choice(signs)
+    return data[:start] + random.choice(WORDS) + data[start + random.randrange(20) :]
+
+
 CHANGES = (_bytes, _header, _length, _cut, _swapped, _repeated, _foreign)
 
 
 def changed(data: bytes, kind: str, random: Random, others: Sequence[bytes]) -> bytes:
     """The file after one to three random changes; sums that tell of changes are made anew."""
+    changes = (*CHANGES, _told, _told, _told) if kind in TEXTS else CHANGES
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        data = random.choice(CHANGES)(data, kind, random, others) or b"\0"
+        data = random.choice(changes)(data, kind, random, others) or b"\0"
     if kind in ("png", "apng") and random.random() < 0.8:
         data = with_sums(data)
     return data
@@ -211,7 +226,7 @@ def _deep(depth: int) -> list[Any]:
 
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 10**4, 2**31, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e-300,
+    None, True, False, 0, 1, -1, 2, 3, 7, 10**4, 2**31, 2**63, 10**30, -(10**30), 10**400, 0.5, -0.5, 1e-300,
     1e308, math.nan, math.inf, -math.inf, "", "x", "NaN", "12", "-1", "../..", "\0", "\ud800", "\n",
     "x" * 3000, [], {}, [1, 2], [[]], {"a": {"b": []}}, [-1, -1], [10**9, 10**9], _deep(300),
 )  # fmt: skip
