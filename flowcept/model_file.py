@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
+from flowcept.files import replacing
 from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
@@ -136,17 +137,12 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Under a temporary name first, then renamed."""
-    temporary = path.with_name(f".{os.getpid()}.safetensors")
-    try:
-        save_file(tensors, temporary, metadata=header)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:  # as which a full disk may come
+            raise UserError(f"cannot write {path}: {_line(error)}") from error
         temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:  # a full disk comes as either
-        reason = getattr(error, "strerror", None) or _line(error)
-        raise UserError(f"cannot write {path}: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_model(path: Path) -> bool:

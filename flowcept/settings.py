@@ -532,7 +532,8 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
     default, and a value of another type; bounds are the record's own affair (``__post_init__``).
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{inside or kind.__name__} must be a table of settings, not {shown(values)}")
+        told = shown(values)
+        raise UserError(f"{inside or kind.__name__} must be a table of settings, not {told}")
     hints, path = get_type_hints(kind), inside and inside + "."
     unknown = [str(name) for name in values if name not in hints]
     if unknown:

@@ -51,6 +51,7 @@ def evaluate(
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
     from flowcept.evaluation.features import FeatureNetwork
+    from flowcept.files import replacing
     from flowcept.training.console import Console
 
     bar = cache(lambda what: Console(quiet=quiet).progress(what, "clip"))
@@ -65,7 +66,7 @@ def evaluate(
     )
     text = json.dumps(asdict(scores), indent=1)
     if output is not None:
-        with video.replacing(output) as temporary:
+        with replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
         video.save_image(report.picture(scores), sheet)

@@ -29,6 +29,7 @@ from flowcept.data import video
 from flowcept.data.timing import DEFAULT_FPS, Timing
 from flowcept.data.video import Frames
 from flowcept.errors import UserError
+from flowcept.files import replacing
 from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping, shown
 
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
@@ -183,7 +184,7 @@ class _Probe:
 
     def keep(self) -> None:
         if self.store is not None:
-            with video.replacing(self.store) as temporary:
+            with replacing(self.store) as temporary:
                 self.store.parent.mkdir(parents=True, exist_ok=True)
                 temporary.write_text(json.dumps(self.known), encoding="utf-8")
 

@@ -181,7 +181,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     """A picture of wide numbers in 8 bits: integers of 16 bits, floats up to 1, 255 or 65535."""
     if image.mode[0] not in "IF":
         return image
-    value_HW = np.nan_to_num(np.asarray(image, np.float64))  # floats may say that nothing is known
+    with np.errstate(invalid="ignore"):  # floats may say that nothing is known
+        value_HW = np.nan_to_num(np.asarray(image, np.float64))
     brightest = float(value_HW.max(initial=0))
     factor = 1 / 257
     if image.mode == "F" and brightest <= 255:

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,9 +25,9 @@ from torch import Tensor
 from flowcept.codecs import Codec, to_images
 from flowcept.data import folder as data
 from flowcept.data.folder import ClipEntry, Finding, Progress, Scan
-from flowcept.data.video import replacing
 from flowcept.device import autocast
 from flowcept.errors import UserError
+from flowcept.files import replacing
 
 CACHE_FORMAT = 4  # part of every key: raise it when the same files would be decoded differently
 ENCODE_CHUNK = 64  # pictures encoded at once, of all clips alike, where each is encoded alone
@@ -220,9 +219,6 @@ def _build(path: Path, key: str, needed: int, fill: _Fill) -> dict[str, Any]:
     note_path = path.with_suffix(".json")
     with replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".*{path.suffix}"):  # left by a killed process
-            if time.time() - stale.stat().st_mtime > 3600:  # a living one writes all the time
-                stale.unlink()
         _check_space(path, needed)
         with temporary.open("wb") as file:
             note = fill(file)

@@ -9,8 +9,9 @@ and TOML) and reads it by the functions that the commands use, one in 20 by the 
 case is its seed, format and number. It fails where anything but ``UserError`` comes out, where that
 is more than one line, where what was read is not as it says it is, where a library's words reach
 the terminal, where the process dies, a child or a hidden file is left, more than 20 s pass or
-more than 2 GB are held. Failing files are kept in the output folder, with what happened; ``FORMAT.jsonl`` there has all verdicts, and
-``counts.json`` how many there were of each. The bar ``--bar`` is how many failures are let pass.
+more than 2 GB are held. Failing files are kept in the output folder, with what happened;
+``FORMAT.jsonl`` there has all verdicts, and ``counts.json`` how many there were of each. ``--bar``
+is how many failures are let pass.
 """
 
 from __future__ import annotations
@@ -621,7 +622,8 @@ def _keep(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    shape = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     parser.add_argument("--output", type=Path, default=Path("fuzz"), help="folder of failures")
     parser.add_argument("--only", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--count", type=int, default=2000, help="cases of each format")
