@@ -25,7 +25,7 @@ from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
-from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
+from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping, shown
 
 DEFAULT = "theatre"  # the model that is taken where none is named
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
@@ -233,7 +233,7 @@ def _settings_of_2(info: Mapping[str, Any]) -> dict[str, Any]:
         for name, only in gone.items():
             found = parts[part].pop(name, only)
             if found != only:
-                raise UserError(f"{name} {found} has left flowcept: train the model again")
+                raise UserError(f"{name} {shown(found)} has left flowcept: train the model again")
     parts["process"].pop("block", None)
     for then, now in SETTINGS_OF_2.items():
         parts["network"][now] = parts["network"].pop(then)
@@ -249,7 +249,7 @@ def _stored(names: list[str], expected: Set[str], path: Path, version: int) -> d
     for wrong, what in ((lacking, "lacks"), (unknown, "has an unknown")):
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise UserError(f"{path} {what} tensor {min(wrong)!r}{more}; get the file again")
+            raise UserError(f"{path} {what} tensor {shown(min(wrong))}{more}; get the file again")
     return stored
 
 
@@ -304,7 +304,7 @@ def _description(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: its description cannot be read; get the file again") from error
     if type(version) is not int or version > FORMAT:
         known = f"this flowcept reads up to {FORMAT}"
-        raise UserError(f"{path} has format {version!r}, {known}: upgrade flowcept")
+        raise UserError(f"{path} has format {shown(version)}, {known}: upgrade flowcept")
     if version < 2:
         raise UserError(f"{path} has format {version} of an older flowcept: train it again")
     return dict(info)

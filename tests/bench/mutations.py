@@ -10,6 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -268,6 +269,7 @@ def _alter(
         holder[key] = json.loads(json.dumps(other[name]))
     elif isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
         factor = random.choice((-1, 0, 2, 0.5, 1000, 10**9, 1.0))
-        holder[key] = holder[key] * factor
+        with suppress(OverflowError):
+            holder[key] = holder[key] * factor
     else:
         holder[key] = random.choice(([holder[key]], {"a": holder[key]}, str(holder[key])))
