@@ -8,8 +8,8 @@ random (bytes, headers, lengths, parts that change places or come from another f
 and TOML) and reads it by the functions that the commands use, one in 20 by the whole command. A
 case is its seed, format and number. It fails where anything but ``UserError`` comes out, where that
 is more than one line, where what was read is not as it says it is, where a library's words reach
-the terminal, where the process dies, a child or a hidden file is left, more than 20 s pass or
-more than 2 GB are held. Failing files are kept in the output folder, with what happened;
+the terminal, where the process dies or hangs, a child or a hidden file is left, it takes more than
+20 s of the processor or holds more than 2 GB. Failing files are kept in the output folder, with what happened;
 ``FORMAT.jsonl`` there has all verdicts, and ``counts.json`` how many there were of each. ``--bar``
 is how many failures are let pass.
 """
@@ -64,7 +64,8 @@ from flowcept.settings import DataSettings, MotionTrainConfig, SampleConfig, Tra
 from flowcept.training.parts import check_parts
 from flowcept.training.state import Files, make_config, make_motion_config, write_config
 
-SECONDS = 20  # after which a case hangs
+SECONDS = 20  # of the processor that a case may take
+PATIENCE = 200  # seconds after which it hangs, however busy the machine is
 BYTES = 2 << 30  # that a case may hold
 LONGEST = 600  # characters of a refusal
 EXPECTED = re.compile(r"^note: |^up to about |\d%\|")  # lines of a command, and its bars
@@ -436,6 +437,7 @@ def tried(kind: str, number: int, seed: int, folder: Path, said: io.FileIO) -> V
     path = folder / name
     path.write_bytes(content)
     said.truncate(0)
+    began = _seconds()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as the command does
@@ -445,9 +447,16 @@ def tried(kind: str, number: int, seed: int, folder: Path, said: io.FileIO) -> V
             verdict = _by_function(READERS[kind], path, random)
     foreign = [f"{one.filename}: {one.message}" for one in told if not _is_ours(one)]
     words = os.pread(said.fileno(), 4000, 0).decode(errors="replace")
+    if (took := _seconds() - began) > SECONDS:
+        return Verdict("failed", f"it took {took:.0f} s of the processor; {verdict.why}")
     if verdict.kind != "failed" and (foreign or words):
         return Verdict("failed", f"a library said: {foreign or words}")
     return verdict if verdict.kind == "failed" else (_left(folder) or verdict)
+
+
+def _seconds() -> float:
+    """Of the processor, that this process and its children took."""
+    return sum(os.times()[:4])
 
 
 def _is_ours(told: warnings.WarningMessage) -> bool:
@@ -553,7 +562,7 @@ class Worker:
         assert process
         assert process.stdin
         print(kind, number, file=process.stdin, flush=True)
-        line = self._heard(SECONDS)
+        line = self._heard(PATIENCE)
         if line:
             verdict = Verdict(**json.loads(line))
             if "were held" in verdict.why or "child" in verdict.why:
@@ -562,7 +571,7 @@ class Worker:
         status = process.poll()
         self.end()
         if status is None:
-            return Verdict("failed", f"it hangs: more than {SECONDS} s")
+            return Verdict("failed", f"it hangs: more than {PATIENCE} s")
         return Verdict("failed", f"the process died: {status}")
 
     def _begin(self) -> None:
