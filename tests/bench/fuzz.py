@@ -9,9 +9,9 @@ and TOML) and reads it by the functions that the commands use, one in 20 by the 
 case is its seed, format and number. It fails where anything but ``UserError`` comes out, where that
 is more than one line, where what was read is not as it says it is, where a library's words reach
 the terminal, where the process dies or hangs, a child or a hidden file is left, it takes more than
-20 s of the processor or holds more than 2 GB. Failing files are kept in the output folder, with what happened;
-``FORMAT.jsonl`` there has all verdicts, and ``counts.json`` how many there were of each. ``--bar``
-is how many failures are let pass.
+20 s of the processor or holds more than 2 GB. Failing files are kept in the output folder, with
+what happened; ``FORMAT.jsonl`` there has all verdicts, and ``counts.json`` how many there were of
+each. ``--bar`` is how many failures are let pass.
 """
 
 from __future__ import annotations

@@ -379,7 +379,7 @@ def main() -> int:
     names = ("train", "gen", "theatre")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=[*SIGNALS])
-    parser.add_argument("--count", type=int, default=100, help="moments by command and signal")
+    parser.add_argument("--count", type=int, default=50, help="moments by command and signal")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bar", type=int, default=0, help="failures that are let pass")
