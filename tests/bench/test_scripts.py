@@ -6,22 +6,29 @@ import json
 import math
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import comparison
 import framewise
+import fuzz
+import kill
 import missing
 import numpy as np
 import pytest
 import ring
 import torch
+from fixtures_model import write_model
 from safetensors.torch import save_file
 from test_mobilenet import mobilenet_weights
 
 import flowcept
 from flowcept import model_file
 from flowcept.data import theatre
+from flowcept.errors import UserError
 from flowcept.evaluation.evaluate import clips_like, draw_clips
 from flowcept.process.forward import Target
 from flowcept.process.state import FrameState, GapTables, Prediction
@@ -58,6 +65,91 @@ def test_every_section_of_the_gpu_script_runs_and_routes_agree(tmp_path: Path) -
     assert len(done["largest"]) == 6, "three cards, training and sampling"
     for figure in ("attention of", "matrix rate", "waits", "a clip of", "longest clip"):
         assert figure in out
+
+
+def test_damaged_files_are_tried_and_counted(tmp_path: Path) -> None:
+    words = ("fuzz.py", "--output", tmp_path, "--count", 4)
+    rows = printed(*words).splitlines()
+    table = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
+    assert len(table) == 16, "formats, and model headers by values"
+    for _, refused, right, failed, _ in table:
+        assert int(refused) + int(right) == 4
+        assert int(failed) == 0
+    again = printed(*words[:3], "--only", "csv", "--first", 2, "--count", 1)
+    assert "1 cases of each format from 2" in again
+    kept = {file.name for file in tmp_path.iterdir()}
+    assert {"counts.json", "csv.jsonl"} <= kept
+
+
+def test_a_reader_that_fails_is_told(tmp_path: Path) -> None:
+    """What the fuzzing of files counts as a failure: each kind once."""
+    fuzz.make_inputs(tmp_path / "inputs")
+    said = (tmp_path / "said").open("ab+", buffering=0)
+
+    def verdict(reader: Callable[[Path, Random], None]) -> fuzz.Verdict:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fuzz, "INPUTS", tmp_path / "inputs")
+            patch.setattr(fuzz, "COMMANDS", 10**9)
+            patch.setitem(fuzz.READERS, "csv", reader)
+            folder = tmp_path / "case"
+            folder.mkdir(exist_ok=True)
+            return fuzz.tried("csv", 1, 0, folder, said)
+
+    def refuses(text: str) -> Callable[[Path, Random], None]:
+        def reader(*_: object) -> None:
+            raise UserError(text)
+
+        return reader
+
+    def leaves(path: Path, _: Random) -> None:
+        path.with_name(".half").write_text("")
+
+    assert verdict(lambda *_: None).kind == "right"
+    assert verdict(refuses("one line")) == fuzz.Verdict("refused", "one line")
+    for reader, why in (
+        (refuses("two\nlines"), "not one plain line"),
+        (refuses("x" * 5000), "not one plain line"),
+        (lambda *_: 1 / 0, "ZeroDivisionError"),
+        (lambda *_: warnings.warn("of a library", RuntimeWarning, stacklevel=1), "a library said"),
+        (leaves, "left behind"),
+    ):
+        found = verdict(reader)
+        assert found.kind == "failed"
+        assert why in found.why
+    said.close()
+
+
+def test_killed_commands_leave_nothing_broken(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors")
+    words = ("kill.py", "--output", tmp_path / "kill", "--count", 1, "--model", model)
+    rows = printed(*words).splitlines()
+    table = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
+    assert [row[0].split()[0] for row in table] == ["train"] * 2 + ["gen"] * 2 + ["theatre"] * 2
+    assert all(sum(map(int, row[1:])) == 1 and row[-1] == "0" for row in table)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "broken"),
+    [
+        ("a.png", b"\x89PNG", True),
+        ("config.toml", b"[hal", True),
+        ("state.safetensors", b"12345678", True),
+        ("clip.mp4", b"ftyp", True),
+        ("log.jsonl", b'{"step": 1}\n{"st', False),
+        ("log.jsonl", b'{"step": 1}\n{"st\n', True),
+        ("unknown.xyz", b"", True),
+        (".hidden.png", b"\x89PNG", False),
+    ],
+)
+def test_a_broken_file_under_its_final_name_is_seen(
+    tmp_path: Path, name: str, content: bytes, broken: bool
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if broken:
+        with pytest.raises(kill.WrongError, match=name):
+            kill.check_files(tmp_path)
+    else:
+        kill.check_files(tmp_path)
 
 
 def test_a_frame_of_either_form_is_held_against_the_padded_peer() -> None:
