@@ -51,6 +51,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).parents[1]))
 
 import fixtures_model
+from fixtures_stage import strip as strip_of_bones
 
 import flowcept
 from flowcept import cli, model_file
@@ -58,6 +59,7 @@ from flowcept.cli.gen import read_jobs
 from flowcept.cli.options import MakeOptions
 from flowcept.data import folder as data
 from flowcept.data import video
+from flowcept.data.stage.gltf import read_model as read_gltf
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
 from flowcept.settings import DataSettings, MotionTrainConfig, SampleConfig, TrainConfig
@@ -76,7 +78,7 @@ FILMS = ("mp4", "webm", "mkv", "mov")
 ANIMATIONS = ("gif", "webp", "apng")
 PICTURES = ("png", "jpg", "tif")
 FORMATS = (
-    *FILMS, *ANIMATIONS, *PICTURES, "safetensors", "card", "toml", "jsonl", "csv", "lexicon",
+    *FILMS, *ANIMATIONS, *PICTURES, "safetensors", "card", "toml", "jsonl", "csv", "lexicon", "glb",
 )  # fmt: skip
 SUFFIXES = {"card": "safetensors", "lexicon": "json"}
 
@@ -93,6 +95,8 @@ def make_inputs(folder: Path) -> None:
     _make_pictures(folder)
     _make_models(folder)
     _make_texts(folder)
+    (folder / "glb/Shark.glb").write_bytes(strip_of_bones("Armature|Swim").data())
+    (folder / "glb/Cow.glb").write_bytes(strip_of_bones("Walk", "Idle").data())
 
 
 def _make_films(folder: Path) -> None:
@@ -212,6 +216,8 @@ def mutated(kind: str, inputs: Path, random: Random) -> tuple[str, bytes]:
     others = [one.read_bytes() for one in files]
     if kind == "card":
         return file.name, _other_header(content, random)
+    if kind == "glb" and random.random() < 0.6:
+        return file.name, _other_gltf(content, random)
     if kind in {"toml", "jsonl", "lexicon"} and random.random() < 0.6:
         with suppress(ValueError, TypeError, UnicodeError):
             return file.name, _other_text(kind, content.decode(), random)
@@ -230,6 +236,17 @@ def _other_header(content: bytes, random: Random) -> bytes:
         header = mutations.with_other_values(header, random)
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _other_gltf(content: bytes, random: Random) -> bytes:
+    """A model of triangles whose JSON has wrong values."""
+    end = 20 + int.from_bytes(content[12:16], "little")
+    tree = mutations.with_other_values(json.loads(content[20:end]), random)
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    length = (12 + 8 + len(text) + len(content) - end).to_bytes(4, "little")
+    head = content[:8] + length + len(text).to_bytes(4, "little") + content[16:20]
+    return head + text + content[end:]
 
 
 def _other_text(kind: str, text: str, random: Random) -> bytes:
@@ -385,6 +402,15 @@ def read_lexicon(path: Path, _: Random) -> None:
     lexicon.within(["dog"])
 
 
+def read_triangles(path: Path, _: Random) -> None:
+    """As ``stage`` does."""
+    model = read_gltf(path)
+    for name in model.movements:
+        for share in (0, 0.5, 1):
+            mesh = model.pose(name, share * model.animations[name].seconds)
+            _right(mesh.point_V3.shape == model.mesh.point_V3.shape, "another mesh")
+
+
 READERS: dict[str, Callable[[Path, Random], None]] = {
     **dict.fromkeys(FILMS + ANIMATIONS, read_clip),
     **dict.fromkeys(PICTURES, read_picture),
@@ -392,6 +418,7 @@ READERS: dict[str, Callable[[Path, Random], None]] = {
     "toml": read_settings,
     **dict.fromkeys(("jsonl", "csv"), read_list),
     "lexicon": read_lexicon,
+    "glb": read_triangles,
 }
 
 
@@ -410,6 +437,9 @@ def command_for(kind: str, path: Path, random: Random) -> list[str]:
         return random.choice((["info", file], ["gen", "a dog", "-m", file, *making]))
     if kind == "toml":
         return ["train", str(INPUTS / "clips"), "--check", "--config", file]
+    if kind == "glb":
+        clips = str(path.with_name("clips"))
+        return ["stage", clips, "--models", str(path.parent), "--clips", "1", "--size", "16"]
     if kind == "lexicon":
         return ["train", str(INPUTS / "clips"), "--check", "--lexicon", file]
     if path.name.startswith("prompts"):

@@ -71,7 +71,7 @@ def test_damaged_files_are_tried_and_counted(tmp_path: Path) -> None:
     words = ("fuzz.py", "--output", tmp_path, "--count", 4)
     rows = printed(*words).splitlines()
     table = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
-    assert len(table) == 16, "formats, and model headers by values"
+    assert len(table) == 17, "formats, and model headers by values"
     for _, refused, right, failed, _ in table:
         assert int(refused) + int(right) == 4
         assert int(failed) == 0
