@@ -18,6 +18,7 @@ failures are let pass.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -388,23 +389,22 @@ def main() -> int:
 
     torch.set_num_threads(1)
     words.output.mkdir(parents=True, exist_ok=True)
-    kept = words.output / "counts.json"
-    counts: dict[str, dict[str, int]] = json.loads(kept.read_text()) if kept.exists() else {}
+    found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        shared = Path(scratch) / "shared"
-        shared.mkdir()
-        for name, subject in subjects(words.only, shared, words.model).items():
-            seconds = timed(subject, shared / name)
-            for sent in words.signals:
-                key = f"{name} {sent}"
-                numbers = range(words.first, words.first + words.count)
-                found = Counter[str]()
-                for number in tqdm(numbers, key, disable=None):
-                    random = Random(f"{words.seed} {key} {number}")
-                    found[_tried(subject, key, number, random, seconds, words)] += 1
-                counts[key] = dict(found)
-                kept.write_text(json.dumps(counts, indent=1))
-    return _report(counts, words.bar)
+        shared = Path(scratch)
+        known = subjects(words.only, shared, words.model)
+        seconds = {name: timed(subject, shared / name) for name, subject in known.items()}
+        cases = itertools.product(
+            range(words.first, words.first + words.count), known.items(), words.signals
+        )
+        total = words.count * len(known) * len(words.signals)
+        for number, (name, subject), sent in tqdm(cases, "moments", total, disable=None):
+            key = f"{name} {sent}"
+            random = Random(f"{words.seed} {key} {number}")
+            ended = _tried(subject, key, number, random, seconds[name], words)
+            found.setdefault(key, Counter())[ended] += 1
+            (words.output / "counts.json").write_text(json.dumps(found, indent=1))
+    return _report(found, words.bar)
 
 
 def _tried(
@@ -422,13 +422,13 @@ def _tried(
             return "failures"
 
 
-def _report(counts: dict[str, dict[str, int]], bar: int) -> int:
+def _report(counts: dict[str, Counter[str]], bar: int) -> int:
     columns = ("killed", "killed, files left", "stopped", "stopped, files left", "ended",
                "failures")  # fmt: skip
     print(f"| command and signal | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for key, found in counts.items():
-        print(f"| {key} | {' | '.join(str(found.get(column, 0)) for column in columns)} |")
-    failed = sum(found.get("failures", 0) for found in counts.values())
+        print(f"| {key} | {' | '.join(str(found[column]) for column in columns)} |")
+    failed = sum(found["failures"] for found in counts.values())
     print(f"\n{failed} failures of at most {bar}")
     return int(failed > bar)
 
