@@ -68,15 +68,14 @@ def test_every_section_of_the_gpu_script_runs_and_routes_agree(tmp_path: Path) -
 
 
 def test_damaged_files_are_tried_and_counted(tmp_path: Path) -> None:
-    words = ("fuzz.py", "--output", tmp_path, "--count", 4)
+    words = ("fuzz.py", "--output", tmp_path, "--first", 7, "--count", 2)
     rows = printed(*words).splitlines()
+    assert rows[0] == "seed 0, 2 cases of each format from 7"
     table = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
     assert len(table) == 17, "formats, and model headers by values"
     for _, refused, right, failed, _ in table:
-        assert int(refused) + int(right) == 4
+        assert int(refused) + int(right) == 2
         assert int(failed) == 0
-    again = printed(*words[:3], "--only", "csv", "--first", 2, "--count", 1)
-    assert "1 cases of each format from 2" in again
     kept = {file.name for file in tmp_path.iterdir()}
     assert {"counts.json", "csv.jsonl"} <= kept
 
@@ -119,6 +118,7 @@ def test_a_reader_that_fails_is_told(tmp_path: Path) -> None:
     said.close()
 
 
+@pytest.mark.slow
 def test_killed_commands_leave_nothing_broken(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.safetensors")
     words = ("kill.py", "--output", tmp_path / "kill", "--count", 1, "--model", model)
