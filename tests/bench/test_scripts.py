@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import comparison
 import framewise
@@ -80,42 +81,58 @@ def test_damaged_files_are_tried_and_counted(tmp_path: Path) -> None:
     assert {"counts.json", "csv.jsonl"} <= kept
 
 
-def test_a_reader_that_fails_is_told(tmp_path: Path) -> None:
-    """What the fuzzing of files counts as a failure: each kind once."""
-    fuzz.make_inputs(tmp_path / "inputs")
-    said = (tmp_path / "said").open("ab+", buffering=0)
+@pytest.fixture
+def verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., fuzz.Verdict]]:
+    """What becomes of a case with a reader; the reader gets the file, and where words are heard."""
+    (tmp_path / "inputs/csv").mkdir(parents=True)
+    (tmp_path / "inputs/csv/a.csv").write_text("path,text\n1.png,a\n")
+    monkeypatch.setattr(fuzz, "INPUTS", tmp_path / "inputs")
+    monkeypatch.setattr(fuzz, "COMMANDS", 10**9)
+    with (tmp_path / "said").open("ab+", buffering=0) as said:
 
-    def verdict(reader: Callable[[Path, Random], None]) -> fuzz.Verdict:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fuzz, "INPUTS", tmp_path / "inputs")
-            patch.setattr(fuzz, "COMMANDS", 10**9)
-            patch.setitem(fuzz.READERS, "csv", reader)
-            folder = tmp_path / "case"
-            folder.mkdir(exist_ok=True)
-            return fuzz.tried("csv", 1, 0, folder, said)
+        def tried(reader: Callable[[Path, io.FileIO], object]) -> fuzz.Verdict:
+            monkeypatch.setitem(fuzz.READERS, "csv", lambda path, _: reader(path, said))
+            with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+                return fuzz.tried("csv", 1, 0, Path(folder), said)
 
-    def refuses(text: str) -> Callable[[Path, Random], None]:
-        def reader(*_: object) -> None:
-            raise UserError(text)
+        yield tried
 
-        return reader
 
-    def leaves(path: Path, _: Random) -> None:
-        path.with_name(".half").write_text("")
+def refuses(text: str) -> Callable[..., None]:
+    def reader(*_: object) -> None:
+        raise UserError(text)
 
-    assert verdict(lambda *_: None).kind == "right"
-    assert verdict(refuses("one line")) == fuzz.Verdict("refused", "one line")
-    for reader, why in (
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("reader", "why"),
+    [
         (refuses("two\nlines"), "not one plain line"),
         (refuses("x" * 5000), "not one plain line"),
         (lambda *_: 1 / 0, "ZeroDivisionError"),
-        (lambda *_: warnings.warn("of a library", RuntimeWarning, stacklevel=1), "a library said"),
-        (leaves, "left behind"),
-    ):
-        found = verdict(reader)
-        assert found.kind == "failed"
-        assert why in found.why
-    said.close()
+        (lambda *_: warnings.warn("a", RuntimeWarning, stacklevel=1), "a library said"),
+        (lambda _, said: said.write(b"of a library in C"), "a library said"),
+        (lambda path, _: path.with_name(".half").write_text(""), "left behind"),
+    ],
+)
+def test_a_reader_that_fails_is_told(verdict, reader, why) -> None:
+    found = verdict(reader)
+    assert found.kind == "failed"
+    assert why in found.why
+
+
+def test_a_reader_is_right_or_takes_too_much(verdict, monkeypatch) -> None:
+    assert verdict(lambda *_: None).kind == "right"
+    assert verdict(refuses("one line")) == fuzz.Verdict("refused", "one line")
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert verdict(lambda *_: None).why == "a child is left"
+        child.kill()
+    for name, limit, why in (("BYTES", 1, "were held"), ("SECONDS", -1, "s of the processor")):
+        monkeypatch.setattr(fuzz, name, limit)
+        assert why in verdict(lambda *_: None).why
 
 
 @pytest.mark.slow
