@@ -25,11 +25,10 @@ from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
-from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping, shown
+from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping, short, shown
 
 DEFAULT = "theatre"  # the model that is taken where none is named
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
-LONGEST_REASON = 200  # characters of what a library says of a file
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
 FLOATS = ("F32", "BF16", "F16")  # what weights may be stored as
@@ -348,7 +347,7 @@ def _line(error: BaseException) -> str:
         return f"missing {error}"
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
     plain = "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
-    return plain if len(plain) <= LONGEST_REASON else f"{plain[:LONGEST_REASON]}..."
+    return short(plain)
 
 
 def find(name: str | None, prefer: str = DEFAULT) -> Path:

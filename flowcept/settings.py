@@ -579,8 +579,12 @@ def _plain(name: str, kind: Any, value: object) -> object:  # noqa: ANN401
 
 def shown(value: object) -> str:
     """A value that is wrong as a message quotes it: of a long one the beginning."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+    return short(repr(value), LONGEST_QUOTE)
+
+
+def short(text: str, most: int = 200) -> str:
+    """The first characters of a text, which may quote a file."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _item(name: str, kinds: tuple[type, ...], pair: tuple[object, object]) -> tuple[Any, Any]:

@@ -3,13 +3,14 @@
     python tests/bench/kill.py --output kill
     python tests/bench/kill.py --output kill --only train --first 12 --count 1    # one case again
 
-``train`` (a tiny network on a few clips), ``gen`` and ``theatre`` are begun and get SIGKILL or
-SIGTERM at a random moment of their time, in one case of ten from the start of Python on, else once
-the package is imported. Then: every file that has its final name opens and is whole; no child is
-left after a few seconds; SIGTERM leaves no hidden file, and what SIGKILL left is gone after the
-next run of the same output. A training that is resumed goes on from its last saved step, after
-SIGTERM from the very last one, and ends with the same weights, bit for bit, as one that nobody
-killed. Of drawn clips those that are listed are whole: the folder is a smaller valid one.
+``train`` (a tiny network on a few clips), ``gen``, ``theatre`` and ``stage`` (two processes) are
+begun and get SIGKILL or SIGTERM at a random moment of their time, in one case of ten from the start
+of Python on, else once the package is imported. Then: every file that has its final name opens and
+is whole; no child is left after a few seconds; SIGTERM leaves no hidden file, and what SIGKILL left
+is gone after the next run of the same output. A training that is resumed goes on from its last
+saved step, after SIGTERM from the very last one, and ends with the same weights, bit for bit, as
+one that nobody killed. Of drawn clips those that are listed are whole: the folder is a smaller
+valid one.
 
 A case is its seed, command, signal and number; failing folders are kept. ``--bar`` is how many
 failures are let pass.
@@ -38,6 +39,10 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from fixtures_stage import COMPANY, write_models
 
 from flowcept import cli, model_file
 from flowcept.data import folder as data
@@ -285,12 +290,14 @@ class Gen:
         right(len(video.read_video(folder / "out.mp4")[0]) == 6, "not the new clip")
 
 
-class Theatre:
-    """A folder of drawn clips."""
+class Drawn:
+    """A folder of drawn clips, by one process or by several."""
+
+    def __init__(self, *command: str) -> None:
+        self.command, *self.rest = command
 
     def words(self, folder: Path) -> list[str]:
-        return ["theatre", str(folder / "clips"), "--clips", "30", "--size", "64", "--actors",
-                "shapes"]  # fmt: skip
+        return [self.command, str(folder / "clips"), *self.rest]
 
     def prepare(self, folder: Path) -> None:
         pass
@@ -317,8 +324,14 @@ def subjects(names: Sequence[str], shared: Path, model: str) -> dict[str, Subjec
     makers = {
         "train": lambda: Train(shared),
         "gen": lambda: Gen(shared, model),
-        "theatre": Theatre,
-    }
+        "theatre": lambda: Drawn(
+            "theatre", "--clips", "30", "--size", "64", "--actors", "shapes"
+        ),
+        "stage": lambda: Drawn(
+            "stage", "--models", str(write_models(shared / "models", COMPANY)), "--clips", "12",
+            "--size", "32", "--jobs", "2",
+        ),
+    }  # fmt: skip
     return {name: makers[name]() for name in names}
 
 
@@ -377,7 +390,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("kill"), help="folder of failures")
-    names = ("train", "gen", "theatre")
+    names = ("train", "gen", "theatre", "stage")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=[*SIGNALS])
     parser.add_argument("--count", type=int, default=50, help="moments by command and signal")
