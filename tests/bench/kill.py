@@ -366,6 +366,8 @@ def case(
         status = command.ended(PATIENCE)
     right(status is not None, "it does not end")
     _check_orphans(command)
+    if status == -signal.SIGINT:  # as Python ends where the exception passed through an exec()
+        status = 130
     right(status in (0, 130, -number), f"it ended with {status}: {told.read_text()[-2000:]}")
     left = hidden(folder)
     if number == signal.SIGTERM and status != -number:

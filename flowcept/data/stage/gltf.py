@@ -151,6 +151,8 @@ class Skeleton:
             for i, node in enumerate(nodes)
             if "matrix" in node
         }
+        if not _sensible(*self.rest.values(), *self.fixed.values()):
+            raise ValueError("its nodes make no sense")
 
     def _depth(self, node: int) -> int:
         depth = 0
@@ -274,7 +276,8 @@ class _Reader:
         joint_J = np.array(self.joints)
         model = Model(mesh, weight_VJ, joint_J, inverse_J44, self.skeleton, animations)
         posed = [model.pose(name).point_V3 for name in (None, *animations)]
-        if not _sensible(*posed) or mesh.face_T3.max() >= len(mesh.point_V3):
+        numbers = (*posed, mesh.point_V3, mesh.normal_V3, inverse_J44)
+        if not _sensible(*numbers) or mesh.face_T3.max() >= len(mesh.point_V3):
             raise ValueError("its triangles make no sense")
         return model
 
