@@ -23,3 +23,10 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """
     near = get_close_matches(word, list(known), n=1) if len(word) > 3 else []
     return f": did you mean {near[0]}?" if near else ""
+
+
+def not_finite() -> UserError:
+    """The error of a network or codec whose numbers overflow."""
+    return UserError(
+        "the model gives values that are not finite: get its file again, or compute in float32"
+    )

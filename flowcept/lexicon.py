@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from flowcept.errors import UserError
-from flowcept.settings import from_mapping
+from flowcept.settings import from_mapping, shown
 
 Draw = Callable[[], float]  # a random number, at least 0 and under 1
 
@@ -84,10 +84,10 @@ class Lexicon:
         names = [name for known in self.classes.values() for name in known]
         empty = [name for name in names if not content(name)]
         if empty:
-            raise UserError(f"the class {empty[0]!r} has no word to find it by")
+            raise UserError(f"the class {shown(empty[0])} has no word to find it by")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"the class {twice!r} is of two kinds")
+            raise UserError(f"the class {shown(twice)} is of two kinds")
 
     def __str__(self) -> str:
         """How much it holds, in words."""

@@ -6,7 +6,6 @@ with a file is said in one line before anything of its claimed size is allocated
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,11 +19,12 @@ from torch import Tensor, nn
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError
+from flowcept.files import replacing
 from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
-from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
+from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping, short, shown
 
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
@@ -142,17 +142,13 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all: under a temporary name first, then renamed."""
-    temporary = path.with_name(f".{os.getpid()}.safetensors")
-    try:
-        save_file(tensors, temporary, metadata=header)
+    """Write a safetensors file whole or not at all."""
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:  # as which a full disk may come
+            raise UserError(f"cannot write {path}: {_line(error)}") from error
         temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:  # a full disk comes as either
-        reason = getattr(error, "strerror", None) or _line(error)
-        raise UserError(f"cannot write {path}: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_model(path: Path) -> bool:
@@ -266,7 +262,7 @@ def _settings_of_2(info: Mapping[str, Any]) -> dict[str, Any]:
         for name, only in gone.items():
             found = parts[part].pop(name, only)
             if found != only:
-                raise UserError(f"{name} {found} has left flowcept: train the model again")
+                raise UserError(f"{name} {shown(found)} has left flowcept: train the model again")
     parts["process"].pop("block", None)
     for then, now in SETTINGS_OF_2.items():
         parts["network"][now] = parts["network"].pop(then)
@@ -282,7 +278,7 @@ def _stored(names: list[str], expected: Set[str], path: Path, version: int) -> d
     for wrong, what in ((lacking, "lacks"), (unknown, "has an unknown")):
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise UserError(f"{path} {what} tensor {min(wrong)!r}{more}; get the file again")
+            raise UserError(f"{path} {what} tensor {shown(min(wrong))}{more}; get the file again")
     return stored
 
 
@@ -336,7 +332,7 @@ def _description(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: its description cannot be read; get the file again") from error
     if type(version) is not int or version > FORMAT:
         known = f"this flowcept reads up to {FORMAT}"
-        raise UserError(f"{path} has format {version!r}, {known}: upgrade flowcept")
+        raise UserError(f"{path} has format {shown(version)}, {known}: upgrade flowcept")
     if version < 2:
         raise UserError(f"{path} has format {version} of an older flowcept: train it again")
     return dict(info)
@@ -379,7 +375,8 @@ def _line(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"missing {error}"
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
+    plain = "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
+    return short(plain)
 
 
 def save_tree(tree: object, path: Path) -> None:

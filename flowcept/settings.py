@@ -10,6 +10,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -24,6 +25,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = ("mp4", "webm", "mov", "gif", "webp", "apng")  # of clips that are files
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
 KEYWORD = re.compile(r'`([a-z]\w*)(?:="?([^`"]*)"?)?`')  # in a line for the user
+LONGEST_QUOTE = 80  # characters of a wrong value in a message
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
@@ -64,7 +66,7 @@ class Rule:
         """UserError about a value that breaks the rule; None was not given."""
         if value is not None and not self.holds(value):
             meant = suggestion(str(value), self.choices)
-            raise UserError(f"`{name}` must be {self.words}, not {value!r}{meant}")
+            raise UserError(f"`{name}` must be {self.words}, not {shown(value)}{meant}")
 
 
 def within(low: float, high: float, shown: str | None = None) -> Rule:
@@ -588,7 +590,7 @@ class Tables:
             elif name == "context":
                 tables[name] = value
             else:
-                raise UserError(f"unknown setting {name!r}{suggestion(name, groups)}")
+                raise UserError(f"unknown setting {shown(name)}{suggestion(name, groups)}")
         return from_mapping(cls, tables, start=start)
 
     def changed(self, **values: object) -> Self:
@@ -727,12 +729,13 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
     default, and a value of another type; bounds are the record's own affair (``__post_init__``).
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{inside or kind.__name__} must be a table of settings, not {values!r}")
+        told = shown(values)
+        raise UserError(f"{inside or kind.__name__} must be a table of settings, not {told}")
     hints, path = get_type_hints(kind), inside and inside + "."
     unknown = [str(name) for name in values if name not in hints]
     if unknown:
         meant = suggestion(min(unknown), hints)
-        raise UserError(f"unknown setting {path + min(unknown)!r}{meant}")
+        raise UserError(f"unknown setting {shown(path + min(unknown))}{meant}")
 
     made = {
         name: _converted(path + name, hints[name], value, getattr(start, name, None))
@@ -764,11 +767,22 @@ def _converted(name: str, kind: Any, value: Any, start: Any = None) -> Any:  # n
 
 def _plain(name: str, kind: Any, value: object) -> object:  # noqa: ANN401
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # a whole number of hundreds of digits
+            return float(value)
     if kind is Any or type(value) is kind:
         return value
     told = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise UserError(f"{name} must be of type {told}, not {value!r}")
+    raise UserError(f"{name} must be of type {told}, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value that is wrong as a message quotes it: of a long one the beginning."""
+    return short(repr(value), LONGEST_QUOTE)
+
+
+def short(text: str, most: int = 200) -> str:
+    """The first characters of a text, which may quote a file."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _item(name: str, kinds: tuple[type, ...], pair: tuple[object, object]) -> tuple[Any, Any]:

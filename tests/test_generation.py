@@ -496,3 +496,16 @@ def test_what_no_word_is_read_for_is_noted(reader):
     assert "puppy: dog" in notes[0]
     assert "'chandelier'" in notes[1]
     assert "puppy" not in notes[1]
+
+
+@pytest.mark.parametrize("length", [None, 3])
+@pytest.mark.parametrize("part", ["size", "layers", "stem"])
+def test_weights_that_overflow_are_told(tiny_model, part, length):
+    """Finite in the file, and far too large: no clip of another length, and no black one."""
+    broken = flowcept.load(str(tiny_model), device="cpu", dtype="float32")
+    with torch.no_grad():
+        for name, weight in broken.weights.network.named_parameters():
+            if name.startswith(part):
+                weight.fill_(3e38)
+    with pytest.raises(UserError, match=r"^the model gives values that are not finite[^\n]*$"):
+        broken.generate("a dog", frames=length, **SMALL)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 # lines below it that begin with its name.
 FLOORS = [
     ("errors", "version"),
-    ("settings",),
+    ("settings", "files"),
     ("lexicon",),
     ("data.drawn", "data.timing", "device"),
     ("data.ffmpeg", "data.buckets", "data.claims"),

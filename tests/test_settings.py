@@ -204,3 +204,13 @@ def test_seeds_of_other_purposes_and_numbers_have_nothing_in_common():
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62
     assert mixed(7, 1, 3) == 6852789664594547913  # batches of equal runs stay as they are
+
+
+@pytest.mark.parametrize("value", ["x" * 5000, [[0] * 5000], 10**400, {"a": "y" * 5000}])
+def test_long_values_are_quoted_in_short(value):
+    with pytest.raises(UserError, match=r"guidance must be of type float") as error:
+        from_mapping(SampleConfig, {"guidance": value})
+    assert len(str(error.value)) < 200
+    with pytest.raises(UserError, match="unknown setting") as error:
+        from_mapping(SampleConfig, {str(value): 1})
+    assert len(str(error.value)) < 200

@@ -6,6 +6,7 @@ completion answer at once.
 
 import errno
 import io
+import logging
 import os
 import sys
 import warnings
@@ -98,7 +99,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings(), stoppable():
-        warnings.filterwarnings("ignore", ".*decompression bomb")  # a photograph of 100 megapixels
+        # Of large photographs and odd tags; what keeps a picture from being read is an exception.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").addHandler(logging.NullHandler())
         warnings.showwarning = lambda told, *_, **__: typer.echo(f"note: {told}", err=True)
         status, message = _run()
     if message:

@@ -84,6 +84,7 @@ def evaluate(
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
     from flowcept.evaluation.features import FeatureNetwork
+    from flowcept.files import replacing
     from flowcept.training.console import Console
 
     bar = cache(lambda what: Console(quiet=quiet).progress(what, "clip"))
@@ -96,7 +97,7 @@ def evaluate(
     )
     text = json.dumps({"flowcept": __version__, **asdict(scores)}, indent=1)
     if output is not None:
-        with video.replacing(output) as temporary:
+        with replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
         video.save_image(report.picture(scores), sheet, metadata={"flowcept": __version__})

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowcept.errors import UserError
+from flowcept.errors import UserError, not_finite
 
 LEAST_STD = 1e-4  # of a latent channel: one that is constant on the data is not blown up
 
@@ -30,7 +30,12 @@ def to_images(frames_FHW3: NDArray[np.uint8]) -> Tensor:
 
 
 def to_frames(image_FCHW: Tensor) -> NDArray[np.uint8]:
-    """The inverse of `to_images`, rounded; values outside [-1, 1] are cut."""
+    """The inverse of `to_images`, rounded; values outside [-1, 1] are cut.
+
+    Raises UserError for values that are not finite.
+    """
+    if not bool(image_FCHW.isfinite().all()):
+        raise not_finite()
     levels_FCHW = image_FCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     frames_FHW3: NDArray[np.uint8] = levels_FCHW.permute(0, 2, 3, 1).cpu().contiguous().numpy()
     return frames_FHW3

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flowcept.errors import UserError
+from flowcept.files import replacing
 
 
 def worded(subject: str, action: str, adverb: str, place: str, rng: np.random.Generator) -> str:
@@ -47,7 +48,8 @@ def write_folder(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is not an empty folder: remove it or choose another name")
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{kind}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        with replacing(out / f"{kind}.json") as temporary:
+            temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         with (out / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
             for done, line in enumerate(lines, start=1):
                 metadata.write(json.dumps(line) + "\n")

@@ -28,8 +28,8 @@ from torch import Tensor
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.data.buckets import Size
 from flowcept.data.folder import digest_of
-from flowcept.data.video import replacing
 from flowcept.errors import UserError
+from flowcept.files import replacing
 from flowcept.networks.text import TextConfig
 from flowcept.settings import from_mapping
 

@@ -57,7 +57,7 @@ _CLOCK = re.compile(r"config in time_base: (\d+/\d+), frame_rate: (\d+)/(\d+)")
 _FRAME = re.compile(r"\bn: *\d+ pts: *(-?\d+) .*? s:(\d+)x(\d+) ")
 _BROKEN = ": partial file|File ended prematurely|corrupt input packet|Error during demuxing"
 _LOST = "Decoding error|Error submitting packet|corrupt decoded frame|concealing \\d"
-_TORN = r"error while decoding MB|Error at MB|overread \d|error y=\d"
+_TORN = r"error while decoding MB|Error at MB|overread \d|error y=\d|slice CRC mismatch"
 _DAMAGE = re.compile(f"{_BROKEN}|{_LOST}|{_TORN}")
 # Flags of packets: 1 key frame, 2 corrupt, 4 not to be shown, 16 needed by no other.
 _WHOLE = frozenset({0x0, 0x1, 0x10, 0x11})
@@ -282,6 +282,8 @@ class Film:
                 yield frame_HWC
                 count += 1
             run.finish(self.path)
+        if len(run.ticks) < count:  # so much was complained about that the rest was not heard
+            raise unreadable(self.path)
         self._clock(np.array(run.ticks[:count], np.int64), run)
 
     def _decoding(self, channels: int) -> list[str]:

@@ -29,7 +29,8 @@ from flowcept.data import video
 from flowcept.data.timing import DEFAULT_FPS, Timing
 from flowcept.data.video import Frames
 from flowcept.errors import UserError
-from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping
+from flowcept.files import replacing
+from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping, shown
 
 SAME_RATE = 0.002  # relative; 29.97 and 30 frames per second count as one rate (0.001 apart)
 PROBE_FORMAT = 2  # of what is kept of files: raise it when `probe` would say something else
@@ -183,7 +184,7 @@ class _Probe:
 
     def keep(self) -> None:
         if self.store is not None:
-            with video.replacing(self.store) as temporary:
+            with replacing(self.store) as temporary:
                 self.store.parent.mkdir(parents=True, exist_ok=True)
                 temporary.write_text(json.dumps(self.known), encoding="utf-8")
 
@@ -404,7 +405,7 @@ def _source_of_row(path: Path, line: int, row: object) -> _Source:
         clip = _existing(path.parent, name.strip())
         inside = clip.resolve().is_relative_to(path.parent.resolve())
     if not inside:
-        text = f"{name.strip()!r} leads out of the folder; copy the clip into it"
+        text = f"{shown(name.strip())} leads out of the folder; copy the clip into it"
         raise _fault(path, line, text)
     return clip, " ".join((caption or "").split())
 

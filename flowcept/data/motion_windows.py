@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowcept.data.video import replacing
 from flowcept.errors import UserError
+from flowcept.files import replacing
 from flowcept.networks.flow import MotionEstimator
 from flowcept.networks.motion import Flows, acceleration, measured_cues
 

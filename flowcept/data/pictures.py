@@ -9,9 +9,11 @@ Shape suffixes: N colours, H height, W width, 3 channels.
 
 import functools
 import io
+import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,10 +43,12 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error) as error:
-        raise unreadable(path) from error
+    except (UserError, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(f"cannot read {path}: its pictures are too large") from error
+    except Exception as error:  # Pillow raises whatever a damaged file leads to, asserts too
+        raise unreadable(path) from error
 
 
 def count(image: Image.Image) -> int:
@@ -61,7 +65,7 @@ def played(image: Image.Image) -> Iterator[tuple[Image.Image, float]]:
     else:
         for number in range(count(image)):
             image.seek(number)
-            image.load()
+            _decode(image)
             yield image, float(image.info.get("duration", 0)) / 1000
 
 
@@ -144,6 +148,7 @@ def _after_blocks(data: bytes, place: int) -> int:
 
 def upright(image: Image.Image, alpha: bool = False) -> NDArray[np.uint8]:
     """The current frame of an open file as uint8 sRGB `[H, W, 3]`, with `alpha` `[H, W, 4]`."""
+    _decode(image)
     image = _in_srgb(eight_bits(ImageOps.exif_transpose(image)))
     if alpha:
         return np.array(image.convert("RGBA"))
@@ -153,11 +158,31 @@ def upright(image: Image.Image, alpha: bool = False) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
+_STDERR = threading.Lock()  # which belongs to the whole process
+
+
+def _decode(image: Image.Image) -> None:
+    """Read the pixels. Of a TIFF without what its library prints of errors, which Pillow raises."""
+    if image.format != "TIFF":
+        image.load()
+        return
+    with _STDERR, ExitStack() as stack:
+        with suppress(OSError):  # there may be no stderr
+            shown = os.dup(2)
+            stack.callback(os.close, shown)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nowhere)
+            stack.callback(os.dup2, shown, 2)
+            os.dup2(nowhere, 2)
+        image.load()
+
+
 def eight_bits(image: Image.Image) -> Image.Image:
     """A picture of wide numbers in 8 bits: integers of 16 bits, floats up to 1, 255 or 65535."""
     if image.mode[0] not in "IF":
         return image
-    value_HW = np.asarray(image, np.float64)
+    with np.errstate(invalid="ignore"):  # floats may say that nothing is known
+        value_HW = np.nan_to_num(np.asarray(image, np.float64))
     brightest = float(value_HW.max(initial=0))
     factor = 1 / 257
     if image.mode == "F" and brightest <= 255:

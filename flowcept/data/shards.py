@@ -11,9 +11,7 @@ import itertools
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +25,9 @@ from torch import Tensor
 from flowcept.codecs import Codec, CodecConfig, to_images
 from flowcept.data import folder as data
 from flowcept.data.folder import ClipEntry, Finding, Progress, Scan
-from flowcept.data.video import replacing
 from flowcept.device import autocast
 from flowcept.errors import UserError
+from flowcept.files import replacing
 
 CACHE_FORMAT = 4  # part of every key: raise it when the same files would be decoded differently
 ENCODE_CHUNK = 64  # pictures encoded at once, of all clips alike, where each is encoded alone
@@ -248,7 +246,6 @@ def _build(path: Path, key: str, needed: int, fill: _Fill) -> dict[str, Any]:
     note_path = path.with_suffix(".json")
     with replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(path.parent, path.suffix)
         _check_space(path, needed)
         with temporary.open("wb") as file:
             note = fill(file)
@@ -257,14 +254,6 @@ def _build(path: Path, key: str, needed: int, fill: _Fill) -> dict[str, Any]:
     with replacing(note_path) as temporary:
         temporary.write_text(json.dumps(note), encoding="utf-8")
     return note
-
-
-def remove_stale(folder: Path, suffix: str) -> None:
-    """Remove what killed processes were writing; a living one writes all the time."""
-    for stale in folder.glob(f".*{suffix}"):
-        with suppress(FileNotFoundError):
-            if time.time() - stale.stat().st_mtime > 3600:
-                stale.unlink()
 
 
 def _check_space(path: Path, needed: int) -> None:

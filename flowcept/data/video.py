@@ -10,14 +10,12 @@ import json
 import math
 import os
 import re
-import secrets
-import shutil
 import stat
 import sys
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from flowcept.data import ffmpeg, formats, pictures
 from flowcept.data.timing import DEFAULT_FPS, Edges, Timing, constant_rate, edges
 from flowcept.errors import UserError
+from flowcept.files import replacing
 from flowcept.settings import FASTEST, SLOWEST
 
 Frames = ffmpeg.Frames
@@ -466,32 +465,6 @@ def claims(path: Path) -> tuple[set[Claim], set[Claim]]:
     elif numbered := _PATTERN.fullmatch(name):
         takes |= {("frames", parent, *numbered.groups())}
     return takes, touches | takes
-
-
-@contextmanager
-def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
-    """A hidden temporary name beside `path`, renamed over `path` if the block ends well.
-
-    Missing folders are made. With `numbered` it is to become a folder, whose files are then moved
-    out beside it.
-    """
-    temporary = path.parent / f".{secrets.token_hex(6)}{'' if numbered else path.suffix.lower()}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            path.rmdir()  # empty, as `check_output` found
-        if numbered:
-            for file in sorted(temporary.iterdir()):
-                file.rename(path.parent / file.name)
-        else:
-            temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def write_video(

@@ -22,6 +22,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from flowcept.errors import not_finite
 from flowcept.process import state as frames
 from flowcept.process.compositions import LEAST_LOG, Gaps, by_clip
 from flowcept.process.forward import Process
@@ -258,6 +259,7 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], lis
     """Per clip, on the CPU and in float64: what is said of its gaps, and logits of sizes.
 
     An open gap keeps a share, however small, since the length may be fixed against the network.
+    Raises UserError for laws that are no numbers.
     """
     log_BG = by_clip(prediction.log_missing_first_B, prediction.log_missing_F, state.lengths)
     open_BG = by_clip(state.open_first_B, state.open_F, state.lengths)
@@ -266,6 +268,8 @@ def _on_host(state: FrameState, prediction: Prediction) -> tuple[list[Gaps], lis
     if prediction.gap_BG2H is not None and prediction.tables is not None:
         said += [prediction.gap_BG2H, *vars(prediction.tables).values()]
     packed = torch.cat([x.flatten() for x in said]).cpu().double()  # in one journey
+    if bool(packed.isnan().any()):
+        raise not_finite()
     parts = zip(packed.split([x.numel() for x in said]), said, strict=True)
     log_BG, size_BK, *features = (part.view(x.shape) for part, x in parts)
 

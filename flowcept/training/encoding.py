@@ -47,7 +47,7 @@ from flowcept.data.encoded import (
     write_shard,
 )
 from flowcept.data.folder import ClipEntry, Finding, Scan
-from flowcept.data.shards import remove_stale, trimmed
+from flowcept.data.shards import trimmed
 from flowcept.data.timing import Timing
 from flowcept.data.video import Frames
 from flowcept.device import autocast
@@ -352,8 +352,7 @@ def _examples(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _mend(job: Job, index: Index) -> None:
-    """Let go of damaged shards, which are made again, and of what killed processes left."""
-    remove_stale(job.out, ".safetensors")
+    """Let go of damaged shards, which are made again."""
     there = 0
     names = [*index.prompt_shards(), *index.clip_shards()]
     for path in [job.out / name for name in names if (job.out / name).exists()]:

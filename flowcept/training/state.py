@@ -19,6 +19,7 @@ import tomli_w
 from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.evaluation import report
+from flowcept.files import replacing
 from flowcept.settings import (
     OF_THE_MODEL,
     PRESETS,
@@ -75,7 +76,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from error
 
 
@@ -86,7 +87,8 @@ def family_of_run(path: Path) -> str:
 
 def write_config(config: TrainConfig | MotionTrainConfig, path: Path) -> None:
     """All settings as TOML, a table for each part."""
-    path.write_text(tomli_w.dumps(asdict(config)), encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(tomli_w.dumps(asdict(config)), encoding="utf-8")
 
 
 class Files:
@@ -163,7 +165,8 @@ class Files:
         if self.log.exists():
             kept = [record for record in self.records() if record.get("step", 0) <= step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            self.log.write_text(text, encoding="utf-8")
+            with replacing(self.log) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def draw_losses(self, names: Collection[str]) -> None:
         """Curves of the log as a picture, ``loss.png``, with those of the held-out clips."""

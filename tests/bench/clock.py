@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flowcept.data import video
+from flowcept.files import replacing
 
 # Seconds on one core, until they are measured.
 GUESSED = {"step": 0.4, "clip": 0.3, "features": 1.0, "scores": 60.0}
@@ -49,5 +49,5 @@ def known(path: Path) -> dict[str, Any]:
 
 def keep(path: Path, values: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    with video.replacing(path) as scratch:
+    with replacing(path) as scratch:
         scratch.write_text(json.dumps(values) + "\n")

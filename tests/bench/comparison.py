@@ -51,6 +51,7 @@ from flowcept.evaluation.evaluate import (
     length_scores,
 )
 from flowcept.evaluation.features import FeatureNetwork
+from flowcept.files import replacing
 from flowcept.generation import Studio
 from flowcept.networks import FAMILIES, build_network
 from flowcept.process.forward import Process
@@ -236,7 +237,7 @@ class Comparison:
             )  # fmt: skip
         if checkpoint.read_card(newest).steps != steps:
             raise SystemExit(f"{folder} is past step {steps}: name more --steps, or another --run")
-        with video.replacing(kept) as scratch:
+        with replacing(kept) as scratch:
             shutil.copy(newest, scratch)
         return kept
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from flowcept.data.video import replacing
+from flowcept.files import replacing
 
 Of = ParamSpec("Of")
 

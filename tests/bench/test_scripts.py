@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
 import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import comparison
 import framewise
+import fuzz
+import kill
 import missing
 import numpy as np
 import pytest
 import ring
 import torch
+from fixtures_model import write_model
 from safetensors.torch import save_file
 from test_mobilenet import mobilenet_weights
 
 import flowcept
 from flowcept import model_file
 from flowcept.data import theatre
+from flowcept.errors import UserError
 from flowcept.evaluation.evaluate import clips_like, draw_clips
 from flowcept.process.forward import Target
 from flowcept.process.state import FrameState, GapTables, Prediction
@@ -58,6 +66,107 @@ def test_every_section_of_the_gpu_script_runs_and_routes_agree(tmp_path: Path) -
     assert len(done["largest"]) == 6, "three cards, training and sampling"
     for figure in ("attention of", "matrix rate", "waits", "a clip of", "longest clip"):
         assert figure in out
+
+
+def test_damaged_files_are_tried_and_counted(tmp_path: Path) -> None:
+    words = ("fuzz.py", "--output", tmp_path, "--first", 7, "--count", 2)
+    rows = printed(*words).splitlines()
+    assert rows[0] == "seed 0, 2 cases of each format from 7"
+    table = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
+    assert len(table) == 17, "formats, and model headers by values"
+    for _, refused, right, failed, _ in table:
+        assert int(refused) + int(right) == 2
+        assert int(failed) == 0
+    kept = {file.name for file in tmp_path.iterdir()}
+    assert {"counts.json", "csv.jsonl"} <= kept
+
+
+@pytest.fixture
+def verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., fuzz.Verdict]]:
+    """What becomes of a case with a reader; the reader gets the file, and where words are heard."""
+    (tmp_path / "inputs/csv").mkdir(parents=True)
+    (tmp_path / "inputs/csv/a.csv").write_text("path,text\n1.png,a\n")
+    monkeypatch.setattr(fuzz, "INPUTS", tmp_path / "inputs")
+    monkeypatch.setattr(fuzz, "COMMANDS", 10**9)
+    with (tmp_path / "said").open("ab+", buffering=0) as said:
+
+        def tried(reader: Callable[[Path, io.FileIO], object]) -> fuzz.Verdict:
+            monkeypatch.setitem(fuzz.READERS, "csv", lambda path, _: reader(path, said))
+            with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+                return fuzz.tried("csv", 1, 0, Path(folder), said)
+
+        yield tried
+
+
+def refuses(text: str) -> Callable[..., None]:
+    def reader(*_: object) -> None:
+        raise UserError(text)
+
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("reader", "why"),
+    [
+        (refuses("two\nlines"), "not one plain line"),
+        (refuses("x" * 5000), "not one plain line"),
+        (lambda *_: 1 / 0, "ZeroDivisionError"),
+        (lambda *_: warnings.warn("a", RuntimeWarning, stacklevel=1), "a library said"),
+        (lambda _, said: said.write(b"of a library in C"), "a library said"),
+        (lambda path, _: path.with_name(".half").write_text(""), "left behind"),
+    ],
+)
+def test_a_reader_that_fails_is_told(verdict, reader, why) -> None:
+    found = verdict(reader)
+    assert found.kind == "failed"
+    assert why in found.why
+
+
+def test_a_reader_is_right_or_takes_too_much(verdict, monkeypatch) -> None:
+    assert verdict(lambda *_: None).kind == "right"
+    assert verdict(refuses("one line")) == fuzz.Verdict("refused", "one line")
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert verdict(lambda *_: None).why == "a child is left"
+        child.kill()
+    for name, limit, why in (("BYTES", 1, "were held"), ("SECONDS", -1, "s of the processor")):
+        monkeypatch.setattr(fuzz, name, limit)
+        assert why in verdict(lambda *_: None).why
+
+
+@pytest.mark.slow
+def test_killed_commands_leave_nothing_broken(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors")
+    words = ("kill.py", "--output", tmp_path / "kill", "--count", 1, "--model", model)
+    rows = printed(*words, "--only", "train", "gen", "theatre").splitlines()
+    table = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
+    assert [row[0].split()[0] for row in table] == ["train"] * 2 + ["gen"] * 2 + ["theatre"] * 2
+    assert all(sum(map(int, row[1:])) == 1 and row[-1] == "0" for row in table)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "broken"),
+    [
+        ("a.png", b"\x89PNG", True),
+        ("config.toml", b"[hal", True),
+        ("state.safetensors", b"12345678", True),
+        ("clip.mp4", b"ftyp", True),
+        ("log.jsonl", b'{"step": 1}\n{"st', False),
+        ("log.jsonl", b'{"step": 1}\n{"st\n', True),
+        ("unknown.xyz", b"", True),
+        (".hidden.png", b"\x89PNG", False),
+    ],
+)
+def test_a_broken_file_under_its_final_name_is_seen(
+    tmp_path: Path, name: str, content: bytes, broken: bool
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if broken:
+        with pytest.raises(kill.WrongError, match=name):
+            kill.check_files(tmp_path)
+    else:
+        kill.check_files(tmp_path)
 
 
 def test_a_frame_of_either_form_is_held_against_the_padded_peer() -> None:

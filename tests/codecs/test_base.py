@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -211,3 +212,12 @@ def test_a_model_file_holds_a_video_codec(tmp_path):
     assert isinstance(codec, FakeVideo)
     assert codec.pictures_per_latent == model_file.load(path).card.codec.pictures_per_latent == 4
     assert torch.equal(codec.decode(codec.encode_clip(pictures(5))), pictures(5))
+
+
+def test_pictures_that_are_no_numbers_are_refused():
+    image_FCHW = torch.zeros(2, 3, 4, 4)
+    to_frames(image_FCHW)
+    for value in (math.nan, math.inf):
+        image_FCHW[1, 0, 0, 0] = value
+        with pytest.raises(UserError, match="not finite"):
+            to_frames(image_FCHW)

@@ -1,5 +1,6 @@
 """Pictures look as browsers show them: profiles of colours, layers of animations, wide numbers."""
 
+import os
 import struct
 import zlib
 from io import BytesIO
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import GifImagePlugin, Image, ImageCms
+from PIL import GifImagePlugin, Image, ImageCms, PngImagePlugin
 
 from flowcept.data.video import open_reel, read_image, read_video
+from flowcept.errors import UserError
 
 SRGB = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
 DISPLAY_P3 = ((0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419), (0.1572, 0.0666, 0.7841))
@@ -171,3 +173,44 @@ def test_an_animation_of_another_program(tmp_path: Path):
         )
         (tmp_path / f"a{suffix}").write_bytes(stored.getvalue())
         np.testing.assert_array_equal(read_video(tmp_path / f"a{suffix}")[0], rgba_FHW4[..., :3])
+
+
+def test_libtiff_does_not_talk_to_the_user(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Of a broken strip its library prints a line of its own; what is wrong is our one line."""
+    path = tmp_path / "a.tif"
+    Image.effect_noise((64, 64), 50).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[8:200] = bytes(range(64, 256))
+    path.write_bytes(content)
+    with Image.open(path) as image, pytest.raises(OSError, match="decoder error"):
+        image.load()
+    assert "table" in capfd.readouterr().err, "the library talks: this test can fail"
+    with pytest.raises(UserError, match="it is damaged"):
+        read_image(path)
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard", "and what is said later is heard"
+
+
+@pytest.mark.parametrize("kind", [AssertionError, ZeroDivisionError, TypeError])
+def test_whatever_pillow_raises_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def load(_: Image.Image) -> None:
+        raise kind
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(UserError, match="it is damaged"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_floats_that_say_nothing_are_black(tmp_path: Path):
+    signalling = np.array([0x7F800001], np.uint32).view(np.float32)[0]
+    values = np.array([[0, 255, np.nan, signalling, np.inf, -np.inf]], np.float32)
+    Image.fromarray(np.array([[0, 255, np.nan, signalling]], np.float32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 255, 0, 0]
+    Image.fromarray(values).save(tmp_path / "b.tif")
+    assert read_image(tmp_path / "b.tif").shape == (1, 6, 3)

@@ -20,6 +20,7 @@ CODECS = {
     "mpeg4.mp4": ["-c:v", "mpeg4"],
     "vp9.webm": ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"],
     "mjpeg.avi": ["-c:v", "mjpeg"],
+    "ffv1.mkv": ["-c:v", "ffv1", "-level", "3"],
 }
 
 
@@ -39,6 +40,20 @@ def test_damage_within_a_film_is_said(tmp_path: Path, name: str):
     assert len(read_video(path)[0]) == 12
     with pytest.raises(UserError, match="it is damaged"):
         read_video(damaged(path))
+
+
+def test_frames_of_which_nothing_was_heard_are_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A complaint may end up in the middle of a frame's line, so that its time is not known."""
+    path = made(tmp_path / "a.mp4")
+    assert len(read_video(path)[0]) == 25
+    real = ffmpeg.Run._hear
+    monkeypatch.setattr(
+        ffmpeg.Run, "_hear", lambda run, text: real(run, text.replace("n:   7", ""))
+    )
+    with pytest.raises(UserError, match="it is damaged"):
+        read_video(path)
 
 
 def test_training_drops_a_damaged_clip(tmp_path: Path):

@@ -76,6 +76,11 @@ def broken(change):
     return glb
 
 
+def animated(tree):
+    """What the first channel of the first animation moves: a rotation, of four numbers."""
+    return tree["animations"][0]["channels"][0]["target"]
+
+
 def lengthened(data: bytes) -> bytes:
     return data[:8] + (len(data) + 4).to_bytes(4, "little") + data[12:]
 
@@ -96,6 +101,11 @@ def lengthened(data: bytes) -> bytes:
         (broken(lambda j: j["accessors"][0].update(count=10**9)), "is no usable .glb model"),
         (broken(lambda j: j["nodes"][1].update(translation=[float("nan")] * 3)), "no sense"),
         (broken(lambda j: j["nodes"][1].update(children=[7])), "is no usable .glb model"),
+        (broken(lambda j: j["nodes"][1].update(scale=[1e30] * 3)), "no sense"),
+        (broken(lambda j: animated(j).update(node=7)), "is no usable .glb model"),
+        (broken(lambda j: animated(j).update(node="1")), "is no usable .glb model"),
+        (broken(lambda j: animated(j).update(path="scale")), "is no usable .glb model"),
+        (broken(lambda j: j["accessors"][0].update(type="x" * 5000)), r"x{100}\.\.\. is missing"),
         (broken(lambda j: j.update(extensionsRequired=["KHR_draco"])), "extension KHR_draco"),
         (broken(lambda j: j["animations"][0]["samplers"][0].update(input=1)), "no sense"),
     ],

@@ -83,6 +83,10 @@ def test_unknown_preset():
         ("[context]\nfirst = [1]", "context"),
         ("hidden = ", "TOML"),
         ("\x00", "TOML"),
+        ("hidden = " + "9" * 5000, "TOML"),
+        ("hidden = " + "[" * 5000, "TOML"),
+        ("guidance" * 1000 + " = 1", "unknown"),
+        ("learning_rate = 1" + "0" * 400, "learning_rate"),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(tmp_path: Path, text, named):

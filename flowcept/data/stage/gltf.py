@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowcept.errors import UserError
+from flowcept.settings import short
 
 Floats = NDArray[Any]  # np.floating; float32 where it matters
 Indices = NDArray[np.int64]
@@ -27,6 +28,7 @@ MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 TRIANGLES = 4
+FARTHEST = 1e9  # of any number of a model
 HARMLESS = ("KHR_materials_", "KHR_texture_transform")  # extensions that change no shape
 
 
@@ -149,6 +151,8 @@ class Skeleton:
             for i, node in enumerate(nodes)
             if "matrix" in node
         }
+        if not _sensible(*self.rest.values(), *self.fixed.values()):
+            raise ValueError("its nodes make no sense")
 
     def _depth(self, node: int) -> int:
         depth = 0
@@ -271,7 +275,9 @@ class _Reader:
         animations = {one.name: one for one in self._animations()}
         joint_J = np.array(self.joints)
         model = Model(mesh, weight_VJ, joint_J, inverse_J44, self.skeleton, animations)
-        if not np.isfinite(model.pose().point_V3).all() or mesh.face_T3.max() >= len(mesh.point_V3):
+        posed = [model.pose(name).point_V3 for name in (None, *animations)]
+        numbers = (*posed, mesh.point_V3, mesh.normal_V3, inverse_J44)
+        if not _sensible(*numbers) or mesh.face_T3.max() >= len(mesh.point_V3):
             raise ValueError("its triangles make no sense")
         return model
 
@@ -374,9 +380,14 @@ class _Reader:
             value_KX = self.file.array(sampler["output"]).astype(np.float32)
             if kind == "CUBICSPLINE":  # a value between two tangents each
                 value_KX = value_KX[1::3]
-            if not len(time_K) or len(time_K) != len(value_KX) or not np.isfinite(value_KX).all():
+            if not len(time_K) or len(time_K) != len(value_KX) or not _sensible(time_K, value_KX):
                 raise ValueError("an animation of it makes no sense")
             yield _Channel(target["node"], target["path"], time_K, value_KX, kind == "STEP")
+
+
+def _sensible(*values: Floats) -> bool:
+    """Whether numbers are finite, and none so large that its square overflows."""
+    return all(bool((np.abs(one) < FARTHEST).all()) for one in values)
 
 
 def read_model(path: Path, hidden: tuple[str, ...] = ()) -> Model:
@@ -385,7 +396,8 @@ def read_model(path: Path, hidden: tuple[str, ...] = ()) -> Model:
     UserError names a file that cannot be read.
     """
     try:
-        return _Reader(_File(path.read_bytes())).model(hidden)
+        with np.errstate(all="ignore"):  # what overflows makes no sense, which is said
+            return _Reader(_File(path.read_bytes())).model(hidden)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (
@@ -401,4 +413,5 @@ def read_model(path: Path, hidden: tuple[str, ...] = ()) -> Model:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    told = short(str(error))
+    return f"{told} is missing" if isinstance(error, KeyError) else told
