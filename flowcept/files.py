@@ -25,7 +25,8 @@ _swept = set[Path]()  # folders where this process has looked for what others le
 def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
     """A hidden temporary name beside `path`, renamed over `path` if the block ends well.
 
-    Missing folders are made. With `numbered` it is to become a folder, whose files are then moved out beside it.
+    Missing folders are made. With `numbered` it is to become a folder, whose files are then moved
+    out beside it.
     """
     _sweep(path.parent)
     name = f".flowcept-{_machine()}-{os.getpid()}-{secrets.token_hex(6)}"

@@ -263,8 +263,12 @@ def test_a_full_disk_is_one_line(tmp_path: Path):
     assert leftovers(tmp_path) == ["model.safetensors"]
 
 
-def test_a_folder_that_does_not_exist(tmp_path: Path):
-    refused(tmp_path / "absent" / "model.safetensors", lambda path: save(stirred(), path))
+def test_a_missing_folder_is_made_and_a_file_in_its_place_is_not_replaced(tmp_path: Path):
+    save(stirred(), tmp_path / "new" / "model.safetensors")
+    assert load(tmp_path / "new" / "model.safetensors").card == stirred().card
+    (tmp_path / "file").write_text("mine")
+    refused(tmp_path / "file" / "model.safetensors", lambda path: save(stirred(), path))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

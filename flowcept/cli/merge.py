@@ -43,7 +43,6 @@ def merge(
         raise UserError(f"{adapter} is a pretrained model, no adapter: there is nothing to merge")
     if output.resolve() == found.path.resolve():
         raise UserError(f"{output} is the adapter itself: give what is written another name")
-    output.parent.mkdir(parents=True, exist_ok=True)
     if lora_only:
         adapters.export_lora(found.path, output)
         typer.echo(f"{output}: the LoRA alone, for pipelines of diffusers")

@@ -245,7 +245,6 @@ def _build(path: Path, key: str, needed: int, fill: _Fill) -> dict[str, Any]:
     """Write the rows, of so many bytes at most, then the note, which makes them valid."""
     note_path = path.with_suffix(".json")
     with replacing(path) as temporary:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _check_space(path, needed)
         with temporary.open("wb") as file:
             note = fill(file)

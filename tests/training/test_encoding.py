@@ -294,7 +294,7 @@ def test_the_command_says_what_is_wrong_in_one_line(clips, tiny_model, tmp_path,
         ([clips, "--codec", "nothing"], "no model 'nothing'"),
         ([clips, "--codec", tiny_model, "--text", tmp_path], "holds no text encoder"),
         ([clips, "--codec", tiny_model, "--buckets", "big"], "--buckets must be an area"),
-        ([clips, "--codec", tiny_model, "--fit", "fill"], "--fit must be one of"),
+        ([clips, "--codec", tiny_model, "--fit", "fill"], "--fit must be crop, pad or stretch"),
     ):
         wrong = flow("encode", *words, "-o", "out")
         assert (wrong.status, wrong.err.count("\n")) == (2, 1), wrong.err
