@@ -60,7 +60,7 @@ GAPS = (
         12,
         2,
         "cups that look alike, a hand before them",
-        "the hand and the hidden cup break into specks, the right cup tears",
+        "the hand and the hidden cup curl up, the right cup tears",
         "the hand is see-through, the cups smear",
     ),
     HardGap(
@@ -68,7 +68,7 @@ GAPS = (
         8,
         2,
         "a hand hides blocks on a grid that repeats",
-        "specks around the hand, blocks beside it shatter",
+        "curls around the hand, blocks beside it tear",
         "the grid bends, blocks at the left melt",
     ),
     HardGap(
@@ -84,7 +84,7 @@ GAPS = (
         14,
         2,
         "a small fast ball, a leg that swings down",
-        "the ball tears; the swinging leg is left out",
+        "the ball smears; the swinging leg is left out",
         "the ball is whole, in a wrong place; the swinging leg is left out",
     ),
     HardGap(
@@ -108,7 +108,7 @@ GAPS = (
         12,
         2,
         "limbs that turn and hide each other",
-        "legs and back burst into specks",
+        "legs and back curl up",
         "the legs fade into each other",
     ),
     HardGap(
