@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ class Console:
     quiet: bool = False
 
     def say(self, *lines: str) -> None:
-        if not self.quiet:
-            for line in lines:
+        """Write lines, above the bars that are there."""
+        with tqdm.external_write_mode(sys.stdout):
+            for line in () if self.quiet else lines:
                 self.write(line)
 
     def steps(self, label: str, done: int, total: int) -> Any:  # noqa: ANN401 - tqdm has no types

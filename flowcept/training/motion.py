@@ -52,6 +52,7 @@ LOG_ERROR_WEIGHT = 1.0  # of the mean logarithm of the squared error
 EXPECTED_WEIGHT = 0.02  # of what the network expects of its own error
 MOST_SKIPPED = 20  # steps in a row whose gradient is not finite: then training has diverged
 DECIBELS = 10 / math.log(10)  # of a natural logarithm
+FLOWS_A_WINDOW = 2  # about, that are new to it: of its gap and of those beside it
 FPS = 24.0  # at which frames between pictures are played
 
 
@@ -119,35 +120,23 @@ class MotionTrainer:
         self.held_law, self.windows, self.contents = held_law, held_windows(data), data.folder.name
         self.rng = np.random.default_rng(config.machine.seed)
         self.drawer = WindowDrawer(data, self.rng)
-        self.step, self.skipped, self.hours = 0, 0, 0.0
+        self.step, self.skipped = 0, 0
 
     @property
     def num_held(self) -> int:
         """Windows that are never learned from."""
         return len(self.windows)
 
-    def progress(self) -> float:
-        """Share of the training that lies behind."""
-        settings = self.config.optimizer
-        timed = self.hours / settings.max_hours if settings.max_hours else 0.0
-        return max(self.step / settings.steps, timed)
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether ``max_hours`` are over."""
-        most = self.config.optimizer.max_hours
-        return bool(most) and self.hours >= most
-
-    def learning_rate(self) -> float:
+    def learning_rate(self, progress: float) -> float:
         """Of the next step: rises over the warm-up, then a half cosine to 0."""
         settings = self.config.optimizer
         rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
-        fall = (1 + math.cos(math.pi * min(1.0, self.progress()))) / 2
+        fall = (1 + math.cos(math.pi * progress)) / 2
         return settings.learning_rate * rise * fall
 
-    def train_step(self) -> dict[str, Tensor | float]:
+    def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
         """One step of gradient descent: the losses of its batch, and what it was like."""
-        batch, rate = self.drawer.batch().to(self.machine.device), self.learning_rate()
+        batch, rate = self.drawer.batch().to(self.machine.device), self.learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self._backward(batch)
@@ -192,17 +181,19 @@ class MotionTrainer:
         ours, others = self.average.parameters(), self.network.parameters()
         torch._foreach_lerp_(list(ours), list(others), 1 - keep)
 
-    def seconds(self) -> tuple[float, float]:
-        """What a step takes here and a new flow, measured; nothing is learned."""
-        drawer = WindowDrawer(self.drawer.data, np.random.default_rng(0))
+    def seconds(self, steps: int) -> float:
+        """How long so many steps take here, by one of them and a flow, measured; none is taken."""
+        drawer, data = WindowDrawer(self.drawer.data, np.random.default_rng(0)), self.drawer.data
         batch = drawer.batch().to(self.machine.device)
         for _ in range(2):  # the first one warms up
             begun = time.monotonic()
             self._backward(batch)
             self.optimizer.zero_grad(set_to_none=True)
         stepped = time.monotonic()
-        self.drawer.data.estimated(self.drawer.data.shots[0], 0, 2)
-        return stepped - begun, time.monotonic() - stepped
+        data.estimated(data.shots[0], 0, 2)
+        step, flow = stepped - begun, time.monotonic() - stepped
+        windows = steps * data.config.pixels / max(self.drawer.sides) ** 2
+        return steps * step + min(FLOWS_A_WINDOW * windows, self.drawer.num_gaps) * flow
 
     def held_out(self) -> dict[str, float]:
         """Scores of the averaged weights on held-out windows; empty where there are none."""
@@ -221,13 +212,12 @@ class MotionTrainer:
 
     def weights(self) -> Weights:
         """The averaged model as it goes into a file."""
-        return motion_weights(self.average, self.step, self.dataset, self.hours)
+        return motion_weights(self.average, self.step, self.dataset)
 
     def state_dict(self) -> dict[str, Any]:
         """All that later steps depend on; the tensors are the live ones."""
         return {
             "step": self.step,
-            "hours": self.hours,
             "skipped": self.skipped,
             "clips": self.contents,
             "network": self.network.state_dict(),
@@ -240,7 +230,7 @@ class MotionTrainer:
         """Go on from a state; ``ValueError`` for one of other clips or other weights."""
         if state["clips"] != self.contents:
             raise ValueError("other clips")
-        self.step, self.hours, self.skipped = state["step"], state["hours"], state["skipped"]
+        self.step, self.skipped = state["step"], state["skipped"]
         self.rng.bit_generator.state = json.loads(state["rng"])
         try:
             self.network.load_state_dict(state["network"])

@@ -14,7 +14,8 @@ import torch
 from flowcept import diffusers_folder
 from flowcept.adapters import digest
 from flowcept.codecs import Codec
-from flowcept.data.batches import split_held_out
+from flowcept.data.batches import ClipSource, split_held_out
+from flowcept.data.folder import digest_of
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
@@ -31,9 +32,14 @@ PROMPTS = 64  # of the training prompts at most are listed in a card, the most f
 class Clips:
     """The clips of a run as latents, and which of them are trained on."""
 
-    latents: LatentStore
+    latents: ClipSource
     train: list[int]
     held: list[int]
+
+    @property
+    def contents(self) -> str:
+        """A digest of captions and lengths, wherever the files lie."""
+        return digest_of(self.latents.captions, self.latents.lengths)
 
 
 def split(store: PictureStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:

@@ -6,10 +6,8 @@ network learns on latents. A run that was stopped goes on where its last state w
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,9 +23,8 @@ from flowcept.model_file import Weights
 from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
-from flowcept.training.distributed import Machine, joined, pick
 from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
-from flowcept.training.loop import Training, run_to_end
+from flowcept.training.loop import run_to_end
 from flowcept.training.parts import (
     Clips,
     assemble,
@@ -36,8 +33,8 @@ from flowcept.training.parts import (
     pretrained,
     split,
 )
-from flowcept.training.state import Config, Files, Run
-from flowcept.training.stopping import stoppable
+from flowcept.training.session import begun, freed_if_refused, go_on, in_its_folder
+from flowcept.training.state import Run
 from flowcept.training.trainer import Trainer
 
 
@@ -72,40 +69,64 @@ def train(
     Raises ``UserError`` for unusable data or settings, for a run folder that is in use and not to
     be resumed, and for a resumed run that differs in another setting that ``given`` names.
     """
-    files = Files(run)
-    config = files.recorded(config, given) if resume else files.unused(config)
-    check_parts(config, family)
-    device, dtype = pick(config.machine)
-    origin = _origin(config, dtype)
-    codec = new_codec(config, origin).to(device)
-
-    with stoppable(), joined(device) as team:
-        said = Console(console, quiet or not team.first)
-        state = Run(files, config, Machine(device, dtype, team), said)
-        reading = said.progress("reading", "clip")
-        scan = team.in_turn(lambda: data.scan(folder, config.data, reading, files.cache))
-        said.say(*scan.summary())
-        if not resume:
-            check_lexicon(config.data.lexicon, (entry.caption for entry in scan.entries))
-            said.say(*idle(config, given))
-            open_folder(state)
-        with told_how_to_go_on(folder, state):
-            pictures = team.in_turn(lambda: _decoded(scan, state, resume))
-            if origin is None:
-                codec = fitted(codec, pictures, state)
-            clips = _encoded(pictures, codec, state)
-            facts = {
-                "dataset": folder.resolve().name,
-                "fps": scan.fps,
-                "codec_psnr": rebuilt_psnr(codec, pictures, state),
-            }
-            weights = assemble(config, clips, codec, origin, process, family, **facts)
-            trainer = Trainer(weights, clips, config, state.machine)
-            if resume:
-                go_on(trainer, state)
-            said.say(*_differences(config, origin), *_words(weights), describe(trainer))
+    begin = begun(folder, run, config, resume=resume, given=given, quiet=quiet, console=console)
+    with begin as state:
+        parts = _parts(state, process, family)
+        scan = _scanned(state, given)
+        with in_its_folder(state):
+            trainer = _trainer(scan, state, parts)
             run_to_end(trainer, state, pause_at)
-    return files.model
+    return state.files.model
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run starts from, before it has looked at a clip."""
+
+    origin: Weights | None  # a model to go on from
+    codec: Codec  # not fitted yet
+    process: Process | None
+    family: str
+
+
+def _parts(run: Run[TrainConfig], process: Process | None, family: str) -> Parts:
+    """``UserError`` for all that is wrong with the settings alone."""
+    check_parts(run.config, family)
+    origin = _origin(run.config, run.machine.dtype)
+    codec = new_codec(run.config, origin).to(run.machine.device)
+    return Parts(origin, codec, process, family)
+
+
+def _scanned(run: Run[TrainConfig], given: Collection[str]) -> data.Scan:
+    """What the folder holds, told to whoever waits."""
+    config, reading = run.config, run.console.progress("reading", "clip")
+    scan = run.machine.team.in_turn(
+        lambda: data.scan(run.data, config.data, reading, run.files.cache)
+    )
+    run.console.say(*scan.summary())
+    if not run.resumed:
+        check_lexicon(config.data.lexicon, (entry.caption for entry in scan.entries))
+        run.console.say(*idle(config, given))
+    return scan
+
+
+def _trainer(scan: data.Scan, run: Run[TrainConfig], parts: Parts) -> Trainer:
+    """All that is trained and what it learns from, before the first step, or where it stopped."""
+    codec = parts.codec
+    pictures = run.machine.team.in_turn(lambda: _decoded(scan, run))
+    if parts.origin is None:
+        codec = fitted(codec, pictures, run)
+    clips = _encoded(pictures, codec, run)
+    facts = {
+        "dataset": run.data.resolve().name,
+        "fps": scan.fps,
+        "codec_psnr": rebuilt_psnr(codec, pictures, run),
+    }
+    weights = assemble(run.config, clips, codec, parts.origin, parts.process, parts.family, **facts)
+    trainer = Trainer(weights, clips, run.config, run.machine)
+    go_on(trainer, run)
+    run.console.say(*_differences(run.config, parts.origin), *_words(weights), describe(trainer))
+    return trainer
 
 
 def _origin(config: TrainConfig, dtype: torch.dtype) -> Weights | None:
@@ -165,37 +186,11 @@ def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
             yield f"note: {flag(name)} has no effect: {why[name]}"
 
 
-def open_folder(run: Run[Config]) -> None:
-    """Take the run's folder, once all processes have seen that it was not in use."""
-    team = run.machine.team
-    team.wait()
-    if team.first:
-        run.files.open(run.config)
-    team.wait()
-
-
-@contextmanager
-def told_how_to_go_on(folder: Path, run: Run[Config]) -> Iterator[None]:
-    """Whoever stops the run within is told how to resume it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        family: str = run.config.family
-        network: list[str] = [] if family == TrainConfig.family else ["--network", family]
-        words = shlex.join(["train", str(folder), "-o", str(run.files.path), *network, "--resume"])
-        run.console.say(f"to go on: flowcept {words}")
-        raise
-
-
-def _decoded(scan: data.Scan, run: Run[TrainConfig], resume: bool) -> PictureStore:
-    """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
-    progress = run.console.progress("decoding", "frame")
-    try:
+def _decoded(scan: data.Scan, run: Run[TrainConfig]) -> PictureStore:
+    """All frames."""
+    progress = run.clock.watched(run.console.progress("decoding", "frame"), "decoding the clips")
+    with freed_if_refused(run):
         store = PictureStore(scan, run.files.cache, progress)
-    except UserError:
-        if not resume:
-            run.files.free()
-        raise
     run.console.say(*map(str, store.findings))
     return store
 
@@ -203,6 +198,7 @@ def _decoded(scan: data.Scan, run: Run[TrainConfig], resume: bool) -> PictureSto
 def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Clips:
     """All clips as latents, some of them held out."""
     machine = run.machine
+    progress = run.clock.watched(run.console.progress("encoding", "frame"), "encoding the clips")
     latents = machine.team.in_turn(
         lambda: LatentStore(
             pictures,
@@ -210,25 +206,11 @@ def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Cli
             run.files.cache,
             device=machine.device,
             dtype=machine.dtype,
-            progress=run.console.progress("encoding", "frame"),
+            progress=progress,
         )
     )
     run.console.say(*map(str, latents.findings))
     return Clips(latents, *split(latents, run.config))
-
-
-def go_on(trainer: Training, run: Run[Config]) -> None:
-    """Load the state, if one was written; ``UserError`` where it is of other clips."""
-    if not run.files.state.exists():
-        return
-    try:
-        trainer.load_state_dict(model_file.load_tree(run.files.state))
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"the state in {run.files.path} does not fit these clips: resume on the folder as it "
-            "was when training began, or start another run, with --init to go on"
-        ) from error
-    run.console.say(f"continuing from step {trainer.step}")
 
 
 def describe(trainer: Trainer) -> str:

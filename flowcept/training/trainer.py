@@ -10,6 +10,7 @@ Shape suffixes: S tokens of all prompts, D width of a token, B clips.
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -39,6 +40,7 @@ from flowcept.training.distributed import Machine
 from flowcept.training.parts import Clips
 
 SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
+MEASURED = 2048  # tokens at most of the step by which time is measured
 HELD_OUT_STEPS = 4  # of training: as many tokens go into a loss of held-out clips
 WITH_ALL = ObjectiveSettings(
     prompt_dropout=0.0, given_prompt_dropout=0.0, context_dropout=0.0, paraphrase=0.0
@@ -141,7 +143,7 @@ class Trainer:
         self.config, self.clips, self.machine = config, clips, machine
         self.codec, self.card, self.process = weights.codec, weights.card, weights.process
         self.tokens_per_frame = weights.network.tokens_per_frame
-        self.step, self.cursor, self.hours = 0, 0, 0.0
+        self.step, self.cursor = 0, 0
 
         objective = config.objective
         terms = LossConfig(missing=objective.rate_weight, count=objective.count_weight)
@@ -159,24 +161,12 @@ class Trainer:
         """Clips that are never learned from."""
         return len(self.clips.held)
 
-    def progress(self) -> float:
-        """Share of the training that lies behind."""
-        settings = self.config.optimizer
-        timed = self.hours / settings.max_hours if settings.max_hours else 0.0
-        return max(self.step / settings.steps, timed)
-
-    def learning_rate(self) -> float:
+    def learning_rate(self, progress: float) -> float:
         """Of the next step: linear rise, level, linear fall to 0 over the last share."""
         settings = self.config.optimizer
         rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
-        fall = min(1.0, (1 - self.progress()) / settings.decay) if settings.decay else 1.0
+        fall = min(1.0, (1 - progress) / settings.decay) if settings.decay else 1.0
         return settings.learning_rate * rise * max(fall, 0.01)
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether ``max_hours`` are over."""
-        most = self.config.optimizer.max_hours
-        return bool(most) and self.hours >= most
 
     def draw(self) -> Batch:
         """The next step's batch, the same in all processes."""
@@ -207,12 +197,12 @@ class Trainer:
             least=self.machine.team.size,
         )
 
-    def train_step(self) -> dict[str, Tensor | float]:
+    def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
         """One step of the optimiser: means of the loss terms before it, and what it was like.
 
         Tensors are this process's shares of sums over all processes, on the device.
         """
-        batch, rate, team = self.draw(), self.learning_rate(), self.machine.team
+        batch, rate, team = self.draw(), self.learning_rate(progress), self.machine.team
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.learner.train()
@@ -262,6 +252,18 @@ class Trainer:
         with autocast(device, dtype):
             loss, sums = module(state.to(device), Target(**tensors), prompts, counts)
         return loss, sums
+
+    def seconds(self, steps: int) -> float:
+        """About how long so many steps take, by a part of one, measured; nothing is learned."""
+        settings, objective = self.config.optimizer, self.config.objective
+        tokens = min(settings.tokens, MEASURED)
+        batch = self._drawn(self.clips.train, objective, tokens, self.config.machine.seed)
+        self.learner.train()
+        for _ in range(2):  # the first one warms up
+            begun = time.monotonic()
+            float(sum(self._backward(batch).values()))
+            self.optimizer.zero_grad(set_to_none=True)
+        return steps * (time.monotonic() - begun) * settings.tokens / tokens
 
     def told(self, means: Mapping[str, float]) -> str:
         """A few words on the last steps."""
@@ -317,8 +319,7 @@ class Trainer:
         return {
             "step": self.step,
             "cursor": self.cursor,
-            "hours": self.hours,
-            "clips": self.clips.latents.contents,
+            "clips": self.clips.contents,
             "learner": self.learner.learned(self.learner),
             "averaged": self.learner.learned(self.average.module),
             "averages": self.average.count,
@@ -327,9 +328,9 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; ``ValueError`` for one of other clips or other weights."""
-        if state["clips"] != self.clips.latents.contents:
+        if state["clips"] != self.clips.contents:
             raise ValueError("other clips")
-        self.step, self.cursor, self.hours = state["step"], state["cursor"], state["hours"]
+        self.step, self.cursor = state["step"], state["cursor"]
         self.average.count = state["averages"]
         try:
             for module, name in ((self.learner, "learner"), (self.average.module, "averaged")):

@@ -59,7 +59,6 @@ class Rings:
         self.latents = [self.codec.encode(image) for image in images]
         self.lengths = [len(image) for image in images]
         self.captions = [""] * clips
-        self.contents = "rings"
 
     def latent(self, i: int) -> Tensor:
         return self.latents[i]
