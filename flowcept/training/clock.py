@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flowcept.data import video
 from flowcept.errors import UserError
+from flowcept.training.console import counted
 from flowcept.training.distributed import Team
 
 CODEC, NETWORK = "codec", "network"  # the parts that take time
@@ -114,9 +115,9 @@ class Part:
 
 def span(hours: float) -> str:
     """A time in words: ``about 40 seconds``."""
-    seconds = 3600 * hours
+    seconds = max(1, round(3600 * hours))
     if seconds < 90:
-        return f"about {max(1, round(seconds))} seconds"
-    if seconds < 5400:
-        return f"about {round(seconds / 60)} minutes"
+        return f"about {counted(seconds, 'second')}"
+    if hours < 1.5:
+        return f"about {counted(round(60 * hours), 'minute')}"
     return f"about {hours:.1f} hours"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 def counted(number: int, what: str) -> str:
     """``3 clips``, ``1 clip``."""
-    return f"{number} {what}{'s' * (number != 1)}"
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 @dataclass(frozen=True)

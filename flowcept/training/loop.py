@@ -182,8 +182,10 @@ class Reports:
         self.console.say(f"wrote {self.files.model} after {self.trainer.step} steps")
 
     def _make(self, name: str, report: Callable[[], None]) -> None:
-        """A report whose time the last one will take again."""
-        begun = time.monotonic()
+        """A report, unless so little time is left that the last one comes soon."""
+        clock, begun = self.run.clock, time.monotonic()
+        if clock.hours + self.took.get(name, 0.0) / 3600 > clock.end:
+            return
         report()
         self.took[name] = time.monotonic() - begun
 

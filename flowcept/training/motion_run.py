@@ -134,7 +134,8 @@ def _begun(data: MotionData, course: Course) -> tuple[MotionNetwork, LawExamples
     settings, seed = course.run.config.optimizer, course.run.config.machine.seed
     torch.manual_seed(seed)
     network = _network(course)
-    measuring = course.run.console.progress("measuring pace", "shot")
+    bar = course.run.console.progress("measuring pace", "shot")
+    measuring = course.run.clock.watched(bar, "measuring the pace of clips")
     learned, held = law_examples(data, network.config.most_missing, measuring)
     if not course.run.has_state:
         further = course.origin is not None
@@ -155,7 +156,8 @@ def _data(footage: Footage, course: Course) -> MotionData:
         seed=run.config.machine.seed,
     )
     estimator = course.parts.estimator
-    folder = gathered(footage, run.files.cache, windows, estimator, run.console)
+    cache, console, clock = run.files.cache, run.console, run.clock
+    folder = gathered(footage, cache, windows, estimator, console, clock)
     return MotionData(folder, windows, estimator)
 
 

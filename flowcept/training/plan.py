@@ -15,6 +15,7 @@ from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.data.shards import PictureStore
 from flowcept.settings import ReportSettings, TrainConfig
 from flowcept.training.clock import Part, span
+from flowcept.training.console import counted
 from flowcept.training.distributed import Team
 from flowcept.training.parts import Clips, assemble, split
 from flowcept.training.state import Config, Run
@@ -47,9 +48,9 @@ class Ahead:
     def __str__(self) -> str:
         """The hours in words, and how many steps fit."""
         if self.hours < self.most:
-            return f"{span(self.hours)} ({self.steps:,} steps)"
-        fit = self.steps * 3600 * self.hours / self.seconds
-        return f"{span(self.hours)} (about {fit:,.0f} steps)"
+            return f"{span(self.hours)} ({counted(self.steps, 'step')})"
+        fit = round(self.steps * 3600 * self.hours / self.seconds)
+        return f"{span(self.hours)} (about {counted(fit, 'step')})"
 
 
 def network_plan(ahead: Ahead, run: Run[Config], step: int = 0, before: float = 0.0) -> str:
@@ -57,7 +58,7 @@ def network_plan(ahead: Ahead, run: Run[Config], step: int = 0, before: float = 
     last, every = step + ahead.steps, run.config.report
     due = next((n for n in range(step + 1, last) if is_sheet_due(n, every)), last)
     first = span(before + ahead.hours_of(due - step))
-    return f"{ahead}; the first clips to look at are in {run.files.samples} after {first}"
+    return f"{ahead}; the first pictures to look at are in {run.files.samples} after {first}"
 
 
 def codec_plan(
