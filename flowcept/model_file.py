@@ -42,6 +42,17 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Training:
+    """One of the trainings that a model went through; nothing in it depends on the clock."""
+
+    command: str  # that does it again, with names in place of paths
+    dataset: str  # name of the folder of clips
+    files: str  # a digest of the names and sizes of its files
+    steps: int = 0
+    seen: int = 0  # clips in these steps, or windows of clips
+
+
+@dataclass(frozen=True)
 class Card:
     """What a model is and what it was trained on."""
 
@@ -56,12 +67,13 @@ class Card:
     codec_psnr: float | None = None  # decibels of 19 in 20 training pictures at least, rebuilt
     steps: int = 0  # training steps of the network
     dataset: str = ""  # name of the training folder
-    hours: float = 0.0  # of training, where they were counted
+    hours: float = 0.0  # of training, in files of before trainings were listed
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
     base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
     lexicon: Lexicon | None = None  # what people say for words of the training prompts
+    trainings: tuple[Training, ...] = ()  # that the model went through, the last one last
 
     @property
     def any_size(self) -> bool:

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ from flowcept.data.motion_windows import (
 )
 from flowcept.device import autocast
 from flowcept.errors import UserError
-from flowcept.model_file import Card, Weights
+from flowcept.model_file import Card, Training, Weights
 from flowcept.networks.motion import GapLaw, MotionConfig, MotionNetwork, hand_made, painted
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.networks.text import TextConfig, build_encoder
 from flowcept.process.forward import Flowception
 from flowcept.settings import MotionOptimizerSettings, MotionTrainConfig
 from flowcept.training.distributed import Machine
+from flowcept.training.lineage import ended_training
 from flowcept.training.motion_law import LawExamples, fit_law, law_scores, parted
 from flowcept.training.motion_scores import scores, sheet
 
@@ -105,8 +107,10 @@ class MotionTrainer:
         config: MotionTrainConfig,
         machine: Machine,
         dataset: str,
+        trainings: tuple[Training, ...],
     ) -> None:
         self.config, self.machine, self.dataset = config, machine, dataset
+        self.trainings = trainings
         self.network = network.to(machine.device)
         self.network.law.requires_grad_(False)  # taught beforehand
         self.average = deepcopy(self.network).eval().requires_grad_(False)
@@ -120,7 +124,7 @@ class MotionTrainer:
         self.held_law, self.windows, self.contents = held_law, held_windows(data), data.folder.name
         self.rng = np.random.default_rng(config.machine.seed)
         self.drawer = WindowDrawer(data, self.rng)
-        self.step, self.skipped = 0, 0
+        self.step, self.skipped, self.seen = 0, 0, 0  # of windows
 
     @property
     def num_held(self) -> int:
@@ -147,6 +151,7 @@ class MotionTrainer:
             self._follow()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.seen += len(batch.t_N)
         diverged = self.skipped > MOST_SKIPPED
         told = {
             "norm": math.inf if diverged else 0.0 if self.skipped else float(norm),
@@ -212,13 +217,16 @@ class MotionTrainer:
 
     def weights(self) -> Weights:
         """The averaged model as it goes into a file."""
-        return motion_weights(self.average, self.step, self.dataset)
+        made = motion_weights(self.average, self.step, self.dataset, trainings=self.trainings)
+        card = ended_training(made.card, self.config, self.step, self.seen)
+        return replace(made, card=card)
 
     def state_dict(self) -> dict[str, Any]:
         """All that later steps depend on; the tensors are the live ones."""
         return {
             "step": self.step,
             "skipped": self.skipped,
+            "seen": self.seen,
             "clips": self.contents,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -231,6 +239,7 @@ class MotionTrainer:
         if state["clips"] != self.contents:
             raise ValueError("other clips")
         self.step, self.skipped = state["step"], state["skipped"]
+        self.seen = state.get("seen", 0)  # of runs that did not count them
         self.rng.bit_generator.state = json.loads(state["rng"])
         try:
             self.network.load_state_dict(state["network"])
@@ -251,7 +260,11 @@ def by_hand(batch: Batch) -> float:
 
 
 def motion_weights(
-    network: MotionNetwork, steps: int = 0, dataset: str = "", hours: float = 0.0
+    network: MotionNetwork,
+    steps: int = 0,
+    dataset: str = "",
+    hours: float = 0.0,
+    trainings: tuple[Training, ...] = (),
 ) -> Weights:
     """A network of so many training steps as a model that all commands know."""
     config, process = network.config, Flowception(first=True)
@@ -269,6 +282,7 @@ def motion_weights(
         steps=steps,
         dataset=dataset,
         hours=hours,
+        trainings=trainings,
     )
     return Weights(video, build_encoder(text), Pixels(codec), card, process)
 

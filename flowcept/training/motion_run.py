@@ -16,15 +16,17 @@ from pathlib import Path
 import torch
 
 from flowcept import model_file
+from flowcept.data.folder import digest_of_files
 from flowcept.data.motion_windows import MotionData, WindowsConfig
 from flowcept.errors import UserError
-from flowcept.model_file import Weights
+from flowcept.model_file import Training, Weights
 from flowcept.networks.flow import DisEstimator, MotionEstimator
 from flowcept.networks.motion import MotionConfig, MotionNetwork
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.settings import RESUMABLE, MotionTrainConfig
 from flowcept.training.console import Console, counted
 from flowcept.training.footage import Footage, find, gathered
+from flowcept.training.lineage import begun_training
 from flowcept.training.loop import run_to_end
 from flowcept.training.motion import MotionTrainer
 from flowcept.training.motion_law import LawExamples, fit_law, law_examples
@@ -122,8 +124,8 @@ def _trainer(footage: Footage, course: Course) -> MotionTrainer:
     with freed_if_refused(run):
         data = _data(footage, course)
         network, held_law = _begun(data, course)
-        dataset = _dataset(footage, course)
-        trainer = MotionTrainer(network, data, held_law, run.config, run.machine, dataset)
+        before = _dataset(footage, course), _trainings(footage, course)
+        trainer = MotionTrainer(network, data, held_law, run.config, run.machine, *before)
     go_on(trainer, run)
     run.console.say(*describe(trainer, run.files))
     return trainer
@@ -177,6 +179,18 @@ def _dataset(footage: Footage, course: Course) -> str:
         return name
     before = course.origin.card.dataset
     return before if course.run.has_state else f"{name}, after {before}"
+
+
+def _trainings(footage: Footage, course: Course) -> tuple[Training, ...]:
+    """Those of the card, this one as the last."""
+    run = course.run
+    before: tuple[Training, ...] = ()
+    if course.origin is not None:
+        before = course.origin.card.trainings
+    if run.has_state:  # the origin is the run's own file
+        before = before[:-1]
+    files = digest_of_files(path for path, _ in footage.clips)
+    return begun_training(run.config, footage.folder.resolve().name, files, before)
 
 
 def describe(trainer: MotionTrainer, files: Files) -> Iterator[str]:

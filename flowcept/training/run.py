@@ -16,6 +16,7 @@ from flowcept import model_file
 from flowcept.adapters import open_model
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
+from flowcept.data.folder import digest_of_files
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import training_bytes
 from flowcept.errors import UserError
@@ -24,6 +25,7 @@ from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
 from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
+from flowcept.training.lineage import begun_training
 from flowcept.training.loop import run_to_end
 from flowcept.training.parts import (
     Clips,
@@ -117,8 +119,11 @@ def _trainer(scan: data.Scan, run: Run[TrainConfig], parts: Parts) -> Trainer:
     if parts.origin is None:
         codec = fitted(codec, pictures, run)
     clips = _encoded(pictures, codec, run)
+    dataset, files = run.data.resolve().name, digest_of_files(one.path for one in scan.findings)
+    before = () if parts.origin is None else parts.origin.card.trainings
     facts = {
-        "dataset": run.data.resolve().name,
+        "dataset": dataset,
+        "trainings": begun_training(run.config, dataset, files, before),
         "fps": scan.fps,
         "codec_psnr": rebuilt_psnr(codec, pictures, run),
     }

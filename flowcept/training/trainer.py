@@ -37,6 +37,7 @@ from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
 from flowcept.settings import ObjectiveSettings, OptimizerSettings, SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine
+from flowcept.training.lineage import ended_training
 from flowcept.training.parts import Clips
 
 SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
@@ -293,7 +294,7 @@ class Trainer:
     def weights(self) -> Weights:
         """The averaged model as it goes into a file."""
         learner = self.average.module
-        card = replace(self.card, steps=self.step)
+        card = ended_training(self.card, self.config, self.step, self.cursor)
         return Weights(learner.network, learner.text, self.codec, card, self.process)
 
     @torch.no_grad()
