@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 # From the ground up. A file may import what stands on a lower line; a folder holds the files of the
 # lines below it that begin with its name.
 FLOORS = [
-    ("errors", "version"),
+    ("errors", "version", "cards"),
     ("settings",),
     ("lexicon",),
     ("data.drawn", "data.timing", "device"),

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flowcept import cards
 from flowcept.cli.options import Json
 from flowcept.errors import UserError
 
@@ -28,10 +29,11 @@ def info(
         record = _of_clip(file)
     if as_json:
         typer.echo(json.dumps(record, indent=1))
-        return
-    width = max(len(name) for name in record)
-    for name, value in record.items():
-        typer.echo(f"{name:<{width}}  {value}")
+    elif is_model:
+        typer.echo("\n".join(cards.lines(record)))
+    else:
+        width = max(map(len, record))
+        typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in record.items()))
 
 
 def _of_clip(file: Path) -> dict[str, Any]:

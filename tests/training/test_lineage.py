@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,13 +29,7 @@ def command(config: TrainConfig | MotionTrainConfig) -> str:
 def test_a_command_holds_what_is_no_default() -> None:
     assert command(TrainConfig()) == "flowcept train 'my clips' -o run1"
     assert command(MotionTrainConfig()) == "flowcept train 'my clips' -o run1 --network motion"
-    own = {
-        "steps": 30,
-        "place": True,
-        "log_every": 7,
-        "device": "cpu",
-        "lexicon": "/home/me/w.json",
-    }
+    own = {"steps": 30, "place": True, "log_every": 7, "device": "cpu", "lexicon": "/home/w.json"}
     preset = TrainConfig.from_flat({**PRESETS["tiny"], **own})
     assert command(preset).removeprefix("flowcept train 'my clips' -o run1") == (
         " --preset tiny --lexicon w.json --place --steps 30"
@@ -114,3 +109,15 @@ def test_a_training_that_ends_early_says_so(whole: Path) -> None:
     assert ended_training(card, TINY, 3, 9).trainings[-1].command.endswith("--pause-at 3")
     timed = TINY.changed(max_hours=1.0)
     assert ended_training(card, timed, 3, 9).trainings[-1].command == card.trainings[-1].command
+
+
+def test_info_prints_the_card(flow, whole: Path) -> None:
+    told = flow("info", whole / "model.safetensors").out
+    assert "commands   extend, gen, i2v, interp\n" in told
+    assert re.search(r"^words +.*surfing", told, re.M)
+    assert re.search(r"^made by +flowcept train clips -o run1 .*--steps 6", told, re.M)
+    assert re.search(r"^limits +words that are not among these", told, re.M)
+    assert max(len(line) for line in told.splitlines() if "flowcept train" not in line) <= 100
+    record = json.loads(flow("info", whole / "model.safetensors", "--json").out)
+    assert record["trainings"][0]["steps"] == record["steps"] == 6
+    assert record["network"]["hidden"] == TINY.network.hidden
