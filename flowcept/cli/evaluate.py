@@ -60,13 +60,15 @@ def evaluate(
     maker = scorer.Maker(
         model_file.find(model).name, studio, seed, lambda what, *counts: bar(what)(*counts)
     )
+    sheets: list[Any] = []
     scores = scorer.evaluate(
-        maker, folder, config, between, task=task, clips=clips, network=network
-    )
+        maker, folder, config, between, task=task, clips=clips, network=network,
+        show=lambda *shown: sheets.append(report.side_by_side(*shown)) if sheet else None,
+    )  # fmt: skip
     text = json.dumps(asdict(scores), indent=1)
     if output is not None:
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
-        video.save_image(report.picture(scores), sheet)
+        video.save_image(report.picture(scores, *sheets), sheet)
     typer.echo(text if as_json else "\n".join(report.table(scores)))
