@@ -62,8 +62,8 @@ class Clock:
             self.before, self.times = hours, {NETWORK: 0.0}
 
     def part(self, name: str, steps: int, share: float = 1.0) -> Part:
-        """A part of the run that begins now, or that began in the run that goes on."""
-        return Part(self, steps, self.times.setdefault(name, self.hours), share)
+        """A part of the run that is to begin, or that began before the run was stopped."""
+        return Part(self, name, steps, share)
 
     def watched(self, show: Progress, what: str) -> Progress:
         """A function of progress that raises ``UserError`` where the work would take too long.
@@ -92,9 +92,18 @@ class Part:
     """So many steps, or a share of a run's time from its start on: whichever ends first."""
 
     clock: Clock
+    name: str
     steps: int
-    start: float  # hour of the run
     share: float  # of the hours from the start to the end of the run
+
+    def begin(self) -> None:
+        """Now, or else when the run that goes on first did."""
+        self.clock.times.setdefault(self.name, self.clock.hours)
+
+    @property
+    def start(self) -> float:
+        """The hour of the run at which it began, or would."""
+        return self.clock.times.get(self.name, self.clock.hours)
 
     @property
     def hours(self) -> float:
@@ -111,6 +120,10 @@ class Part:
         done = step / self.steps
         timed = (self.clock.hours - self.start) / self.hours if self.hours > 0 else 1.0
         return min(1.0, max(done, timed))
+
+    def expected(self, step: int) -> int:
+        """How many steps there will be, at the pace so far."""
+        return max(step, round(step / (self.progress(step) or 1.0)))
 
 
 def span(hours: float) -> str:

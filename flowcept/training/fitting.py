@@ -111,7 +111,9 @@ def _trained(
     run.clock.tick()
     part = run.clock.part(CODEC, config.codec.codec_steps, CODEC_SHARE)
     if trainer.num_steps < part.steps:
-        run.console.say(codec_plan(trainer, part, pictures, run))
+        run.console.say(*codec_plan(trainer, part, pictures, run))
+        run.clock.tick()
+    part.begin()
     try:
         _take_steps(trainer, _batches(pictures, clips, config, trainer.num_steps), part, run)
     except KeyboardInterrupt:
@@ -132,15 +134,15 @@ def _take_steps(
             image_FCHW = next(batches)
             with whole():
                 losses = trainer.step(image_FCHW, done)
+            run.clock.tick()
+            bar.total = part.expected(trainer.num_steps)
             bar.update()
             if trainer.num_steps % every.log_every == 0:
                 told = _told(losses)
                 bar.set_postfix_str(f"PSNR {told['psnr']:.1f} dB", refresh=False)
-                bar.total = round(trainer.num_steps / part.progress(trainer.num_steps))
                 run.files.append({"codec_step": trainer.num_steps, **told})
             if trainer.num_steps % every.save_every == 0:
                 _save(trainer, run)
-            run.clock.tick()
 
 
 def _save(trainer: CodecTrainer, run: Run[TrainConfig]) -> None:

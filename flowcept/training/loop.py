@@ -19,7 +19,7 @@ from flowcept.model_file import Weights
 from flowcept.settings import MotionTrainConfig, ReportSettings, TrainConfig
 from flowcept.training.clock import NETWORK, Part
 from flowcept.training.distributed import Team
-from flowcept.training.plan import Ahead, is_sheet_due, network_plan
+from flowcept.training.plan import Ahead, first_pictures, is_sheet_due
 from flowcept.training.state import Config, Files, Run
 from flowcept.training.stopping import whole
 from flowcept.training.trainer import add
@@ -87,7 +87,9 @@ def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None)
     if trainer.step < last:
         steps = last - trainer.step
         ahead = Ahead(steps, trainer.seconds(steps), part.hours_left)
-        run.console.say(f"plan: {network_plan(ahead, run, trainer.step)}")
+        run.console.say(f"plan: {ahead} of training", first_pictures(ahead, run, trainer.step))
+        run.clock.tick(run.machine.team)
+    part.begin()
     reports = Reports(trainer, run, part)
     try:
         while trainer.step < last and (done := part.progress(trainer.step)) < 1:
@@ -158,7 +160,6 @@ class Reports:
         """The time that a step took, and the reports that are due."""
         step, every = self.trainer.step, self.every
         seconds = time.monotonic() - self.begun
-        self.bar.update()
         self.tally.add({**values, "seconds": seconds})
         if step % every.log_every == 0:
             self._log_steps()
@@ -173,6 +174,8 @@ class Reports:
         reserve = max(sum(self.took.values()), LAST_FILES * seconds)
         self.run.clock.reserve = reserve / 3600
         self.run.clock.tick(self.team)
+        self.bar.total = self.part.expected(step)
+        self.bar.update()
 
     def finish(self) -> None:
         """The last files of a run."""
@@ -206,9 +209,8 @@ class Reports:
             self._log({**means, "hours": self.run.clock.hours})
 
     def _tell(self, means: Mapping[str, float]) -> None:
-        """The bar's last words, and where hours end the run, how many steps these will be."""
+        """The bar's last words."""
         self.bar.set_postfix_str(self.trainer.told(means), refresh=False)
-        self.bar.total = round(self.trainer.step / self.part.progress(self.trainer.step))
 
     def score(self) -> None:
         """The losses of held-out clips, and the picture of all losses so far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,26 +53,27 @@ class Ahead:
         return f"{span(self.hours)} (about {counted(fit, 'step')})"
 
 
-def network_plan(ahead: Ahead, run: Run[Config], step: int = 0, before: float = 0.0) -> str:
-    """What is said of the network's steps, of which some are taken, and hours lie before them."""
+def first_pictures(ahead: Ahead, run: Run[Config], step: int = 0, before: float = 0.0) -> str:
+    """When the network's first pictures can be seen; some steps are taken, hours lie before it."""
     last, every = step + ahead.steps, run.config.report
     due = next((n for n in range(step + 1, last) if is_sheet_due(n, every)), last)
     first = span(before + ahead.hours_of(due - step))
-    return f"{ahead}; the first pictures to look at are in {run.files.samples} after {first}"
+    return f"  the first pictures to look at are in {run.files.samples} after {first}"
 
 
 def codec_plan(
     trainer: CodecTrainer, part: Part, pictures: PictureStore, run: Run[TrainConfig]
-) -> str:
+) -> Iterator[str]:
     """What is said before the codec's steps: of them, and of the network's after them."""
     steps = part.steps - trainer.num_steps
     codec = Ahead(steps, steps * _seconds_of_codec(trainer, pictures), part.hours_left)
-    plan = f"plan: {codec} for the codec that turns frames into latents"
     if run.config.text.text_source:  # an encoder that is large to load twice
-        return f"{plan}, then the network"
+        yield f"plan: {codec} for the codec (frames to latents), then the network"
+        return
     left, steps = run.clock.end - run.clock.hours - codec.hours, run.config.optimizer.steps
     network = Ahead(steps, _rehearsed(trainer.codec, pictures, run).seconds(steps), left)
-    return f"{plan}, then the network: {network_plan(network, run, before=codec.hours)}"
+    yield f"plan: {codec} for the codec (frames to latents), then {network} for the network"
+    yield first_pictures(network, run, before=codec.hours)
 
 
 def _seconds_of_codec(trainer: CodecTrainer, pictures: PictureStore) -> float:

@@ -81,11 +81,9 @@ def test_the_hours_bound_codec_and_network(
     assert rates[-1] < 0.1 * max(rates)
     assert [one["hours"] for one in logged if "hours" in one][-1] == pytest.approx(98 / 3600, 0.05)
     (plan, later) = [line for line in said if line.startswith("plan: ")]
-    assert "about 25 seconds" in plan
-    assert re.search(
-        r"codec .* then the network: .*first clips to look at are in .*run/samples", plan
-    )
-    assert "about 75 seconds" in later
+    assert re.fullmatch(r"plan: about 25 seconds .* for the codec.*, then about .* network", plan)
+    assert re.search("first pictures .* in .*run/samples after about", said[said.index(plan) + 1])
+    assert later.startswith("plan: about 75 seconds")
     assert model_file.read_card(tmp_path / "run" / "model.safetensors").steps == len(rates)
 
 
@@ -168,11 +166,13 @@ def test_parts_and_their_ends(tmp_path: Path, seconds: Seconds) -> None:
     clock.tick()
     codec = clock.part("codec", 100, share=0.25)
     assert (codec.hours, codec.hours_left, codec.progress(0)) == (2, 2, 0)
+    codec.begin()
     assert codec.progress(50) == 0.5
     seconds.now = 3600.0 * 3.5
     assert codec.progress(50) == 0.5, "no time passes between two looks at it"
     clock.tick()
     assert codec.progress(50) == 0.75
+    assert codec.expected(60) == 80
     clock.keep()
 
     seconds.now = 9e9

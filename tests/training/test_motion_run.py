@@ -233,7 +233,7 @@ def test_bad_files_are_told_and_left_out(clips: Path, run: Path, tmp_path: Path)
     assert re.search(r"dropped .*short.gif: 2 frames, 3 are needed", text)
     assert re.search(r"dropped .*tiny.apng: 9 px are too small", text)
     assert re.search(r"\d+ windows in \d shots? to learn from, 2 clips of moving layers", text)
-    assert re.search(r"plan: about \d+ seconds? \(1 step\); the first pictures", text)
+    assert re.search(r"plan: about \d+ seconds? \(1 step\) of training\n  the first pictures", text)
 
 
 # ---- the commands --------------------------------------------------------------------------------
