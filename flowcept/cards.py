@@ -59,6 +59,8 @@ def _origin(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "learned", f"from {record['dataset']}; {record['steps']:,} steps of training"
     for number, training in enumerate(trainings):
         seen = f"{training['steps']:,} steps, {training['seen']:,} clips seen"
+        if "--max-hours" in training["command"]:
+            seen += "; hours end it, so that another machine takes more or fewer steps"
         yield "made by" if number == 0 else "", training["command"]
         yield "", f"({seen})"
     if record["codec_psnr"] is not None:

@@ -70,7 +70,7 @@ def table(scores: Scores) -> list[str]:
     return [
         f"{about['model']} ({about['model_steps']} steps), {about['task']} on {about['data']}: "
         f"{about['clips']} clips, seed {about['seed']}, {about['dtype']} on {about['device']}",
-        *(f"  {name:<46}{value:<38}{better}" for name, value, better in _rows(scores)),
+        *(f"  {name:<43}{value:<42}{better}" for name, value, better in _rows(scores)),
         *(f"note: {note}" for note in scores.notes),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +21,7 @@ class Console:
 
     write: Callable[[str], None] = print
     quiet: bool = False
+    bars: list[Any] = field(default_factory=list)  # of progress, perhaps not at their end
 
     def say(self, *lines: str) -> None:
         """Write lines, above the bars that are there."""
@@ -40,8 +41,14 @@ class Console:
             nonlocal bar
             if bar is None:
                 bar = tqdm(total=total, desc=label, unit=unit, disable=self.quiet, delay=1)
+                self.bars.append(bar)
             bar.update(done - bar.n)
             if done >= total:
                 bar.close()
 
         return show
+
+    def close(self) -> None:
+        """Leave the bars as they are: what is written next begins on a line of its own."""
+        for bar in self.bars:
+            bar.close()

@@ -85,10 +85,7 @@ def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None)
             "with --resume and more hours, or start another run with fewer clips"
         )
     if trainer.step < last:
-        steps = last - trainer.step
-        ahead = Ahead(steps, trainer.seconds(steps), part.hours_left)
-        run.console.say(f"plan: {ahead} of training", first_pictures(ahead, run, trainer.step))
-        run.clock.tick(run.machine.team)
+        _tell_plan(trainer, run, part, last - trainer.step)
     part.begin()
     reports = Reports(trainer, run, part)
     try:
@@ -107,6 +104,15 @@ def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None)
     if run.machine.team.first:
         reports.finish()
     run.machine.team.wait()
+
+
+def _tell_plan(trainer: Training, run: Run[Config], part: Part, steps: int) -> None:
+    """How long so many steps will take, and the last files, as far as is known."""
+    seconds = trainer.seconds(steps)
+    run.clock.reserve = LAST_FILES * seconds / steps / 3600
+    run.clock.tick(run.machine.team)
+    ahead = Ahead(steps, seconds, part.hours_left)
+    run.console.say(f"plan: {ahead} of training", first_pictures(ahead, run, trainer.step))
 
 
 def save(trainer: Training, run: Run[Config]) -> None:

@@ -36,17 +36,14 @@ def begun(
     """
     files = Files(path)
     config = files.recorded(config, given) if resume else files.unused(config)
+    clock = Clock(files.clock, config.optimizer.max_hours, resume=resume)
     device, dtype = pick(config.machine)
     with stoppable(), joined(device) as team:
-        yield Run(
-            data,
-            files,
-            config,
-            Machine(device, dtype, team),
-            Console(console, quiet or not team.first),
-            Clock(files.clock, config.optimizer.max_hours, resume=resume),
-            resume,
-        )
+        said = Console(console, quiet or not team.first)
+        try:
+            yield Run(data, files, config, Machine(device, dtype, team), said, clock, resume)
+        finally:
+            said.close()
 
 
 @contextmanager
@@ -57,6 +54,7 @@ def in_its_folder(run: Run[Config]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        run.console.close()
         if run.machine.team.first:
             run.clock.keep()
         run.console.say(f"to go on: {_resuming(run)}")
