@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from small_motion import PARTS, TINY, drawn_clips, panned, texture
-from small_runs import interrupt_in, leaves, records
+from small_runs import assert_on_page, interrupt_in, leaves, records
 
 from flowcept import model_file
 from flowcept.data import video
@@ -81,6 +81,10 @@ def test_a_run_leaves_a_model_and_its_records(whole: Path) -> None:
     card = model_file.read_card(whole / "model.safetensors")
     assert (card.steps, card.dataset, card.any_size) == (6, "drawings", True)
     assert 0 < next(one["hours"] for one in logged if "hours" in one) < 1
+
+
+def test_the_page_on_a_runs_folder_is_whole(whole: Path) -> None:
+    assert_on_page(whole, "motion")
 
 
 def same(run: Path, other: Path) -> bool:
