@@ -33,8 +33,9 @@ class Clock:
     def __init__(self, path: Path, max_hours: float = 0.0, *, resume: bool = False) -> None:
         self.path, self.limit = path, max_hours or math.inf
         self.times: dict[str, float] = {}  # hours at which parts began, and those until now
-        with suppress(OSError, ValueError):
-            self.times = json.loads(path.read_text()) if resume else {}
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            found = json.loads(path.read_text()) if resume else {}
+            self.times = {name: float(hours) for name, hours in found.items()}
         self.before = self.hours = self.times.get("hours", 0.0)
         self.reserve = 0.0  # hours that the last files will take
         self.started = time.monotonic()

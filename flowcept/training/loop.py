@@ -78,7 +78,7 @@ def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None)
     """Steps until the run is over, with its reports; the state is written where it is stopped."""
     run.clock.tick(run.machine.team)
     part = run.clock.part(NETWORK, run.config.optimizer.steps)
-    last = part.steps if pause_at is None else pause_at
+    last = part.steps if pause_at is None else min(part.steps, pause_at)
     if not trainer.step and part.hours_left <= 0:
         raise UserError(
             f"--max-hours {run.clock.limit:g} were over before the network's first step: go on "
@@ -109,7 +109,7 @@ def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None)
 def _tell_plan(trainer: Training, run: Run[Config], part: Part, steps: int) -> None:
     """How long so many steps will take, and the last files, as far as is known."""
     seconds = trainer.seconds(steps)
-    run.clock.reserve = LAST_FILES * seconds / steps / 3600
+    run.clock.reserve = min(LAST_FILES * seconds / steps / 3600, part.hours_left / 2)
     run.clock.tick(run.machine.team)
     ahead = Ahead(steps, seconds, part.hours_left)
     run.console.say(f"plan: {ahead} of training", first_pictures(ahead, run, trainer.step))
