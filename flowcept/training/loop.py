@@ -96,7 +96,7 @@ def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None)
     except KeyboardInterrupt:
         if run.machine.team.first:
             with whole():
-                save(trainer, run)
+                _save_all(trainer, run)
         run.console.say(f"stopped at step {trainer.step}")
         raise
     finally:
@@ -115,11 +115,16 @@ def _tell_plan(trainer: Training, run: Run[Config], part: Part, steps: int) -> N
     run.console.say(f"plan: {ahead} of training", first_pictures(ahead, run, trainer.step))
 
 
-def save(trainer: Training, run: Run[Config]) -> None:
+def save(trainer: Training, files: Files) -> None:
     """The model file, which refuses weights that are not finite; then the state."""
     dtype = DTYPES[trainer.config.report.export_dtype]
-    model_file.save(trainer.weights(), run.files.model, dtype)
-    model_file.save_tree(trainer.state_dict(), run.files.state)
+    model_file.save(trainer.weights(), files.model, dtype)
+    model_file.save_tree(trainer.state_dict(), files.state)
+
+
+def _save_all(trainer: Training, run: Run[Any]) -> None:
+    """Everything that a run goes on from."""
+    save(trainer, run.files)
     run.clock.keep()
 
 
@@ -171,7 +176,7 @@ class Reports:
             self._log_steps()
         if self.team.first:
             if step % every.save_every == 0:
-                self._make("state", lambda: save(self.trainer, self.run))
+                self._make("state", lambda: _save_all(self.trainer, self.run))
             if step % every.eval_every == 0:
                 self._make("scores", self.score)
             if is_sheet_due(step, every):
@@ -185,7 +190,7 @@ class Reports:
 
     def finish(self) -> None:
         """The last files of a run."""
-        save(self.trainer, self.run)
+        _save_all(self.trainer, self.run)
         self.score()
         self.sheet()
         self.console.say(f"wrote {self.files.model} after {self.trainer.step} steps")
