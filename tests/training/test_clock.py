@@ -73,14 +73,14 @@ def test_the_hours_bound_codec_and_network(
     """Both ends of the learning rate come with the end of their time."""
     said: list[str] = []
     train.train(folder, tmp_path / "run", bounded(100), console=said.append)
-    assert 90 <= seconds.now <= 100
+    assert 90 <= seconds.now <= 101, "nothing in reserve: a step may end after it"
     assert len(slow) == 25 == 100 * CODEC_SHARE
     assert slow == pytest.approx([step / 25 for step in range(25)])
     logged = records(tmp_path / "run")
     rates = [one["rate"] for one in logged if "rate" in one]
     assert max(rates) == TINY.optimizer.learning_rate
     assert rates[-1] < 0.2 * max(rates)
-    assert [one["hours"] for one in logged if "hours" in one][-1] == pytest.approx(96 / 3600, 0.07)
+    assert [one["hours"] for one in logged if "hours" in one][-1] == pytest.approx(96 / 3600, 0.08)
     (plan, later) = [line for line in said if line.startswith("plan: ")]
     assert re.fullmatch(r"plan: about 25 seconds .* for the codec.*, then about .* network", plan)
     assert re.search("first pictures .* in .*run/samples after about", said[said.index(plan) + 1])
@@ -116,7 +116,7 @@ def test_a_network_that_is_stopped_goes_on_with_its_hours(
     train.train(folder, run, bounded(100), pause_at=10, quiet=True)
     assert seconds.now == 20
     train.train(folder, run, bounded(100), resume=True, quiet=True)
-    assert 88 <= seconds.now <= 100
+    assert 88 <= seconds.now <= 101
     train.train(
         folder, run, bounded(200), resume=True, given=["max_hours"], pause_at=60, quiet=True
     )
