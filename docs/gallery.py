@@ -129,7 +129,7 @@ def main() -> None:
 
 def make(gallery: Gallery) -> None:
     gallery.section(
-        "gen", "The last two pairs of actor and action were kept out of the training clips."
+        "gen", "The actor and action of the last two clips were never seen together in training."
     )
     for number, prompt in enumerate(PROMPTS, 1):
         trace = "growth.png" if number == 1 else ""
@@ -142,12 +142,16 @@ def make(gallery: Gallery) -> None:
         "![growth of a dog surfing](gallery/growth.png)",
     ]
 
-    gallery.section("i2v", "Given frames are drawn by `flowcept.data.theatre`, none is generated.")
+    gallery.section(
+        "i2v", "The given pictures are drawn by `flowcept.data.theatre`; none is generated."
+    )
     gallery.clip("i2v-1", "i2v", "fox-first.png", "-p", "a fox spinning in the park", sheet=True)
     gallery.clip("i2v-2", "i2v", "cat-first.png", "-p", "a cat flying at sunset")
     gallery.clip("i2v-3", "i2v", "cat-first.png", remark="no prompt")
 
-    gallery.section("interp")
+    gallery.section(
+        "interp", "Frames between drawn pictures; without a prompt by the model `motion`."
+    )
     two = ["cat-first.png", "cat-last.png", "-p", "a cat flying at sunset"]
     gallery.clip("interp-1", "interp", *two, "--frames", "auto", sheet=True)
     gallery.clip("interp-3", "interp", *two[:2], remark="no prompt")
@@ -156,7 +160,8 @@ def make(gallery: Gallery) -> None:
     gallery.lines += GAPS
 
     gallery.section(
-        "extend", "A drawn clip of a panda walking, and what was put after, before, around."
+        "extend",
+        "A drawn clip of a panda walking, with new frames after it, before it, or on both sides.",
     )
     for direction in ("forward", "backward", "both"):
         words = ["panda.webp", "-p", "a panda walking", "--frames", "8", "--direction", direction]
@@ -164,7 +169,7 @@ def make(gallery: Gallery) -> None:
 
     gallery.section(
         "Rate temperature and length scale",
-        "The same prompt and seed. The law of lengths is that of the number of frames.",
+        "The same prompt and seed; these controls change how many frames a clip gets.",
     )
     for temperature in ("0", "1", "3"):
         words = ["a frog bouncing", "--rate-temperature", temperature]
@@ -173,7 +178,7 @@ def make(gallery: Gallery) -> None:
         words = ["a frog bouncing", "--length-scale", scale]
         gallery.clip(f"scale-{scale}", "gen", *words)
 
-    gallery.section("Failures", "What to expect outside of what it learned.")
+    gallery.section("Failures", "What to expect beyond what it learned.")
     gallery.clip("failure-1", "gen", "a giraffe dancing", remark="words it never saw")
     gallery.clip("failure-2", "gen", "a dog and a cat walking", remark="never saw two actors")
     gallery.clip(

@@ -1,47 +1,71 @@
 """flowcept: short videos of a length that the model chooses itself (arXiv 2512.11438).
 
-``flowcept.load(model)`` opens a model file; its methods ``generate``, ``i2v``, ``interp`` and
-``extend`` are the commands of the same names. Nothing heavy is imported before that call.
+``flowcept.load(model)`` opens a model; its methods ``generate``, ``i2v``, ``interp`` and ``extend``
+make clips, as the commands do. Nothing heavy is imported before that call.
 """
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from flowcept.errors import UserError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flowcept.clip import Clip
     from flowcept.generation import Studio
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Clip", "Studio", "UserError", "__version__", "load"]
+
+_LATER = {"Clip": "flowcept.clip", "Studio": "flowcept.generation"}  # imported when asked for
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name in _LATER:
+            return getattr(import_module(_LATER[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def load(
-    model: str | None = None,
+    model: str | Path | None = None,
     *,
     device: str = "auto",
     dtype: str = "auto",
     compile: bool = False,  # noqa: A002 - the word of the flag
     size: str | None = None,
+    base: str | None = None,
 ) -> Studio:
-    """Open a model file, a shipped model by name, or a diffusers folder, ready to make clips.
+    """Open a model, ready to make clips.
+
+    ``model`` is a shipped name, a model file, a run's folder, a diffusers folder, or a name on a
+    hub, ``owner/model`` or ``owner/model@revision``. ``base`` names the pretrained model that an
+    adapter belongs to, where that has moved.
 
     ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16;
     ``compile`` runs torch.compile on the network's blocks. ``size``, WIDTHxHEIGHT, is for
     diffusers folders, whose models make clips of many sizes.
-    Raises ``flowcept.errors.UserError`` when the file or the device cannot be used.
+    Raises ``flowcept.UserError`` when the file or the device cannot be used.
     """
-    from flowcept import model_file
-    from flowcept.adapters import open_model
+    from flowcept.adapters import fingerprint, open_model
     from flowcept.device import pick_device, pick_dtype
     from flowcept.generation import Studio, check_size
+    from flowcept.models import find
 
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    path = model_file.find(model)
-    weights = open_model(path, precision, size)
-    if not path.is_dir():
+    found = find(None if model is None else os.fspath(model))
+    weights = open_model(found, precision, size, base)
+    if not found.is_folder:
         check_size(weights.card, size)
-    name = path.resolve().name if path.is_dir() else path.stem
     if compile:
         weights.network.compile_blocks()
-    return Studio(weights, name, where, precision)
+    return Studio(weights, found.name, where, precision, fingerprint(found.path))

@@ -6,24 +6,38 @@ A base is told from others by a digest, so that an adapter never meets another m
 from __future__ import annotations
 
 import hashlib
-import os
+import json
+import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from flowcept import diffusers_folder, model_file
+from flowcept.codecs import Codec
+from flowcept.codecs.pretrained import load_pretrained
+from flowcept.diffusers_folder import Stored, check_grid
 from flowcept.errors import UserError
-from flowcept.model_file import Base, Weights
-from flowcept.networks.pretrained import Backbone
+from flowcept.hub import WEIGHTS, parse
+from flowcept.model_file import Card, Weights
+from flowcept.models import Model, find, places
+from flowcept.networks.pretrained import LORA_TARGETS, Backbone
+from flowcept.networks.recipes import RECIPES
+from flowcept.networks.text import NoEncoder, build_encoder
+from flowcept.settings import sides
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
+ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
 
 
-def digest(folder: Path) -> str:
-    """What tells a folder's transformer from others, of its files' headers and ends."""
+def digest(folder: Path, part: str = "transformer") -> str:
+    """What tells a folder's transformer, or another part, from others: of files' headers, ends."""
     found = hashlib.sha256()
-    for path in sorted((folder / "transformer").glob("*.safetensors")):
+    files = sorted((folder / part).glob("*.safetensors"))
+    loaded = [one for one in files if WEIGHTS.fullmatch(one.name)]
+    for path in loaded or files:
         with path.open("rb") as file:
             header = file.read(int.from_bytes(file.read(8), "little"))
             found.update(header + file.read(SAMPLED))
@@ -32,54 +46,170 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def load_adapter(path: Path, dtype: torch.dtype) -> Weights:
-    """An adapter file and its base, which lies where it was in training or in FLOWCEPT_BASES.
+def fingerprint(path: Path) -> str:
+    """What tells a model from all others: SHA-256 of its file, of a folder its ``digest``."""
+    if path.is_dir():
+        return digest(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Raises ``UserError`` as ``load`` does, and for a base that is not there or is another one.
+
+def open_model(
+    model: Model,
+    dtype: torch.dtype,
+    size: str | None = None,
+    base: str | None = None,
+    stored: Stored | None = None,
+) -> Weights:
+    """A model file, an adapter file with its base, or a diffusers folder.
+
+    A pretrained network, trained on or not, makes clips of any ``size`` on its grid. ``base`` names
+    the pretrained model that a file belongs to, where that is not where it was. What is ``stored``
+    is not read, but for the codec of a whole model's file. Raises ``UserError`` for what cannot be
+    read, and for a base that is not there or another one.
     """
+    if model.is_folder:
+        return diffusers_folder.load(model.path, dtype, size, source=model.source)
+    card = model_file.read_card(model.path)
+    if card.base is not None:
+        weights = load_adapter(model.path, dtype, base, stored)
+    elif stored is not None:
+        weights = model_file.load(model.path, stored.text(card.text))
+    else:
+        reads = card.text.kind in RECIPES
+        text = build_encoder(card.text, _reader(card, model.path, base)) if reads else None
+        weights = model_file.load(model.path, text)
+    return weights if size is None else at_size(weights, size)
+
+
+def outline(model: Model) -> Weights:
+    """What a model is, for people: of one that was pretrained no weights are read, nor its base."""
+    if model.is_folder:
+        return diffusers_folder.outline(model.path, model.source)
+    card = model_file.read_card(model.path)
+    if card.text.kind not in RECIPES:
+        return model_file.load(model.path)
+    with torch.device("meta"):
+        return model_file.build(card, NoEncoder(card.text))
+
+
+def at_size(weights: Weights, size: str) -> Weights:
+    """A pretrained network's model for clips of another size; any other network's as it is.
+
+    Raises ``UserError`` for a size off its grid, and warns of one that it did not learn.
+    """
+    network, card = weights.network, weights.card
+    if not isinstance(network, Backbone):
+        return weights
+    height, width = sides(size)
+    check_grid((height, width), card.codec.compression * network.config.patch)
+    learned = card.sizes or dict.fromkeys([f"{card.size[1]}x{card.size[0]}"])
+    if f"{width}x{height}" not in learned:
+        told = f"{width}x{height} is new to this model: it learned {', '.join(learned)}"
+        warnings.warn(told, stacklevel=3)
+    _, rows, columns = card.codec.latent_shape((height, width))
+    network.config = replace(network.config, height=rows, width=columns)
+    return replace(weights, card=replace(card, size=(height, width), network=network.config))
+
+
+def open_codec(model: Model) -> Codec:
+    """The codec of a model, or of a folder that holds that alone; the rest is not read."""
+    if model.is_folder:
+        return load_pretrained(model.path)
+    if model_file.read_card(model.path).base is not None:
+        return load_pretrained(base_of(model.path).path)
+    return model_file.load_codec(model.path)
+
+
+def load_adapter(
+    path: Path, dtype: torch.dtype, base: str | None = None, stored: Stored | None = None
+) -> Weights:
+    """An adapter file and its base; as ``open_model``."""
     card = model_file.read_card(path)
     assert card.base is not None
-    folder = _base(card.base, path)
-    if digest(folder) != card.base.digest:
-        raise UserError(f"{path} was learned on another model than the one in {folder}")
+    found = base_of(path, base)
     height, width = card.size
-    weights = diffusers_folder.load(folder, dtype, f"{width}x{height}", lambda _: card)
+    weights = diffusers_folder.load(
+        found.path, dtype, f"{width}x{height}", lambda _: card, stored, source=found.source
+    )
     model_file.fill(weights, path)
     weights.network.eval().requires_grad_(requires_grad=False)
     return weights
 
 
-def _base(base: Base, path: Path) -> Path:
-    """Where an adapter's base lies."""
-    then = Path(base.folder)
-    bases = os.environ.get("FLOWCEPT_BASES")
-    places = [then, *([Path(bases) / then.name] if bases else [])]
-    for place in places:
-        if place.is_dir():
-            return place
+def base_of(path: Path, given: str | None = None) -> Model:
+    """An adapter's base: the first at a place where it may be whose weights are those of then."""
+    base = model_file.read_card(path).base
+    assert base is not None
+    others, why = [], ""
+    for place in places(base.source, given):
+        try:
+            model = find(place)
+        except UserError as error:
+            why = str(error)
+            continue
+        if digest(model.path) == base.digest:
+            return model
+        others.append(place)
+    if others:
+        raise UserError(f"{path} was learned on another model than the one in {others[0]}")
     raise UserError(
-        f"{path} belongs to {then}, which is not there: name the folder that holds it in "
-        "FLOWCEPT_BASES"
+        why if given else f"{path} needs its base, which is not there: {_lost(base.source, why)}"
     )
 
 
-def merge(adapter: Path, output: Path) -> None:
+def _reader(card: Card, path: Path, given: str | None) -> Path:
+    """The folder whose text encoder a whole model file reads prompts with."""
+    why = ""
+    for place in places(card.text.source, given):
+        try:
+            return find(place, part="text_encoder").path
+        except UserError as error:
+            why = str(error)
+    told = f"{path} needs a text encoder, which is not there"
+    raise UserError(why if given else f"{told}: {_lost(card.text.source, why)}")
+
+
+def _lost(source: str, why: str) -> str:
+    """What a recorded base or text encoder was, and how to say where it is now."""
+    return f"{why}; {ELSEWHERE}" if parse(source) else f"it was {source}; {ELSEWHERE}"
+
+
+def merge(adapter: Path, output: Path, base: str | None = None) -> None:
     """Write an adapter and its base as one model file, float32.
 
-    Raises ``UserError`` as ``load_adapter`` does, and for a file that is no adapter.
+    Raises ``UserError`` as ``open_model`` does, and for a file that is no adapter.
     """
-    if model_file.read_card(adapter).base is None:
-        raise UserError(f"{adapter} is a whole model already: there is nothing to merge")
-    weights = load_adapter(adapter, torch.float32)
+    _check_adapter(adapter)
+    weights = load_adapter(adapter, torch.float32, base)
     assert isinstance(weights.network, Backbone)
     card = replace(weights.card, network=weights.network.merge_lora(), base=None)
     model_file.save(replace(weights, card=card), output)
 
 
-def open_model(path: Path, dtype: torch.dtype, size: str | None = None) -> Weights:
-    """A model file, an adapter file with its base, or a diffusers folder."""
-    if path.is_dir():
-        return diffusers_folder.load(path, dtype, size)
-    if model_file.read_card(path).base is not None:
-        return load_adapter(path, dtype)
-    return model_file.load(path)
+def export_lora(adapter: Path, output: Path) -> None:
+    """Write an adapter's matrices alone, as pipelines of diffusers read them; no base is needed.
+
+    What frames are told and the laws of missing frames, which only flowcept reads, stay out.
+    """
+    rank = _check_adapter(adapter).network.lora
+    if not rank:
+        raise UserError(f"{adapter} has no matrices, it was learned with --lora 0: merge it whole")
+    stored = re.compile(r"network\.(transformer\..*\.lora_[AB])\.default\.weight")
+    tensors = {
+        f"{match[1]}.weight": tensor
+        for name, tensor in load_file(adapter).items()
+        if (match := stored.fullmatch(name))
+    }
+    settings = {"r": rank, "lora_alpha": rank, "target_modules": list(LORA_TARGETS)}
+    told = {f"transformer.{name}": value for name, value in settings.items()}
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+    model_file.write(output, tensors, header)
+
+
+def _check_adapter(path: Path) -> Card:
+    """The card of an adapter file; ``UserError`` for any other."""
+    card = model_file.read_card(path)
+    if card.base is None:
+        raise UserError(f"{path} is a whole model already: there is nothing to merge")
+    return card

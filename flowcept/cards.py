@@ -37,9 +37,8 @@ def _what(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     million = record["parameters"]["total"] / 1e6
     size = f"{million:.1f} million weights"
     if "file" in record:
-        yield "model", f"{record['file']}: {record['bytes'] / 1e6:.1f} MB, {size}"
-    else:
-        yield "model", size
+        size = f"{record['bytes'] / 1e6:.1f} MB, {size}"
+    yield "model", f"{record.get('file') or record['name']}: {size}"
     yield "commands", record["tasks"]
     yield "makes", f"{record['frames']}; clips of {record['lengths']}"
 
@@ -57,6 +56,8 @@ def _origin(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What the model learned from, and the commands that make it."""
     trainings = record["trainings"]
     yield "learned", f"from {record['dataset']}; {record['steps']:,} steps of training"
+    if "base" in record:
+        yield "base", f"{record['base']['source']}, without which this adapter makes nothing"
     for number, training in enumerate(trainings):
         seen = f"{training['steps']:,} steps, {training['seen']:,} clips seen"
         if "--max-hours" in training["command"]:
@@ -71,8 +72,12 @@ def _origin(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _limits(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    between = record["tasks"] == "interp"
-    names = ("motion", "gaps") if between else ("words", "lengths", "size", "kind")
+    names = ["lengths", "kind"]
+    if record["tasks"] == "interp":
+        names = ["motion", "gaps"]
+    elif "lora" not in record["network"]:  # no pretrained one, which makes other sizes as well
+        names.insert(1, "size")
+    if record["words"] and record["text"]["kind"] == "bytes":  # it read no others before
+        names.insert(0, "words")
     for name in names:
-        if name != "words" or record["words"]:
-            yield "limits" if name == names[0] else "", LIMITS[name]
+        yield "limits" if name == names[0] else "", LIMITS[name]

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from flowcept.errors import UserError
+from flowcept.settings import DEVICES
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PROGRAM = 410 * 2**20  # bytes of Python, PyTorch and its compiled kernels (Linux, x86-64)
 HELD = 1.5  # what an allocator holds in training over what is alive (Linux, the small preset)
 HALF = 0.52  # of the bytes of training stay under autocast to half precision
@@ -33,7 +33,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind, here in present.items() if here))
     if not present[name]:
-        raise UserError(f"no {name} device on this machine: use --device cpu or auto")
+        raise UserError(f'no {name} device on this machine: use `device="cpu"` or auto')
     return torch.device(name)
 
 
@@ -47,7 +47,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
     if name == "float16" and device.type == "cpu":
-        raise UserError("float16 is for GPUs: use --dtype bfloat16 or float32 on a CPU")
+        raise UserError('float16 is for GPUs: use `dtype="bfloat16"` or float32 on a CPU')
     return DTYPES[name]
 
 

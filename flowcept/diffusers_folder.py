@@ -11,18 +11,20 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowcept.codecs.pretrained import PretrainedVideo, load_pretrained
+from flowcept.codecs import Codec, build_codec
+from flowcept.codecs.pretrained import PretrainedVideo, load_pretrained, read_config
 from flowcept.diffusers_pipelines import KINDS, Kind
 from flowcept.errors import UserError
 from flowcept.model_file import Card, Weights
 from flowcept.networks.pretrained import LTX, WAN, Backbone, BackboneConfig, check_settings
-from flowcept.networks.text import TextConfig, build_encoder
+from flowcept.networks.text import NoEncoder, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.full_sequence import FullSequence, Levels
 from flowcept.settings import sides
 
@@ -30,34 +32,95 @@ EULER = "FlowMatchEulerDiscreteScheduler"
 TASKS = frozenset(["gen"])
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What takes the place of autoencoder and prompt encoder where their work is done already."""
+
+    codec: Codec  # its shapes are enough
+    text: Callable[[TextConfig], PromptEncoder]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What clips of a folder's pipeline are like where nothing is said."""
+
+    size: tuple[int, int]  # height and width
+    pictures: int
+    step: int  # pixels: sides are multiples of it
+    text: TextConfig
+
+
 def load(
     folder: Path,
     dtype: torch.dtype,
     size: str | None = None,
     change: Callable[[Card], Card] | None = None,
+    stored: Stored | None = None,
+    *,
+    source: str | None = None,
 ) -> Weights:
     """A pipeline's parts as a model, the transformer and the prompt encoder in ``dtype``.
 
     ``size`` is WIDTHxHEIGHT, or the side of a square, by default the pipeline's own. ``change``
-    makes the card of another model of it, whose network and process are built instead. Raises
-    ``UserError``, one line, for a folder that is not of a pipeline that is known here, or lacks
-    something, and for a size off its grid.
+    makes the card of another model of it, whose network and process are built instead. With
+    ``stored`` neither autoencoder nor prompt encoder is read. ``source`` is the name by which the
+    card finds the folder again. Raises ``UserError``, one line, for a folder that is not of a
+    pipeline that is known here, or lacks something, and for a size off its grid.
     """
     kind = _kind(folder)
-    codec = load_pretrained(folder / "vae")
+    with torch.random.fork_rng(devices=[]):  # what is added to it starts the same without a codec
+        codec = load_pretrained(folder / "vae") if stored is None else stored.codec
     if not isinstance(codec, PretrainedVideo):
         raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
     card = _card(folder, kind, codec, kind.size if size is None else sides(size))
     if change is not None:
         card = change(card)
+    card = replace(card, text=replace(card.text, source=source or str(folder.absolute())))
 
     network = Backbone(card.network, card.process.shift, _transformer(folder, kind, dtype))
     if change is None:
         network.tasks = TASKS
-    text = build_encoder(card.text).to(dtype)
+    if stored is None:
+        text: PromptEncoder = build_encoder(card.text, folder).to(dtype)
+    else:
+        text = stored.text(card.text)
     for module in (network, text, codec):
         module.eval().requires_grad_(requires_grad=False)
     return Weights(network, text, codec, card, card.process)
+
+
+def outline(folder: Path, source: str | None = None) -> Weights:
+    """A pipeline's parts without contents: no weights are read. Errors as for ``load``."""
+    kind = _kind(folder)
+    with torch.device("meta"):
+        codec = build_codec(read_config(folder / "vae"))
+        if not isinstance(codec, PretrainedVideo):
+            raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
+        card = _card(folder, kind, codec, kind.size)
+        network = Backbone(card.network, card.process.shift)
+    network.tasks = TASKS
+    text = replace(card.text, source=source or str(folder.absolute()))
+    return Weights(network, NoEncoder(text), codec, replace(card, text=text), card.process)
+
+
+def check(folder: Path) -> None:
+    """Raise ``UserError`` for the settings of a model that is not known here, weights unread."""
+    kind = _kind(folder)
+    _settings(folder, kind)
+    _scheduler(folder)
+
+
+def usual(folder: Path) -> Usual:
+    """What a folder's pipeline makes by itself, without its weights; errors as for ``load``."""
+    kind = _kind(folder)
+    if not (folder / "vae" / "config.json").is_file():
+        raise UserError(f"{folder} has no folder vae: give a whole diffusers folder")
+    cell = read_config(folder / "vae").compression
+    settings = _settings(folder, kind)
+    width = settings["caption_channels" if kind.transformer == LTX else "text_dim"]
+    patch = settings["patch_size"][-1] if kind.transformer == WAN else 1
+    text = TextConfig(kind.recipe, width=width, heads=1, source=str(folder.resolve()))
+    return Usual(kind.size, kind.pictures, cell * patch, text)
 
 
 def _kind(folder: Path) -> Kind:
@@ -93,7 +156,7 @@ def _card(folder: Path, kind: Kind, codec: PretrainedVideo, size: tuple[int, int
     return Card(
         network=network,
         process=FullSequence(levels=_levels(folder, kind, patches)),
-        text=TextConfig(kind.recipe, width=network.text_width, heads=1, source=str(folder)),
+        text=TextConfig(kind.recipe, width=network.text_width, heads=1),
         codec=codec.config,
         size=size,
         fps=kind.fps,
@@ -110,7 +173,7 @@ def _network(
     if settings["in_channels"] != codec.config.channels:
         raise UserError(f"{folder}: the transformer reads other latents than the autoencoder makes")
     patch = settings["patch_size"][-1] if kind.transformer == WAN else 1
-    _check_grid(size, codec.config.compression * patch)
+    check_grid(size, codec.config.compression * patch)
     channels, height, width = codec.latent_shape(size)
     return BackboneConfig(
         source=kind.transformer,
@@ -127,13 +190,13 @@ def _network(
     )
 
 
-def _check_grid(size: tuple[int, int], step: int) -> None:
+def check_grid(size: tuple[int, int], step: int) -> None:
     """Raise ``UserError`` for sides that are no multiples of so many pixels."""
     if any(side % step for side in size):
         height, width = size
         near = "x".join(str(max(round(side / step), 1) * step) for side in (width, height))
         grid = f"off the grid of this model, of {step} pixels"
-        raise UserError(f"{width}x{height} is {grid}: try --size {near}")
+        raise UserError(f'{width}x{height} is {grid}: try `size="{near}"`')
 
 
 def _settings(folder: Path, kind: Kind) -> dict[str, Any]:

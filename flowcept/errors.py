@@ -1,4 +1,11 @@
-"""Errors meant for the user: one line that says what is wrong and what to do."""
+"""Errors meant for the user: one line that says what is wrong and what to do.
+
+The library's lines, notes too, speak Python: a keyword stands in backquotes, with its value or
+without, as in `seed` and `guidance=2`. The command line says them ``settings.with_flags``.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class UserError(Exception):
@@ -7,3 +14,12 @@ class UserError(Exception):
     The message is a single line with the remedy. The command line prints it and exits with
     status 2; a caller from Python may catch it. Everything else that is raised is our mistake.
     """
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``": did you mean steps?"`` for a word that is nearly a known one, else ``""``.
+
+    Of three letters all words are near to some other: gpu to cpu.
+    """
+    near = get_close_matches(word, list(known), n=1) if len(word) > 3 else []
+    return f": did you mean {near[0]}?" if near else ""

@@ -13,33 +13,44 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, settings
-from flowcept.codecs import Codec, to_frames, to_images
+from flowcept import __version__, cards, inputs, settings
+from flowcept.clip import Clip, Growth
+from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
 from flowcept.data.contexts import LONGEST_RUN
 from flowcept.data.video import Frames, Sound
 from flowcept.device import PROGRAM, autocast, free_memory
 from flowcept.errors import UserError
+from flowcept.inputs import Footage, Picture, Source
+from flowcept.keywords import (
+    ExtendKeywords,
+    InterpKeywords,
+    Keywords,
+    One,
+    PictureKeywords,
+    Prompts,
+    check_known,
+    documented,
+)
+from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
-from flowcept.model_file import DEFAULT, WORDS, Card, Weights
+from flowcept.model_file import WORDS, Card, Weights, about
+from flowcept.models import DEFAULT
 from flowcept.networks.text import words_of
-from flowcept.process.guidance import guided
-from flowcept.process.sampler import Step, clip_generator, sample_steps
-from flowcept.process.state import Given, changed
+from flowcept.process.sampler import clip_generator
+from flowcept.process.state import Given
+from flowcept.request import Request
+from flowcept.sampling import Made, Start, from_nothing, sample_clips, visible
 from flowcept.settings import SampleConfig, mixed
-
-Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
-Watch = Callable[[Step], None]
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
 ENDS = 256  # frames at either end of a file that extend reads, more than any model sees
@@ -50,137 +61,6 @@ MARGIN = 2.0  # decibels by which a given picture may be worse than those of tra
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One made clip and how it was made."""
-
-    frames_FHW3: Frames
-    fps: float
-    seed: int
-    settings: dict[str, Any]  # travels in the file's metadata
-    notes: list[str] = field(default_factory=list)  # what the user should know
-    growth: Growth = field(default_factory=list)
-    order: list[int] = field(default_factory=list)  # names of the final latents, left to right
-    ends: list[int] = field(default_factory=list)  # the picture that each of them ends with
-    sound: Sound | None = None
-    before: int = 0  # frames in front of the clip that is extended
-    whole: video.Joined | None = None  # what is written where memory does not hold it all
-
-    @property
-    def shown(self) -> Frames | video.Joined:
-        """All frames, one after another."""
-        return self.frames_FHW3 if self.whole is None else self.whole
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        height, width = self.frames_FHW3.shape[1:3]
-        return (height, width) if self.whole is None else self.whole.size
-
-    def __len__(self) -> int:
-        return len(self.shown)
-
-    def save(self, path: str | Path, *, metadata: bool = True) -> str:
-        """Write the clip; the suffix decides the format. What had to be changed, or ""."""
-        told = self.settings if metadata else None
-        frames, sound = self.shown, self.sound
-        return video.write_stream(Path(path), frames, self.fps, metadata=told, sound=sound)[1]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for, whatever the task."""
-
-    command: str
-    prompt: str
-    config: SampleConfig  # lengths in pictures
-    seed: int
-    negative_prompt: str = ""
-    fps: float | None = None  # of playback; None: the model's
-    scale: int | None = None  # whole-number enlargement; None: to SHORT_SIDE
-    loop: bool = False  # whether frames from the last one back to the first are put at the end
-    anyway: bool = False  # whether pictures may be given that the codec cannot rebuild
-    literal: bool = False  # no word is read as another that the model knows
-    watch: Watch | None = None  # called after every step of the sampler, with the clip's latents
-
-    def __post_init__(self) -> None:
-        settings.SEED.check("seed", self.seed)
-        for text in (self.prompt, self.negative_prompt):
-            settings.check_prompt(text)
-
-    @staticmethod
-    def of(command: str, prompt: str, options: Mapping[str, Any]) -> Request:
-        """The request of a call; controls that it does not name are the command's own.
-
-        Raises ``TypeError`` for an unknown keyword and ``UserError`` for a wrong value.
-        """
-        rest = dict(options)
-        start = rest.pop("config", settings.defaults(command))
-        names = [one.name for one in fields(SampleConfig) if one.name in rest]
-        controls = {name: rest.pop(name) for name in names}
-        if rest.get("seed") is None:
-            rest["seed"] = settings.random_seed()
-        config = settings.from_mapping(SampleConfig, controls, start=start)
-        return Request(command, prompt, config, **rest)
-
-    def window(self, number: int) -> Request:
-        """The same for a window of the clip: the first has the clip's seed, others their own."""
-        return replace(self, seed=mixed(self.seed, "window", number)) if number else self
-
-    def way_there(self) -> Request:
-        """The same for a clip that is to come back to its start: half of its frames do that."""
-        names = ("frames", "min_length", "max_length")
-        asked = {name: getattr(self.config, name) for name in names}
-        half = {
-            name: value and max(value - value // 2, min(value, 2)) for name, value in asked.items()
-        }
-        return replace(self, config=replace(self.config, **half))
-
-
-@dataclass(frozen=True)
-class Made:
-    """What calls of the sampler made, at the model's own size."""
-
-    frames_FHW3: Frames
-    growth: Growth
-    order: list[int]  # names of the clip's latents, left to right
-    places: list[int]  # of the picture that each given latent is, or ends with
-    together: int  # latents that were sampled at once
-    before: int = 0  # new pictures before those of the user's clip
-
-    def __len__(self) -> int:
-        return len(self.frames_FHW3)
-
-    def followed(self, back: Made) -> Made:
-        """The clip, then what lies between the two given ends of ``back``, and its growth."""
-        start, end = back.places
-        new_FHW3, _ = video.fit(
-            back.frames_FHW3[start + 1 : end], self.frames_FHW3.shape[1:3], "stretch"
-        )
-        free = max(self.order) - 1  # new names there are from 2 on
-        renamed = [
-            [(free + name, time, new) for name, time, new in row if name > 1] for row in back.growth
-        ]
-        return replace(
-            self,
-            frames_FHW3=np.concatenate([self.frames_FHW3, new_FHW3]),
-            growth=[*self.growth, *([*self.growth[-1], *row] for row in renamed)],
-            order=[*self.order, *(free + name for name in back.order if name > 1)],
-            together=max(self.together, back.together),
-        )
-
-    def without_last(self) -> Made:
-        """All pictures but the last one, which is the first one again."""
-        last = self.order[-1:] if len(self.order) == len(self.frames_FHW3) else []
-        return replace(
-            self,
-            frames_FHW3=self.frames_FHW3[:-1],
-            growth=[[seen for seen in row if seen[0] not in last] for row in self.growth],
-            order=[name for name in self.order if name not in last],
-            places=self.places[:-1],
-        )
-
-
 def check_size(card: Card, size: str | None) -> None:
     """Raise ``UserError`` for a size that a model of one size, or of given pictures', has not."""
     if size is None:
@@ -188,159 +68,51 @@ def check_size(card: Card, size: str | None) -> None:
     height, width = card.size
     own = "the pictures' own size" if card.any_size else f"{width}x{height}"
     if card.any_size or settings.sides(size) != card.size:
-        raise UserError(f"this model makes frames of {own}: leave out --size")
-
-
-def from_nothing(card: Card, device: torch.device | None = None) -> Given:
-    """The start of a clip without any given frame, as in text-to-video."""
-    return Given(torch.zeros(0, *card.codec.latent_shape(card.size), device=device), (True,))
-
-
-def sample_clips(
-    weights: Weights,
-    given: Sequence[Given],
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    generators: Sequence[torch.Generator],
-    config: SampleConfig,
-) -> Iterator[Step]:
-    """Sample a clip for each given start, step by step (``sampler.sample_steps``).
-
-    Lengths are in latents, by default bounded by those trained. Where no prompt differs from its
-    negative one there is nothing to lean to: the network is asked once, not twice, a step.
-    """
-    leans = list(prompts) != list(negative_prompts) and weights.card.text.kind != "none"
-    guidance = config.guidance if leans else 1.0
-    toward = [weights.text([prompt]) for prompt in prompts]
-    away = [weights.text([prompt]) for prompt in negative_prompts]
-    model = guided(weights.network, toward, away, guidance, cached=config.cache)
-    least, most = weights.card.min_length, weights.card.max_length
-    return sample_steps(
-        model, given, generators, config, weights.process, min_length=least, max_length=most
-    )
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Numbers of pictures that a codec can make, and the latents of which they come.
-
-    A length may count new pictures only: ``known`` ones stand in the clip beside them.
-    """
-
-    codec: Codec
-    known: int = 0
-
-    @property
-    def least(self) -> int:
-        """Latents of the shortest clip with anything new."""
-        return self.codec.latents_of(self.known) + 1
-
-    def pictures(self, latents: int) -> int:
-        """Pictures of a clip of so many latents that a length counts."""
-        return self.codec.pictures_of(latents) - self.known
-
-    def latents(self, pictures: int) -> int:
-        """Latents of the longest clip of no more pictures than asked for, if there is one."""
-        return max(self.codec.latents_of(self.known + pictures), self.least)
-
-    def enough(self, pictures: int) -> int:
-        """Latents of the shortest clip of no fewer pictures than asked for."""
-        return self.codec.latents_of(self.known + pictures + self.codec.pictures_per_latent - 1)
-
-    def told(self, flag: str, asked: int | None, latents: int | None) -> list[str]:
-        """A note where a number that was asked for is not made."""
-        if not asked or not latents or self.pictures(latents) == asked:
-            return []
-        first = ", ".join(str(self.pictures(self.least + more)) for more in range(3))
-        made = self.pictures(latents)
-        return [f"{flag} {asked}: this model makes {first}, ...; {asked} becomes {made}"]
-
-    def in_latents(self, config: SampleConfig) -> tuple[SampleConfig, list[str]]:
-        """The controls with lengths in latents of the whole clip, and notes on what was rounded.
-
-        Raises ``UserError`` where no length that can be made lies within the bounds.
-        """
-        if config.frames:
-            exact = self.latents(config.frames)
-            notes = self.told("--frames", config.frames, exact)
-            return replace(config, frames=exact, min_length=None, max_length=None), notes
-        least = config.min_length and self.enough(config.min_length)
-        most = config.max_length and self.latents(config.max_length)
-        notes = self.told("--min-length", config.min_length, least)
-        notes += self.told("--max-length", config.max_length, most)
-        if least and most and least > most:
-            raise UserError("no length lies within the bounds: " + "; ".join(notes))
-        return replace(config, min_length=least, max_length=most), notes
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a clip starts from. Given latents are named by their number, which the sampler keeps."""
-
-    given: Given
-    beside: frozenset[int]  # those that stand beside the clip
-
-    @staticmethod
-    def of(given: Given, codec: Codec) -> Start:
-        """With a video codec, keyframes stand beside the clip if frames may come before them."""
-        opened = {number for number, gap in enumerate(given.open_gaps[:-1]) if gap}
-        return Start(given, frozenset(opened if codec.pictures_per_latent > 1 else ()))
-
-    @property
-    def known(self) -> int:
-        """Latents that are given or known to come."""
-        return len(self.given.latent_FCHW) + sum(self.given.missing or ())
-
-    def own(self, step: Step) -> Step:
-        """A step of this one clip, without what stands beside it."""
-        if not self.beside:
-            return step
-        rows = [row for row, name in enumerate(step.name_F.tolist()) if name not in self.beside]
-        rows_F = torch.tensor(rows, dtype=torch.int64, device=step.state.time_F.device)
-
-        def own(name: str, x: Tensor) -> Tensor:
-            return x if name.endswith("_B") else x[rows_F]
-
-        kept = changed(step.state, own, lengths=(len(rows),))
-        return replace(step, state=kept, age_F=step.age_F[rows], name_F=step.name_F[rows])
-
-    def places(self, names: Sequence[int], codec: Codec) -> list[int]:
-        """The picture that each given latent is, or ends with, by all names from left to right."""
-        own = itertools.accumulate(name not in self.beside for name in names)
-        ends = dict(zip(names, map(codec.pictures_of, own), strict=True))
-        return [ends[number] - 1 for number in range(len(self.given.latent_FCHW))]
-
-
-@dataclass(frozen=True)
-class Edge(Grid):
-    """An end of a clip at which it grows, with the pictures that the model knows there."""
-
-    backward: bool = False  # whether it is the first
-
-    def seen(self, frames_FHW3: Frames) -> Frames:
-        return frames_FHW3[: self.known] if self.backward else frames_FHW3[-self.known :]
-
-    def new(self, frames_FHW3: Frames) -> Frames:
-        """Pictures of a made clip beyond those that were seen."""
-        return frames_FHW3[: -self.known] if self.backward else frames_FHW3[self.known :]
+        raise UserError(f"this model makes frames of {own}: leave out `size`")
 
 
 class Studio:
-    """A model ready to make clips. Every method is one command; keywords are its flags.
+    """A model ready to make clips: ``generate``, ``i2v``, ``interp``, ``extend``.
 
-    ``options`` of every method are the fields of ``Request`` from ``config`` on, without a seed a
-    random one, and those of ``SampleConfig``, each in place of its own in ``config``.
+    Keywords are the flags of the commands; ``help(studio.generate)`` explains each.
     """
 
     def __init__(
-        self, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
+        self,
+        weights: Weights,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        digest: str | None = None,
     ) -> None:
         self.weights, self.name, self.device, self.dtype = weights, name, device, dtype
+        self.digest = digest  # of the model's file
         self.card, self.codec = weights.card, weights.codec
         self.grid = Grid(self.codec)
         self.beside = self.codec.pictures_per_latent > 1  # whether keyframes stand beside the clip
         for module in (weights.network, weights.text, weights.codec):
             module.to(device)
+
+    def __repr__(self) -> str:
+        return f"<Studio {self.name} on {self.device}: print it for its card>"
+
+    def __str__(self) -> str:
+        """The card of the model, for people."""
+        return "\n".join(cards.lines({"name": self.name, **about(self.weights)}))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a clip's numbers depend on beside its settings."""
+        cpu = self.device.type == "cpu"
+        return {
+            "flowcept": __version__,
+            "torch": torch.__version__,
+            "model": self.name,
+            "model_digest": self.digest,
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **({"threads": torch.get_num_threads()} if cpu else {}),
+        }
 
     def check_task(self, command: str) -> None:
         """Raise ``UserError`` where the model is not for what a command makes."""
@@ -349,88 +121,184 @@ class Studio:
             does = f"{self.name} is a model for {', '.join(sorted(tasks))} only"
             raise UserError(f"{does}, not for {command}: take another one, such as {DEFAULT}")
 
-    def generate(self, prompt: str, **options: object) -> Clip:
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a count of 1 is the first
+        self, prompt: str, *, count: One = 1, **words: Unpack[Keywords]
+    ) -> Clip: ...
+    @overload
+    def generate(
+        self, prompt: Prompts, *, count: int = 1, **words: Unpack[Keywords]
+    ) -> list[Clip]: ...
+    @documented("gen")
+    def generate(
+        self, prompt: Prompts, *, count: int = 1, **words: Unpack[Keywords]
+    ) -> Clip | list[Clip]:
+        """A clip of a prompt; of several prompts, or a ``count`` over 1, a list of clips."""
+        return self._each("gen", prompt, {"count": count, **words}, self._generated)
+
+    @overload
+    def i2v(
+        self, image: Picture, prompt: str = "", *, count: One = 1, **words: Unpack[PictureKeywords]
+    ) -> Clip: ...
+    @overload
+    def i2v(
+        self,
+        image: Picture,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[PictureKeywords],
+    ) -> list[Clip]: ...
+    @documented("i2v")
+    def i2v(
+        self,
+        image: Picture,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[PictureKeywords],
+    ) -> Clip | list[Clip]:
+        """A clip that begins with a picture: a path, a PIL picture or an array ``[H, W, 3]``."""
+        image_HW3 = inputs.picture(image)
+        make = partial(self._begun, image_HW3)
+        return self._each("i2v", prompt, {"count": count, **words}, make)
+
+    @overload
+    def interp(
+        self,
+        keyframes: Footage,
+        prompt: str = "",
+        *,
+        count: One = 1,
+        **words: Unpack[InterpKeywords],
+    ) -> Clip: ...
+    @overload
+    def interp(
+        self,
+        keyframes: Footage,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[InterpKeywords],
+    ) -> list[Clip]: ...
+    @documented("interp")
+    def interp(
+        self,
+        keyframes: Footage,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[InterpKeywords],
+    ) -> Clip | list[Clip]:
+        """Frames between keyframes in order: a list of pictures, or the frames of a clip.
+
+        In a loop the first keyframe follows the last one, and all lengths count the way there.
+        """
+        source = Source.of(keyframes, words.get("fit", "crop"))
+        asked = {"count": count, **source.words(), **words}
+        return self._each("interp", prompt, asked, partial(self._filled, source))
+
+    @overload
+    def extend(
+        self, clip: Footage, prompt: str = "", *, count: One = 1, **words: Unpack[ExtendKeywords]
+    ) -> Clip: ...
+    @overload
+    def extend(
+        self,
+        clip: Footage,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[ExtendKeywords],
+    ) -> list[Clip]: ...
+    @documented("extend")
+    def extend(
+        self,
+        clip: Footage,
+        prompt: Prompts = "",
+        *,
+        count: int = 1,
+        **words: Unpack[ExtendKeywords],
+    ) -> Clip | list[Clip]:
+        """More frames after, before or around a clip, whose own frames stay as they are.
+
+        Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
+        The new frames are brought to the clip's size.
+        """
+        source = Source.of(clip)
+        asked = {"count": count, **source.words(), **words}
+        return self._each("extend", prompt, asked, partial(self._continued, source))
+
+    def _each(
+        self,
+        command: str,
+        prompt: Prompts,
+        words: Mapping[str, object],
+        make: Callable[[Request], Clip],
+    ) -> Clip | list[Clip]:
+        """Clips of all prompts, each ``count`` times; of one request the clip itself.
+
+        Raises ``TypeError`` for an unknown keyword, and ``UserError`` for what is wrong with any
+        request before the first clip is made.
+        """
+        self.check_task(command)
+        check_known(command, words)
+        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        requests = [self._request(command, one, words) for one in prompts]
+        if not requests:
+            raise UserError("there is no prompt in the list")
+        clips = [make(one) for request in requests for one in request.repeated()]
+        return clips[0] if len(clips) == 1 and prompts is not prompt else clips
+
+    def _generated(self, request: Request) -> Clip:
         """A clip of a prompt."""
-        request = self._request("gen", prompt, options)
         made, notes = self._clip(from_nothing(self.card, self.device), request)
         return self._finish(made, request, notes)
 
-    def i2v(
-        self,
-        image_HW3: Frames,
-        prompt: str = "",
-        *,
-        fit: str = "crop",
-        exact: bool | None = None,
-        **options: object,
-    ) -> Clip:
-        """A clip that begins with a picture. ``exact`` puts the user's own pixels back."""
-        request = self._request("i2v", prompt, options)
+    def _begun(self, image_HW3: Frames, request: Request) -> Clip:
+        """A clip that begins with a picture."""
         picture_1HW3 = image_HW3[None]
-        fitted_1HW3 = self._given(picture_1HW3, fit, request)
+        fitted_1HW3 = self._given(picture_1HW3, request.fit, request)
         latent_1CHW = self._encoded(self.codec.encode_keyframes, fitted_1HW3)
         made, notes = self._clip(Given(latent_1CHW, (False, True)), request)
-        clip = self._finish(made, request, notes)
-        return self._keyed(clip, picture_1HW3, fit, exact, made.places)
+        clip = self._finish(made, request, notes, fit=request.fit, exact=request.exact)
+        return self._keyed(clip, picture_1HW3, request, made.places)
 
-    def interp(
-        self,
-        keyframes_FHW3: Frames,
-        prompt: str = "",
-        *,
-        multi: int = 0,
-        clip_fps: float | None = None,
-        fit: str = "crop",
-        exact: bool | None = None,
-        sound: Path | None = None,
-        **options: object,
-    ) -> Clip:
-        """Frames between keyframes, in order; ``multi`` puts exactly so many into every gap.
-
-        ``clip_fps`` is the rate of the clip whose frames the keyframes are, and ``sound`` a file
-        whose sound is kept where playing takes as long as before.
-        In a loop the first keyframe follows the last one, and all lengths count the way there.
-        """
-        request = self._request("interp", prompt, options)
+    def _filled(self, source: Source, request: Request) -> Clip:
+        """A clip between keyframes."""
+        keyframes_FHW3 = source.frames_FHW3
+        multi = request.multi or source.usual(request.config)
         settings.check_keyframes(request.config, len(keyframes_FHW3), multi)
-        fitted_FHW3 = self._given(keyframes_FHW3, fit, request)
+        fitted_FHW3 = self._given(keyframes_FHW3, request.fit, request)
         made, notes = self._through(fitted_FHW3, multi, request)
 
         between = Grid(self.codec, known=2)
         multi = multi and between.pictures(between.latents(multi))
-        rate = clip_fps and clip_fps * (multi + 1)
+        rate = request.clip_fps and request.clip_fps * (multi + 1)
         request = replace(request, fps=request.fps or rate)
-        clip = self._finish(made, request, notes, keyframes=len(keyframes_FHW3), multi=multi)
-        clip = _sounding(clip, sound, 0.0 if multi and request.fps == rate else None)
-        return self._keyed(clip, keyframes_FHW3, fit, exact, made.places)
+        notes, count = [*source.notes, *notes], len(keyframes_FHW3)
+        how = {"fit": request.fit, "exact": request.exact}
+        clip = self._finish(made, request, notes, keyframes=count, multi=multi, **how)
+        clip = _sounding(clip, request.sound, 0.0 if multi and request.fps == rate else None)
+        return self._keyed(clip, keyframes_FHW3, request, made.places)
 
-    def extend(
-        self,
-        clip_FHW3: Frames,
-        prompt: str = "",
-        *,
-        clip_fps: float,
-        direction: str = "forward",
-        context: int | None = None,
-        sound: Path | None = None,
-        **options: object,
-    ) -> Clip:
-        """More frames after, before or around a clip, whose own frames stay as they are.
+    def _continued(self, source: Source, request: Request) -> Clip:
+        """A clip among new frames.
 
-        Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
-        The new frames are brought to the clip's size. ``sound`` is a file whose sound is kept.
-        ``context`` frames of the clip are seen: by default as many as training shows in a row, at
-        most half of the longest trained clip, so that the rest of it is new.
+        It is seen in ``context`` frames: by default as many as training shows in a row, at most
+        half of the longest trained clip, so that the rest of it is new.
         """
-        settings.check_extension(direction, context)
-        request = self._request("extend", prompt, options)
-        edges = self._edges(direction, context, len(clip_FHW3))
+        clip_FHW3, own = source.frames_FHW3, request.clip_fps or self.card.fps
+        edges = self._edges(request.direction, request.context, len(clip_FHW3))
         made, notes = self._extended(clip_FHW3, edges, request)
-        rate = request.fps or clip_fps
+        rate = request.fps or own
+        direction, seen = request.direction, edges[-1].known
+        notes = [*source.notes, *notes, *self._other_rate(own)]
+        if request.scale is not None:
+            notes.append("`scale` has no effect: new frames get the clip's own size")
         request = replace(request, fps=rate, scale=1)
-        notes += self._other_rate(clip_fps)
-        clip = self._finish(made, request, notes, direction=direction, context=edges[-1].known)
-        clip = _sounding(clip, sound, made.before / rate if rate == clip_fps else None)
+        clip = self._finish(made, request, notes, direction=direction, context=seen)
+        clip = _sounding(clip, request.sound, made.before / rate if rate == own else None)
         return replace(clip, before=made.before)
 
     def extend_file(self, file: video.Footage, prompt: str = "", **options: Any) -> Clip:  # noqa: ANN401
@@ -440,7 +308,7 @@ class Studio:
         """
         held = ENDS + 2 * (options.get("context") or 0)
         ends_FHW3, own = file.ends(held, self.card.size)
-        clip = self.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
+        clip: Clip = self.extend(ends_FHW3, prompt, clip_fps=file.timing.fps, **options)
 
         before, after = np.split(clip.frames_FHW3, [clip.before, clip.before + len(ends_FHW3)])[::2]
         whole = video.Joined((before, file, after), own)
@@ -468,12 +336,11 @@ class Studio:
         weights = sum(weight.nbytes for weight in self.weights.modules().parameters())
         return PROGRAM + weights + self._work(frames, config, scale, size)
 
-    def _request(self, command: str, prompt: str, options: Mapping[str, Any]) -> Request:
+    def _request(self, command: str, prompt: str, words: Mapping[str, object]) -> Request:
         """What is asked for, in the model's own number of steps where none is named."""
-        self.check_task(command)
-        if not {"steps", "config"} & options.keys():
-            options = {**options, "config": self.usual(settings.defaults(command))}
-        return Request.of(command, prompt, options)
+        if not {"steps", "config"} & words.keys():
+            words = {**words, "config": self.usual(settings.defaults(command))}
+        return Request.of(command, prompt, words)
 
     def usual(self, config: SampleConfig) -> SampleConfig:
         """The controls in the number of steps that the model has by itself."""
@@ -517,7 +384,7 @@ class Studio:
             raise UserError(
                 f"{self.name} cannot show what is given: its codec rebuilds it at {worst:.1f} dB, "
                 f"less than {least:.1f}; train on such pictures, or on a pretrained backbone, or "
-                "go on with --anyway"
+                "go on with `anyway=True`"
             )
         return fitted_FHW3
 
@@ -556,7 +423,7 @@ class Studio:
         closed = made.followed(back)
         asked, total = request.config.frames, counted + len(closed) - len(made)
         rounded = asked and total != asked
-        notes = [f"--frames {asked}: this model makes {total} of a loop"] if rounded else []
+        notes = [f"`frames={asked}`: this model makes {total} of a loop"] if rounded else []
         return closed, notes
 
     def _left(self, config: SampleConfig, counted: int) -> SampleConfig | None:
@@ -607,7 +474,7 @@ class Studio:
             own = start.own(step)
             if self.weights.network.gapwise and (not growth or len(own.name_F) > len(growth[-1])):
                 self._check_memory(len(own.name_F), request, size)
-            growth.append(_visible(own, controls.steps))
+            growth.append(visible(own, controls.steps))
             if request.watch:
                 request.watch(own)
         parts = [to_frames(part) for part in self.codec.decode_stream(own.done[0])]
@@ -657,16 +524,16 @@ class Studio:
         if multi:
             between = Grid(self.codec, known=2)
             latents = between.latents(multi)
-            notes = between.told("--multi", multi, latents)
+            notes = between.told("multi", multi, latents)
             return self._multiplied(fitted_FHW3, latents - 1, request), notes
         count = len(fitted_FHW3)
         config, notes = grid.in_latents(request.config)
         notes += self._room(count, config)
         made = self._between(fitted_FHW3, self._reaching(config, count), request)
         if len(set(made.places)) < count:
-            notes.append("two keyframes fell on one frame; --multi K puts K between them")
+            notes.append("two keyframes fell on one frame; `multi=K` puts K between them")
         if self.weights.network.gapwise and len(made.order) == count != config.frames:
-            notes.append("no frame was drawn between the keyframes; --multi K puts K there")
+            notes.append("no frame was drawn between the keyframes; `multi=K` puts K there")
         return made, notes
 
     def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> Made:
@@ -790,15 +657,15 @@ class Studio:
             if request.prompt or request.negative_prompt:
                 yield "words mean nothing to this model: prompts have no effect"
         elif request.negative_prompt and config.guidance == 1:
-            yield "the negative prompt has no effect without guidance: add --guidance 2"
+            yield "the negative prompt has no effect without guidance: add `guidance=2`"
         if known and known > 2 * longest:
             pictures, most = map(self.codec.pictures_of, (known, longest))
             yield f"{pictures} frames are far more than the longest trained clip, {most}"
         if not (self.weights.process.chooses or known or config.frames or config.max_length):
-            told = f"it makes {self.codec.pictures_of(longest)} unless --frames says how many"
+            told = f"it makes {self.codec.pictures_of(longest)} unless `frames` says how many"
             yield f"this model does not choose a number of frames: {told}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
-            yield "--length-scale has no effect: the length is given"
+            yield "`length_scale` has no effect: the length is given"
 
     def reading(self, prompt: str, literal: bool = False) -> Reading:
         """A prompt in words that the model knows, as far as its lexicon has them."""
@@ -811,7 +678,7 @@ class Studio:
         read = self.reading(prompt, literal)
         for reading in (read, self.reading(negative, literal)):
             if reading.changes:
-                yield f"read as words that the model knows: {reading}; --literal keeps yours"
+                yield f"read as words that the model knows: {reading}; `literal=True` keeps yours"
 
         known = self.card.words
         familiar = COMMON_WORDS.union(known)
@@ -835,29 +702,30 @@ class Studio:
         pictures = self.codec.pictures_of(longest)
         told = f"{count} keyframes, and the longest trained clip has {pictures} frames"
         if count >= longest:
-            raise UserError(f"{told}: say --multi K for K in every gap, --frames or --max-length")
-        return [f"{told}: not every gap gets one; --multi K puts K into every gap"]
+            raise UserError(f"{told}: say `multi=K` for K in every gap, `frames` or `max_length`")
+        return [f"{told}: not every gap gets one; `multi=K` puts K into every gap"]
 
     def _out_of_memory(self, frames: int, request: Request, size: tuple[int, int]) -> UserError:
         need = f"{self._work(frames, request.config, request.scale, size) / 2**30:.1f} GiB"
         (height, width), pictures = size, self.codec.pictures_of(frames)
-        remedy = "take --guidance 1, or use a model of smaller frames"
+        remedy = "take `guidance=1`, or use a model of smaller frames"
         if self.card.any_size:
             remedy = "or give smaller pictures"
         return UserError(
             f"not enough memory: {pictures} frames of {width}x{height} take about {need}; lower "
-            f"--frames or --max-length, {remedy}"
+            f"`frames` or `max_length`, {remedy}"
         )
 
     def _finish(
-        self, made: Made, request: Request, notes: Sequence[str], **more: str | int
+        self, made: Made, request: Request, notes: Sequence[str], **more: str | int | None
     ) -> Clip:
         """The clip, enlarged and at its playback rate, with the settings that made it."""
         frames_FHW3 = video.scale(made.frames_FHW3, self._factor(request.scale))
         known = made.together if request.config.frames or more.get("multi") else None
-        longest = self._most(int(more.get("keyframes", 2)))
+        longest = self._most(int(more.get("keyframes") or 2))
         told = [*self._notes(request, known, longest), *notes]
-        record = self._record(made, request) | more
+        record = self._record(made, request)
+        record |= {name: value for name, value in more.items() if value is not None}
         ends = [self.codec.pictures_of(number + 1) - 1 for number in range(len(made.order))]
         shown = ends if ends[-1] == len(made.frames_FHW3) - 1 else []
         rate, seed = record["fps"], request.seed
@@ -868,36 +736,35 @@ class Studio:
         controls = asdict(request.config)
         read = self.reading(request.prompt, request.literal).text
         return {
-            "flowcept": __version__,
+            **self.origin,
             "command": request.command,
-            "model": self.name,
             "model_steps": self.card.steps,
             "prompt": request.prompt,
             **({} if read == request.prompt else {"read_as": read}),
             **({"literal": True} if request.literal else {}),
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
-            "length": "exact" if request.config.frames else "auto",
+            "length": request.config.frames or "auto",  # as asked for
             **{name: value for name, value in controls.items() if value is not None},
             "frames": len(made.frames_FHW3),
-            "dtype": str(self.dtype).removeprefix("torch."),
             "fps": request.fps or self.card.fps,
             "scale": self._factor(request.scale),
             **({"loop": True} if request.loop else {}),
+            **({"anyway": True} if request.anyway else {}),
         }
 
     def _keyed(
-        self, clip: Clip, given_FHW3: Frames, fit: str, exact: bool | None, places: Sequence[int]
+        self, clip: Clip, given_FHW3: Frames, request: Request, places: Sequence[int]
     ) -> Clip:
         """The user's own pixels in the places of the given frames, if asked for or if they fit."""
         _, height, width, _ = clip.frames_FHW3.shape
         matches = given_FHW3.shape[1:3] in ((height, width), self._size(given_FHW3))
         own_FHW3, said = given_FHW3, ""
         if not matches:
-            own_FHW3, said = video.fit(given_FHW3, (height, width), fit)
+            own_FHW3, said = video.fit(given_FHW3, (height, width), request.fit)
         notes = [*clip.notes, said] if said else clip.notes
         frames_FHW3 = clip.frames_FHW3
-        if exact or (exact is None and matches):
+        if request.exact or (request.exact is None and matches):
             frames_FHW3 = frames_FHW3.copy()
             frames_FHW3[list(places)] = video.scale(own_FHW3, height // own_FHW3.shape[1])
         return replace(clip, frames_FHW3=frames_FHW3, notes=notes)
@@ -911,16 +778,11 @@ def _around(clip_FHW3: Frames, new: Sequence[Made], backward: bool) -> Made:
     return replace(new[0], frames_FHW3=np.concatenate(parts), before=before)
 
 
-def _visible(step: Step, num_steps: int) -> list[tuple[int, float, bool]]:
-    frames = zip(step.name_F.tolist(), step.age_F.tolist(), strict=True)  # asks no device
-    return [(name, age / num_steps, age == 0) for name, age in frames]
-
-
-def _sounding(clip: Clip, sound: Path | None, start: float | None) -> Clip:
-    """The clip with a file's sound from ``start`` on, in seconds; None: its pace is another."""
+def _sounding(clip: Clip, sound: Sound | None, start: float | None) -> Clip:
+    """The clip with a sound that begins at ``start``, in seconds; None: its pace is another."""
     if sound is None:
         return clip
     if start is None:
         note = "sound is left out: the clip plays at another pace"
         return replace(clip, notes=[*clip.notes, note])
-    return replace(clip, sound=video.sound_of(sound, start))
+    return replace(clip, sound=replace(sound, start=sound.start + start))

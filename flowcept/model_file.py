@@ -26,7 +26,6 @@ from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_enco
 from flowcept.process.forward import Flowception, Process
 from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping
 
-DEFAULT = "theatre"  # the model that is taken where none is named
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
 LARGEST_HEADER = 10_000_000  # bytes; ours have some tens of thousands
 WORDS = 2000  # of the training prompts at most are listed in a card, the most frequent
@@ -37,7 +36,7 @@ FLOATS = ("F32", "BF16", "F16")  # what weights may be stored as
 class Base:
     """The pretrained model that an adapter file belongs to."""
 
-    folder: str  # of diffusers, where it was
+    source: str  # the folder of diffusers where it was, or its name on a hub with the commit
     digest: str  # of its transformer's files, ``adapters.digest``
 
 
@@ -73,6 +72,7 @@ class Card:
     version: str = __version__  # of the package that wrote the file
     base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
     lexicon: Lexicon | None = None  # what people say for words of the training prompts
+    sizes: dict[str, int] = field(default_factory=dict)  # trained clips by WIDTHxHEIGHT, if several
     trainings: tuple[Training, ...] = ()  # that the model went through, the last one last
 
     @property
@@ -141,13 +141,14 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
             raise UserError(f"not written: {name} is not finite; train with a lower rate")
     network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
-    if weights.card.lexicon is None:
-        del record["lexicon"]
-    _write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
+    for name in ("lexicon", "sizes"):  # without them the file is as it always was
+        if not record[name]:
+            del record[name]
+    write(path, tensors, {"flowcept": json.dumps(record, separators=(",", ":"))})
 
 
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Under a temporary name first, then renamed."""
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all: under a temporary name first, then renamed."""
     temporary = path.with_name(f".{os.getpid()}.safetensors")
     try:
         save_file(tensors, temporary, metadata=header)
@@ -173,8 +174,8 @@ def read_card(path: Path) -> Card:
     return _card(_description(path), path)
 
 
-def load(path: Path) -> Weights:
-    """Read a model; weights become float32 on the CPU.
+def load(path: Path, text: PromptEncoder | None = None) -> Weights:
+    """Read a model; weights become float32 on the CPU. ``text`` replaces a frozen prompt encoder.
 
     Raises ``UserError``, one line, for a file that is missing, not a model of ours, of another
     format, truncated, or whose tensors are not those that its card calls for, or not finite.
@@ -183,7 +184,7 @@ def load(path: Path) -> Weights:
     card = _card(info, path)
     if card.base is not None:
         raise UserError(f"{path} is an adapter, no whole model: merge it first (flowcept merge)")
-    frozen = build_encoder(card.text) if card.text.kind in FROZEN else None
+    frozen = (text or build_encoder(card.text)) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
             weights = build(card, frozen)
@@ -195,6 +196,25 @@ def load(path: Path) -> Weights:
     for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
     return weights
+
+
+def load_codec(path: Path) -> Codec:
+    """The codec of a model file alone, float32 on the CPU; errors as for ``load``."""
+    card = read_card(path)
+    if card.base is not None:
+        raise UserError(f"{path} is an adapter, which has no codec: name the folder of its base")
+    with torch.device("meta"):
+        codec = build_codec(card.codec)
+    try:
+        with safe_open(path, framework="pt") as file:
+            like = codec.state_dict().items()
+            found = {name: _checked(file, f"codec.{name}", one, path) for name, one in like}
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({_line(error)}); get the file again") from error
+    codec.load_state_dict(found, assign=True)
+    return codec.eval().requires_grad_(requires_grad=False)
 
 
 def fill(weights: Weights, path: Path, version: int = FORMAT) -> None:
@@ -365,41 +385,6 @@ def _line(error: BaseException) -> str:
     return "".join(c if c.isprintable() else "?" for c in first)  # it may quote the file
 
 
-def find(name: str | None, prefer: str = DEFAULT) -> Path:
-    """The file of a model: a path, a run's folder, or the name of a shipped model.
-
-    None is the one that the environment names, else the one to ``prefer`` where it came with the
-    package, else the default one.
-    """
-    usual = prefer if prefer in shipped_models() else DEFAULT
-    wanted = name or os.environ.get("FLOWCEPT_MODEL") or usual
-    if Path(wanted).suffix or "/" in wanted or os.sep in wanted:
-        try:
-            return _inside(Path(wanted).expanduser())
-        except RuntimeError as error:
-            raise UserError(f"no model {wanted!r}: there is no such user") from error
-    shipped = shipped_models()
-    if wanted in shipped:
-        return shipped[wanted]
-    if Path(wanted).exists():
-        return _inside(Path(wanted))
-    names = ", ".join(sorted(shipped)) or "none"
-    raise UserError(f"no model {wanted!r}: give a .safetensors file or a shipped name ({names})")
-
-
-def _inside(path: Path) -> Path:
-    """The model file itself, where the path is a run's folder; a diffusers folder stays one."""
-    is_run = path.is_dir() and not (path / "model_index.json").is_file()
-    return path / "model.safetensors" if is_run else path
-
-
-def shipped_models() -> dict[str, Path]:
-    """Models that came with the package, by name: in the wheel, or beside a source checkout."""
-    here = Path(__file__).parent
-    folders = (here.parent / "weights", here / "weights")
-    return {file.stem: file for folder in folders for file in folder.glob("*.safetensors")}
-
-
 def save_tree(tree: object, path: Path) -> None:
     """Write nested dicts and lists of tensors and plain values, whole or not at all."""
     tensors: dict[str, Tensor] = {}
@@ -416,7 +401,7 @@ def save_tree(tree: object, path: Path) -> None:
         return {"value": value}
 
     header = {"state": json.dumps(pack(tree))}
-    _write(path, tensors, header)
+    write(path, tensors, header)
 
 
 def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
@@ -440,32 +425,39 @@ def load_tree(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
 
 def describe(path: Path, weights: Weights | None = None) -> dict[str, Any]:
     """What a model file is, by name, for people; ``weights`` are its own, if loaded already."""
-    weights = weights or load(path)
+    files = [one for one in [path, *path.rglob("*")] if one.is_file()]
+    file = {"file": str(path), "bytes": sum(one.stat().st_size for one in files)}
+    return file | about(weights or load(path))
+
+
+def about(weights: Weights) -> dict[str, Any]:
+    """What a model is, by name, for people."""
     card, pictures_of = weights.card, weights.codec.pictures_of
     modules = weights.modules().items()
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules}
     total = sum(card.lengths.values())
     shortest, longest = pictures_of(card.min_length), pictures_of(card.max_length)
     mean = sum(pictures_of(n) * count for n, count in card.lengths.items()) / total
-    size = "any size" if card.any_size else f"{card.size[1]}x{card.size[0]} pixels"
+    learned = ", ".join(card.sizes) or f"{card.size[1]}x{card.size[0]}"
+    size = "any size" if card.any_size else f"{learned} pixels"
     lengths, dataset = f"{mean:.1f} on average", f"{card.dataset}: {total} clips"
     if weights.network.gapwise:
         lengths, dataset = "from a given picture to the next", card.dataset
     return {
-        "file": str(path),
-        "bytes": path.stat().st_size,
         "flowcept": card.version,
-        "process": asdict(card.process),
+        "process": {
+            name: value for name, value in vars(card.process).items() if not callable(value)
+        },
         "parameters": {**counts, "total": sum(counts.values())},
         "tasks": ", ".join(sorted(weights.network.tasks)),
         "frames": f"{size} at {card.fps:g} per second",
         "lengths": f"{shortest} to {longest} frames, {lengths}",
         "dataset": dataset,
         "steps": card.steps,
+        **({"base": asdict(card.base)} if card.base else {}),
         **({"hours": round(card.hours, 2)} if card.hours else {}),
         "trainings": [asdict(training) for training in card.trainings],
         "codec_psnr": card.codec_psnr,
-        "shipped": path in shipped_models().values(),
         "network": asdict(card.network),
         "text": asdict(card.text),
         "codec": asdict(card.codec),

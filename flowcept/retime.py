@@ -473,6 +473,7 @@ class Retimer:
             "clip": path.name,
             "learned": self.network is not None,
             **asdict(self.config),
+            "multi": self.multi,
             "fps": grid.fps,
         }
 

@@ -12,19 +12,31 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from flowcept.errors import UserError
+from flowcept.errors import UserError, suggestion
 
+MODEL = "a shipped name, a file, a run's folder, a diffusers folder, or owner/model on a hub"
 DIRECTIONS = ("forward", "backward", "both")  # in which a clip is extended
 FITS = ("crop", "pad", "stretch")  # how a picture gets a model's size
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FORMATS = ("mp4", "webm", "mov", "gif", "webp", "apng")  # of clips that are files
 SLOWEST, FASTEST = 0.001, 1000  # frames a second that files can state
+KEYWORD = re.compile(r'`([a-z]\w*)(?:="?([^`"]*)"?)?`')  # in a line for the user
 LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow, not just patience
 
 
 def random_seed() -> int:
     """Of a clip for which none was given."""
     return secrets.randbelow(2**31)
+
+
+def seeds(first: int | None, count: int) -> list[int]:
+    """Of several clips: the first one's is given or random, the others are made from it."""
+    if first is None:
+        first = random_seed()
+    return [first, *(mixed(first, "count", number) for number in range(1, count))]
 
 
 def mixed(seed: int, *names: object) -> int:
@@ -45,30 +57,44 @@ class Rule:
 
     words: str
     holds: Callable[[Any], bool]
+    range: str = ""  # in words for the help, where that is not too obvious to be said
+    choices: tuple[str, ...] = ()  # all values, where they are few
 
     def check(self, name: str, value: object) -> None:
-        """UserError that names the flag of a value that breaks the rule; None was not given."""
+        """UserError about a value that breaks the rule; None was not given."""
         if value is not None and not self.holds(value):
-            raise UserError(f"{flag(name)} must be {self.words}, not {value!r}")
+            meant = suggestion(str(value), self.choices)
+            raise UserError(f"`{name}` must be {self.words}, not {value!r}{meant}")
 
 
-def within(low: float, high: float) -> Rule:
-    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+def within(low: float, high: float, shown: str | None = None) -> Rule:
+    """Both ends belong to it; ``shown`` is its range in the help, if other words are better."""
+    words = f"from {low} to {high}"
+    range_ = words.removeprefix("from ") if shown is None else shown
+    return Rule(words, lambda value: low <= value <= high, range_)
 
 
-POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
-NUMBER = Rule("a number and at least 0", lambda value: 0 <= value < math.inf)
-SHARE = Rule("at least 0 and under 1", lambda value: 0 <= value < 1)
-INSIDE = Rule("between 0 and 1", lambda value: 0 < value < 1)
-COUNT = within(1, LARGEST)
-STRENGTH = within(0, LARGEST)
-SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST)
+def one_of(*choices: str) -> Rule:
+    words = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    return Rule(words, choices.__contains__, choices=choices)
+
+
+POSITIVE = Rule("over 0", lambda value: 0 < value < math.inf)
+NUMBER = Rule("0 or more", lambda value: 0 <= value < math.inf)
+SHARE = Rule("at least 0 and under 1", lambda value: 0 <= value < 1, "0 to under 1")
+INSIDE = Rule("between 0 and 1", lambda value: 0 < value < 1, "between 0 and 1")
+COUNT = within(1, LARGEST, "")
+STRENGTH = within(0, LARGEST, "0 or more")
+SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST, "over 0")
 SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
 RATE = Rule(f"0 or from {SLOWEST} to {FASTEST}", lambda fps: not fps or SLOWEST <= fps <= FASTEST)
 STATED = within(SLOWEST, FASTEST)
 SLOWNESS = within(0.01, 1000)
 SIZE_PATTERN = re.compile(r"\s*0*([1-9]\d*)(?:[xX]0*([1-9]\d*))?\s*")
 SIZE = Rule("a size, 64 or WIDTHxHEIGHT", lambda value: SIZE_PATTERN.fullmatch(value) is not None)
+
+ONE_SIZE = Rule(SIZE.words, lambda value: not value or SIZE.holds(value))
+AREA = Rule("an area as WIDTHxHEIGHT, or none", SIZE.holds)
 
 
 def sides(size: str) -> tuple[int, int]:
@@ -79,17 +105,35 @@ def sides(size: str) -> tuple[int, int]:
     return int(match[2] or match[1]), int(match[1])
 
 
-FIT = Rule(f"one of {', '.join(FITS)}", FITS.__contains__)
-EXPORT = Rule("float32 or bfloat16", ("float32", "bfloat16").__contains__)
+DEVICE = one_of(*DEVICES)
+DTYPE = one_of(*DTYPES)
+FIT = one_of(*FITS)
+DIRECTION = one_of(*DIRECTIONS)
+FORMAT = one_of(*FORMATS)
+EXPORT = one_of("float32", "bfloat16")
+
+# Panels of the help, in which flags stand together
+INPUT, OUTPUT, LENGTH, SAMPLING = "Input", "Output", "Length", "Sampling"
+TRAINING, COMPUTER = "Training", "Device"
+RETIMING = "Whole clips at another rate or pace"
 
 
-def setting(default: Any, meaning: str, rule: Rule | None = None, names: str = "") -> Any:  # noqa: ANN401
-    """A field: the flag's help text, what its value must be, the flag's names if not its own."""
-    return field(default=default, metadata={"help": meaning, "rule": rule, "names": names})
+def setting(
+    default: Any,  # noqa: ANN401 - of the field's type
+    meaning: str,
+    rule: Rule | None = None,
+    names: str = "",
+    panel: str = "",
+) -> Any:  # noqa: ANN401
+    """A field: the flag's help text, what its value must be, its names and panel if not usual."""
+    told = {"help": meaning, "rule": rule, "names": names, "panel": panel}
+    return field(default=default, metadata=told)
 
 
 class Settings:
     """What all records of settings share: values that break a field's rule are a ``UserError``."""
+
+    panel: ClassVar[str] = ""  # of the help, in which the flags stand
 
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
@@ -101,6 +145,17 @@ class Settings:
 def flag(name: str) -> str:
     """The command line's word for a setting."""
     return "--" + name.replace("_", "-")
+
+
+def with_flags(line: str) -> str:
+    """A line for the user in the words of the command line: `guidance=2` is --guidance 2."""
+
+    def said(keyword: re.Match[str]) -> str:
+        name, value = keyword.groups()
+        alone = value is None or value == "True"
+        return flag(name) if alone else f"{flag(name)} {value}"
+
+    return KEYWORD.sub(said, line)
 
 
 # Sampling
@@ -119,20 +174,32 @@ def check_prompt(text: str) -> None:
 class SampleConfig(Settings):
     """Controls of the sampler; the command line takes its defaults from here."""
 
-    steps: int = setting(8, "denoising steps; twice as many evaluations at most", COUNT)
-    guidance: float = setting(2.0, "strength of the prompt in the picture; 1: none", STRENGTH)
+    panel = SAMPLING
+
+    steps: int = setting(8, "denoising steps; more take longer and show more detail", COUNT)
+    guidance: float = setting(2.0, "how closely clips follow the prompt; 1: no guidance", STRENGTH)
     rate_temperature: float = setting(
-        1.0, "of the laws of length and places: 0 the most probable, over 1 more varied", STRENGTH
+        1.0,
+        "how much lengths and places of frames vary; 0: always the likeliest, over 1: more",
+        STRENGTH,
     )
     refine: float = setting(
-        0.0, "clean all frames once more together, from this flow time on; 0: off", SHARE
+        0.0, "once all frames are there, clean them again from this flow time on; 0: off", SHARE
     )
-    length_scale: float = setting(1.0, "multiplies the number of frames to come", SCALE)
-    frames: int | None = setting(None, "number of frames, or auto: the model chooses", COUNT)
-    min_length: int | None = setting(None, "least number of frames; default as trained", COUNT)
-    max_length: int | None = setting(None, "largest number of frames; default as trained", COUNT)
+    frames: int | None = setting(
+        None, "frames of the clip; auto: the model chooses", COUNT, panel=LENGTH
+    )
+    min_length: int | None = setting(
+        None, "fewest frames; default as in training", COUNT, panel=LENGTH
+    )
+    max_length: int | None = setting(
+        None, "most frames; default as in training", COUNT, panel=LENGTH
+    )
+    length_scale: float = setting(
+        1.0, "multiplies the number of frames that the model wants to add", SCALE, panel=LENGTH
+    )
     cache: bool = setting(
-        True, "evaluate finished frames no more after the last insertion: a third less work"
+        True, "compute finished frames once, after the last frame has come: a third less work"
     )
 
     @property
@@ -149,21 +216,59 @@ class SampleConfig(Settings):
         super().__post_init__()
         low, high = self.min_length or 1, self.max_length
         if high is not None and low > high:
-            raise UserError(f"--min-length {low} is over --max-length {high}")
+            raise UserError(f"`min_length={low}` is over `max_length={high}`")
         if self.frames is not None and (self.frames < low or (high and self.frames > high)):
-            raise UserError(f"--frames {self.frames} lies outside --min-length and --max-length")
+            told = f"`frames={self.frames}` lies outside `min_length` and `max_length`"
+            raise UserError(told)
+
+
+@dataclass(frozen=True)
+class ClipConfig(Settings):
+    """What is asked for of a clip, beside the controls of the sampler; each task takes some."""
+
+    negative_prompt: str = setting("", "what the clip should not show")
+    seed: int | None = setting(
+        None, "the same seed makes the same clip; default a random one", SEED
+    )
+    count: int = setting(1, "clips of each prompt, with other seeds", within(1, 10_000))
+    fps: float | None = setting(
+        None, "frames a second of playing; default the model's or the clip's", STATED
+    )
+    scale: int | None = setting(
+        None, "enlarge so many times; default to a short side of 256 pixels", within(1, 64)
+    )
+    loop: bool = setting(
+        False, "add frames from the last one back to the first; lengths count them"
+    )
+    literal: bool = setting(False, "read no word as another one that the model knows")
+    fit: str = setting("crop", "how a picture gets the model's size: crop, pad or stretch", FIT)
+    exact: bool | None = setting(
+        None, "put your own pixels into the given frames; default where sizes match"
+    )
+    anyway: bool = setting(False, "go on with pictures that the model cannot show well")
+    multi: int = setting(
+        0, "frames between one keyframe and the next; default 1 in a clip", within(0, LARGEST)
+    )
+    direction: str = setting(
+        "forward", "where new frames go: forward, after the clip, backward, or both", DIRECTION
+    )
+    context: int | None = setting(
+        None, "frames of the clip that the model sees; default 8 or what it can", COUNT
+    )
 
 
 @dataclass(frozen=True)
 class RetimeConfig(Settings):
     """How a whole clip is brought to another rate or pace."""
 
+    panel = RETIMING
+
     target_fps: float | None = setting(
-        None, "of a clip: frames a second of the result; default twice its rate", STATED
+        None, "frames a second of the result; default twice the clip's", STATED
     )
-    slow: float = setting(1.0, "of a clip: so many times longer, at its rate", SLOWNESS)
+    slow: float = setting(1.0, "play so many times slower, at the clip's frame rate", SLOWNESS)
     dedupe: bool = setting(
-        False, "of a clip: make frames anew that repeat the one before", names="--dedupe"
+        False, "make frames anew that only repeat the one before", names="--dedupe"
     )
 
     @property
@@ -184,22 +289,19 @@ def defaults(command: str) -> SampleConfig:
 def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     """UserError where ``count`` keyframes and ``multi`` frames per gap contradict the lengths."""
     if count < 2:
-        raise UserError("interp needs two keyframes at least")
+        raise UserError("interp needs two keyframes at least: give two pictures, or a clip")
     if not 0 <= multi <= LARGEST:
-        raise UserError(f"--multi must be from 1 to {LARGEST}, not {multi}")
+        raise UserError(f"`multi` must be from 1 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):
-        raise UserError("--multi fixes the length: leave out --frames and its bounds")
-    for name, value in (("--frames", config.frames), ("--max-length", config.max_length)):
+        raise UserError("`multi` fixes the length: leave out `frames` and its bounds")
+    for name, value in (("frames", config.frames), ("max_length", config.max_length)):
         if value is not None and value < count:
-            raise UserError(f"{name} {value} is under the number of keyframes, {count}")
+            raise UserError(f"`{name}={value}` is under the number of keyframes, {count}")
 
 
 def check_extension(direction: str, context: int | None) -> None:
     """UserError for an unknown direction, or where nothing of a clip would be seen."""
-    if direction not in DIRECTIONS:
-        raise UserError(f"--direction must be {', '.join(DIRECTIONS)}, not {direction!r}")
-    if context is not None and context < 1:
-        raise UserError(f"--context must be at least 1, not {context}")
+    ClipConfig(direction=direction, context=context)
 
 
 # Training: a table of settings for each part. No name occurs in two tables, so that flags need none
@@ -209,12 +311,18 @@ def check_extension(direction: str, context: int | None) -> None:
 class DataSettings(Settings):
     """How clips are read."""
 
-    size: str = setting("64", "pixels of a frame: the side of a square, or WIDTHxHEIGHT", SIZE)
-    fps: float = setting(0.0, "frames per second; 0: the folder's most common rate", RATE)
+    panel = INPUT
+
+    size: str = setting("64", "pixels of a frame: 64 for a square, or WIDTHxHEIGHT", SIZE)
+    fps: float = setting(
+        0.0, "frames a second of the clips; 0: the commonest rate of the folder", RATE
+    )
     min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
     max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
-    fit: str = setting("crop", "how frames get the size: crop, pad or stretch", FIT)
-    held_out: float = setting(0.02, "share of the clips kept out of training, to score it", SHARE)
+    fit: str = setting("crop", "how frames get the size", FIT)
+    held_out: float = setting(
+        0.02, "share of the clips that is not learned from, to score on", SHARE, panel=TRAINING
+    )
     lexicon: str = setting(
         "", "file of words that people use for those of captions; stays in the model"
     )
@@ -222,7 +330,7 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_frames > self.max_frames:
-            raise UserError("--min-frames is over --max-frames")
+            raise UserError("`min_frames` is over `max_frames`")
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -231,10 +339,57 @@ class DataSettings(Settings):
 
 
 @dataclass(frozen=True)
+class EncodeSettings(Settings):
+    """How clips become shards."""
+
+    panel = TRAINING
+
+    codec: str = setting(
+        "", "makes latents: a diffusers folder, a model file or a shipped name such as theatre"
+    )
+    text: str = setting(
+        "", "folder whose prompt encoder reads the captions; without it they stay words"
+    )
+    buckets: str = setting(
+        "", "AREA as WIDTHxHEIGHT: each clip gets the one of several sizes of this area that crops "
+        "it least; none: all get one size; default the area of a diffusers folder's own size"
+    )  # fmt: skip
+    size: str = setting(
+        "", "the one size of all frames, WIDTHxHEIGHT; default that of the model", ONE_SIZE
+    )
+    fps: float = setting(0.0, "frames per second; 0: the folder's most common rate", RATE)
+    min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
+    max_frames: int = setting(
+        0, "clips of more frames are cut into pieces; 0: as many as the model usually makes", NUMBER
+    )
+    fit: str = setting("crop", "how frames get their size", FIT)
+    shard_clips: int = setting(
+        32,
+        "clips in a shard: with fewer, less is lost when stopped and more processes share",
+        COUNT,
+    )
+    device: str = setting("auto", "where to compute", DEVICE, panel=COMPUTER)
+    dtype: str = setting(
+        "auto", "precision of matrix products", one_of("auto", *EXPORT.choices), panel=COMPUTER
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_frames and self.min_frames > self.max_frames:
+            raise UserError("`min_frames` is over `max_frames`")
+        if self.buckets not in ("", "none"):
+            AREA.check("buckets", self.buckets)
+            if self.size:
+                raise UserError("`size` is one size for all clips: leave out `buckets`")
+
+
+@dataclass(frozen=True)
 class CodecSettings(Settings):
     """What turns pictures into latents, and how it is trained."""
 
-    codec: str = setting("autoencoder", "autoencoder, pixels, a model file, or a diffusers folder")
+    panel = "Codec"
+
+    codec: str = setting("autoencoder", f"autoencoder, pixels, or that of a model: {MODEL}")
     compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16", POSITIVE)
     codec_channels: int = setting(6, "channels of a latent", POSITIVE)
     codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
@@ -248,26 +403,34 @@ class CodecSettings(Settings):
 class NetworkSettings(Settings):
     """Shape of the network."""
 
-    hidden: int = setting(256, "width of the network", POSITIVE)
+    panel = "Network"
+
+    hidden: int = setting(256, "width of the network, in channels", POSITIVE)
     depth: int = setting(8, "blocks of the network", POSITIVE)
     heads: int = setting(4, "attention heads of the network", POSITIVE)
     patch: int = setting(4, "latent cells along each side of a patch", POSITIVE)
     stem_channels: int = setting(64, "channels of the convolutions over latent cells", POSITIVE)
     stem_depth: int = setting(2, "convolution blocks at each size of cells, down and up", NUMBER)
-    between: int = setting(0, "blocks that guess a frame between finished ones; 0: none", NUMBER)
-    place: bool = setting(False, "frames are told their place; longer clips are then new")
-    window: int = setting(0, "a frame sees frames within this distance only; 0: all", NUMBER)
-    compositions: int = setting(
-        64, "features of the law that tells how many frames lie in which gap; 0: means", NUMBER
+    between: int = setting(
+        0, "blocks that guess a frame from its finished neighbours; 0: none", NUMBER
     )
-    pooled: bool = setting(False, "gaps are read from pooled patches: a token less for every frame")
+    place: bool = setting(
+        False, "frames know their place in the clip; clips longer than those of training suffer"
+    )
+    window: int = setting(0, "how many frames away a frame still sees others; 0: all", NUMBER)
+    compositions: int = setting(
+        64, "features of the law of how many frames lie in which gap; 0: only their means", NUMBER
+    )
+    pooled: bool = setting(False, "read gaps from the patches' mean: a token less for every frame")
 
 
 @dataclass(frozen=True)
 class TextSettings(Settings):
     """What reads prompts."""
 
-    text_width: int = setting(192, "width of the prompt encoder", POSITIVE)
+    panel = "Network"
+
+    text_width: int = setting(192, "width of the prompt encoder, in channels", POSITIVE)
     text_depth: int = setting(3, "blocks of the prompt encoder", POSITIVE)
     text_source: str = setting("", "folder of a frozen T5 or CLIP; without it one is trained")
 
@@ -276,15 +439,21 @@ class TextSettings(Settings):
 class ProcessSettings(Settings):
     """When frames appear and how they become clean."""
 
-    schedule: str = setting("linear", "linear, or power:EXPONENT: under 1 frames appear early")
+    panel = "Process"
+
+    schedule: str = setting(
+        "linear", "when frames appear: linear, or power:EXPONENT, early with one under 1"
+    )
     shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
-    first: bool = setting(False, "without given frames a clip starts with its first frame")
-    planned: bool = setting(False, "length and places are drawn at first, and frames told them")
+    first: bool = setting(False, "a clip without given frames starts with its first frame")
+    planned: bool = setting(
+        False, "draw the length and all places at the start, and tell them to the frames"
+    )
     late: float = setting(
-        0.5, "share of training after the last frame came; less is less work", INSIDE
+        0.5, "share of training on clips that are complete; less is less work", INSIDE
     )
     fill: float = setting(
-        0.0, "share of clips after the last frame came whose finished frames flow again", SHARE
+        0.0, "share of complete clips whose finished frames are made noisy again", SHARE
     )
     context_noise: float = setting(0.0, "largest share of noise on finished frames", SHARE)
 
@@ -312,17 +481,19 @@ class ContextMixture:
 class ObjectiveSettings(Settings):
     """What is learned."""
 
-    rate_weight: float = setting(0.1, "weight of the loss on frames that a gap lacks", NUMBER)
-    count_weight: float = setting(0.1, "weight of the loss on frames that a clip lacks", NUMBER)
+    panel = TRAINING
+
+    rate_weight: float = setting(0.1, "weight of the loss on how many frames a gap lacks", NUMBER)
+    count_weight: float = setting(0.1, "weight of the loss on how many frames a clip lacks", NUMBER)
     prompt_dropout: float = setting(
-        0.1, "share of clips without given frames shown without prompt", SHARE
+        0.1, "share of clips without given frames that are shown without prompt", SHARE
     )
     given_prompt_dropout: float = setting(
-        0.5, "share of clips with given frames shown without prompt", SHARE
+        0.5, "share of clips with given frames that are shown without prompt", SHARE
     )
     context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
     paraphrase: float = setting(
-        0.1, "share of captions' words shown as others of the lexicon", SHARE
+        0.1, "share of the captions' words shown as others of the lexicon", SHARE
     )
 
 
@@ -330,52 +501,68 @@ class ObjectiveSettings(Settings):
 class OptimizerSettings(Settings):
     """How the network is trained."""
 
-    init: str = setting(
-        "", "a model to go on from: a file, a run's or diffusers folder or a shipped name"
-    )
+    panel = TRAINING
+
+    init: str = setting("", f"a model to go on from: {MODEL}")
     lora: int = setting(
-        0, "rank of an adapter of a diffusers folder, whose own weights stay; 0: they learn", NUMBER
+        0, "rank of an adapter beside a diffusers folder; 0: the folder's weights learn", NUMBER
+    )
+    freeze: bool = setting(
+        False, "the own weights of a diffusers folder stay, with --lora 0 too: lengths are learned"
     )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
-    max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
+    max_hours: float = setting(
+        0.0, "hours of the whole run, reading and codec included; 0: no limit", NUMBER
+    )
     tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)
-    micro_tokens: int = setting(8192, "tokens at once; a larger step is cut into parts", POSITIVE)
+    micro_tokens: int = setting(
+        8192, "tokens at once; a larger step is computed in parts, in less memory", POSITIVE
+    )
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
     warmup: int = setting(200, "steps over which the learning rate rises", NUMBER)
-    decay: float = setting(0.3, "last share of the run over which the rate falls to 0", SHARE)
+    decay: float = setting(0.3, "last share of the run, in which the rate falls to 0", SHARE)
     weight_decay: float = setting(0.01, "of AdamW; transformer: on matrices only", NUMBER)
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
-    clip: float = setting(1.0, "bound on the gradient's norm", POSITIVE)
+    clip: float = setting(1.0, "largest norm of the gradient", POSITIVE)
 
 
 @dataclass(frozen=True)
 class PlainMachineSettings(Settings):
     """Where and how exactly any network is computed."""
 
-    seed: int = setting(0, "seed of weights, data order and noise", SEED)
-    dtype: str = setting("auto", "precision of matrix products: auto, float32 or bfloat16")
-    device: str = setting("auto", "auto, cpu, cuda or mps")
+    panel = COMPUTER
+
+    seed: int = setting(
+        0, "of weights, order of the data and noise; the same one trains the same model", SEED,
+        panel=TRAINING,
+    )  # fmt: skip
+    dtype: str = setting("auto", "precision of matrix products", one_of("auto", *EXPORT.choices))
+    device: str = setting("auto", "where to compute; auto: a GPU if there is one", DEVICE)
 
 
 @dataclass(frozen=True)
 class MachineSettings(PlainMachineSettings):
     """Where and how exactly it is computed."""
 
-    checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory")
-    compile: bool = setting(False, "torch.compile of the blocks")
+    checkpointing: bool = setting(
+        False, "compute blocks twice: less memory, more time", panel=TRAINING
+    )
+    compile: bool = setting(
+        False, "torch.compile of the blocks: a slow start, then faster", panel=TRAINING
+    )
 
 
 @dataclass(frozen=True)
 class ReportSettings(Settings):
     """What a run writes, and how often."""
 
-    log_every: int = setting(20, "steps between lines of the log", POSITIVE)
-    eval_every: int = setting(500, "steps between losses of the clips held out", POSITIVE)
+    panel = OUTPUT
+
     sample_every: int = setting(1000, "steps between contact sheets; one at step 100", POSITIVE)
     save_every: int = setting(500, "steps between states to resume from", POSITIVE)
-    export_dtype: str = setting(
-        "bfloat16", "weights of the model file: float32 or bfloat16", EXPORT
-    )
+    eval_every: int = setting(500, "steps between scores of the clips held out", POSITIVE)
+    log_every: int = setting(20, "steps between lines of the log", POSITIVE)
+    export_dtype: str = setting("bfloat16", "how the model file stores weights", EXPORT)
 
 
 class Tables:
@@ -400,7 +587,7 @@ class Tables:
             elif name == "context":
                 tables[name] = value
             else:
-                raise UserError(f"unknown setting {name!r}")
+                raise UserError(f"unknown setting {name!r}{suggestion(name, groups)}")
         return from_mapping(cls, tables, start=start)
 
     def changed(self, **values: object) -> Self:
@@ -437,25 +624,33 @@ class TrainConfig(Tables):
 class MotionSettings(Settings):
     """What motion is learned from."""
 
-    photos: str = setting("", "folder of pictures that moving layers are cut from, too")
+    panel = TRAINING
+
+    photos: str = setting("", "folder of pictures from which moving layers are cut")
     layers: int = setting(200, "clips of moving layers that are drawn", NUMBER)
-    layered_share: float = setting(0.3, "share of these among what is learned from", SHARE)
-    max_shots: int = setting(400, "shots kept of all clips, of at most 64 frames each", POSITIVE)
-    held_out: float = setting(0.1, "share of the clips kept out of training, to score it", SHARE)
+    layered_share: float = setting(0.3, "share of these in what is learned from", SHARE)
+    max_shots: int = setting(400, "shots of at most 64 frames kept of all clips", POSITIVE)
+    held_out: float = setting(
+        0.1, "share of the clips that is not learned from, to score on", SHARE
+    )
 
 
 @dataclass(frozen=True)
 class MotionOptimizerSettings(Settings):
     """How a network of motion is trained."""
 
-    init: str = setting("", "a model to go on from: a file, a run's folder or a shipped name")
+    panel = TRAINING
+
+    init: str = setting("", "a model to go on from: a shipped name, a file, or a run's folder")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
-    max_hours: float = setting(0.0, "hours after which to end, with the rate at 0; 0: none", NUMBER)
+    max_hours: float = setting(
+        0.0, "hours of the whole run, reading and codec included; 0: no limit", NUMBER
+    )
     learning_rate: float = setting(3e-4, "peak learning rate", POSITIVE)
     warmup: int = setting(300, "steps over which the learning rate rises", NUMBER)
     weight_decay: float = setting(1e-3, "of AdamW", NUMBER)
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
-    clip: float = setting(0.5, "bound on the gradient's norm", POSITIVE)
+    clip: float = setting(0.5, "largest norm of the gradient", POSITIVE)
     law_steps: int = setting(1500, "training steps of the law of how long gaps are", NUMBER)
 
 
@@ -463,7 +658,7 @@ class MotionOptimizerSettings(Settings):
 class MotionReportSettings(ReportSettings):
     """What a run writes, and how often: as any run, in full precision."""
 
-    export_dtype: str = setting("float32", "weights of the model file: float32 or bfloat16", EXPORT)
+    export_dtype: str = setting("float32", "how the model file stores weights", EXPORT)
 
 
 @dataclass(frozen=True)
@@ -510,6 +705,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What a resumed run may change: how long it goes on and what it reports, not what it computes.
 RESUMABLE = ("max_hours", *(one.name for one in fields(ReportSettings)))
 
+# What a folder of shards has settled.
+OF_THE_SHARDS = ("size", "fps", "min_frames", "max_frames", "fit")
+
 # What a model to go on from has settled.
 OF_THE_MODEL = tuple(
     one.name for kind in (CodecSettings, NetworkSettings, TextSettings) for one in fields(kind)
@@ -534,7 +732,8 @@ def from_mapping(kind: type[T], values: object, *, start: T | None = None, insid
     hints, path = get_type_hints(kind), inside and inside + "."
     unknown = [str(name) for name in values if name not in hints]
     if unknown:
-        raise UserError(f"unknown setting {path + min(unknown)!r}")
+        meant = suggestion(min(unknown), hints)
+        raise UserError(f"unknown setting {path + min(unknown)!r}{meant}")
 
     made = {
         name: _converted(path + name, hints[name], value, getattr(start, name, None))

@@ -15,9 +15,10 @@ import flowcept
 from flowcept import diffusers_folder, model_file
 from flowcept.data import video
 from flowcept.errors import UserError
-from flowcept.generation import Studio, from_nothing, sample_clips
+from flowcept.generation import Studio
 from flowcept.process.forward import Flowception
 from flowcept.process.sampler import clip_generator, latents_of
+from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import SampleConfig
 
 fixtures.require()
@@ -187,7 +188,7 @@ def test_studio_makes_pictures_of_the_asked_size(saved):
     clip = studio.generate(PROMPT, frames=group + 3, steps=2, scale=1, seed=1)
     assert clip.frames_FHW3.shape == (group + 1, height, width, 3)
     assert clip.frames_FHW3.dtype == np.uint8
-    told = f"--frames {group + 3}: this model makes 1, {group + 1}, {2 * group + 1}, ...; "
+    told = f"`frames={group + 3}`: this model makes 1, {group + 1}, {2 * group + 1}, ...; "
     assert clip.notes == [f"{told}{group + 3} becomes {group + 1}"]
     assert clip.settings["model"] == "model"
     assert clip.fps == {"ltx": 25.0, "wan": 16.0}[kind]
@@ -229,7 +230,7 @@ def test_without_a_length_the_pipelines_own_is_made_and_told(saved, monkeypatch)
     clip = studio.generate(PROMPT, steps=1, guidance=1.0, scale=1, seed=1)
     pictures = {"ltx": 161, "wan": 81}[kind]
     assert studio.codec.pictures_of(sum(seen)) == pictures
-    assert f"makes {pictures} unless --frames" in " ".join(clip.notes)
+    assert f"makes {pictures} unless `frames`" in " ".join(clip.notes)
 
 
 def test_half_precision_keeps_what_must_be_precise(saved):
@@ -271,6 +272,22 @@ def test_a_model_of_one_size_is_asked_for_no_other(flow, tiny_model):
     wrong = flow("gen", "a dog", "-m", tiny_model, "--size", "96x64", "-o", "out.mp4")
     assert wrong.status == 2
     assert "this model makes frames of 32x32: leave out --size" in wrong.err
+
+
+def test_info_reads_no_weights(saved, flow, monkeypatch):
+    kind, folder, made = saved
+    for name in ("_transformer", "load_pretrained", "build_encoder"):
+        monkeypatch.delattr(diffusers_folder, name)
+    told = json.loads(flow("info", folder, "--json").out)
+    height, width = {"ltx": (512, 704), "wan": (480, 832)}[kind]
+    assert told["frames"].startswith(f"{width}x{height} pixels")
+    assert told["parameters"]["codec"] == sum(one.numel() for one in made.vae.parameters())
+    inner = sum(one.numel() for one in made.transformer.parameters())
+    assert inner < told["parameters"]["network"] < 2 * inner
+    assert told["bytes"] == sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+    part = flow("info", folder / "vae")
+    assert part.status == 2
+    assert f"is one part of a model: give the whole folder, {folder}" in part.err
 
 
 # --- what is refused
@@ -319,7 +336,7 @@ DAMAGES = {
 def test_folders_that_lack_something_are_refused_in_one_line(saved, tmp_path):
     kind, folder, _ = saved
     cell = {"ltx": 32, "wan": 16}[kind]
-    refused(folder, f"grid of this model, of {cell} pixels: try --size 96x64", "100x70")
+    refused(folder, f'grid of this model, of {cell} pixels: try `size="96x64"`', "100x70")
     refused(folder, "must be a size", "wide")
     for number, (match, damage) in enumerate(DAMAGES.items()):
         copy = shutil.copytree(folder, tmp_path / str(number))

@@ -195,9 +195,9 @@ def test_interp_keeps_keyframes_in_order(studio, count):
 def test_keyframes_without_room_between_them(studio):
     roomy, tight, full = ((LONGEST + 1) // 2, LONGEST // 2 + 1, LONGEST)
     assert studio.interp(noise(roomy), **SMALL).notes == []
-    assert "--multi" in studio.interp(noise(tight), **SMALL).notes[0]
+    assert "`multi=K`" in studio.interp(noise(tight), **SMALL).notes[0]
     for count in (full, full + 3):
-        with pytest.raises(UserError, match=f"{count} keyframes.*--multi K"):
+        with pytest.raises(UserError, match=f"{count} keyframes.*`multi=K`"):
             studio.interp(noise(count), **SMALL)
         assert len(studio.interp(noise(count), multi=1, **SMALL)) == 2 * count - 1
         assert len(studio.interp(noise(count), frames=count + 2, **SMALL)) == count + 2
@@ -235,9 +235,9 @@ def test_interp_multi_in_windows(studio, count, multi):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"multi": 2, "frames": 9}, "--multi"),
-        ({"multi": 2, "min_length": 3}, "--multi"),
-        ({"multi": -1}, "--multi"),
+        ({"multi": 2, "frames": 9}, "`multi`"),
+        ({"multi": 2, "min_length": 3}, "`multi`"),
+        ({"multi": -1}, "`multi`"),
         ({"frames": 2}, "keyframes"),
         ({"max_length": 2}, "keyframes"),
     ],
@@ -312,7 +312,8 @@ def test_extend_by_more_than_a_clip(studio, direction):
 def test_extend_says_what_it_cannot_keep(studio, tmp_path):
     made = studio.extend(noise(3), clip_fps=30, frames=1, **FAST)
     assert "30 frames per second" in made.notes[0]
-    made = studio.extend(noise(3), clip_fps=12, fps=24, sound=tmp_path / "x.mp4", frames=1, **FAST)
+    sound = video.Sound(tmp_path / "x.mp4", 0.0)
+    made = studio.extend(noise(3), clip_fps=12, fps=24, sound=sound, frames=1, **FAST)
     assert made.sound is None
     assert any("sound" in note for note in made.notes)
 
@@ -333,7 +334,7 @@ def test_pixels_codec(tmp_path):
 def test_save_and_read_back(studio, tmp_path):
     path = tmp_path / "out.webp"
     made = studio.generate("a dog", **SMALL)
-    assert made.save(path) == ""
+    assert made.save(path) is None
     frames_FHW3, fps = video.read_video(path)
     np.testing.assert_array_equal(frames_FHW3, made.frames_FHW3)
     assert fps == 12
@@ -345,7 +346,7 @@ def test_save_and_read_back(studio, tmp_path):
 def test_more_than_fits_into_memory_is_said_before(studio, monkeypatch):
     monkeypatch.setattr("flowcept.generation.free_memory", lambda _: 1e6)
     for settings in ({"frames": 50}, {"max_length": 50}, {"min_length": 50}):
-        with pytest.raises(UserError, match=r"50 frames of 32x32 .* lower --frames"):
+        with pytest.raises(UserError, match=r"50 frames of 32x32 .* lower `frames`"):
             studio.generate("a dog", watch=lambda _: pytest.fail("it ran"), **settings)
 
 
@@ -386,7 +387,7 @@ def test_seeds_of_windows_and_neighbours_do_not_overlap(studio, monkeypatch, tas
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seed_out_of_range(studio, seed):
-    with pytest.raises(UserError, match="--seed"):
+    with pytest.raises(UserError, match="`seed`"):
         studio.generate("a dog", seed=seed)
 
 
@@ -394,9 +395,9 @@ def test_memory_is_asked_for_what_is_known(studio, monkeypatch):
     """Frames between keyframes count, and their number is told."""
     keys = noise(2)
     made = studio.interp(keys, multi=2 * LONGEST, length_scale=2.0, **SMALL)
-    assert [word for word in ("far more", "--length-scale") if word in " ".join(made.notes)] == [
+    assert [word for word in ("far more", "`length_scale`") if word in " ".join(made.notes)] == [
         "far more",
-        "--length-scale",
+        "`length_scale`",
     ]
     assert studio.estimate(SampleConfig(), least=3000) > 1.5 * studio.estimate(SampleConfig())
     enough = studio._work(100, SampleConfig(), 1)
@@ -419,7 +420,7 @@ def test_a_file_is_extended_as_its_frames_are(studio, tmp_path, monkeypatch, dir
     made = studio.extend_file(file, **settings)
     assert len(made) == made.settings["frames"] == len(expected)
     assert made.size == (2 * SIZE, 3 * SIZE)
-    assert made.save(tmp_path / "b.apng") == ""
+    assert made.save(tmp_path / "b.apng") is None
     frames_FHW3, fps = video.read_video(tmp_path / "b.apng")
     np.testing.assert_array_equal(frames_FHW3, expected.frames_FHW3)
     assert fps == 12

@@ -44,7 +44,7 @@ def test_a_chosen_length_is_on_the_grid_and_within_the_trained_ones(studio):
 def test_frames_count_pictures(studio, asked, made):
     clip = studio.generate("a dog", frames=asked, **SMALL)
     assert len(clip) == clip.settings["frames"] == made
-    told = f"--frames {asked}: this model makes 1, 5, 9, ...; {asked} becomes {made}"
+    told = f"`frames={asked}`: this model makes 1, 5, 9, ...; {asked} becomes {made}"
     assert clip.notes == ([] if asked == made else [told])
 
 
@@ -93,7 +93,7 @@ def test_interp_of_a_chosen_length_has_a_group_before_its_last_keyframe(studio):
 def test_keyframes_need_a_group_each(studio):
     with pytest.raises(UserError, match="4 keyframes need 13 frames"):
         studio.interp(noise(4), frames=12, **SMALL)
-    with pytest.raises(UserError, match=r"13 keyframes.*--multi K"):
+    with pytest.raises(UserError, match=r"13 keyframes.*`multi=K`"):
         studio.interp(noise(13), **SMALL)
 
 

@@ -219,7 +219,7 @@ def test_read_card_needs_no_weights(model: Path, tmp_path: Path):
 def test_the_file_holds_no_paths_and_only_known_parts(model: Path):
     assert {name.split(".")[0] for name in load_file(model)} == {"network", "text", "codec"}
     card = {"format": 3, **asdict(CARD)}
-    del card["lexicon"]  # it has none
+    del card["lexicon"], card["sizes"]  # it has none
     card["network"] = {"family": "transformer", **card["network"]}
     assert card_of(model) == json.loads(json.dumps(card))
 
@@ -740,52 +740,6 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(changed, model, part, n
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert time.process_time() - start < 5
-
-
-# By name
-
-
-@pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    files = {name: tmp_path / f"{name}.safetensors" for name in ("theatre", "other")}
-    monkeypatch.setattr(checkpoint, "shipped_models", lambda: files)
-    monkeypatch.delenv("FLOWCEPT_MODEL", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return files
-
-
-def test_find(shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    find = checkpoint.find
-    assert find(None) == shipped["theatre"]
-    assert find("other") == shipped["other"]
-    assert find("some/where.safetensors") == Path("some/where.safetensors")
-    assert find("there.safetensors") == Path("there.safetensors")
-    assert find("~/m.safetensors") == Path("~/m.safetensors").expanduser()
-    (tmp_path / "bare").touch()
-    assert find("bare") == Path("bare")
-    monkeypatch.setenv("FLOWCEPT_MODEL", "other")
-    assert find(None) == shipped["other"]
-    assert find("theatre") == shipped["theatre"]
-    monkeypatch.setenv("FLOWCEPT_MODEL", "/x/y.safetensors")
-    assert find(None) == Path("/x/y.safetensors")
-    monkeypatch.setenv("FLOWCEPT_MODEL", "")
-    assert find(None) == shipped["theatre"]
-
-
-def test_an_unknown_name_lists_the_known_ones(shipped, monkeypatch: pytest.MonkeyPatch):
-    assert shipped
-    with pytest.raises(UserError, match="other, theatre") as error:
-        checkpoint.find("tehatre")
-    assert "tehatre" in str(error.value)
-    monkeypatch.setenv("FLOWCEPT_MODEL", "nowhere")
-    with pytest.raises(UserError, match="nowhere"):
-        checkpoint.find(None)
-
-
-def test_shipped_models_are_model_files():
-    for name, path in checkpoint.shipped_models().items():
-        assert path.stem == name
-        assert read_card(path).lengths
 
 
 # For people

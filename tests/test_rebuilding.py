@@ -55,7 +55,7 @@ def test_what_is_refused_lies_a_margin_below_the_codecs_own_pictures(tiny_model)
     """The line tells how well the worst of the given pictures is rebuilt."""
     worst = min(psnr_of(opened(tiny_model, 4.0), noise(2)))
     for call in calls(opened(tiny_model, worst + generation.MARGIN + 0.1)):
-        with pytest.raises(UserError, match=rf"rebuilds it at {worst:.1f} dB.*--anyway"):
+        with pytest.raises(UserError, match=rf"rebuilds it at {worst:.1f} dB.*`anyway=True`"):
             call()
     for call in calls(opened(tiny_model, worst + generation.MARGIN - 0.1)):
         call()

@@ -10,13 +10,27 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from flowcept import __version__
-from flowcept.cli import evaluate, extend, gen, i2v, info, interp, merge, stage, theatre, train
-from flowcept.errors import UserError
+from flowcept.cli import (
+    encode,
+    evaluate,
+    extend,
+    gen,
+    i2v,
+    info,
+    interp,
+    merge,
+    stage,
+    theatre,
+    train,
+)
+from flowcept.errors import UserError, suggestion
+from flowcept.settings import with_flags
 from flowcept.training.stopping import stoppable
 
 # What is wrong with the flags; the class of the click that Typer uses, its own or the package.
@@ -28,11 +42,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Short videos of a length that the model chooses itself. "
+    help="Short videos of a length that the model chooses itself.\n\n"
     'Try: flowcept gen "a dog surfing" -o out.mp4',
 )
-for file in (gen, i2v, interp, extend, train, merge, evaluate, info, theatre, stage):
-    app.command()(getattr(file, file.__name__.rpartition(".")[2]))
+
+
+class Command(TyperCommand):
+    """A command whose ``--help`` stands at the end of its help, not in a box before all others."""
+
+    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401 - as Typer has it
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help, option.metavar = "show this page", ""
+            option.rich_help_panel = "Help"
+        return option
+
+
+COMMANDS = {
+    "Make clips": (gen, i2v, interp, extend),
+    "Train models": (encode, train, evaluate, merge),
+    "Draw clips to train on": (theatre, stage),
+    "See what a file is": (info,),
+}
+for panel, files in COMMANDS.items():
+    for file in files:
+        run = getattr(file, file.__name__.rpartition(".")[2])
+        epilog = getattr(file, "EPILOG", None)
+        app.command(cls=Command, rich_help_panel=panel, epilog=epilog)(run)
 
 
 def _version(value: bool) -> None:
@@ -44,7 +80,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def _top(
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="the version")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="say which version this is"
+        ),
     ] = False,
 ) -> None:
     """Short videos of a length that the model chooses itself."""
@@ -80,7 +119,7 @@ def _run() -> tuple[int, str]:
     try:
         status = app(prog_name="flowcept", standalone_mode=False) or 0
     except UserError as error:
-        return 2, str(error)
+        return 2, with_flags(str(error))
     except UsageError as error:
         return 2, _misused(error)
     except (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)):
@@ -99,7 +138,13 @@ def _run() -> tuple[int, str]:
 
 def _misused(error: typer.BadParameter) -> str:
     """What is wrong with the flags, in one line."""
-    told = " ".join(error.format_message().split())
-    if told.startswith("No such option"):
-        return f"{told}; what begins with - and is no option goes after --"
-    return told
+    told = " ".join(error.format_message().split()).rstrip(".")
+    page = f": see {error.ctx.command_path} -h" if error.ctx else ""
+    if not told or "Did you mean" in told:  # of nothing at all the help is shown
+        return told
+    if not hasattr(error, "possibilities"):
+        return f"{told}{page}"
+    unknown: str = getattr(error, "option_name", "")
+    meant = suggestion(unknown, getattr(error, "possibilities", None) or ())
+    prompts = "; a prompt that begins with - goes after --"
+    return f"no option {unknown}{meant or page + prompts}"

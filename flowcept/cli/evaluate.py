@@ -9,9 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from flowcept.cli.options import Device, Dtype, Json, changes, check_file, helped, takes
-from flowcept.settings import SEED, SampleConfig, defaults
+from flowcept.cli.options import (
+    Base,
+    Device,
+    Dtype,
+    Json,
+    Overwrite,
+    changes,
+    check_file,
+    helped,
+    in_words,
+    takes,
+)
+from flowcept.settings import INPUT, MODEL, OUTPUT, SEED, SampleConfig, defaults, one_of
 
+TASK = one_of("gen", "i2v")
 LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
 
 
@@ -21,32 +33,53 @@ def _controls() -> Iterator[tuple[Field[Any], str, str]]:
     for one in fields(SampleConfig):
         if one.name not in LENGTHS:
             start, there = getattr(plain, one.name), getattr(between, one.name)
-            shown = f"{start}" if start == there else f"{start}; {there} between frames"
-            yield one, shown, "Options"
+            shown = in_words(start)
+            if start != there:
+                shown += f", {in_words(there)} between frames"
+            yield one, shown, one.metadata["panel"] or SampleConfig.panel
 
 
 @takes(controls=changes(_controls()))
 def evaluate(
     controls: dict[str, Any],
-    model: Annotated[str, typer.Argument(help="a model file, or the name of a shipped model")],
-    folder: Annotated[Path, typer.Argument(help="clips and captions", metavar="DATA")],
-    task: Annotated[str, helped("gen: from captions; i2v: from first frames too")] = "gen",
-    clips: Annotated[int, helped("of the folder that are drawn")] = 64,
-    features: Annotated[Path | None, helped("a TorchScript video network")] = None,
-    seed: Annotated[int, helped("of clips, noise and bootstraps")] = 0,
-    output: Annotated[Path | None, helped("the scores, a .json file", "--output", "-o")] = None,
-    sheet: Annotated[Path | None, helped("their picture, a .png file")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(help=MODEL, metavar="MODEL"),
+    ],
+    folder: Annotated[Path, typer.Argument(help="a folder of clips and captions", metavar="DATA")],
+    task: Annotated[
+        str, helped("gen: from captions; i2v: from first frames too", rule=TASK, panel=INPUT)
+    ] = "gen",
+    clips: Annotated[int, helped("number of clips that are drawn of the folder", panel=INPUT)] = 64,
+    features: Annotated[
+        Path | None, helped("a TorchScript video network to measure distances by", panel=INPUT)
+    ] = None,
+    seed: Annotated[
+        int, helped("of which clips are drawn, of noise and bootstraps", panel=INPUT, shown="0")
+    ] = 0,
+    output: Annotated[
+        Path | None, helped("the scores, a .json file", "--output", "-o", panel=OUTPUT)
+    ] = None,
+    sheet: Annotated[
+        Path | None, helped("a picture of the scores, a .png file", panel=OUTPUT)
+    ] = None,
+    overwrite: Overwrite = False,
+    base: Base = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
-    quiet: Annotated[bool, helped("no progress bars", "--quiet", "-q")] = False,
+    quiet: Annotated[bool, helped("no progress bars", "--quiet", "-q", panel=OUTPUT)] = False,
 ) -> None:
-    """Score a model against a folder of clips: flowcept evaluate theatre data/"""
+    """Score a model against a folder of clips.
+
+    flowcept evaluate theatre data/
+    """
     config, between = (replace(defaults(command), **controls) for command in ("gen", "interp"))
+    TASK.check("task", task)
     SEED.check("seed", seed)
-    check_file("--output", output, (".json",))
-    check_file("--sheet", sheet, (".png",))
-    from flowcept import load, model_file
+    check_file("--output", output, (".json",), overwrite)
+    check_file("--sheet", sheet, (".png",), overwrite)
+    from flowcept import __version__, load
     from flowcept.data import video
     from flowcept.evaluation import evaluate as scorer
     from flowcept.evaluation import report
@@ -55,20 +88,19 @@ def evaluate(
 
     bar = cache(lambda what: Console(quiet=quiet).progress(what, "clip"))
 
-    studio = load(model, device=device, dtype=dtype)
+    studio = load(model, device=device, dtype=dtype, base=base)
     network = FeatureNetwork(features, studio.device) if features else None
-    maker = scorer.Maker(
-        model_file.find(model).name, studio, seed, lambda what, *counts: bar(what)(*counts)
-    )
+    maker = scorer.Maker(studio.name, studio, seed, lambda what, *counts: bar(what)(*counts))
     sheets: list[Any] = []
     scores = scorer.evaluate(
         maker, folder, config, between, task=task, clips=clips, network=network,
         show=lambda *shown: sheets.append(report.side_by_side(*shown)) if sheet else None,
     )  # fmt: skip
-    text = json.dumps(asdict(scores), indent=1)
+    text = json.dumps({"flowcept": __version__, **asdict(scores)}, indent=1)
     if output is not None:
         with video.replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
-        video.save_image(report.picture(scores, *sheets), sheet)
+        picture = report.picture(scores, *sheets)
+        video.save_image(picture, sheet, metadata={"flowcept": __version__})
     typer.echo(text if as_json else "\n".join(report.table(scores)))

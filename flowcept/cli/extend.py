@@ -7,31 +7,41 @@ import typer
 
 from flowcept.cli.making import check_rate, make_clips
 from flowcept.cli.options import Anyway, MakeOptions, NoSound, Prompt, helped, making
-from flowcept.settings import SampleConfig, check_extension
+from flowcept.settings import DIRECTION, INPUT, LENGTH, SampleConfig, check_extension
 
 
 @making("extend")
 def extend(
     options: MakeOptions,
     config: SampleConfig,
-    clip: Annotated[Path, typer.Argument(help="the clip to go on from")],
+    clip: Annotated[Path, typer.Argument(help="the clip to make longer", metavar="CLIP")],
     prompt: Prompt = "",
-    direction: Annotated[str, helped("forward, backward or both")] = "forward",
+    direction: Annotated[
+        str,
+        helped(
+            "where new frames go: after the clip, before it, or both", rule=DIRECTION, panel=LENGTH
+        ),
+    ] = "forward",
     context: Annotated[
-        int | None, helped("frames of the clip that the model sees; default as many as it can")
+        int | None,
+        helped(
+            "frames of the clip that the model sees; default 8 or what it can",
+            panel=INPUT,
+        ),
     ] = None,
     anyway: Anyway = False,
     no_sound: NoSound = False,
 ) -> None:
-    """Make a clip longer: flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)"""
+    """Make a clip longer.
+
+    flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)
+    """
     from flowcept.data import video
 
     check_extension(direction, context)
     file = video.Footage.open(clip)
     check_rate(options.fps or file.timing.fps)
     sound = clip if video.has_sound(clip) and not no_sound else None
-    if options.scale is not None and not options.quiet:
-        typer.echo("note: --scale has no effect: new frames get the clip's own size", err=True)
 
     make_clips(
         options,

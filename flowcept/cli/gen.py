@@ -9,7 +9,7 @@ import typer
 from flowcept.cli.making import make_clips
 from flowcept.cli.options import Job, MakeOptions, helped, making
 from flowcept.errors import UserError
-from flowcept.settings import SampleConfig, from_mapping
+from flowcept.settings import INPUT, SampleConfig, from_mapping
 
 
 @making("gen")
@@ -17,11 +17,16 @@ def gen(
     options: MakeOptions,
     config: SampleConfig,
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="one clip for each", metavar="PROMPT...")
+        list[str] | None, typer.Argument(help="one clip for each", metavar="PROMPT")
     ] = None,
-    prompts_file: Annotated[Path | None, helped("a prompt a line, or JSONL with settings")] = None,
+    prompts_file: Annotated[
+        Path | None, helped("a file with a prompt a line, or JSON with settings", panel=INPUT)
+    ] = None,
 ) -> None:
-    """Make a clip of a prompt: flowcept gen "a dog surfing" -o out.mp4"""
+    """Make a clip of a prompt.
+
+    flowcept gen "a dog surfing" -o out.mp4
+    """
     jobs = [options.job(prompt, config) for prompt in prompts or []]
     if prompts_file is not None:
         jobs += read_jobs(prompts_file, options, config)

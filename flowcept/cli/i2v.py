@@ -14,13 +14,16 @@ from flowcept.settings import FIT, SampleConfig
 def i2v(
     options: MakeOptions,
     config: SampleConfig,
-    image: Annotated[Path, typer.Argument(help="the first frame")],
+    image: Annotated[Path, typer.Argument(help="the first frame", metavar="PICTURE")],
     prompt: Prompt = "",
     fit: Fit = "crop",
     exact: Exact = None,
     anyway: Anyway = False,
 ) -> None:
-    """Make a clip that begins with a picture: flowcept i2v photo.png -o out.mp4"""
+    """Make a clip that begins with a picture.
+
+    flowcept i2v photo.png -o out.mp4
+    """
     from flowcept.data import video
 
     FIT.check("fit", fit)

@@ -7,26 +7,29 @@ from typing import Annotated, Any
 import typer
 
 from flowcept import cards
-from flowcept.cli.options import Json
+from flowcept.cli.options import Json, takes
 from flowcept.errors import UserError
+from flowcept.settings import MODEL
 
 
+@takes()
 def info(
-    file: Annotated[Path, typer.Argument(help="a model, or a clip or picture made by flowcept")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help=f"a model ({MODEL}), or a clip or picture made by flowcept", metavar="FILE"
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say what a model is, or how a clip was made: flowcept info out.mp4"""
-    is_model = file.suffix == ".safetensors" or not (file.exists() or file.suffix)
-    if is_model:
-        import torch
+    """Say what a model is, or how a clip was made.
 
-        from flowcept import model_file
-        from flowcept.adapters import open_model
+    flowcept info out.mp4
+    """
+    from flowcept.models import is_named
 
-        path = model_file.find(str(file))
-        record = model_file.describe(path, open_model(path, torch.float32))
-    else:
-        record = _of_clip(file)
+    is_model = is_named(file)
+    record = _of_model(file) if is_model else _of_clip(Path(file))
     if as_json:
         typer.echo(json.dumps(record, indent=1))
     elif is_model:
@@ -34,6 +37,16 @@ def info(
     else:
         width = max(map(len, record))
         typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in record.items()))
+
+
+def _of_model(name: str) -> dict[str, Any]:
+    from flowcept.adapters import outline
+    from flowcept.model_file import describe
+    from flowcept.models import find, shipped_models
+
+    model = find(name)
+    shipped = model.path in shipped_models().values()
+    return {**describe(model.path, outline(model)), "shipped": shipped}
 
 
 def _of_clip(file: Path) -> dict[str, Any]:

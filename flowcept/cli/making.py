@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 import flowcept
-from flowcept.cli.options import RATE, Job, MakeOptions, check_output, temporary_beside
+from flowcept.cli import like
+from flowcept.cli.options import RATE, Job, MakeOptions, temporary_beside
+from flowcept.cli.outputs import (
+    STDOUT,
+    check_apart,
+    check_free,
+    is_folder,
+    new_name,
+    numbered,
+    slug,
+)
 from flowcept.errors import UserError
-from flowcept.settings import mixed, random_seed
+from flowcept.settings import seeds, with_flags
 
 if TYPE_CHECKING:
-    from flowcept.generation import Clip, Studio
+    from flowcept.clip import Clip
+    from flowcept.generation import Studio
     from flowcept.process.sampler import Step
 
     Call = Callable[[Studio, dict[str, Any]], Clip]  # asks a studio for a clip
 
-SUFFIX = ".mp4"  # of an output that nobody named
-PREVIEW_EVERY = 4  # steps
+PREVIEW_EVERY = 4  # steps of the sampler
 
 
-class Outputs(NamedTuple):
+@dataclass(frozen=True)
+class Outputs:
     """Where one clip and its pictures go."""
 
-    clip: Path | None  # None: to a new name, once it is made
+    clip: Path
     sheet: Path | None
     trace: Path | None
+    place: str = ""  # among several clips: 3 of 12
 
 
 def make_clips(
@@ -61,6 +72,7 @@ def make_clips(
             warnings.simplefilter("ignore")
         studio = _open(own)
         studio.check_task(own.command)
+        _tell_of_differences(studio, own)
         if own_steps:
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
         if own.talks:
@@ -70,28 +82,36 @@ def make_clips(
         _make(studio, own, call, zip(clips, outputs, strict=True), told)
 
 
+def _tell_of_differences(studio: Studio, options: MakeOptions) -> None:
+    """Why a clip that is made again may come out as another one, in one line."""
+    if options.like is not None and options.talks:
+        told = like.difference(like.read(options.like), studio.origin)
+        if told:
+            options.say(f"note: this may not be the same clip as {options.like}: {told}")
+
+
 def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) -> set[str]:
     """What the model makes of the words of prompts, before the work: those notes."""
     readings = ((job.prompt, job.negative_prompt, job.literal) for job in jobs)
     notes = dict.fromkeys(note for reading in readings for note in studio.word_notes(*reading))
     if options.talks:
         for line in notes:
-            options.say(f"note: {line}")
+            options.say(f"note: {with_flags(line)}")
     return set(notes)
 
 
 @contextmanager
 def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
     """Where the clip goes to stdout: a file is made first, whole or not at all, and sent then."""
-    temporary_beside(options.output)
-    if options.output != Path("-"):
+    temporary_beside(Path(options.output) if options.output else None)
+    if options.output != STDOUT:
         yield options
         return
     if count > 1 or options.as_json:
         raise UserError("stdout takes one clip and nothing beside it: give --output a name")
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"clip.{options.format}"
-        yield replace(options, output=file, piped=True)
+        file = Path(folder) / f"clip{options.suffix}"
+        yield replace(options, output=str(file), piped=True)
         with file.open("rb") as made:
             shutil.copyfileobj(made, sys.stdout.buffer)
         sys.stdout.flush()
@@ -111,7 +131,7 @@ def _make(
     results = []
     try:
         for job, output in wanted:
-            with _bar(options, studio, job.config.most_steps) as watch:
+            with _bar(options, studio, job, output.place) as watch:
                 clip = call(studio, job.keywords() | {"watch": watch})
             results.append(_write(options, clip, output, told))
     finally:
@@ -127,57 +147,57 @@ def check_rate(fps: float) -> None:
 
 def _repeated(job: Job, count: int) -> list[Job]:
     """``count`` clips of one job: the first has its seed, the others seeds made from it."""
-    if count == 1:
-        return [job]
-    first = random_seed() if job.seed is None else job.seed
-    later = [mixed(first, "count", number) for number in range(1, count)]
-    return [replace(job, seed=seed) for seed in [first, *later]]
+    return [replace(job, seed=seed) for seed in seeds(job.seed, count)]
 
 
 def _outputs(options: MakeOptions, jobs: Sequence[Job], inputs: Sequence[Path]) -> list[Outputs]:
-    """Where each clip goes: of several, those without a name of their own get numbers.
+    """Where each clip goes; of several, those that would have one name get numbers.
 
-    Raises ``UserError`` where a file cannot be written, is an input, or would hold two things.
+    Raises ``UserError`` where a file cannot be written, is an input, is not ours to replace, or
+    would hold two things.
     """
+    from flowcept.data import video
+
     several = len(jobs) > 1
-    outputs: list[Outputs] = []
+    clips: list[Path] = []
     for number, job in enumerate(jobs, start=1):
-        own = None if job.output is None else Path(job.output)
-        name = own or options.output
-        taken = name in [output.clip for output in outputs]
-        if name and ((several and not own) or taken):
-            name = numbered(name, number)
-        check_output(name or Path(f"flowcept-{options.command}{SUFFIX}"))
-        pictures = (
+        clip = _clip_file(options, job, inputs, clips)
+        if clip in clips or (several and clip == _named(options)):
+            clip = numbered(clip, number)
+        video.check_output(clip)
+        clips.append(clip)
+
+    outputs = []
+    for number, clip in enumerate(clips, start=1):
+        sheet, trace = (
             numbered(path, number) if path and several else path
             for path in (options.sheet, options.trace)
         )
-        outputs.append(Outputs(name, *pictures))
+        place = f"{number} of {len(clips)}" if several else ""
+        outputs.append(Outputs(clip, sheet, trace, place))
 
-    paths, sheets, traces = zip(*outputs, strict=True)
-    check_apart([*paths, options.preview, *sheets, *traces], inputs)
+    sheets, traces = [one.sheet for one in outputs], [one.trace for one in outputs]
+    files = [*clips, options.preview, *sheets, *traces]
+    check_apart(files, inputs)
+    check_free(files, options.overwrite)
     return outputs
 
 
-def check_apart(files: Iterable[Path | None], inputs: Sequence[Path]) -> None:
-    """Raise ``UserError`` where a file to be written is an input, or holds two things."""
-    from flowcept.data import video
-
-    read = {path.resolve() for path in inputs}
-    taken, touched = set[video.Claim](), set[video.Claim]()
-    for path in filter(None, files):
-        if path.resolve() in read:
-            raise UserError(f"{path} is what is read: give what is written another name")
-        takes, touches = video.claims(path)
-        if takes & touched or touches & taken:
-            raise UserError(f"{path} is to hold two things: give each output its own name")
-        taken |= takes
-        touched |= touches
+def _named(options: MakeOptions) -> Path | None:
+    """The file that ``--output`` names, if it names one."""
+    named = options.output and not is_folder(options.output)
+    return Path(options.output or "") if named else None
 
 
-def numbered(path: Path, number: int) -> Path:
-    """``out.mp4`` becomes ``out-1.mp4``; a folder gets the number at its end."""
-    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+def _clip_file(
+    options: MakeOptions, job: Job, inputs: Sequence[Path], taken: Sequence[Path]
+) -> Path:
+    """Where a clip goes: to the name that is given, or to one made from its prompt and seed."""
+    text = job.output or options.output
+    if text and not is_folder(text):
+        return Path(text)
+    words = slug(job.prompt) or (slug(inputs[0].stem) if inputs else "") or options.command
+    return new_name(Path(text or "") / f"{words}-{job.seed}{options.suffix}", taken)
 
 
 def _open(options: MakeOptions) -> Studio:
@@ -192,70 +212,88 @@ def _open(options: MakeOptions) -> Studio:
         dtype=options.dtype,
         compile=options.compile,
         size=options.size,
+        base=options.base,
     )
 
 
 @contextmanager
-def _bar(options: MakeOptions, studio: Studio, steps: int) -> Iterator[Callable[[Step], None]]:
-    """A function that shows every step of the sampler."""
+def _bar(
+    options: MakeOptions, studio: Studio, job: Job, place: str
+) -> Iterator[Callable[[Step], None]]:
+    """A function that shows every step of the sampler, in steps as ``--steps`` counts them.
+
+    Frames come one after another and each takes all steps, so that the sampler takes more of its
+    own. A clip may be made in parts: windows, and a way back.
+    """
     from tqdm import tqdm
 
-    from flowcept.codecs import to_frames
-    from flowcept.data import video
-
-    bar = tqdm(total=steps, desc=options.command, unit="step", disable=options.quiet, delay=1)
+    steps, most = job.config.steps, job.config.most_steps
+    label = f"clip {place}" if place else options.command
+    bar = tqdm(total=steps, desc=label, unit="step", disable=options.quiet, delay=1)
+    parts = 0
 
     def watch(step: Step) -> None:
-        if step.index:
-            bar.update()
-        else:  # a task may take several windows
-            bar.n = bar.last_print_n = 0  # bar.reset() would show the bar at once
+        nonlocal parts
+        if step.index == 0:
+            parts += 1
+            bar.set_description(f"{label}, part {parts}" if parts > 1 else label, refresh=False)
         length = step.state.lengths[0]
         bar.set_postfix_str(f"{length} frames", refresh=False)
+        done = steps if not step.running else steps * step.index // most
+        bar.update(done - bar.n)
         if options.preview and step.index % PREVIEW_EVERY == 0 and length:
-            frames_FHW3 = to_frames(studio.codec.decode(step.state.latent_FCHW))
-            video.write_video(options.preview, frames_FHW3, studio.card.fps)
+            _preview(studio, step, options)
 
     with bar:
         yield watch
 
 
+def _preview(studio: Studio, step: Step, options: MakeOptions) -> None:
+    """Show the clip as it is now."""
+    from flowcept.codecs import to_frames
+    from flowcept.data import video
+
+    assert options.preview is not None
+    frames_FHW3 = to_frames(studio.codec.decode(step.state.latent_FCHW))
+    signature = _signature(options)
+    video.write_video(options.preview, frames_FHW3, studio.card.fps, metadata=signature)
+
+
+def _signature(options: MakeOptions) -> dict[str, object] | None:
+    """What says that flowcept made a picture, so that it may replace it."""
+    return None if options.no_metadata else {"flowcept": flowcept.__version__}
+
+
 def _write(options: MakeOptions, clip: Clip, output: Outputs, told: set[str]) -> dict[str, Any]:
     """Write the clip and its pictures and say so; the record of it for JSON."""
-    path = output.clip or _new_name(options.command, clip.seed)
-    changed = clip.save(path, metadata=not options.no_metadata)
-    _draw(clip, output)
+    changed = clip.save(output.clip, metadata=not options.no_metadata)
+    _draw(clip, output, _signature(options))
 
     height, width = clip.size
     notes = [*clip.notes, *([changed] if changed else [])]
     if options.talks:
         for line in notes:
             if line not in told:
-                options.say(f"note: {line}")
+                options.say(f"note: {with_flags(line)}")
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
-        name = "stdout" if options.piped else path
-        options.say(f"{name}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
-    written = {"output": str(path), "width": width, "height": height, "notes": notes}
+        name = "stdout" if options.piped else str(output.clip)
+        place = f" ({output.place})" if output.place else ""
+        options.say(f"{name}{place}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
+    written = {"output": str(output.clip), "width": width, "height": height}
+    written["notes"] = [with_flags(line) for line in notes]
     return clip.settings | written
 
 
-def _new_name(command: str, seed: int) -> Path:
-    """A name that nobody chose replaces nothing."""
-    first = Path(f"flowcept-{command}-{seed}{SUFFIX}")
-    later = (numbered(first, number) for number in itertools.count(2))
-    return next(path for path in itertools.chain([first], later) if not path.exists())
-
-
-def _draw(clip: Clip, output: Outputs) -> None:
+def _draw(clip: Clip, output: Outputs, signature: Mapping[str, object] | None) -> None:
     """Contact sheet and picture of the growth, where asked for."""
     from flowcept.data import video
     from flowcept.evaluation import report
 
     if output.sheet:
-        video.save_image(video.contact_sheet(clip.shown), output.sheet)
+        video.save_image(video.contact_sheet(clip.shown), output.sheet, metadata=signature)
     if output.trace:
         shown = enumerate(clip.shown if clip.ends else ())
         thumbnails = [frame_HW3 for number, frame_HW3 in shown if number in clip.ends] or None
         steps = clip.settings["steps"]
         chart = report.growth_chart(clip.growth, clip.order, thumbnails=thumbnails, num_steps=steps)
-        video.save_image(chart, output.trace)
+        video.save_image(chart, output.trace, metadata=signature)

@@ -1,24 +1,52 @@
-"""``flowcept merge``: an adapter and its base as one model file."""
+"""``flowcept merge``: an adapter and its base as one model file, or its matrices alone."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flowcept.cli.options import helped
+from flowcept.cli.options import Base, Overwrite, check_file, helped, takes
 from flowcept.errors import UserError
+from flowcept.settings import OUTPUT
 
 
+@takes()
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="a file that train --lora wrote")],
-    output: Annotated[Path, helped("the whole model, a .safetensors file", "--output", "-o")],
+    adapter: Annotated[
+        str, typer.Argument(help="a file that train --lora wrote, or its run", metavar="ADAPTER")
+    ],
+    output: Annotated[
+        Path, helped("what is written, a .safetensors file", "--output", "-o", panel=OUTPUT)
+    ],
+    base: Base = None,
+    lora_only: Annotated[
+        bool,
+        helped(
+            "its matrices alone, as diffusers and others read them", "--lora-only", panel=OUTPUT
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """One file of an adapter and its base: flowcept merge adapter.safetensors -o all.safetensors"""
-    if output.suffix != ".safetensors":
-        raise UserError(f"--output must be a .safetensors file, not {output}")
-    if output.resolve() == adapter.resolve():
-        raise UserError(f"{output} is the adapter itself: give the whole model another name")
-    from flowcept import adapters
+    """Make one model of an adapter and its base.
 
-    adapters.merge(adapter, output)
+    flowcept merge run/ -o whole.safetensors
+    """
+    check_file("--output", output, (".safetensors",), overwrite)
+    from flowcept import adapters
+    from flowcept.hub import parse
+    from flowcept.models import find
+
+    if parse(adapter) and not Path(adapter).exists():
+        raise UserError(f"no adapter {adapter}: give a file that flowcept train --lora wrote")
+    found = find(adapter)
+    if found.is_folder:
+        raise UserError(f"{adapter} is a pretrained model, no adapter: there is nothing to merge")
+    if output.resolve() == found.path.resolve():
+        raise UserError(f"{output} is the adapter itself: give what is written another name")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if lora_only:
+        adapters.export_lora(found.path, output)
+        typer.echo(f"{output}: the LoRA alone, for pipelines of diffusers")
+        return
+    adapters.merge(found.path, output, base)
     typer.echo(f"{output}: a whole model")

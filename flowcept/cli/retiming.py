@@ -1,6 +1,5 @@
 """Whole clips at another rate or pace, for ``flowcept interp``."""
 
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flowcept.cli.making import check_apart, numbered, to_stdout
-from flowcept.cli.options import MakeOptions, check_output
+from flowcept.cli.making import to_stdout
+from flowcept.cli.options import MakeOptions
+from flowcept.cli.outputs import SUFFIX, check_apart, check_free, is_folder, new_name
 from flowcept.errors import UserError
 from flowcept.settings import RetimeConfig, SampleConfig, flag
 
 if TYPE_CHECKING:
     from flowcept.retime import Retimed, Retimer
 
-SUFFIX = ".mp4"  # of an output that nobody named, where the clip's own cannot be written
 INTERRUPTED = 130  # exit status
 
 
@@ -64,10 +63,12 @@ def _of_the_sampler(options: MakeOptions, config: SampleConfig) -> list[str]:
 
 def _is_motion(model: str | None) -> bool:
     """Whether a model is one of motion."""
-    from flowcept import model_file
+    from flowcept.model_file import read_card
+    from flowcept.models import find
     from flowcept.networks.motion import MotionConfig
 
-    return isinstance(model_file.read_card(model_file.find(model)).network, MotionConfig)
+    found = find(model)
+    return not found.is_folder and isinstance(read_card(found.path).network, MotionConfig)
 
 
 def retime_clips(
@@ -92,26 +93,28 @@ def _retime_all(
     options: MakeOptions, config: RetimeConfig, clips: Sequence[Path], multi: int, silent: bool
 ) -> bool:
     """Write each clip; whether that was interrupted."""
-    from flowcept import model_file
+    from flowcept.model_file import load
+    from flowcept.models import find
     from flowcept.networks.motion_video import MotionVideo
     from flowcept.retime import Retimer
     from flowcept.training.stopping import noticed
 
-    outputs = _outputs(options.output, clips, config)
+    outputs = _outputs(options, clips, config)
     check_apart(outputs, clips)
-    for output in outputs:
-        check_output(output)
+    check_free(outputs, options.overwrite)
     _use_threads(options.threads)
-    network = model_file.load(model_file.find(options.model)).network
+    network = load(find(options.model).path).network
     assert isinstance(network, MotionVideo)
     retimer = Retimer(network.motion, config=config, multi=multi, fps=options.fps, silent=silent)
     results: list[dict[str, Any]] = []
     stopped = False
     try:
         with noticed() as came:
-            for clip, output in zip(clips, outputs, strict=True):
-                made = _retime(options, retimer, clip, output, lambda: bool(came))
-                results.append(_told(options, output, made))
+            for number, (clip, output) in enumerate(zip(clips, outputs, strict=True), start=1):
+                place = f"{number} of {len(clips)}" if len(clips) > 1 else ""
+                label = f"clip {place}" if place else clip.name
+                made = _retime(options, retimer, clip, output, label, lambda: bool(came))
+                results.append(_told(options, output, place, made))
                 if came:
                     break
             stopped = bool(came)
@@ -135,12 +138,13 @@ def _retime(
     retimer: "Retimer",
     clip: Path,
     output: Path,
+    label: str,
     stopped: Callable[[], bool],
 ) -> "Retimed":
     """One clip, under a bar of its frames."""
     from tqdm import tqdm
 
-    bar = tqdm(desc=clip.name, unit="frame", disable=options.quiet, delay=1)
+    bar = tqdm(desc=label, unit="frame", disable=options.quiet, delay=1)
 
     def watch(total: int) -> None:
         bar.total = total
@@ -151,13 +155,15 @@ def _retime(
         return retimer.retime(clip, output, metadata=metadata, watch=watch, stopped=stopped)
 
 
-def _told(options: MakeOptions, output: Path, made: "Retimed") -> dict[str, Any]:
+def _told(options: MakeOptions, output: Path, place: str, made: "Retimed") -> dict[str, Any]:
     """Say what was written; the record of it for JSON."""
     if options.talks:
         for line in made.notes:
             options.say(f"note: {line}")
         size, rate = f"{made.width}x{made.height}", f"{made.grid.fps:g} fps"
-        options.say(f"{output}: {made.count} frames of {size} at {rate}")
+        name = "stdout" if options.piped else str(output)
+        beside = f" ({place})" if place else ""
+        options.say(f"{name}{beside}: {made.count} frames of {size} at {rate}")
     return {
         "output": str(output),
         "frames": made.count,
@@ -168,29 +174,24 @@ def _told(options: MakeOptions, output: Path, made: "Retimed") -> dict[str, Any]
     }
 
 
-def _outputs(output: Path | None, clips: Sequence[Path], config: RetimeConfig) -> list[Path]:
+def _outputs(options: MakeOptions, clips: Sequence[Path], config: RetimeConfig) -> list[Path]:
     """Where each clip goes: names that nobody chose are new ones."""
-    if len(clips) == 1 and output is not None:
-        return [output]
-    folder = output or Path()
-    if output is not None:
-        _make_folder(output)
-    taken: list[Path] = []
+    from flowcept.data import video
+
+    named = options.output
+    if named is not None and not is_folder(named):
+        if len(clips) > 1:
+            raise UserError(f"several clips go into a folder: --output clips/, not {named}")
+        video.check_output(Path(named))
+        return [Path(named)]
+    outputs: list[Path] = []
     for clip in clips:
-        first = folder / f"{clip.stem}{_ending(config)}{_suffix(clip)}"
-        later = (numbered(first, number) for number in itertools.count(2))
-        names = itertools.chain([first], later)
-        taken.append(next(name for name in names if name not in taken and not name.exists()))
-    return taken
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.suffix:
-        raise UserError(f"several clips go into a folder: give --output one, not {folder}")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+        suffix = options.suffix if options.format else _suffix(clip)
+        first = Path(named or "") / f"{clip.stem}{_ending(config)}{suffix}"
+        outputs.append(new_name(first, outputs))
+    for output in outputs:
+        video.check_output(output)
+    return outputs
 
 
 def _ending(config: RetimeConfig) -> str:

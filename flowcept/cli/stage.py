@@ -5,21 +5,32 @@ from typing import Annotated
 
 import typer
 
-from flowcept.cli.options import Quiet, helped
+from flowcept.cli.options import Quiet, helped, takes
+from flowcept.settings import COMPUTER, INPUT, OUTPUT, within
+
+SIDES = within(16, 1024)
 
 
+@takes()
 def stage(
-    out: Annotated[Path, typer.Argument(help="a new folder")],
-    models: Annotated[Path, helped("a folder of glTF models, .glb files with animations")],
-    clips: Annotated[int, helped("number of clips")] = 1000,
-    size: Annotated[int, helped("pixels along each side")] = 128,
-    seed: Annotated[int, helped("of what is drawn")] = 0,
-    actors: Annotated[str, helped("all, or names with commas: dog,knight")] = "all",
-    actions: Annotated[str, helped("all, or names with commas: running,surfing")] = "all",
-    jobs: Annotated[int, helped("processes that draw at once")] = 1,
+    out: Annotated[Path, typer.Argument(help="a new folder for the clips", metavar="DATA")],
+    models: Annotated[
+        Path, helped("a folder of glTF models, .glb files with animations", panel=INPUT)
+    ],
+    actors: Annotated[str, helped("all, or names with commas: dog,knight", panel=INPUT)] = "all",
+    actions: Annotated[
+        str, helped("all, or names with commas: running,surfing", panel=INPUT)
+    ] = "all",
+    clips: Annotated[int, helped("number of clips", panel=OUTPUT)] = 1000,
+    size: Annotated[int, helped("pixels along each side", rule=SIDES, panel=OUTPUT)] = 128,
+    seed: Annotated[int, helped("the same seed draws the same clips", panel=OUTPUT, shown="0")] = 0,
+    jobs: Annotated[int, helped("processes that draw at once", panel=COMPUTER)] = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Draw captioned clips of 3D models: flowcept stage data/ --models models/ --clips 1000"""
+    """Draw captioned clips of 3D models.
+
+    flowcept stage data/ --models models/ --clips 1000
+    """
     from tqdm import tqdm
 
     from flowcept.data.stage.folder import write_stage

@@ -5,18 +5,27 @@ from typing import Annotated
 
 import typer
 
-from flowcept.cli.options import Quiet, helped
+from flowcept.cli.options import Quiet, helped, takes
+from flowcept.settings import INPUT, OUTPUT, within
+
+SIDES = within(16, 1024)
 
 
+@takes()
 def theatre(
-    out: Annotated[Path, typer.Argument(help="a new folder")],
-    clips: Annotated[int, helped("number of clips")] = 1000,
-    size: Annotated[int, helped("pixels along each side")] = 64,
-    seed: Annotated[int, helped("of what is drawn")] = 0,
-    actors: Annotated[str, helped("auto, emoji, shapes, or names: dog,cat,robot")] = "auto",
+    out: Annotated[Path, typer.Argument(help="a new folder for the clips", metavar="DATA")],
+    actors: Annotated[
+        str, helped("auto, emoji, shapes, or names with commas: dog,cat,robot", panel=INPUT)
+    ] = "auto",
+    clips: Annotated[int, helped("number of clips", panel=OUTPUT)] = 1000,
+    size: Annotated[int, helped("pixels along each side", rule=SIDES, panel=OUTPUT)] = 64,
+    seed: Annotated[int, helped("the same seed draws the same clips", panel=OUTPUT, shown="0")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw captioned clips to train on: flowcept theatre data/ --clips 1000"""
+    """Draw captioned clips to train on.
+
+    flowcept theatre data/ --clips 1000
+    """
     from tqdm import tqdm
 
     from flowcept.data import theatre as stage

@@ -4,58 +4,119 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import Field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from flowcept.cli.options import Quiet, changes, helped, takes, temporary_beside
+from flowcept.cli.options import Quiet, changes, helped, in_words, takes, temporary_beside
 from flowcept.errors import UserError
-from flowcept.settings import CONFIGS, MotionTrainConfig, TrainConfig, flag, leaf_fields
+from flowcept.settings import (
+    CONFIGS,
+    OUTPUT,
+    PRESETS,
+    TRAINING,
+    MotionTrainConfig,
+    Tables,
+    TrainConfig,
+    flag,
+    leaf_fields,
+    one_of,
+)
 
+NETWORK, PRESET = one_of(*CONFIGS), one_of(*PRESETS)
 BY_NAME = {
     family: {one.name: one for _, one in leaf_fields(kind)} for family, kind in CONFIGS.items()
 }
 
 
 def _flags() -> Iterator[tuple[Field[Any], str, str]]:
-    """Flags of all settings, with defaults in words and the group of each in the help.
+    """Flags of all settings, with defaults in words and the panel of each in the help.
 
-    Weights of contexts have none, they stand in a TOML file.
+    Those of both networks come first, then those of each alone. Weights of contexts have none, they
+    stand in a TOML file.
     """
     usual, motion = BY_NAME[TrainConfig.family], BY_NAME[MotionTrainConfig.family]
     for name, one in usual.items():
-        shown = str(one.default) or "none"
-        if name not in motion:
-            yield one, shown, "Options of --network transformer alone"
-            continue
-        other = str(motion[name].default) or "none"
-        yield one, shown if shown == other else f"{shown}; motion {other}", "Options"
-    for name, one in motion.items():
-        if name not in usual:
-            yield one, str(one.default) or "none", "Options of --network motion alone"
+        if name in motion:
+            shown, other = in_words(one.default), in_words(motion[name].default)
+            told = shown if shown == other else f"{shown}, motion {other}"
+            yield one, told, _panel(TrainConfig, name)
+    for kind, shared in ((TrainConfig, motion), (MotionTrainConfig, usual)):
+        for name, one in BY_NAME[kind.family].items():
+            if name not in shared:
+                panel = f"{_panel(kind, name)} (--network {kind.family} only)"
+                yield one, in_words(one.default), panel
+
+
+def _panel(config: type[Tables], name: str) -> str:
+    """The panel of a setting in the help: its own, or that of its table."""
+    tables = get_type_hints(config)
+    group, one = next((group, one) for group, one in leaf_fields(config) if one.name == name)
+    panel: str = one.metadata["panel"] or tables[group].panel
+    return panel
+
+
+def _preset_words() -> str:
+    """What the presets set, in flags."""
+    told = []
+    for name, values in PRESETS.items():
+        flags = " ".join(f"{flag(setting)} {in_words(value)}" for setting, value in values.items())
+        told.append(f"--preset {name} sets {flags or 'nothing: it is the defaults above'}.")
+    return "\n\n".join(told)
 
 
 @takes(settings=changes(_flags()))
 def train(
     settings: dict[str, Any],
-    folder: Annotated[Path, typer.Argument(help="clips, with captions or not", metavar="DATA")],
-    run: Annotated[Path, helped("folder of the run", "--output", "-o")] = Path("run"),
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="a folder of clips, with captions for a transformer, or of shards",
+            metavar="DATA",
+        ),
+    ],
+    run: Annotated[
+        Path,
+        helped("folder of the run: model, states, log, sheets", "--output", "-o", panel=OUTPUT),
+    ] = Path("run"),
+    preset: Annotated[
+        str | None,
+        helped(
+            "size of a transformer and of its training: what they set stands at the end",
+            rule=PRESET,
+            panel=TRAINING,
+            shown="small",
+        ),
+    ] = None,
     network: Annotated[
         str,
-        helped("transformer: clips from words; motion: frames between pictures, from any clips"),
+        helped(
+            "transformer: clips from words; motion: frames between pictures, from any clips",
+            rule=NETWORK,
+            panel=TRAINING,
+        ),
     ] = TrainConfig.family,
-    preset: Annotated[
-        str | None, typer.Option(help="of a transformer: tiny, small, base", show_default="small")
+    resume: Annotated[
+        bool, helped("go on with the run of --output", "--resume", panel=TRAINING)
+    ] = False,
+    check: Annotated[
+        bool, helped("only say what the folder holds, and train nothing", "--check", panel=OUTPUT)
+    ] = False,
+    config: Annotated[
+        Path | None, helped("a TOML file of settings; flags count more", panel=TRAINING)
     ] = None,
-    config: Annotated[Path | None, helped("settings in a TOML file")] = None,
-    resume: Annotated[bool, helped("go on with the run", "--resume")] = False,
-    check: Annotated[bool, helped("only say what the folder holds", "--check")] = False,
-    pause_at: Annotated[int | None, helped("stop after this step")] = None,
+    pause_at: Annotated[
+        int | None,
+        helped("stop after this step, to go on with --resume", panel=TRAINING),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a folder of clips: flowcept train data/"""
-    if network not in CONFIGS:
-        raise UserError(f"--network must be {' or '.join(CONFIGS)}, not {network!r}")
+    """Train a model on a folder of clips.
+
+    flowcept train data/
+    """
+    NETWORK.check("network", network)
+    PRESET.check("preset", preset)
     _check_flags(network, [*settings, *(["preset"] if preset else [])])
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give a folder of clips")
@@ -100,3 +161,6 @@ def _trainer(
         return partial(look, config=motion), partial(learn, config=motion)
     config = make_config(preset, toml, settings)
     return partial(run.check, config=config), partial(run.train, config=config)
+
+
+EPILOG = _preset_words()  # at the end of the help

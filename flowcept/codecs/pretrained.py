@@ -159,12 +159,24 @@ def load_pretrained(path: Path) -> Pretrained | PretrainedVideo:
     source, settings = _read_settings(folder / "config.json")
     model = _build(source, settings)
     _load_weights(model, weights_paths[0])  # the shortest name: full precision, no variant
-    if source in SOURCES:
-        cell = 2 ** (len(model.config[SOURCES[source]]) - 1)
-        channels = model.config["latent_channels"]
-        config = CodecConfig("diffusers", cell, channels, source=source, source_config=settings)
-        return Pretrained(config, model)
-    return PretrainedVideo(_video_config(model, source, settings), model)
+    config = _config(model, source, settings)
+    return Pretrained(config, model) if source in SOURCES else PretrainedVideo(config, model)
+
+
+def read_config(folder: Path) -> CodecConfig:
+    """What the autoencoder in a folder is, without its weights; errors as for the weights."""
+    source, settings = _read_settings(folder / "config.json")
+    with torch.device("meta"):
+        return _config(_build(source, settings), source, settings)
+
+
+def _config(model: Any, source: str, settings: str) -> CodecConfig:  # noqa: ANN401
+    """What an autoencoder is."""
+    if source not in SOURCES:
+        return _video_config(model, source, settings)
+    cell = 2 ** (len(model.config[SOURCES[source]]) - 1)
+    channels = model.config["latent_channels"]
+    return CodecConfig("diffusers", cell, channels, source=source, source_config=settings)
 
 
 def _video_config(model: Any, source: str, settings: str) -> CodecConfig:  # noqa: ANN401

@@ -29,6 +29,7 @@ class ClipSource(Protocol):
 
     captions: list[str]
     lengths: list[int]  # in latents
+    sizes: list[tuple[int, int]]  # height and width of its pictures, or of its latents
 
     def latent(self, i: int) -> Tensor:
         """`latent_FCHW` of clip i, float32."""
@@ -124,6 +125,14 @@ def draw_batch(
         prompts.append(prompt)
         size += _tokens(pair[0], tokens_per_frame)
     return Batch(tuple(pairs), tuple(prompts), taken)
+
+
+def by_size(clips: Sequence[int], sizes: Sequence[Hashable]) -> list[list[int]]:
+    """Clips that can lie in one batch, the most of one size first; `sizes` are of all clips."""
+    groups: dict[Hashable, list[int]] = {}
+    for clip in clips:
+        groups.setdefault(sizes[clip], []).append(clip)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 def _shuffled(order: Sequence[int], seed: int, cursor: int) -> Iterator[int]:

@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowcept.codecs import Codec, to_images
+from flowcept.codecs import Codec, CodecConfig, to_images
 from flowcept.data import folder as data
 from flowcept.data.folder import ClipEntry, Finding, Progress, Scan
 from flowcept.data.video import replacing
@@ -142,7 +143,8 @@ class LatentStore(_Store):
         encode = autocast(torch.device(device), dtype)(encode)
         array, _ = _cached(cache / "latents.bin", key, np.float16, shape, encode)
         super().__init__(array, pictures.entries, lengths, key)
-        self.findings = _trimmed(self.entries, codec)
+        self.sizes = [shape[2:]] * len(self)
+        self.findings = trimmed(self.entries, codec.config)
 
     def latent(self, i: int) -> Tensor:
         """`latent_FCHW` of clip i, float32."""
@@ -169,7 +171,7 @@ def _encode(
     return {}
 
 
-def _trimmed(entries: Sequence[ClipEntry], codec: Codec) -> list[Finding]:
+def trimmed(entries: Sequence[ClipEntry], codec: CodecConfig) -> list[Finding]:
     """What clips lose whose pictures do not fill their latents."""
     findings = []
     for entry in entries:
@@ -219,9 +221,7 @@ def _build(path: Path, key: str, needed: int, fill: _Fill) -> dict[str, Any]:
     note_path = path.with_suffix(".json")
     with replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".*{path.suffix}"):  # left by a killed process
-            if time.time() - stale.stat().st_mtime > 3600:  # a living one writes all the time
-                stale.unlink()
+        remove_stale(path.parent, path.suffix)
         _check_space(path, needed)
         with temporary.open("wb") as file:
             note = fill(file)
@@ -230,6 +230,14 @@ def _build(path: Path, key: str, needed: int, fill: _Fill) -> dict[str, Any]:
     with replacing(note_path) as temporary:
         temporary.write_text(json.dumps(note), encoding="utf-8")
     return note
+
+
+def remove_stale(folder: Path, suffix: str) -> None:
+    """Remove what killed processes were writing; a living one writes all the time."""
+    for stale in folder.glob(f".*{suffix}"):
+        with suppress(FileNotFoundError):
+            if time.time() - stale.stat().st_mtime > 3600:
+                stale.unlink()
 
 
 def _check_space(path: Path, needed: int) -> None:

@@ -21,9 +21,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from flowcept.data import ffmpeg, formats, pictures
 from flowcept.data.timing import DEFAULT_FPS, Edges, Timing, constant_rate, edges
@@ -393,10 +394,9 @@ def check_output(path: Path) -> None:
     """Raise UserError if `write_video` could not write there; to be called before any work."""
     _check_name(path)
     suffix, name, parent = path.suffix.lower(), path.name, path.parent
-    if not parent.is_dir():
-        raise UserError(f"the folder {parent} of the output does not exist: create it first")
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"cannot write into {parent}: choose a folder that is yours")
+    check_folder(parent)
+    if not parent.exists():
+        return
     if numbered := _PATTERN.fullmatch(name):
         frame = r"\d+".join(map(re.escape, numbered.groups()))
         if any(re.fullmatch(frame, file.name) for file in parent.iterdir()):
@@ -410,6 +410,15 @@ def check_output(path: Path) -> None:
             raise UserError(f"the output folder {path} is not empty: choose another or empty it")
         if path.is_symlink() or path.resolve() == Path.cwd():
             raise UserError(f"the output {path} is where you are, or a link: name another folder")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if nothing can be written into a folder, which is made where it is absent."""
+    there = next(one for one in (folder, *folder.parents, Path()) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file: choose another folder for the output")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"cannot write into {there}: choose a folder that is yours")
 
 
 def _check_name(path: Path) -> None:
@@ -463,10 +472,12 @@ def claims(path: Path) -> tuple[set[Claim], set[Claim]]:
 def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
     """A hidden temporary name beside `path`, renamed over `path` if the block ends well.
 
-    With `numbered` it is to become a folder, whose files are then moved out beside it.
+    Missing folders are made. With `numbered` it is to become a folder, whose files are then moved
+    out beside it.
     """
     temporary = path.parent / f".{secrets.token_hex(6)}{'' if numbered else path.suffix.lower()}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir() and path.is_dir():
             path.rmdir()  # empty, as `check_output` found
@@ -623,15 +634,28 @@ def sound_of(path: Path, shown: float = 0.0) -> Sound | None:
     return Sound(path, shown - ffmpeg.Film(path).begins()) if has_sound(path) else None
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write one picture in the format of its suffix; UserError if that fails."""
+def save_image(
+    image: Image.Image, path: Path, *, metadata: Mapping[str, object] | None = None
+) -> None:
+    """Write one picture in the format of its suffix; UserError if that fails.
+
+    `metadata` is stored as JSON in the comment of PNG and JPEG, up to 64 KB.
+    """
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"cannot write the picture {path}: its suffix must be one of {known}")
     _check_drawable(path, image.width, image.height)
+    comment = "" if metadata is None else json.dumps(dict(metadata))
+    told: dict[str, Any] = {}
+    if comment and suffix == ".png":
+        text = PngImagePlugin.PngInfo()
+        text.add_text("comment", comment)
+        told = {"pnginfo": text}
+    elif comment and suffix in (".jpg", ".jpeg"):
+        told = {"comment": comment}
     with replacing(path) as temporary:
-        image.save(temporary)
+        image.save(temporary, **told)
         with pictures.opened(temporary) as written:
             written.load()
 
@@ -703,7 +727,7 @@ def contact_sheet(frames_FHW3: Frames | Joined, columns: int = 0) -> Image.Image
 def _check_drawable(name: object, width: int, height: int) -> None:
     """Raise UserError for a picture that could not be read again."""
     if width * height > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-        raise UserError(f"{name} would be {width}x{height}: lower --scale or --frames")
+        raise UserError(f"{name} would be {width}x{height}: lower `scale` or `frames`")
 
 
 def contact_sheets(

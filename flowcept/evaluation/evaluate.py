@@ -30,12 +30,13 @@ from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.evaluation import metrics
 from flowcept.evaluation.features import FeatureNetwork
-from flowcept.generation import Studio, from_nothing, sample_clips
+from flowcept.generation import Studio
 from flowcept.model_file import Card
 from flowcept.process.forward import Target, draw
 from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState, Given, concat
+from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import DataSettings, SampleConfig, mixed
 
 BATCH = 16  # clips, or states, at once

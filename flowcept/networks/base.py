@@ -62,8 +62,12 @@ class VideoNetwork(nn.Module):
     def compile_blocks(self, **options: Any) -> None:  # noqa: ANN401 - torch.compile's own
         """Compile the blocks for packs of any lengths, with the options of ``torch.compile``."""
 
-    def learn(self) -> None:
-        """Let all that is to be trained have gradients, and be in training mode."""
+    def learn(self, *, whole: bool = True) -> None:
+        """Let all that is to be trained have gradients, and be in training mode.
+
+        Not ``whole``: only what was added to a pretrained network, if it is one.
+        """
+        del whole
         self.requires_grad_().train()
 
     def at_rate(self, fps: float) -> Any:  # noqa: ANN401 - settings of its family

@@ -52,6 +52,9 @@ STILL_FLOW = 0.05  # pixels of motion that still counts as none
 DOUBTED = 0.15, 0.35  # expected mean absolute error, pictures in [-1, 1]
 UNPROVEN = 0.8, 1.6  # the same as a share of how far guess and dissolve differ
 DOUBT_REACH = 8  # pixels of the size of work: both are smoothed over twice this to each side
+# Where fields become those of the surer places around, from not at all to wholly.
+UNSETTLED = 0.05, 0.12  # expected mean absolute error, smoothed
+SETTLING_REACH = 3  # pixels of the size of work: twice so far to each side lie places that count
 LARGEST_GAP = 1000  # frames of which a law may know
 WIDEST = 16  # frames between, of the pairs from which a law learns
 OPEN_SHARE = 0.2  # of a law, over 0..WIDEST alike: what pictures tell of time is never certain
@@ -195,6 +198,25 @@ def _with_unmoved(
     return picture_NCHW + left_N1HW * left_NCHW + right_N1HW * right_NCHW
 
 
+def settled(plan: Plan) -> Plan:
+    """The plan, with fields and weights of the surer places around where an error is expected.
+
+    Where things hide each other, fields that landed by chance lie side by side: each pixel comes
+    from elsewhere, and the picture bursts into specks. Smooth fields smear instead.
+    """
+    error_N1HW = plan.log_error_N1HW.exp()
+    sure_N1HW = 1 / (error_N1HW.square() + 1e-3)
+    share_N1HW = _ramp(_smoothed(error_N1HW, SETTLING_REACH), UNSETTLED)
+    around_N1HW = _smoothed(sure_N1HW, SETTLING_REACH)
+
+    def calm(x_NCHW: Tensor) -> Tensor:
+        smooth_NCHW = _smoothed(sure_N1HW * x_NCHW, SETTLING_REACH) / around_N1HW
+        return torch.lerp(x_NCHW, smooth_NCHW, share_N1HW)
+
+    place_NK4HW = calm(plan.place_NK4HW.flatten(1, 2)).unflatten(1, (2, 4))
+    return replace(plan, place_NK4HW=place_NK4HW, weight_NMHW=calm(plan.weight_NMHW))
+
+
 def dissolving(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan, t_N: Tensor) -> Plan:
     """The plan, which gives way to a dissolve where the guess is probably wrong.
 
@@ -204,8 +226,9 @@ def dissolving(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan, t_N: Tensor) -
     t = t_N.view(-1, 1, 1, 1)
     dissolve_NCHW = torch.lerp(left_NCHW, right_NCHW, t)
     apart_NCHW = (painted(left_NCHW, right_NCHW, plan) - dissolve_NCHW).abs()
-    error_N1HW = _smoothed(plan.log_error_N1HW.exp())
-    apart_N1HW = _smoothed(apart_NCHW.mean(1, keepdim=True)) + 0.01  # more than rounding
+    error_N1HW = _smoothed(plan.log_error_N1HW.exp(), DOUBT_REACH)
+    rounding = 0.01  # and more
+    apart_N1HW = _smoothed(apart_NCHW.mean(1, keepdim=True), DOUBT_REACH) + rounding
     share = _ramp(error_N1HW, DOUBTED) * _ramp(error_N1HW / apart_N1HW, UNPROVEN)
     return replace(
         plan,
@@ -215,11 +238,11 @@ def dissolving(left_NCHW: Tensor, right_NCHW: Tensor, plan: Plan, t_N: Tensor) -
     )
 
 
-def _smoothed(x_N1HW: Tensor) -> Tensor:
+def _smoothed(x_NCHW: Tensor, reach: int) -> Tensor:
+    """Means over squares that reach so many pixels to each side, twice."""
     for _ in range(2):
-        side = 2 * DOUBT_REACH + 1
-        x_N1HW = F.avg_pool2d(x_N1HW, side, 1, DOUBT_REACH, count_include_pad=False)
-    return x_N1HW
+        x_NCHW = F.avg_pool2d(x_NCHW, 2 * reach + 1, 1, reach, count_include_pad=False)
+    return x_NCHW
 
 
 def _ramp(x: Tensor, ends: tuple[float, float]) -> Tensor:
@@ -668,14 +691,15 @@ def guess(network: MotionNetwork | None, gap: Gap, t: float) -> tuple[Tensor, Te
 def planned(network: MotionNetwork | None, gap: Gap, t: float) -> Plan:
     """How to make the frame at place ``t``, at the size of the work pictures.
 
-    What is learned also tells where to dissolve instead (``dissolving``).
+    What is learned also tells where to smear (``settled``) and where to dissolve instead
+    (``dissolving``).
     """
     left, right = gap.left_work_1CHW, gap.right_work_1CHW
     t_N = left.new_tensor([t])
     if network is None:
         return hand_made(left, right, gap.flows, t_N)
     plan = _padded_plan(network, left, right, gap.flows, t_N)
-    return dissolving(left, right, plan, t_N)
+    return dissolving(left, right, settled(plan), t_N)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 Attend = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
 
 LTX, WAN = "LTXVideoTransformer3DModel", "WanTransformer3DModel"
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention
 NOISE_LEVELS = 1000  # of noise alone, as these transformers count
 WAN_PERIOD = 10000.0  # tokens: the slowest rotary wave of Wan
 WAN_TOKENS = 512  # of a prompt: Wan learned prompts with zeros up to here, and attends to them
@@ -151,7 +152,7 @@ def add_lora(transformer: Any, rank: int) -> None:  # noqa: ANN401
     except ImportError as error:
         message = 'to learn beside the weights needs peft; install it by pip install ".[diffusers]"'
         raise UserError(message) from error
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets = list(LORA_TARGETS)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
 
 
@@ -276,10 +277,10 @@ class Backbone(VideoNetwork):
         for block in self.blocks():
             block.compile(dynamic=True, **options)
 
-    def learn(self) -> None:
+    def learn(self, *, whole: bool = True) -> None:
         """Let all have gradients; with a rank of ``lora`` not the transformer's own weights."""
         super().learn()
-        if self.config.lora:
+        if self.config.lora or not whole:
             for name, parameter in self.transformer.named_parameters():
                 parameter.requires_grad_("lora_" in name)
 

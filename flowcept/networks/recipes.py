@@ -47,7 +47,12 @@ class RecipeEncoder(nn.Module):
     Raises ``UserError`` where the extra ``diffusers`` or one of the two is missing.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype = torch.float32) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        config: Any,  # noqa: ANN401
+        folder: Path | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         try:
             import transformers
@@ -56,7 +61,7 @@ class RecipeEncoder(nn.Module):
                 'this prompt encoder needs the package transformers: pip install ".[diffusers]"'
             ) from error
         self.config, self.recipe = config, RECIPES[config.kind]
-        folder = Path(config.source)
+        folder = folder or Path(config.source)
         for part in ("tokenizer", "text_encoder"):
             if not (folder / part).is_dir():
                 raise UserError(f"{folder} has no folder {part}: give a whole diffusers folder")

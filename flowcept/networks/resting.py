@@ -3,7 +3,7 @@
 Once nothing is asked of a finished frame any more it *rests*: it is not evaluated again, and what
 the others look at of it (keys, values, stem features) stays as it was. A third of the sampling
 falls away by that. A resting frame no longer answers to how the rest goes on, which changes what is
-made by too little to measure (docs/log.md).
+made by too little to measure (docs/archive/sampling.md).
 
 Shape suffixes: B clips, V the width of a prompt token.
 """

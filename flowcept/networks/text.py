@@ -4,9 +4,10 @@
 Every word is a token: its embedding, found by a hash of the word, goes to the network as it is.
 What a small transformer reads in the UTF-8 bytes (spelling, order) is added. Nothing normalises the
 sum: the transformer alone, normalised, lost all difference between prompts in the direction that
-they have in common (``docs/log.md``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
+they have in common (``docs/archive``). ``PretrainedEncoder`` is a frozen T5 or CLIP from a local
 folder; recipes.py has those that pretrained video models were taught with. ``NoEncoder`` is that of
-models to which words mean nothing.
+models to which words mean nothing. ``StoredPrompts`` stands for a frozen encoder where prompts were
+encoded before.
 
 Shape suffixes: B prompts, L bytes, R tokens of a prompt, S of all, T = R + L, D width.
 """
@@ -14,7 +15,7 @@ Shape suffixes: B prompts, L bytes, R tokens of a prompt, S of all, T = R + L, D
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -43,7 +44,7 @@ class TextConfig:
     tokens: int = 16  # per prompt, a word each; words beyond share the last
     buckets: int = 4096  # embeddings of words, by hash; few words of a data set share one
     max_bytes: int = 256  # a longer prompt is cut, with a warning
-    source: str = ""  # folder of the pretrained encoder
+    source: str = ""  # the pretrained encoder's folder, or its name on a hub with the commit
 
     def __post_init__(self) -> None:
         if self.kind not in ("bytes", "none", *FROZEN):
@@ -174,15 +175,35 @@ class NoEncoder(nn.Module):
         return PromptTokens(torch.zeros(0, self.config.width), (0,) * len(prompts))
 
 
-PromptEncoder = ByteEncoder | PretrainedEncoder | RecipeEncoder | NoEncoder
+class StoredPrompts(nn.Module):
+    """What a frozen encoder said of prompts, kept elsewhere; it knows no others."""
+
+    where: Tensor
+
+    def __init__(self, config: TextConfig, token_of: Callable[[str], Tensor]) -> None:
+        """``config`` is the encoder's; ``token_of`` gives the tokens ``[R, D]`` of a prompt."""
+        super().__init__()
+        self.config, self.token_of = config, token_of
+        self.register_buffer("where", torch.zeros(()), persistent=False)
+
+    def forward(self, prompts: Sequence[str]) -> PromptTokens:
+        parts = [self.token_of(prompt) for prompt in prompts]
+        token_SD = torch.cat(parts).to(self.where.device, torch.float32)
+        return PromptTokens(token_SD, tuple(map(len, parts)))
 
 
-def build_encoder(config: TextConfig) -> PromptEncoder:
-    """A prompt encoder with fresh weights, or the frozen one that the configuration names."""
+PromptEncoder = ByteEncoder | PretrainedEncoder | RecipeEncoder | NoEncoder | StoredPrompts
+
+
+def build_encoder(config: TextConfig, folder: Path | None = None) -> PromptEncoder:
+    """A prompt encoder with fresh weights, or the frozen one that the configuration names.
+
+    Of a pretrained video model it lies in ``folder``, by default where the configuration says.
+    """
     if config.kind == "none":
         return NoEncoder(config)
     if config.kind in RECIPES:
-        return RecipeEncoder(config)
+        return RecipeEncoder(config, folder)
     return ByteEncoder(config) if config.kind == "bytes" else PretrainedEncoder(config)
 
 

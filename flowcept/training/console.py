@@ -33,14 +33,15 @@ class Console:
         """A bar of training steps, some of them done."""
         return tqdm(total=total, initial=done, desc=label, unit="step", disable=self.quiet)
 
-    def progress(self, label: str, unit: str) -> Callable[[int, int], None]:
-        """A bar with the time left, as a function of ``(done, total)``."""
+    def progress(self, label: str, unit: str, start: int = 0) -> Callable[[int, int], None]:
+        """A bar with the time left, as a function of ``(done, total)``; ``start`` were done."""
         bar: Any = None
 
         def show(done: int, total: int) -> None:
             nonlocal bar
             if bar is None:
-                bar = tqdm(total=total, desc=label, unit=unit, disable=self.quiet, delay=1)
+                more: dict[str, Any] = {"disable": self.quiet, "delay": 1, "initial": start}
+                bar = tqdm(total=total, desc=label, unit=unit, **more)
                 self.bars.append(bar)
             bar.update(done - bar.n)
             if done >= total:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from flowcept import model_file
+from flowcept.adapters import open_codec
 from flowcept.codecs import Codec, CodecConfig, build_codec, to_images
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
-from flowcept.codecs.pretrained import load_pretrained
 from flowcept.data.shards import PictureStore
+from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
+from flowcept.models import find
 from flowcept.process.sampler import clip_generator
 from flowcept.settings import CodecSettings, TrainConfig
 from flowcept.training.clock import CODEC, CODEC_SHARE, Part
@@ -33,13 +34,18 @@ STATISTICS_CLIPS = 512  # whose latents give the mean and spread of each channel
 REBUILT = 64  # clips, a picture of each of which tells how well the codec rebuilds them
 
 
-def new_codec(config: TrainConfig, origin: Weights | None) -> Codec:
+def new_codec(config: TrainConfig, origin: Weights | None, stored: Stored | None = None) -> Codec:
     """The codec that the settings name, not fitted yet, or that of the model to go on from.
+
+    ``stored`` is that of shards.
 
     Raises ``UserError`` where frames do not divide into its cells and the network's patches.
     """
     torch.manual_seed(config.machine.seed)
-    codec = _named(config.codec) if origin is None else origin.codec
+    if origin is not None:
+        codec = origin.codec
+    else:
+        codec = _named(config.codec) if stored is None else stored.codec
     patch = config.network.patch if origin is None else origin.card.network.patch
     multiple = codec.config.compression * patch
     if any(side % multiple for side in config.data.frame_size):
@@ -54,10 +60,9 @@ def _named(settings: CodecSettings) -> Codec:
     if settings.codec == "autoencoder":
         shape = (settings.compression, settings.codec_channels, settings.codec_width)
         return build_codec(CodecConfig("autoencoder", *shape))
-    path = Path(settings.codec)
-    if model_file.is_model(path):
-        return model_file.load(path).codec.requires_grad_()
-    return load_pretrained(path)
+    found = find(settings.codec, part="vae")
+    codec = open_codec(found)
+    return codec if found.is_folder else codec.requires_grad_()
 
 
 def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec:

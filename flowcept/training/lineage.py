@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from flowcept.hub import parse
 from flowcept.model_file import Card, Training
 from flowcept.settings import (
     OF_THE_MODEL,
@@ -81,7 +81,8 @@ def _differing(settings: Mapping[str, Any], start: Config) -> Iterator[str]:
 def _named(value: object) -> str:
     """A value as a flag has it; of a path its last part alone, which tells of no computer."""
     text = str(value)
-    return Path(text).name if os.sep in text or "/" in text else text
+    on_hub = parse(text) and not Path(text).exists()
+    return text if on_hub else Path(text).name
 
 
 def _mixture(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -116,9 +116,17 @@ def _tell_plan(trainer: Training, run: Run[Config], part: Part, steps: int) -> N
 
 
 def save(trainer: Training, files: Files) -> None:
-    """The model file, which refuses weights that are not finite; then the state."""
+    """The model file, which refuses weights that are not finite; then the state.
+
+    Where the codec that belongs into the file is gone the state alone is written.
+    """
     dtype = DTYPES[trainer.config.report.export_dtype]
-    model_file.save(trainer.weights(), files.model, dtype)
+    try:
+        weights = trainer.weights()
+    except UserError:
+        model_file.save_tree(trainer.state_dict(), files.state)
+        raise
+    model_file.save(weights, files.model, dtype)
     model_file.save_tree(trainer.state_dict(), files.state)
 
 
@@ -236,7 +244,12 @@ class Reports:
         """A contact sheet in ``samples/``."""
         self.files.samples.mkdir(exist_ok=True)
         path = self.files.samples / f"step_{self.trainer.step:06d}.png"
-        video.save_image(self.trainer.sheet(), path)
+        try:
+            sheet = self.trainer.sheet()
+        except UserError as error:
+            self.console.say(f"note: no contact sheet: {error}")
+        else:
+            video.save_image(sheet, path)
 
     def _log(self, values: Mapping[str, float]) -> None:
         self.files.append({"step": self.trainer.step, **values})

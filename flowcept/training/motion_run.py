@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from flowcept import model_file
+from flowcept import model_file, models
 from flowcept.data.folder import digest_of_files
 from flowcept.data.motion_windows import MotionData, WindowsConfig
 from flowcept.errors import UserError
@@ -112,8 +112,9 @@ def _origin(run: Run[MotionTrainConfig]) -> Weights | None:
         return model_file.load(run.files.model)
     if not wanted:
         return None
-    origin = model_file.load(model_file.find(wanted))
-    if not isinstance(origin.network, MotionVideo):
+    found = models.find(wanted)
+    origin = None if found.is_folder else model_file.load(found.path)
+    if origin is None or not isinstance(origin.network, MotionVideo):
         raise UserError(f"{wanted} is no model of motion: start from another one, such as motion")
     return origin
 

@@ -15,11 +15,14 @@ from flowcept import diffusers_folder
 from flowcept.adapters import digest
 from flowcept.codecs import Codec
 from flowcept.data.batches import ClipSource, split_held_out
+from flowcept.data.encoded import EncodedClips
 from flowcept.data.folder import digest_of
 from flowcept.data.shards import LatentStore, PictureStore
+from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
 from flowcept.model_file import WORDS, Base, Card, Weights
+from flowcept.models import Model
 from flowcept.networks import FAMILIES, VideoNetwork, build_network
 from flowcept.networks.text import ByteEncoder, PromptEncoder, TextConfig, build_encoder, words_of
 from flowcept.process.forward import Flowception, Process
@@ -42,7 +45,9 @@ class Clips:
         return digest_of(self.latents.captions, self.latents.lengths)
 
 
-def split(store: PictureStore | LatentStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+def split(
+    store: PictureStore | LatentStore | EncodedClips, config: TrainConfig
+) -> tuple[list[int], list[int]]:
     """Clips to train on and clips to hold out; pieces of one file stay together."""
     groups = [entry.path for entry in store.entries]
     return split_held_out(groups, config.data.held_out, config.machine.seed)
@@ -109,21 +114,25 @@ def check_parts(config: TrainConfig, family: str) -> None:
         Lexicon.load(Path(config.data.lexicon))
 
 
-def pretrained(folder: Path, config: TrainConfig, dtype: torch.dtype) -> Weights:
+def pretrained(
+    found: Model, config: TrainConfig, dtype: torch.dtype, stored: Stored | None = None
+) -> Weights:
     """A diffusers folder as a model of the run's process to go on from.
 
-    With ``lora`` its own weights do not learn, and are kept in ``dtype``.
+    With ``lora`` or ``freeze`` its own weights do not learn, and are kept in ``dtype``.
     """
-    rank = config.optimizer.lora
-    base = Base(str(folder.resolve()), digest(folder)) if rank else None
+    rank, beside = config.optimizer.lora, bool(config.optimizer.lora or config.optimizer.freeze)
+    base = Base(found.source, digest(found.path)) if beside else None
 
     def change(plain: Card) -> Card:
         network = replace(plain.network, lora=rank)
         return replace(plain, network=network, process=process_of(config), base=base)
 
     torch.manual_seed(config.machine.seed)  # of what is added
-    precision = dtype if rank else torch.float32
-    return diffusers_folder.load(folder, precision, config.data.size, change)
+    precision = dtype if beside else torch.float32
+    return diffusers_folder.load(
+        found.path, precision, config.data.size, change, stored, source=found.source
+    )
 
 
 def assemble(
@@ -133,11 +142,13 @@ def assemble(
     origin: Weights | None,
     process: Process | None,
     family: str,
+    text: PromptEncoder | None = None,
     **facts: Any,  # noqa: ANN401
 ) -> Weights:
     """The modules to train, those of ``origin`` where there is one, with card and process.
 
-    ``facts`` are what else the card says: dataset, frames per second, and of its codec.
+    A new network reads prompts by ``text`` where it is given. ``facts`` are what else the card
+    says: dataset, frames per second, and of its codec.
     """
     torch.manual_seed(config.machine.seed)
     longest = max(clips.latents.lengths)  # clips held out are scored as well
@@ -145,7 +156,7 @@ def assemble(
     shift = named.shift if process is None else process.shift
     if origin is None:
         latent = clips.latents.latent(0).shape[1:]
-        shape, network, text = _new(config, latent, longest, shift, family)
+        shape, network, text = _new(config, latent, longest, shift, family, text)
     else:
         network, text = _further(origin, longest, shift)
         shape = network.at_rate(facts["fps"])
@@ -169,12 +180,17 @@ def assemble(
 
 
 def _new(
-    config: TrainConfig, latent: Sequence[int], longest: int, shift: float, family: str
+    config: TrainConfig,
+    latent: Sequence[int],
+    longest: int,
+    shift: float,
+    family: str,
+    text: PromptEncoder | None,
 ) -> tuple[Any, VideoNetwork, PromptEncoder]:
     """A network with its settings, and a prompt encoder, as they are before the first step."""
-    text = text_config(config.text)
-    shape = network_config(config, latent, longest, text.width, family)
-    return shape, build_network(shape, shift), build_encoder(text)
+    reads = text_config(config.text) if text is None else text.config
+    shape = network_config(config, latent, longest, reads.width, family)
+    return shape, build_network(shape, shift), text or build_encoder(reads)
 
 
 def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork, PromptEncoder]:
@@ -183,7 +199,7 @@ def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork,
     if longest > network.largest_size:
         network.grow_law(longest)
     network.shift = shift
-    network.learn()
+    network.learn(whole=origin.card.base is None)
     if origin.card.text.kind == "bytes":
         origin.text.requires_grad_()
     return network, origin.text

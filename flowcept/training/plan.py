@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -93,17 +93,19 @@ class Unmade:
 
     captions: list[str]
     lengths: list[int]
-    shape: Sequence[int]
+    sizes: list[tuple[int, int]]  # of latents
+    channels: int
 
     def latent(self, i: int) -> Tensor:
         """``latent_FCHW`` of clip i, all 0."""
-        return torch.zeros(self.lengths[i], *self.shape)
+        return torch.zeros(self.lengths[i], self.channels, *self.sizes[i])
 
 
 def _rehearsed(codec: Autoencoder, pictures: PictureStore, run: Run[TrainConfig]) -> Trainer:
     """The network as it would begin, for clips that are not encoded yet."""
     lengths = [codec.latents_of(count) for count in pictures.lengths]
-    shape = codec.latent_shape(pictures.array.shape[1:3])
-    clips = Clips(Unmade(pictures.captions, lengths, shape), *split(pictures, run.config))
+    channels, height, width = codec.latent_shape(pictures.array.shape[1:3])
+    unmade = Unmade(pictures.captions, lengths, [(height, width)] * len(lengths), channels)
+    clips = Clips(unmade, *split(pictures, run.config))
     weights = assemble(run.config, clips, codec, None, None, "transformer", fps=1.0)
     return Trainer(weights, clips, run.config, replace(run.machine, team=Team()))

@@ -7,18 +7,21 @@ network learns on latents. A run that was stopped goes on where its last state w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from flowcept import model_file
+from flowcept import models
 from flowcept.adapters import open_model
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
+from flowcept.data.encoded import EncodedClips
 from flowcept.data.folder import digest_of_files
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import training_bytes
+from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.process.forward import Process
@@ -37,11 +40,21 @@ from flowcept.training.parts import (
 )
 from flowcept.training.session import begun, freed_if_refused, go_on, in_its_folder
 from flowcept.training.state import Run
+from flowcept.training.stored import (
+    check_sizes,
+    facts_of,
+    open_shards,
+    settled,
+    stored_parts,
+    text_of,
+)
 from flowcept.training.trainer import Trainer
 
 
 def check(folder: Path, config: TrainConfig) -> list[str]:
     """What training would make of a folder, as lines of text that name every clip."""
+    if shards := open_shards(folder, config.optimizer.init):
+        return [*shards.index.summary()]
     progress = Console().progress("reading", "clip")
     scan = data.scan(folder, config.data, progress)
     findings = [str(finding) for finding in scan.findings]
@@ -72,11 +85,14 @@ def train(
     be resumed, and for a resumed run that differs in another setting that ``given`` names.
     """
     begin = begun(folder, run, config, resume=resume, given=given, quiet=quiet, console=console)
-    with begin as state:
-        parts = _parts(state, process, family)
-        scan = _scanned(state, given)
+    with begin as new:
+        shards = open_shards(folder, new.config.optimizer.init)
+        state = _settled(new, shards, given)
+        parts = _parts(state, shards, process, family)
+        source = _Folder(state) if shards is None else _Shards(shards, parts.origin)
+        _tell(source, state, given)
         with in_its_folder(state):
-            trainer = _trainer(scan, state, parts)
+            trainer = _trainer(source, state, parts)
             run_to_end(trainer, state, pause_at)
     return state.files.model
 
@@ -91,65 +107,101 @@ class Parts:
     family: str
 
 
-def _parts(run: Run[TrainConfig], process: Process | None, family: str) -> Parts:
+def _settled(
+    run: Run[TrainConfig], shards: EncodedClips | None, given: Collection[str]
+) -> Run[TrainConfig]:
+    """A new run, some of whose settings its shards have settled; a resumed one has them so."""
+    return run if run.resumed else replace(run, config=settled(run.config, shards, given))
+
+
+def _parts(
+    run: Run[TrainConfig], shards: EncodedClips | None, process: Process | None, family: str
+) -> Parts:
     """``UserError`` for all that is wrong with the settings alone."""
     check_parts(run.config, family)
-    origin = _origin(run.config, run.machine.dtype)
-    codec = new_codec(run.config, origin).to(run.machine.device)
-    return Parts(origin, codec, process, family)
+    stored = None if shards is None else stored_parts(shards)
+    origin = _origin(run.config, run.machine.dtype, stored)
+    return Parts(origin, new_codec(run.config, origin, stored), process, family)
 
 
-def _scanned(run: Run[TrainConfig], given: Collection[str]) -> data.Scan:
-    """What the folder holds, told to whoever waits."""
-    config, reading = run.config, run.console.progress("reading", "clip")
-    scan = run.machine.team.in_turn(
-        lambda: data.scan(run.data, config.data, reading, run.files.cache)
-    )
-    run.console.say(*scan.summary())
+def _tell(source: _Folder | _Shards, run: Run[TrainConfig], given: Collection[str]) -> None:
+    """What is trained on, and which settings of a new run do not fit it."""
+    run.console.say(*source.summary)
     if not run.resumed:
-        check_lexicon(config.data.lexicon, (entry.caption for entry in scan.entries))
-        run.console.say(*idle(config, given))
-    return scan
+        check_lexicon(run.config.data.lexicon, source.captions)
+        run.console.say(*idle(run.config, given))
 
 
-def _trainer(scan: data.Scan, run: Run[TrainConfig], parts: Parts) -> Trainer:
+def _trainer(source: _Folder | _Shards, run: Run[TrainConfig], parts: Parts) -> Trainer:
     """All that is trained and what it learns from, before the first step, or where it stopped."""
-    codec = parts.codec
-    pictures = run.machine.team.in_turn(lambda: _decoded(scan, run))
-    if parts.origin is None:
-        codec = fitted(codec, pictures, run)
-    clips = _encoded(pictures, codec, run)
-    dataset, files = run.data.resolve().name, digest_of_files(one.path for one in scan.findings)
-    before = () if parts.origin is None else parts.origin.card.trainings
-    facts = {
-        "dataset": dataset,
-        "trainings": begun_training(run.config, dataset, files, before),
-        "fps": scan.fps,
-        "codec_psnr": rebuilt_psnr(codec, pictures, run),
-    }
-    weights = assemble(run.config, clips, codec, parts.origin, parts.process, parts.family, **facts)
-    trainer = Trainer(weights, clips, run.config, run.machine)
+    config, origin = run.config, parts.origin
+    clips, codec, facts = source.ready(parts, run)
+    before = () if origin is None else origin.card.trainings
+    files = digest_of_files(source.files)
+    facts["trainings"] = begun_training(config, run.data.resolve().name, files, before)
+    weights = assemble(config, clips, codec, origin, parts.process, parts.family, **facts)
+    trainer = Trainer(weights, clips, config, run.machine)
     go_on(trainer, run)
-    run.console.say(*_differences(run.config, parts.origin), *_words(weights), describe(trainer))
+    run.console.say(*_differences(config, origin), *_words(weights), describe(trainer))
     return trainer
 
 
-def _origin(config: TrainConfig, dtype: torch.dtype) -> Weights | None:
+class _Folder:
+    """A folder of clips, which are decoded and encoded into the run's cache."""
+
+    def __init__(self, run: Run[TrainConfig]) -> None:
+        progress, cache = run.console.progress("reading", "clip"), run.files.cache
+        team, settings = run.machine.team, run.config.data
+        self.scan = team.in_turn(lambda: data.scan(run.data, settings, progress, cache))
+        self.files = [finding.path for finding in self.scan.findings]
+        self.summary = self.scan.summary()
+        self.captions = [entry.caption for entry in self.scan.entries]
+
+    def ready(self, parts: Parts, run: Run[TrainConfig]) -> tuple[Clips, Codec, dict[str, Any]]:
+        """Latents, the codec that made them, and what a card says of both."""
+        pictures = run.machine.team.in_turn(lambda: _decoded(self.scan, run))
+        codec = parts.codec.to(run.machine.device)
+        if parts.origin is None:
+            codec = fitted(codec, pictures, run)
+        clips = _encoded(pictures, codec, run)
+        psnr, name = rebuilt_psnr(codec, pictures, run), run.data.resolve().name
+        return clips, codec, {"dataset": name, "fps": self.scan.fps, "codec_psnr": psnr}
+
+
+class _Shards:
+    """A folder of shards, whose clips are encoded."""
+
+    def __init__(self, shards: EncodedClips, origin: Weights | None) -> None:
+        check_sizes(shards, origin)
+        self.shards, self.files = shards, shards.places.values()
+        self.summary, self.captions = [*shards.index.summary()], shards.captions
+
+    def ready(self, parts: Parts, run: Run[TrainConfig]) -> tuple[Clips, Codec, dict[str, Any]]:
+        """As of a folder of clips; the codec has no weights."""
+        train, held = split(self.shards, run.config)
+        facts = facts_of(self.shards, train)
+        if parts.origin is None:
+            facts["text"] = text_of(self.shards)
+        return Clips(self.shards, train, held), parts.codec, facts
+
+
+def _origin(config: TrainConfig, dtype: torch.dtype, stored: Stored | None) -> Weights | None:
     """The model to go on from; ``UserError`` where it makes frames of another size."""
-    named = config.optimizer.init
-    path = model_file.find(named) if named else None
-    if config.optimizer.lora and not (path and path.is_dir()):
-        raise UserError("--lora is for a pretrained model: give its diffusers folder by --init")
-    if path is None:
+    named, beside = config.optimizer.init, config.optimizer.lora or config.optimizer.freeze
+    found = models.find(named) if named else None
+    if beside and not (found and found.is_folder):
+        flag = "--lora" if config.optimizer.lora else "--freeze"
+        raise UserError(f"{flag} is for a pretrained model: give its diffusers folder by --init")
+    if found is None:
         return None
-    if path.is_dir():  # of diffusers
-        return pretrained(path, config, dtype)
-    origin = open_model(path, torch.float32)
+    if found.is_folder:
+        return pretrained(found, config, dtype, stored)
+    origin = open_model(found, torch.float32, stored=stored)
     if origin.card.any_size:
-        raise UserError(f"{path} is no model to train on clips with captions: take another one")
+        raise UserError(f"{named} is no model to train on clips with captions: take another one")
     if origin.card.size != config.data.frame_size:
         size = "x".join(map(str, reversed(origin.card.size)))
-        raise UserError(f"{path} makes frames of {size}: train with --size {size}")
+        raise UserError(f"{named} makes frames of {size}: train with --size {size}")
     return origin
 
 
@@ -174,7 +226,7 @@ def _words(weights: Weights) -> Iterator[str]:
 def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
     """Notes on settings that were given and change nothing."""
     named, new = config.codec.codec, config.codec.codec == "autoencoder"
-    ours = new or (named != "pixels" and model_file.is_model(Path(named)))
+    ours = new or (named != "pixels" and not models.find(named, part="vae").is_folder)
     why: dict[str, str] = {}
     if config.optimizer.init or not ours:
         training = ("codec_steps", "codec_batch", "codec_rate", "adversarial")

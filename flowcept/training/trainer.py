@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flowcept.codecs import to_frames
+from flowcept.codecs import Codec, to_frames
 from flowcept.data import batches, video
-from flowcept.data.batches import Batch, Lessons, split_batch
+from flowcept.data.batches import Batch, Lessons, by_size, split_batch
+from flowcept.data.encoded import EncodedClips
 from flowcept.device import autocast
 from flowcept.errors import UserError
-from flowcept.generation import from_nothing, sample_clips
 from flowcept.model_file import Weights
 from flowcept.networks import VideoNetwork
 from flowcept.networks.text import PromptEncoder
@@ -35,6 +35,7 @@ from flowcept.process.forward import Process, Target, concat
 from flowcept.process.loss import LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
+from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import ObjectiveSettings, OptimizerSettings, SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine
 from flowcept.training.lineage import ended_training
@@ -144,7 +145,9 @@ class Trainer:
         self.config, self.clips, self.machine = config, clips, machine
         self.codec, self.card, self.process = weights.codec, weights.card, weights.process
         self.tokens_per_frame = weights.network.tokens_per_frame
-        self.step, self.cursor = 0, 0
+        self.buckets = by_size(clips.train, clips.latents.sizes)
+        self.cursors = [0] * len(self.buckets)  # clips drawn of each
+        self.step = 0
 
         objective = config.objective
         terms = LossConfig(missing=objective.rate_weight, count=objective.count_weight)
@@ -169,12 +172,24 @@ class Trainer:
         fall = min(1.0, (1 - progress) / settings.decay) if settings.decay else 1.0
         return settings.learning_rate * rise * max(fall, 0.01)
 
+    @property
+    def bucket(self) -> int:
+        """Number of the next step's: that whose clips were shown least often so far."""
+        shown = [
+            cursor / len(clips) for cursor, clips in zip(self.cursors, self.buckets, strict=True)
+        ]
+        return shown.index(min(shown))
+
     def draw(self) -> Batch:
         """The next step's batch, the same in all processes."""
         tokens, seed = self.config.optimizer.tokens, self.config.machine.seed
-        return self._drawn(
-            self.clips.train, self.config.objective, tokens, seed, self.step, self.cursor
-        )
+        clips, cursor = self.buckets[self.bucket], self.cursors[self.bucket]
+        return self._drawn(clips, self.config.objective, tokens, seed, self.step, cursor)
+
+    def advance(self, batch: Batch) -> None:
+        """Go past a batch that was drawn."""
+        self.cursors[self.bucket] += batch.taken
+        self.step += 1
 
     def _drawn(
         self,
@@ -212,8 +227,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.learner)
-        self.step += 1
-        self.cursor += batch.taken
+        self.advance(batch)
 
         rows = sum(state.lengths[0] + 1 for state, _ in batch.pairs)
         return {
@@ -258,7 +272,8 @@ class Trainer:
         """About how long so many steps take, by a part of one, measured; nothing is learned."""
         settings, objective = self.config.optimizer, self.config.objective
         tokens = min(settings.tokens, MEASURED)
-        batch = self._drawn(self.clips.train, objective, tokens, self.config.machine.seed)
+        commonest = max(self.buckets, key=len)
+        batch = self._drawn(commonest, objective, tokens, self.config.machine.seed)
         self.learner.train()
         for _ in range(2):  # the first one warms up
             begun = time.monotonic()
@@ -276,26 +291,41 @@ class Trainer:
 
         Empty where there are no such clips, or where these few fit no context.
         """
-        settings = self.config.optimizer
-        if not self.clips.held:
-            return {}
-        tokens, seed = HELD_OUT_STEPS * settings.tokens, self.config.machine.seed + 1
-        try:
-            batch = self._drawn(self.clips.held, WITH_ALL, tokens, seed)
-        except UserError:
-            return {}
-        counts, sums = counted(batch), dict[str, Tensor]()
+        settings, counts = self.config.optimizer, Counter[str]()
+        sums: dict[str, Tensor] = {}
         at_once = min(settings.micro_tokens, settings.tokens)  # no more than a step of training
-        for part in split_batch(batch, at_once, self.tokens_per_frame):
-            _, terms = self._forward(self.average.module, batch, part, counts)
-            add(sums, terms)
+        for batch in self._held_batches():
+            own = counted(batch)
+            counts.update(own)
+            for part in split_batch(batch, at_once, self.tokens_per_frame):
+                _, terms = self._forward(self.average.module, batch, part, own)
+                add(sums, terms)
         return {f"held_out_{name}": float(mean) for name, mean in means(sums, counts).items()}
+
+    def _held_batches(self) -> Iterator[Batch]:
+        """Batches of held-out clips, one of each size whose clips fit a context."""
+        tokens, seed = HELD_OUT_STEPS * self.config.optimizer.tokens, self.config.machine.seed + 1
+        for clips in by_size(self.clips.held, self.clips.latents.sizes):
+            share = len(clips) / len(self.clips.held)
+            with suppress(UserError):
+                yield self._drawn(clips, WITH_ALL, round(tokens * share), seed)
 
     def weights(self) -> Weights:
         """The averaged model as it goes into a file."""
+        # The file of an adapter holds no codec.
+        return self._averaged(self.open_codec() if self.card.base is None else self.codec)
+
+    def _averaged(self, codec: Codec) -> Weights:
         learner = self.average.module
-        card = ended_training(self.card, self.config, self.step, self.cursor)
-        return Weights(learner.network, learner.text, self.codec, card, self.process)
+        card = ended_training(self.card, self.config, self.step, sum(self.cursors))
+        return Weights(learner.network, learner.text, codec, card, self.process)
+
+    def open_codec(self) -> Codec:
+        """The codec; where training does without, it is read and stays with the caller alone."""
+        latents = self.clips.latents
+        if isinstance(latents, EncodedClips):
+            return latents.open_codec().to(self.machine.device)
+        return self.codec
 
     @torch.no_grad()
     def sheet(self) -> Image.Image:
@@ -309,9 +339,11 @@ class Trainer:
         settings = SampleConfig(steps=SHEET_STEPS)
         with autocast(device, self.machine.dtype):
             negative = [""] * len(prompts)
-            steps = sample_clips(self.weights(), given, prompts, negative, generators, settings)
+            averaged = self._averaged(self.codec)
+            steps = sample_clips(averaged, given, prompts, negative, generators, settings)
             latents = latents_of(steps)
-        pictures = [to_frames(self.codec.decode(latent)) for latent in latents]
+        codec = self.open_codec()
+        pictures = [to_frames(codec.decode(latent)) for latent in latents]
         labels = [prompt or "(no prompt)" for prompt in prompts]
         return video.contact_sheets(pictures, labels, max_columns=32)
 
@@ -319,7 +351,7 @@ class Trainer:
         """All that later steps depend on; the tensors are the live ones."""
         return {
             "step": self.step,
-            "cursor": self.cursor,
+            "cursor": list(self.cursors),
             "clips": self.clips.contents,
             "learner": self.learner.learned(self.learner),
             "averaged": self.learner.learned(self.average.module),
@@ -331,7 +363,10 @@ class Trainer:
         """Go on from a state; ``ValueError`` for one of other clips or other weights."""
         if state["clips"] != self.clips.contents:
             raise ValueError("other clips")
-        self.step, self.cursor = state["step"], state["cursor"]
+        self.step, cursor = state["step"], state["cursor"]
+        self.cursors = list(cursor) if isinstance(cursor, list) else [cursor]
+        if len(self.cursors) != len(self.buckets):
+            raise ValueError("other sizes")
         self.average.count = state["averages"]
         try:
             for module, name in ((self.learner, "learner"), (self.average.module, "averaged")):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcept import model_file
+from flowcept import model_file, models
 from flowcept.codecs import Codec, to_images
 from flowcept.data.folder import scan
 from flowcept.data.shards import LatentStore, PictureStore
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    weights = model_file.load(model_file.find(options.model))
+    weights = model_file.load(models.find(options.model).path)
     if weights.network.in_between is None:
         weights = grown(weights, options.blocks)
     between = weights.network.in_between

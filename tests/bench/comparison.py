@@ -1,4 +1,4 @@
-"""The paper's claims on our own ground: docs/evidence.md's tables, one command.
+"""The paper's claims on our own ground: the tables of docs/archive/learning.md, one command.
 
 flowcept theatre scenes --clips 3000 --seed 0 --actors dog,frog
 flowcept theatre others --clips 1024 --seed 1 --actors dog,frog

@@ -59,6 +59,7 @@ class Rings:
         self.latents = [self.codec.encode(image) for image in images]
         self.lengths = [len(image) for image in images]
         self.captions = [""] * clips
+        self.sizes = [FRAME[1:]] * clips
 
     def latent(self, i: int) -> Tensor:
         return self.latents[i]

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowcept.evaluation.evaluate import BATCH, Clip, Maker, clips_like
-from flowcept.generation import sample_clips
 from flowcept.process.sampler import Step, clip_generator
 from flowcept.process.state import Given
+from flowcept.sampling import sample_clips
 from flowcept.settings import SampleConfig, mixed
 
 SCORES = ("look", "look, first born", "look, later born", "same", "place")

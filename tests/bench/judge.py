@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowcept import model_file
+from flowcept import model_file, models
 from flowcept.data import theatre
 from flowcept.model_file import Card, load_tree, save_tree
 
@@ -186,7 +186,7 @@ def main() -> None:
     if options.actors:
         actors = tuple(name for name in EVERYONE if name in options.actors.split(","))
     else:
-        actors = cast_of(model_file.read_card(model_file.find(options.model)))
+        actors = cast_of(model_file.read_card(models.find(options.model).path))
     judge = train(actors, clips=options.clips, steps=options.steps, seed=options.seed)
     save(judge, options.output)
     frames, actor_B, action_B = draw(actors, 500, options.seed + 1)

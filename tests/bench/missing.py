@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import model_file
+from flowcept import model_file, models
 from flowcept.codecs import to_images
 from flowcept.data import theatre
 from flowcept.data.theatre import Scene
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--actors", nargs="+", default=ACTORS, help="that the model knows")
     options = parser.parse_args()
-    weights = model_file.load(model_file.find(options.model))
+    weights = model_file.load(models.find(options.model).path)
     generator, rng = clip_generator(options.seed), np.random.default_rng(options.seed)
     found: dict[str, list[float]] = {}
     states = 0

@@ -447,8 +447,8 @@ import time
 started = time.perf_counter()
 import torch
 imported = time.perf_counter()
-from flowcept import model_file
-model_file.load(model_file.find("theatre"))
+from flowcept import model_file, models
+model_file.load(models.find("theatre").path)
 print(imported - started, time.perf_counter() - imported)
 """
 GEN = """
@@ -693,7 +693,7 @@ def main() -> None:
     print(f"{done['machine']}; {options.pairs} pairs, medians\n")
     if "floors" in done:
         print("\n".join(floor_rows(done["floors"])) + "\n")
-    print("| figure | asked | measured |\n|---|---|---|")
+    print("| figure | goal | measured |\n|---|---|---|")
     print("\n".join(f"| {figure} | {asked} | {found} |" for figure, asked, found in rows(done)))
 
 

@@ -51,13 +51,13 @@ from flowcept import model_file as checkpoint
 from flowcept.codecs import to_frames
 from flowcept.data import video
 from flowcept.evaluation import evaluate, metrics, report
-from flowcept.generation import from_nothing
 from flowcept.model_file import Weights
 from flowcept.process import state as frames
 from flowcept.process.forward import shifted
 from flowcept.process.guidance import guided
 from flowcept.process.sampler import clip_generator, latents_of, sample_steps
 from flowcept.process.state import FrameState, Given, Prediction
+from flowcept.sampling import from_nothing
 from flowcept.settings import ContextMixture, SampleConfig, TrainConfig
 from flowcept.training import run as train
 from flowcept.training.state import Files

@@ -38,16 +38,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import flowcept
-from flowcept import model_file
+from flowcept import models
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import theatre
 from flowcept.data.theatre import Scene
 from flowcept.device import autocast
 from flowcept.evaluation import metrics
 from flowcept.evaluation.evaluate import QUARTERS, quarter
-from flowcept.generation import from_nothing, sample_clips
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import Given
+from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import SampleConfig, defaults
 
 Frames = NDArray[np.uint8]
@@ -554,7 +554,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Rows]] = {
 def table(done: dict[str, Any], model: str) -> list[str]:
     """Rows of the model card: figure, asked, measured."""
     rows = [row for name, make in ROWS.items() if name in done for row in make(done[name])]
-    size = model_file.find(model).stat().st_size
+    size = models.find(model).path.stat().st_size
     rows.append(("file", "30 MB", f"{size / 1e6:.1f} MB"))
     return [f"| {figure} | {asked} | {measured} |" for figure, asked, measured in rows]
 
@@ -585,7 +585,7 @@ def main() -> None:
         "refine": settings.refine,
         "interp": {"steps": between.steps, "guidance": between.guidance},
         "model_steps": bench.studio.card.steps,
-        "sha256": hashlib.sha256(model_file.find(options.model).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(models.find(options.model).path.read_bytes()).hexdigest(),
         "judge": hashlib.sha256(options.judge.read_bytes()).hexdigest(),
     }
     before = done.get("about", about)
@@ -598,7 +598,7 @@ def main() -> None:
             options.output.write_text(json.dumps(done, indent=1) + "\n")
             print(name, json.dumps({k: v for k, v in done[name].items() if k != "lengths"}))
     print("\n" + ", ".join(f"{k} {v}" for k, v in about.items()))
-    print("\n| figure | asked | measured |\n|---|---|---|")
+    print("\n| figure | goal | measured |\n|---|---|---|")
     print("\n".join(table(done, options.model)))
 
 

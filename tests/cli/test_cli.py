@@ -106,11 +106,9 @@ def command_line(command):
 
 
 @pytest.mark.parametrize(
-    "name", ["o.mp4", "o.MP4", "o.mov", "o.webm", "o.gif", "o.webp", "o.apng", "o", "o/%03d.png"]
+    "name", ["o.mp4", "o.MP4", "o.mov", "o.webm", "o.gif", "o.webp", "o.apng", "o/%03d.png"]
 )
 def test_every_format_holds_what_was_told(made, flow, name):
-    if "/" in name:
-        Path("o").mkdir()
     result = made("gen", "a dog", "-o", name)
     told = re.fullmatch(
         rf"{re.escape(name)}: (\d+) frames of 32x32 at 12 fps, seed 1\n", result.out
@@ -137,21 +135,21 @@ def test_no_metadata(made, flow):
 def test_same_seed_same_file_and_default_name(made, flow, tiny_model):
     made("gen", "a dog", "-o", "x.mp4")
     result = made("gen", "a dog")
-    assert files() == ["flowcept-gen-1.mp4", "x.mp4"]
-    assert Path("x.mp4").read_bytes() == Path("flowcept-gen-1.mp4").read_bytes()
+    assert files() == ["a-dog-1.mp4", "x.mp4"]
+    assert Path("x.mp4").read_bytes() == Path("a-dog-1.mp4").read_bytes()
     assert "seed 1" in result.out
     result = flow("gen", "a dog", "-m", tiny_model, "--steps", 1, "--scale", 1)
     seed = re.search(r"seed (\d+)$", result.out.strip())[1]
-    assert Path(f"flowcept-gen-{seed}.mp4").is_file()
+    assert Path(f"a-dog-{seed}.mp4").is_file()
 
 
 def test_a_name_that_nobody_chose_replaces_nothing(made):
-    for prompt in ("a dog", "a cat", "a fox"):
+    for prompt in ("a dog", "A dog!", "a  DOG"):
         made("gen", prompt)
-    names = ["flowcept-gen-1.mp4", "flowcept-gen-1-2.mp4", "flowcept-gen-1-3.mp4"]
+    names = ["a-dog-1.mp4", "a-dog-1-2.mp4", "a-dog-1-3.mp4"]
     assert files() == sorted(names)
     prompts = [video.read_metadata(Path(name))["prompt"] for name in names]
-    assert prompts == ["a dog", "a cat", "a fox"]
+    assert prompts == ["a dog", "A dog!", "a  DOG"]
 
 
 def test_default_scale_reaches_256_pixels(made):
@@ -170,9 +168,9 @@ def test_several_prompts_and_counts(made):
 
 
 def test_no_clip_of_a_run_overwrites_another(made):
-    """Two prompts of one seed have one default name; a line's output may be made several times."""
-    made("gen", "a dog", "a cat")
-    assert files() == ["flowcept-gen-1-2.mp4", "flowcept-gen-1.mp4"]
+    """Two like prompts of one seed have one name; a line's output may be made several times."""
+    made("gen", "a dog", "a dog")
+    assert files() == ["a-dog-1-2.mp4", "a-dog-1.mp4"]
     Path("jobs.txt").write_text('{"prompt": "a dog", "output": "j.apng"}\n')
     made("gen", "--prompts-file", "jobs.txt", "--count", 2)
     assert {"j.apng", "j-2.apng"} <= set(files())
@@ -216,22 +214,10 @@ def test_no_clip_takes_the_place_of_another(flow, made, tiny_model):
 def test_frames_of_png_are_files_that_others_must_not_take(flow, tiny_model):
     words = ["-m", tiny_model, "-o"]
     refused(flow("gen", "a", *words, "f_%04d.png", "--sheet", "f_0001.png"), "two things")
-    Path("clip").mkdir()
-    refused(flow("gen", "a", *words, "clip", "--preview", "clip/p.gif"), "two things")
-    Path("clip").rmdir()
     lines = [f'{{"prompt": "a", "output": "f_%{width}d.png"}}' for width in ("03", "")]
     Path("p.txt").write_text("\n".join(lines))
     refused(flow("gen", "--prompts-file", "p.txt", "-m", tiny_model), "two things")
     assert files() == ["p.txt"]
-
-
-def test_where_no_folder_of_frames_can_go(flow, tiny_model, monkeypatch):
-    Path("real").mkdir()
-    Path("link").symlink_to("real")
-    refused(flow("gen", "a", "-m", tiny_model, "-o", "link"), "link")
-    monkeypatch.chdir("real")
-    refused(flow("gen", "a", "-m", tiny_model, "-o", "."), "where you are")
-    assert files() == []
 
 
 def test_names_that_no_file_can_have(flow):
@@ -325,7 +311,7 @@ def test_notes_are_told(made):
     video.write_video(Path("odd.apng"), noise(3, 33, 47), 12)
     result = made("extend", "odd.apng", "-o", "odd.mp4", "--json")
     assert "padded from 47x33 to 48x34" in json.loads(result.out)[0]["notes"][-1]
-    assert "--scale has no effect" in made("extend", "odd.apng", "--scale", 2, "-o", "o.mp4").err
+    assert "--scale has no effect" in made("extend", "odd.apng", "--scale", 2, "-o", "o.mp4").out
 
 
 def test_pictures_on_the_way(made):
@@ -437,7 +423,7 @@ def test_extend_keeps_the_clip_bit_for_bit(made, direction):
     clip = noise(5, 33, 47)
     video.write_video(Path("clip.apng"), clip, 10)
     words = ["--direction", direction, "--frames", 15, "--context", 9]
-    made("extend", "clip.apng", *words, "-o", "frames")
+    made("extend", "clip.apng", *words, "-o", "frames/%04d.png")
     frames_FHW3, fps = video.read_video(Path("frames"))
     start = 0 if direction == "forward" else 15
     np.testing.assert_array_equal(frames_FHW3[start : start + 5], clip)
@@ -534,18 +520,22 @@ CONTRADICTIONS = [
     ("gen", ["--seed"], "--seed"),
     ("gen", ["-o", "o.xyz"], ".xyz"),
     ("gen", ["-o", "o.png"], "frame_%04d.png"),
-    ("gen", ["-o", "nowhere/o.mp4"], "nowhere"),
+    ("gen", ["-o", "a.png/o.mp4"], "a.png is a file"),
+    ("gen", ["-o", "a.png/"], "a.png is a file"),
+    ("gen", ["-o", "out"], "out.mp4, or a folder, out/?"),
+    ("gen", ["-o", "o.mp4", "--format", "webp"], "--format"),
     ("gen", ["-o", ".mp4"], ".mp4"),
     ("gen", ["-o", "x" * 300 + ".mp4"], "too long"),
-    ("gen", ["-o", "full"], "not empty"),
-    ("gen", ["-o", "folder.mp4"], "folder"),
-    ("gen", ["--count", "2", "-o", "out"], "out-2"),
-    ("gen", ["--preview", "nowhere/p.mp4"], "nowhere"),
+    ("gen", ["-o", "%04d.png"], "frames named %04d.png"),
+    ("gen", ["-o", "full/%04d.png", "--overwrite"], "frames named %04d.png"),
+    ("gen", ["-o", "a.png/%04d.png"], "a.png is a file"),
+    ("gen", ["--preview", "a.png/p.mp4"], "a.png is a file"),
+    ("gen", ["--preview", "folder.mp4"], "folder.mp4"),
     ("gen", ["--preview", "p"], "--preview"),
     ("gen", ["--preview", "p%04d.png"], "--preview"),
     ("gen", ["-o", "o.mp4", "--preview", "./o.mp4"], "o.mp4"),
     ("gen", ["--sheet", "s.mp4"], "--sheet"),
-    ("gen", ["--sheet", "nowhere/s.png"], "nowhere"),
+    ("gen", ["--sheet", "a.png/s.png"], "a.png is a file"),
     ("gen", ["--sheet", "folder.png"], "folder.png"),
     ("gen", ["--sheet", "s.png", "--trace", "s.png"], "s.png"),
     ("i2v", ["--fit", "squeeze"], "--fit"),
@@ -565,9 +555,10 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("command", "flags", "word"), CONTRADICTIONS)
 def test_settings_are_checked_before_a_model_is_loaded(flow, command, flags, word):
     words = command_line(command)
-    for folder in ("full", "folder.mp4", "folder.png", "out-2"):
+    for folder in ("full", "folder.mp4", "folder.png"):
         Path(folder).mkdir()
-        (Path(folder) / "a.png").touch()
+        (Path(folder) / "0001.png").touch()
+    Path("0007.png").touch()
     before = files()
     result = flow(*words, *flags)
     refused(result, word)
@@ -597,7 +588,7 @@ def test_cuda_where_there_is_none(flow):
         ('{"prompt": "a", "guidance": NaN}', "--guidance"),
         ('{"prompt": "a", "frames": 3, "max_length": 2}', "--frames"),
         ('{"prompt": "a", "output": "o.xyz"}', ".xyz"),
-        ('{"prompt": "a", "output": "nowhere/o.mp4"}', "nowhere"),
+        ('{"prompt": "a", "output": "p.jsonl/o.mp4"}', "p.jsonl is a file"),
         ('{"prompt": "a", "output": "a\\u0000.mp4"}', "null"),
         ('{"prompt": "a", "output": "\\ud800.mp4"}', "letter"),
         ('{"prompt": ' + "[" * 100_000, "not JSON"),
@@ -799,9 +790,6 @@ def test_help_and_version(flow):
     shown = runner.invoke(cli.app, ["gen", "--help"]).output
     for flag in ("--steps", "--frames", "--seed", "--output", "--rate-temperature", "--json"):
         assert flag in shown
-    for command, default in (("train", "20000"), ("train", "small"), ("evaluate", "8; 4 between")):
-        shown = runner.invoke(cli.app, [command, "--help"]).output
-        assert f"[default: ({default}" in shown, "a default that the reader sees"
     assert flow("--version").out == f"flowcept {cli.__version__}\n"
     assert flow().status == 2
 

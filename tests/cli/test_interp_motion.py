@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowcept import model_file
+from flowcept import models
 from flowcept.data import video
 from flowcept.networks import motion
 
@@ -42,7 +42,7 @@ def shipped(monkeypatch, tiny_model, tiny_motion):
 
     def ship(*names):
         folder = {name: files[name] for name in names}
-        monkeypatch.setattr(model_file, "shipped_models", lambda: folder)
+        monkeypatch.setattr(models, "shipped_models", lambda: folder)
 
     return ship
 

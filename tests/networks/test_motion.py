@@ -4,6 +4,7 @@ Shape suffixes as in ``flowcept.networks.motion``.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from flowcept.networks.motion import (
     measured_gap,
     painted,
     painted_in_turn,
+    settled,
     total_law,
 )
 
@@ -112,6 +114,29 @@ def test_a_guess_far_from_a_dissolve_is_believed() -> None:
     made = torch.ones(1, 3, 64, 64)
     plan = dissolving(left, right, plan_of(made, torch.full((64, 64), 0.4)), torch.tensor([0.5]))
     assert torch.equal(painted(left, right, plan), made)
+
+
+def test_fields_that_landed_by_chance_become_smooth_and_only_there() -> None:
+    """Doubted places take the field of the sure ones beside them; sure ones keep their bits."""
+    generator = torch.Generator().manual_seed(0)
+    error = torch.full((64, 200), 0.01)
+    error[:, 95:105] = 0.3
+    weight = torch.rand(1, 4, 64, 200, generator=generator).softmax(1)
+    plan = replace(plan_of(torch.zeros(1, 3, 64, 200), error), weight_NMHW=weight)
+    plan.place_NK4HW[..., :95], plan.place_NK4HW[..., 105:] = 3.0, 5.0
+    plan.place_NK4HW[..., 95:105] = 40 * torch.rand(1, 2, 4, 64, 10, generator=generator)
+    calm = settled(plan)
+    for before, after in (
+        (plan.place_NK4HW, calm.place_NK4HW),
+        (plan.weight_NMHW, calm.weight_NMHW),
+    ):
+        assert torch.equal(after[..., :70], before[..., :70])
+        assert torch.equal(after[..., 130:], before[..., 130:])
+    between = calm.place_NK4HW[..., 95:105]
+    assert between.min() > 2.9 and between.max() < 8, "chance, up to 40, hardly counts"
+    step = [x.place_NK4HW.diff(dim=-1).abs().max() for x in (plan, calm)]
+    assert step[0] > 20 and step[1] < 3, "neighbours come from near each other"
+    torch.testing.assert_close(calm.weight_NMHW.sum(1), torch.ones(1, 64, 200))
 
 
 def test_acceleration_of_a_parabola() -> None:

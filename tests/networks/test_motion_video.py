@@ -19,7 +19,6 @@ from torch import Tensor
 from flowcept import model_file
 from flowcept.codecs import CodecConfig
 from flowcept.errors import UserError
-from flowcept.generation import sample_clips
 from flowcept.model_file import Weights
 from flowcept.networks import motion, motion_video
 from flowcept.networks.flow import DisEstimator
@@ -38,6 +37,7 @@ from flowcept.process import state as frames
 from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState, Given, PromptTokens, Rest, Role
+from flowcept.sampling import sample_clips
 from flowcept.settings import SampleConfig
 from flowcept.training.motion import motion_weights
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import fixtures_diffusers as fixtures
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import TINY, assert_same_state, refused
 
 import flowcept
-from flowcept import adapters, diffusers_folder, model_file
+from flowcept import adapters, diffusers_folder, hub, model_file, models
 from flowcept.data import theatre
 from flowcept.errors import UserError
 from flowcept.networks.pretrained import Backbone
@@ -55,7 +57,7 @@ def adapted(clips: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def network_of(path: Path) -> Backbone:
-    network = adapters.open_model(path, torch.float32, "32x32").network
+    network = adapters.open_model(models.find(path), torch.float32, "32x32").network
     assert isinstance(network, Backbone)
     return network
 
@@ -102,7 +104,7 @@ def test_every_new_weight_has_learned_and_no_old_one(adapted: Path, base: Path):
 
 
 def test_at_first_an_adapter_changes_nothing(base: Path):
-    card = train.pretrained(base, config_of(base), torch.float32).card
+    card = train.pretrained(models.find(base), config_of(base), torch.float32).card
     torch.manual_seed(0)
     fresh = diffusers_folder.load(base, torch.float32, "32x32", lambda _: card).network
     fresh.learn()
@@ -141,46 +143,138 @@ def test_merged_it_is_a_whole_model_that_says_the_same(adapted: Path, tmp_path: 
         assert match in wrong.err
 
 
-def test_diffusers_reads_the_adapter_s_matrices(adapted: Path, base: Path, tmp_path: Path):
-    """Written as diffusers writes them, on a plain transformer they say what the adapter says."""
-    learned = network_of(adapted / "model.safetensors")
-    learned.transformer.save_lora_adapter(tmp_path)
-    plain = network_of(base)
-    plain.shift = learned.shift
-    before = said(plain)
-    plain.transformer.load_lora_adapter(
-        tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors"
+@pytest.mark.parametrize("kind", ["wan", "ltx"])
+def test_pipelines_of_diffusers_read_the_exported_matrices(
+    clips: Path, base: Path, adapted: Path, tmp_path: Path, flow, kind: str
+):
+    """In the pipeline they were learned on, they say what the adapter says."""
+    import diffusers
+
+    if kind == "ltx":
+        base, adapted = tmp_path / "ltx", tmp_path / "run"
+        fixtures.save_pipeline("ltx", base)
+        train.train(clips, adapted, config_of(base, steps=2), quiet=True)
+    exported = tmp_path / "lora.safetensors"
+    result = flow("merge", adapted, "--lora-only", "-o", exported)
+    assert (result.status, result.out, result.err) == (
+        0,
+        f"{exported}: the LoRA alone, for pipelines of diffusers\n",
+        "",
     )
-    for name in ("role", "first", "clock"):
-        getattr(plain, name).load_state_dict(getattr(learned, name).state_dict())
-    assert float((said(plain) - before).abs().max()) > 1e-3
-    torch.testing.assert_close(said(plain), said(learned), atol=1e-6, rtol=1e-6)
+    tensors = load_file(exported)
+    assert len(tensors) == sum("lora_" in name for name in load_file(adapted / "model.safetensors"))
+    assert all(name.startswith("transformer.") for name in tensors)
+
+    learned = network_of(adapted / "model.safetensors")
+    told = {"role", "first", "clock"}  # which are no part of a pipeline
+
+    def of_pipeline(path: Path | None) -> torch.Tensor:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
+        if path is not None:
+            pipeline.load_lora_weights(str(path))
+        network = Backbone(replace(learned.config, lora=0), learned.shift, pipeline.transformer)
+        for name in told:
+            getattr(network, name).load_state_dict(getattr(learned, name).state_dict())
+        return said(network)
+
+    assert float((of_pipeline(None) - said(learned)).abs().max()) > 1e-3
+    torch.testing.assert_close(of_pipeline(exported), said(learned), atol=1e-6, rtol=1e-6)
+
+
+def moved(adapted: Path, path: Path, source: str) -> Path:
+    """The adapter, whose base was elsewhere."""
+    with safe_open(adapted / "model.safetensors", framework="pt") as file:
+        info = json.loads(file.metadata()["flowcept"])
+    info["base"]["source"] = source
+    tensors = load_file(adapted / "model.safetensors")
+    save_file(tensors, path, metadata={"flowcept": json.dumps(info)})
+    return path
+
+
+def lost(path: Path, base: str | None = None) -> str:
+    """Why its base is not taken, in one line."""
+    with pytest.raises(UserError) as error:
+        flowcept.load(str(path), device="cpu", base=base)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_the_base_is_found_elsewhere_and_another_one_is_refused(
-    adapted: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapted: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow
 ):
-    path = tmp_path / "moved.safetensors"
-    tensors = load_file(adapted / "model.safetensors")
-    with safe_open(adapted / "model.safetensors", framework="pt") as file:
-        info = json.loads(file.metadata()["flowcept"])
-    info["base"]["folder"] = "/nowhere/wan"
-    save_file(tensors, path, metadata={"flowcept": json.dumps(info)})
-
-    with pytest.raises(UserError, match="which is not there: name the folder") as error:
-        flowcept.load(str(path), device="cpu")
-    assert "\n" not in str(error.value)
+    own = adapted / "model.safetensors"
+    path = moved(adapted, tmp_path / "moved.safetensors", "/nowhere/wan")
+    elsewhere = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds"
+    told = f"{path} needs its base, which is not there: it was /nowhere/wan; {elsewhere} it"
+    assert lost(path) == told
+    studio = flowcept.load(str(path), device="cpu", dtype="float32", base=str(base))
+    torch.testing.assert_close(said(studio.weights.network), said(network_of(own)))
     monkeypatch.setenv("FLOWCEPT_BASES", str(base.parent))
-    torch.testing.assert_close(
-        said(network_of(path)), said(network_of(adapted / "model.safetensors"))
-    )
+    torch.testing.assert_close(said(network_of(path)), said(network_of(own)))
 
     other = tmp_path / "bases" / "wan"
     fixtures.save_pipeline("wan", other, seed=1)
+    another = f"{path} was learned on another model than the one in {other}"
+    assert lost(path, str(other)) == another
     monkeypatch.setenv("FLOWCEPT_BASES", str(other.parent))
-    with pytest.raises(UserError, match="was learned on another model than") as error:
-        flowcept.load(str(path), device="cpu")
-    assert "\n" not in str(error.value)
+    assert lost(path) == another
+    monkeypatch.setenv("FLOWCEPT_BASES", f"{other.parent}:{base.parent}")
+    torch.testing.assert_close(said(network_of(path)), said(network_of(own)))
+
+    whole = tmp_path / "whole.safetensors"
+    assert json.loads(flow("info", path, "--json").out)["base"]["source"] == "/nowhere/wan"
+    for command in (["merge", path, "-o", whole], ["evaluate", path, tmp_path],
+                    ["gen", "a dog", "-m", path, "-o", "new.mp4"]):  # fmt: skip
+        refusal = flow(*command, "--base", other)
+        assert (refusal.status, refusal.err) == (2, f"flowcept: {another}\n")
+    assert not whole.exists()
+    assert "no model '/no/such'" in lost(path, "/no/such")
+    assert "holds no model" in lost(path, str(tmp_path))
+
+
+def test_a_whole_model_finds_its_text_encoder_elsewhere(
+    adapted: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow
+):
+    there, whole = tmp_path / "then" / "wan", tmp_path / "whole.safetensors"
+    shutil.copytree(base, there)
+    assert flow("merge", adapted, "-o", whole, "--base", there).status == 0
+    assert model_file.read_card(whole).text.source == str(there)
+    shutil.rmtree(there)
+    told = f"{whole} needs a text encoder, which is not there: it was {there}; say where"
+    assert lost(whole).startswith(told)
+    monkeypatch.setenv("FLOWCEPT_BASES", str(base.parent))
+    options = {"frames": 5, "steps": 1, "scale": 1, "seed": 1}
+    clips = [flowcept.load(str(whole), device="cpu").generate("a dog", **options)]
+    monkeypatch.delenv("FLOWCEPT_BASES")
+    studio = flowcept.load(str(whole), device="cpu", base=str(base))
+    clips.append(studio.generate("a dog", **options))
+    assert (clips[0].frames_FHW3 == clips[1].frames_FHW3).all()
+
+
+def test_a_name_on_a_hub_is_recorded_with_its_commit(
+    base: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / commit
+    shutil.copytree(base, cached)
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda name, *_, **__: asked.append(str(name)) or cached)
+    run = tmp_path / "run"
+    train.train(clips, run, config_of("tiny/wan", steps=1), quiet=True)
+    card = model_file.read_card(run / "model.safetensors")
+    assert card.base == model_file.Base(f"tiny/wan@{commit}", adapters.digest(base))
+    assert card.text.source == f"tiny/wan@{commit}"
+    asked.clear()
+    flowcept.load(str(run), device="cpu")
+    assert set(asked) == {f"tiny/wan@{commit}"}
+
+    def refuse(*_, **__):
+        raise UserError("tiny/wan is not in the cache")
+
+    monkeypatch.setattr(hub, "fetch", refuse)
+    assert lost(run).startswith(
+        f"{run}/model.safetensors needs its base, which is not there: tiny/wan is not in the cache;"
+    )
 
 
 @pytest.mark.usefixtures("no_sheets")

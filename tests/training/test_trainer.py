@@ -94,8 +94,7 @@ def test_held_out_clips_are_not_trained_on(folder: Path, run: Path, monkeypatch)
     real = shards.LatentStore.latent
     monkeypatch.setattr(shards.LatentStore, "latent", lambda s, i: seen.add(i) or real(s, i))
     for _ in range(12):
-        trainer.cursor += trainer.draw().taken
-        trainer.step += 1
+        trainer.advance(trainer.draw())
     assert seen == set(range(14)) - held
     seen.clear()
     first = trainer.held_out()

@@ -1,0 +1,42 @@
+"""``flowcept encode``: clips and captions as latents and embeddings, once, to train on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowcept.cli.options import Quiet, helped, record, takes
+from flowcept.errors import UserError
+from flowcept.settings import OUTPUT, EncodeSettings
+
+
+@takes(settings=record(EncodeSettings()))
+def encode(
+    settings: EncodeSettings,
+    folder: Annotated[Path, typer.Argument(help="clips, with captions or not", metavar="DATA")],
+    out: Annotated[Path, helped("folder of the shards", "--output", "-o", panel=OUTPUT)] = Path(
+        "shards"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Encode clips once, to train on.
+
+    flowcept encode clips/ -o shards/ --codec LTX-Video/
+
+    The same command goes on where it was stopped; run several times at once it shares the work.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: give a folder of clips")
+    if not settings.codec:
+        raise UserError("--codec is missing: a diffusers folder, a model file, or theatre")
+    from flowcept.training import encoding
+
+    try:
+        encoding.encode(folder, out, settings, quiet=quiet, console=typer.echo)
+    except KeyboardInterrupt:
+        if (out / "index.json").exists():
+            typer.echo("to go on: the same command again")
+        raise
+    if not quiet:
+        beside = " --lora 32" if settings.text else ""
+        typer.echo(f"next: flowcept train {out} --init {settings.codec}{beside}")
