@@ -16,6 +16,7 @@ from flowcept.codecs.autoencoder import CodecTrainer
 from flowcept.errors import UserError
 from flowcept.settings import TrainConfig
 from flowcept.training import clock as clocks
+from flowcept.training import plan
 from flowcept.training import run as train
 from flowcept.training.clock import CODEC_SHARE, Clock, span
 from flowcept.training.console import Console
@@ -42,14 +43,16 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Seconds:
 
 @pytest.fixture
 def slow(seconds: Seconds, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A step of the codec takes a second, one of the network two; the codec's progress is kept."""
+    """A step of the codec takes a second, one of the network two; the codec's progress is kept.
+
+    Plans know both; nothing is measured.
+    """
     seen: list[float] = []
     codec, network = CodecTrainer.step, Trainer.train_step
 
-    def step(self, image, progress=None):
-        if progress is not None:  # not where the pace is measured
-            seconds.now += 1
-            seen.append(progress)
+    def step(self, image, progress):
+        seconds.now += 1
+        seen.append(progress)
         return codec(self, image, progress)
 
     def train_step(self, progress):
@@ -57,6 +60,8 @@ def slow(seconds: Seconds, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return network(self, progress)
 
     monkeypatch.setattr("flowcept.training.loop.LAST_FILES", 0)  # they would take real time
+    monkeypatch.setattr(plan, "_seconds_of_codec", lambda *_: 1.0)
+    monkeypatch.setattr(Trainer, "seconds", lambda _, steps: 2.0 * steps)
     monkeypatch.setattr(CodecTrainer, "step", step)
     monkeypatch.setattr(Trainer, "train_step", train_step)
     return seen
@@ -81,10 +86,13 @@ def test_the_hours_bound_codec_and_network(
     assert max(rates) == TINY.optimizer.learning_rate
     assert rates[-1] < 0.2 * max(rates)
     assert [one["hours"] for one in logged if "hours" in one][-1] == pytest.approx(96 / 3600, 0.08)
-    (plan, later) = [line for line in said if line.startswith("plan: ")]
-    assert re.fullmatch(r"plan: about 25 seconds .* for the codec.*, then about .* network", plan)
-    assert re.search("first pictures .* in .*run/samples after about", said[said.index(plan) + 1])
-    assert later.startswith("plan: about 75 seconds (about ")
+    (first, later) = [line for line in said if line.startswith("plan: ")]
+    assert first == (
+        "plan: about 25 seconds (about 25 steps) for the codec (frames to latents), "
+        "then about 75 seconds (about 38 steps) for the network"
+    )
+    assert re.search("first pictures .* in .*run/samples after about", said[said.index(first) + 1])
+    assert later == "plan: about 75 seconds (about 38 steps) of training"
     assert model_file.read_card(tmp_path / "run" / "model.safetensors").steps == len(rates)
 
 
@@ -95,7 +103,7 @@ def test_a_codec_that_is_stopped_goes_on_with_its_hours(
     said: list[str] = []
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_in(patch, CodecTrainer, "step", 2 + 10)  # two are measured
+        interrupt_in(patch, CodecTrainer, "step", 10)
         with pytest.raises(KeyboardInterrupt):
             train.train(folder, run, bounded(100), console=said.append)
     assert said[-2:] == [
@@ -106,7 +114,7 @@ def test_a_codec_that_is_stopped_goes_on_with_its_hours(
     train.train(folder, run, bounded(100), resume=True, console=said.append)
     assert "continuing the codec from step 10" in said
     assert len(slow) == 25
-    assert 5080 <= seconds.now <= 5090
+    assert 5080 <= seconds.now <= 5091
 
 
 @pytest.mark.usefixtures("no_sheets")
