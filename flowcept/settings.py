@@ -508,7 +508,7 @@ class OptimizerSettings(Settings):
         0, "rank of an adapter beside a diffusers folder; 0: the folder's weights learn", NUMBER
     )
     freeze: bool = setting(
-        False, "the own weights of a diffusers folder stay, with --lora 0 too: lengths are learned"
+        False, "the own weights of a diffusers folder stay, without LoRA too: lengths are learned"
     )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(

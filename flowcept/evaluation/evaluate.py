@@ -83,7 +83,7 @@ def evaluate(
     ``show`` gets the clips that are scored: real ones, made ones, and what was made between ends.
     """
     if task not in TASKS:
-        raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
+        raise UserError(f"`task` must be {' or '.join(TASKS)}, not {task!r}")
     maker.studio.check_task(task)
     scan = _scanned(maker, folder, clips)
     real = _drawn(maker, scan, clips)

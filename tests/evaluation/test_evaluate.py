@@ -397,10 +397,10 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
         ([model, data, "--features", "junk.pt"], "junk.pt"),
         ([model, data, "--features", "net.safetensors"], "TorchScript"),
         ([model, data, "-o", "scores.txt"], ".json"),
-        ([model, data, "-o", "no/where.json"], "no folder no"),
+        ([model, data, "-o", "junk.pt/where.json"], "junk.pt is a file"),
         ([model, data, "--sheet", "s.gif"], ".png"),
         ([model, data, "--seed", "-1"], "--seed"),
-        ([model, data, "--task", "interp"], "--task must be one of gen, i2v"),
+        ([model, data, "--task", "interp"], "--task must be gen or i2v"),
         ([model, data, "--steps", "0"], "--steps"),
     ):
         result = flow("evaluate", *words, "-q")
