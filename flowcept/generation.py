@@ -14,7 +14,6 @@ Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 from __future__ import annotations
 
 import copy
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcept import __version__, inputs, memory, settings, sizes
+from flowcept import __version__, cards, inputs, memory, settings, sizes
 from flowcept.clip import Clip, Growth
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
@@ -60,7 +59,6 @@ ENDS = 256  # frames at either end of a file that extend reads, more than any mo
 # how well it does its own: the shipped one's own lie over 30, six of ten photographs under 28.
 USUAL_PSNR = 28.0
 MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
-CARD = ("tasks", "frames", "lengths", "dataset", "steps", "hours", "prompts", "words")  # printed
 ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
 
 
@@ -127,12 +125,7 @@ class Studio:
 
     def __str__(self) -> str:
         """The card of the model, for people."""
-        own = about(self.weights)
-        rows = {"model": self.name, **{name: own[name] for name in CARD if own.get(name)}}
-        return "\n".join(
-            textwrap.fill(f"{name:<9}{value}", 100, subsequent_indent=" " * 9)
-            for name, value in rows.items()
-        )
+        return "\n".join(cards.lines({"name": self.name, **about(self.weights)}))
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -41,6 +41,17 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Training:
+    """One of the trainings that a model went through; nothing in it depends on the clock."""
+
+    command: str  # that does it again, with names in place of paths
+    dataset: str  # name of the folder of clips
+    files: str  # a digest of the names and sizes of its files
+    steps: int = 0
+    seen: int = 0  # clips in these steps, or windows of clips
+
+
+@dataclass(frozen=True)
 class Card:
     """What a model is and what it was trained on."""
 
@@ -55,13 +66,14 @@ class Card:
     codec_psnr: float | None = None  # decibels of 19 in 20 training pictures at least, rebuilt
     steps: int = 0  # training steps of the network
     dataset: str = ""  # name of the training folder
-    hours: float = 0.0  # of training, where they were counted
+    hours: float = 0.0  # of training, in files of before trainings were listed
     prompts: dict[str, int] = field(default_factory=dict)  # commonest training prompts, clips each
     words: dict[str, int] = field(default_factory=dict)  # words of the training prompts, clips each
     version: str = __version__  # of the package that wrote the file
     base: Base | None = None  # of an adapter, whose file holds only what was learned beside it
     lexicon: Lexicon | None = None  # what people say for words of the training prompts
     sizes: dict[str, int] = field(default_factory=dict)  # trained clips by WIDTHxHEIGHT, if several
+    trainings: tuple[Training, ...] = ()  # that the model went through, the last one last
 
     @property
     def any_size(self) -> bool:
@@ -450,6 +462,8 @@ def about(weights: Weights) -> dict[str, Any]:
         "steps": card.steps,
         **({"base": asdict(card.base)} if card.base else {}),
         **({"hours": round(card.hours, 2)} if card.hours else {}),
+        "trainings": [asdict(training) for training in card.trainings],
+        "codec_psnr": card.codec_psnr,
         "network": asdict(card.network),
         "text": asdict(card.text),
         "codec": asdict(card.codec),

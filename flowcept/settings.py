@@ -511,10 +511,12 @@ class OptimizerSettings(Settings):
         0, "rank of an adapter beside a diffusers folder; 0: the folder's weights learn", NUMBER
     )
     freeze: bool = setting(
-        False, "the own weights of a diffusers folder stay, with --lora 0 too: lengths are learned"
+        False, "the own weights of a diffusers folder stay, without LoRA too: lengths are learned"
     )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
-    max_hours: float = setting(0.0, "hours after which to end; 0: no bound", NUMBER)
+    max_hours: float = setting(
+        0.0, "hours of the whole run, reading and codec included; 0: no limit", NUMBER
+    )
     tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)
     micro_tokens: int = setting(
         8192, "tokens at once; a larger step is computed in parts, in less memory", POSITIVE
@@ -646,7 +648,9 @@ class MotionOptimizerSettings(Settings):
 
     init: str = setting("", "a model to go on from: a shipped name, a file, or a run's folder")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
-    max_hours: float = setting(0.0, "hours after which to end; 0: no bound", NUMBER)
+    max_hours: float = setting(
+        0.0, "hours of the whole run, reading and codec included; 0: no limit", NUMBER
+    )
     learning_rate: float = setting(3e-4, "peak learning rate", POSITIVE)
     warmup: int = setting(300, "steps over which the learning rate rises", NUMBER)
     weight_decay: float = setting(1e-3, "of AdamW", NUMBER)

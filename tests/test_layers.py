@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 # From the ground up. A file may import what stands on a lower line; a folder holds the files of the
 # lines below it that begin with its name.
 FLOORS = [
-    ("errors", "version"),
+    ("errors", "version", "cards"),
     ("settings", "files"),
     ("lexicon",),
     ("data.drawn", "data.timing", "device"),
@@ -56,11 +56,19 @@ FLOORS = [
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),
-    ("training.console", "training.stopping", "training.distributed", "training.parts"),
-    ("training.state", "training.trainer", "training.motion_law", "training.motion_scores"),
+    (
+        "training.console",
+        "training.distributed",
+        "training.lineage",
+        "training.parts",
+        "training.stopping",
+    ),
+    ("training.clock", "training.trainer", "training.motion_law", "training.motion_scores"),
+    ("training.state",),
+    ("training.plan",),
     ("training.fitting", "training.loop", "training.motion", "training.footage", "training.stored"),
-    ("training.run", "training.encoding"),
-    ("training.motion_run",),
+    ("training.session", "training.encoding"),
+    ("training.run", "training.motion_run"),
     ("cli.like", "cli.outputs"),
     ("cli.options",),
     (

@@ -209,8 +209,8 @@ def test_saving_makes_missing_folders_but_none_for_a_wrong_name(clip):
 def test_a_model_prints_its_card(model):
     assert "\n" not in repr(model)
     lines = str(model).splitlines()
-    assert lines[0] == "model    tiny"
-    assert any(line.startswith("frames   32x32 pixels at 12 per second") for line in lines)
+    assert lines[0].startswith("model      tiny: ")
+    assert any(line.startswith("makes      32x32 pixels at 12 per second") for line in lines)
     assert max(map(len, lines)) <= 100
 
 

@@ -92,13 +92,16 @@ def evaluate(
     studio = load(model, device=device, dtype=dtype, base=base)
     network = FeatureNetwork(features, studio.device) if features else None
     maker = scorer.Maker(studio.name, studio, seed, lambda what, *counts: bar(what)(*counts))
+    sheets: list[Any] = []
     scores = scorer.evaluate(
-        maker, folder, config, between, task=task, clips=clips, network=network
-    )
+        maker, folder, config, between, task=task, clips=clips, network=network,
+        show=lambda *shown: sheets.append(report.side_by_side(*shown)) if sheet else None,
+    )  # fmt: skip
     text = json.dumps({"flowcept": __version__, **asdict(scores)}, indent=1)
     if output is not None:
         with replacing(output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     if sheet is not None:
-        video.save_image(report.picture(scores), sheet, metadata={"flowcept": __version__})
+        picture = report.picture(scores, *sheets)
+        video.save_image(picture, sheet, metadata={"flowcept": __version__})
     typer.echo(text if as_json else "\n".join(report.table(scores)))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flowcept import cards
 from flowcept.cli.options import Json, takes
 from flowcept.errors import UserError
 from flowcept.settings import MODEL
@@ -27,22 +28,25 @@ def info(
     """
     from flowcept.models import is_named
 
-    record = _of_model(file) if is_named(file) else _of_clip(Path(file))
+    is_model = is_named(file)
+    record = _of_model(file) if is_model else _of_clip(Path(file))
     if as_json:
         typer.echo(json.dumps(record, indent=1))
-        return
-    width = max(len(name) for name in record)
-    for name, value in record.items():
-        typer.echo(f"{name:<{width}}  {value}")
+    elif is_model:
+        typer.echo("\n".join(cards.lines(record)))
+    else:
+        width = max(map(len, record))
+        typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in record.items()))
 
 
 def _of_model(name: str) -> dict[str, Any]:
     from flowcept.adapters import outline
     from flowcept.model_file import describe
-    from flowcept.models import find
+    from flowcept.models import find, shipped_models
 
     model = find(name)
-    return describe(model.path, outline(model))
+    shipped = model.path in shipped_models().values()
+    return {**describe(model.path, outline(model)), "shipped": shipped}
 
 
 def _of_clip(file: Path) -> dict[str, Any]:

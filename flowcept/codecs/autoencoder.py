@@ -230,20 +230,23 @@ class CodecTrainer:
         assert isinstance(codec, Autoencoder)
         return codec
 
-    def learning_rate(self) -> float:
+    def learning_rate(self, progress: float) -> float:
         """Of the next step, as a fraction of the peak: linear warm-up, then half a cosine."""
         rise = min(1.0, (self.num_steps + 1) / WARMUP)
-        progress = min(1.0, self.num_steps / self.settings.codec_steps)
         fall = (1 + math.cos(math.pi * progress)) / 2
         return rise * (FINAL_RATE + (1 - FINAL_RATE) * fall)
 
-    def step(self, image_FCHW: Tensor) -> dict[str, Tensor]:
+    def step(self, image_FCHW: Tensor, progress: float | None = None) -> dict[str, Tensor]:
         """One step on float images in [-1, 1]; the losses before it, left on the device.
 
+        `progress` is the share of the training that lies behind, by default that of the steps.
         `loss` is what was minimised, `l1` and `l2` are unweighted; with the discriminator on also
         `adversarial`, `adversarial_weight` and `discriminator`. Raises ValueError as `encode` does.
         """
         self.codec.check_pictures(image_FCHW)
+        if progress is None:
+            progress = min(1.0, self.num_steps / self.settings.codec_steps)
+        rate = self.settings.codec_rate * self.learning_rate(progress)
         real_FCHW = image_FCHW.to(self.device, torch.float32, memory_format=torch.channels_last)
         with autocast(self.device, self.dtype):
             raw_FCHW = self.codec.encode_raw(real_FCHW).float()
@@ -253,14 +256,15 @@ class CodecTrainer:
         reconstruction = L1 * losses["l1"] + L2 * losses["l2"]
         loss = reconstruction + LATENT_WEIGHT * raw_FCHW.square().mean()
 
-        adversarial_on = self.num_steps >= ADVERSARIAL_START * self.settings.codec_steps
-        discriminator = self._discriminator if adversarial_on else None
+        discriminator = self._discriminator if progress >= ADVERSARIAL_START else None
         if discriminator:
             losses |= self._fool(discriminator, made_FCHW, reconstruction)
             loss = loss + losses["adversarial_weight"] * losses["adversarial"]
-        self._descend(self.codec, self._optimizer, loss, self.settings.codec_rate)
+        self._descend(self.codec, self._optimizer, loss, rate)
         if discriminator:
-            losses["discriminator"] = self._judge(discriminator, real_FCHW, made_FCHW.detach())
+            losses["discriminator"] = self._judge(
+                discriminator, real_FCHW, made_FCHW.detach(), self.learning_rate(progress)
+            )
 
         self._averaged.update_parameters(self.codec)
         self.num_steps += 1
@@ -298,20 +302,22 @@ class CodecTrainer:
         weight = adaptive_weight(reconstruction, loss, self.codec.last.weight)
         return {"adversarial": loss, "adversarial_weight": self.settings.adversarial * weight}
 
-    def _judge(self, discriminator: nn.Module, real_FCHW: Tensor, made_FCHW: Tensor) -> Tensor:
+    def _judge(
+        self, discriminator: nn.Module, real_FCHW: Tensor, made_FCHW: Tensor, rate: float
+    ) -> Tensor:
         """One step of the discriminator; its loss."""
         discriminator.requires_grad_(True)
         with autocast(self.device, self.dtype):
             score_real, score_made = discriminator(real_FCHW), discriminator(made_FCHW)
         loss = hinge_loss(score_real.float(), score_made.float())
-        self._descend(discriminator, self._judge_optimizer, loss, DISCRIMINATOR_RATE)
+        self._descend(discriminator, self._judge_optimizer, loss, DISCRIMINATOR_RATE * rate)
         return loss
 
     def _descend(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, peak: float
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float
     ) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = peak * self.learning_rate()
+            group["lr"] = rate
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), CLIP)

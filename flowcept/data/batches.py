@@ -31,6 +31,8 @@ class ClipSource(Protocol):
     captions: list[str]
     lengths: list[int]  # in latents
     sizes: list[tuple[int, int]]  # height and width of its pictures, or of its latents
+    # The latent of a clip's picture alone, by clip and latent; None: each picture has its own anyway
+    keyframe: Callable[[int, int], Tensor] | None
 
     def latent(self, i: int) -> Tensor:
         """`latent_FCHW` of clip i, float32."""

@@ -283,7 +283,6 @@ class EncodedClips:
         self.captions = [clip.caption for clip in self.entries]
         self.lengths = [index.latents(clip) for clip in self.entries]
         self.sizes = [clip.size for clip in self.entries]
-        self.contents = digest_of(self.captions, self.lengths)
         group = index.codec.config.pictures_per_latent
         self.keyframe = self._keyframe if group > 1 else None
         if not self.numbers:

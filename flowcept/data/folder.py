@@ -14,7 +14,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -164,6 +164,12 @@ def fingerprint(path: Path) -> list[tuple[str, int, int]]:
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(file.name, file.stat()) for file in inside if file.exists()]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Names files by their names and sizes, wherever they lie and whenever they were copied."""
+    found = [(name, size) for path in set(paths) for name, size, _ in fingerprint(path)]
+    return digest_of(sorted(found))
 
 
 class _Probe:

@@ -45,7 +45,6 @@ class _Store:
         self.key = key
         self.captions = [entry.caption for entry in entries]
         self.starts = [0, *itertools.accumulate(self.lengths)]
-        self.contents = data.digest_of(self.captions, self.lengths)  # wherever the files lie
 
     def __len__(self) -> int:
         """Number of clips."""

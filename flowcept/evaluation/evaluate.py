@@ -31,6 +31,7 @@ from flowcept.errors import UserError
 from flowcept.evaluation import metrics
 from flowcept.evaluation.features import FeatureNetwork
 from flowcept.generation import Studio
+from flowcept.model_file import Card
 from flowcept.process.forward import Target, draw
 from flowcept.process.posterior import BEYOND
 from flowcept.process.sampler import clip_generator, latents_of
@@ -47,6 +48,7 @@ TASKS = {"gen": "clips of captions", "i2v": "clips of first frames"}  # and what
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 Pairs = list[tuple[Tensor, Tensor]]  # pictures of a real clip, and what was made between its ends
+Show = Callable[[list["Clip"], list["Clip"], Pairs], None]
 
 
 @dataclass(frozen=True)
@@ -72,30 +74,47 @@ def evaluate(
     task: str = "gen",
     clips: int = 64,
     network: FeatureNetwork | None = None,
+    show: Show = lambda *_: None,
 ) -> Scores:
     """Score a model against a folder of clips. Raises ``UserError`` for unusable input.
 
     ``task`` says what the model is given of each clip: ``gen`` its caption, ``i2v`` its first frame
     too. Missing frames are made between first and last in any case, with the controls ``between``.
+    ``show`` gets the clips that are scored: real ones, made ones, and what was made between ends.
     """
     if task not in TASKS:
-        raise UserError(f"--task must be one of {', '.join(TASKS)}, not {task!r}")
+        raise UserError(f"`task` must be {' or '.join(TASKS)}, not {task!r}")
     maker.studio.check_task(task)
-    real = draw_clips(maker, folder, clips)
+    scan = _scanned(maker, folder, clips)
+    real = _drawn(maker, scan, clips)
     if network:  # one that cannot read them is told of before clips are made
         network([real[0].image_FCHW])
 
-    few = [f"the folder has {len(real)} usable clips, not {clips}"] if len(real) < clips else []
+    notes = [*_known(maker.studio.card, scan)]
+    if len(real) < clips:
+        notes.append(f"the folder has {len(real)} usable clips, not {clips}")
+    made, pairs = clips_like(maker, real, config, task), between_ends(maker, real, between)
+    show(real, made, pairs)
     about = {"model": maker.name, "data": folder.resolve().name, "task": task, "clips": len(real)}
     return _scores(
         about | _circumstances(maker, config, between),
-        few,
+        notes,
         maker,
         real,
-        made=clips_like(maker, real, config, task),
-        pairs=between_ends(maker, real, between),
-        network=network,
+        made,
+        pairs,
+        network,
     )
+
+
+def _known(card: Card, scan: data.Scan) -> Iterator[str]:
+    """A warning where the folder is one that the model learned from."""
+    files = data.digest_of_files(finding.path for finding in scan.findings)
+    if any(training.files == files for training in card.trainings):
+        yield (
+            "the model learned from most of these very clips (names and sizes of files are the "
+            "same): the scores say how well it remembers, not what it makes of new clips"
+        )
 
 
 def _circumstances(maker: Maker, config: SampleConfig, between: SampleConfig) -> dict[str, Any]:
@@ -227,6 +246,11 @@ class Maker:
 
 def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
     """Clips of a folder in an order drawn by the seed, cut to what the codec can encode."""
+    return _drawn(maker, _scanned(maker, folder, count), count)
+
+
+def _scanned(maker: Maker, folder: Path, count: int) -> data.Scan:
+    """The clips of a folder at the model's size and rate, two at least."""
     if count < 2:
         raise UserError(f"--clips must be at least 2, not {count}")
     card, codec = maker.studio.card, maker.codec
@@ -234,10 +258,14 @@ def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
     size = f"{card.size[1]}x{card.size[0]}"
     wanted = DataSettings(size, card.fps, max_frames=most, fit=card.fit)
     scan = data.scan(folder, wanted)
-    order = np.random.default_rng(maker.seed).permutation(len(scan.entries))[:count]
-    if len(order) < 2:
+    if len(scan.entries) < 2:
         raise UserError(f"{folder} holds one usable clip: scores need two at least")
-    clips = []
+    return scan
+
+
+def _drawn(maker: Maker, scan: data.Scan, count: int) -> list[Clip]:
+    codec, clips = maker.codec, list[Clip]()
+    order = np.random.default_rng(maker.seed).permutation(len(scan.entries))[:count]
     for number in order:
         entry = scan.entries[number]
         image_FCHW = to_images(data.load_clip(scan, entry))

@@ -18,9 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from torch import Tensor
 
+from flowcept.codecs import to_frames
 from flowcept.data import video
-from flowcept.evaluation.evaluate import Scores
+from flowcept.evaluation.evaluate import Clip, Pairs, Scores
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
 Colors = NDArray[np.float64]  # [N, 4]: red, green, blue, opacity
@@ -49,7 +51,13 @@ PAD = 18  # white around a picture
 LEFT, TOP = 70, 58  # of the cells of a growth chart
 LEGEND_WIDTH = 420
 THUMBNAIL = 44  # width where not every frame has one
-WAYS = ("model", "linear", "repeat")  # to make missing frames
+WAYS = {  # to make missing frames
+    "model": "missing frames by the model",
+    "linear": "  by blending the ends",
+    "repeat": "  by repeating the first",
+}
+LOWER, HIGHER, NEARER = "lower is better", "higher is better", "nearer to real is better"
+SHOWN = 6  # clips of a sheet
 HUGE = 1e150  # beyond it differences and products overflow; also false for NaN and infinity
 
 
@@ -57,46 +65,55 @@ HUGE = 1e150  # beyond it differences and products overflow; also false for NaN 
 
 
 def table(scores: Scores) -> list[str]:
-    """The scores as lines of text."""
+    """The scores as lines of text: what was measured, the figure, and which way is better."""
     about = scores.about
     return [
         f"{about['model']} ({about['model_steps']} steps), {about['task']} on {about['data']}: "
         f"{about['clips']} clips, seed {about['seed']}, {about['dtype']} on {about['device']}",
-        *(f"  {name:<52}{value}" for name, value in _rows(scores)),
+        *(f"  {name:<43}{value:<42}{better}" for name, value, better in _rows(scores)),
         *(f"note: {note}" for note in scores.notes),
     ]
 
 
-def _rows(scores: Scores) -> Iterator[tuple[str, str]]:
+def _rows(scores: Scores) -> Iterator[tuple[str, str, str]]:
     found, lengths, counts = scores.features, scores.lengths, scores.counts
     if found:
-        yield f"{found['name']}, {found['clips']} clips each", _interval(found["distance"])
+        yield f"{found['name']}, {found['clips']} clips each", _interval(found["distance"]), LOWER
     if found and "density" in found:
-        yield "density; coverage", f"{found['density']:.3f}; {found['coverage']:.3f}"
-    chance = f"{lengths['total_variation']:.3f} ({lengths['by chance']:.3f})"
-    yield "lengths: total variation (by chance alone)", chance
+        yield "density of the made clips among the real", f"{found['density']:.3f}", "1 is ideal"
+        yield "coverage of the real clips by the made", f"{found['coverage']:.3f}", HIGHER
+    yield "lengths: total variation", f"{lengths['total_variation']:.3f}", LOWER
+    yield "  the same by chance alone", f"{lengths['by chance']:.3f}", "the best to expect"
 
     interp = scores.interp or {}
     for way, part in ((way, interp[way]) for way in WAYS if way in interp):
         likeness = f", ssim {part['ssim']:.3f}" if "ssim" in part else ""
-        yield f"missing frames by {way}", f"PSNR {_interval(part['psnr'])} dB{likeness}"
-    for side, values in scores.drift["sharpness"].items():
-        yield f"sharpness by quarter, {side}", " ".join(f"{v:.4f}" for v in values)
+        value = f"PSNR {_interval(part['psnr'])} dB{likeness}"
+        yield WAYS[way], value, HIGHER if way == "model" else "to compare"
+    for side, better in (("made", NEARER), ("real", "to compare")):
+        values = " ".join(f"{v:.4f}" for v in scores.drift["sharpness"][side])
+        yield f"sharpness of the {side} clips, by quarter", values, better
     if "distance" in scores.drift:
-        yield "distance by quarter", " ".join(f"{v:.2f}" for v in scores.drift["distance"])
-    yield "motion: made; real", f"{scores.motion['made']:.4f}; {scores.motion['real']:.4f}"
+        distances = " ".join(f"{v:.2f}" for v in scores.drift["distance"])
+        yield "distance by quarter of the clip", distances, f"{LOWER}, and even"
+    for side, better in (("made", NEARER), ("real", "to compare")):
+        yield f"motion of the {side} clips", f"{scores.motion[side]:.4f}", better
 
-    others = "(from lengths alone {lengths_log_score:.3f}, constant law {constant_log_score:.3f})"
-    laws = f"{counts['log_score']:.3f} {others.format(**counts)}"
-    yield f"log score of missing counts, {counts['states']} states", laws
+    yield (
+        f"log score of missing counts, {counts['states']} states",
+        f"{counts['log_score']:.3f}",
+        HIGHER,
+    )
+    yield "  the same from lengths alone", f"{counts['lengths_log_score']:.3f}", "to compare"
+    yield "  the same of a constant law", f"{counts['constant_log_score']:.3f}", "to compare"
 
 
 def _interval(values: Sequence[float]) -> str:
     return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
 
 
-def picture(scores: Scores) -> Image.Image:
-    """Lengths, sharpness and calibration, one below the other."""
+def picture(scores: Scores, clips: Image.Image | None = None) -> Image.Image:
+    """Some clips, the scores, and charts of lengths, sharpness and calibration, top to bottom."""
     total, lengths = scores.about["clips"], scores.lengths
     shares = {
         side: {n: count / total for n, count in lengths[side].items()} for side in ("real", "made")
@@ -104,11 +121,45 @@ def picture(scores: Scores) -> Image.Image:
     sharpness = scores.drift["sharpness"]
     by_quarter = {side: list(enumerate(values, start=1)) for side, values in sharpness.items()}
     parts = [
-        bar_chart(shares, title="lengths", x_label="frames", y_label="share of clips"),
-        line_chart(by_quarter, title="sharpness along the clip", x_label="quarter"),
+        *([clips] if clips else []),
+        bar_chart(
+            shares,
+            title="lengths: made is to be as real is",
+            x_label="frames",
+            y_label="share of clips",
+        ),
+        line_chart(
+            by_quarter,
+            title="sharpness along the clip: made is to be as real is",
+            x_label="quarter",
+        ),
         calibration_chart(scores.counts["reliability"]),
     ]
-    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
+    return _stacked(parts)
+
+
+def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one below the other, on white."""
+    size = max(part.width for part in parts), sum(part.height for part in parts)
+    whole, y = Image.new("RGB", size, "white"), 0
+    for part in parts:
+        whole.paste(part, (0, y))
+        y += part.height
+    return whole
+
+
+def side_by_side(real: Sequence[Clip], made: Sequence[Clip], pairs: Pairs) -> Image.Image:
+    """The first real clips, each above what the model made of its caption and between its ends."""
+    between = {id(clip_FCHW): made_FCHW for clip_FCHW, made_FCHW in pairs}
+    rows: list[tuple[str, Tensor]] = []
+    for one, other in list(zip(real, made, strict=True))[:SHOWN]:
+        caption = one.caption or "(no caption)"
+        rows.append((f"real: {caption}", one.image_FCHW))
+        rows.append(("made of its caption, or first frame", other.image_FCHW))
+        if id(one.image_FCHW) in between:
+            rows.append(("made between its first and last frame", between[id(one.image_FCHW)]))
+    labels, clips = zip(*rows, strict=True)
+    return video.contact_sheets([to_frames(clip) for clip in clips], labels, max_columns=32)
 
 
 # --- charts with axes ---------------------------------------------------------------------------

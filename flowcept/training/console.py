@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 def counted(number: int, what: str) -> str:
     """``3 clips``, ``1 clip``."""
-    return f"{number} {what}{'s' * (number != 1)}"
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,12 @@ class Console:
 
     write: Callable[[str], None] = print
     quiet: bool = False
+    bars: list[Any] = field(default_factory=list)  # of progress, perhaps not at their end
 
     def say(self, *lines: str) -> None:
-        if not self.quiet:
-            for line in lines:
+        """Write lines, above the bars that are there."""
+        with tqdm.external_write_mode(sys.stdout):
+            for line in () if self.quiet else lines:
                 self.write(line)
 
     def steps(self, label: str, done: int, total: int) -> Any:  # noqa: ANN401 - tqdm has no types
@@ -39,8 +42,14 @@ class Console:
             if bar is None:
                 more: dict[str, Any] = {"disable": self.quiet, "delay": 1, "initial": start}
                 bar = tqdm(total=total, desc=label, unit=unit, **more)
+                self.bars.append(bar)
             bar.update(done - bar.n)
             if done >= total:
                 bar.close()
 
         return show
+
+    def close(self) -> None:
+        """Leave the bars as they are: what is written next begins on a line of its own."""
+        for bar in self.bars:
+            bar.close()

@@ -37,7 +37,7 @@ class Team:
         if self.size > 1:
             dist.barrier()
 
-    def agreed(self, value: float) -> float:
+    def agreed(self, value: T) -> T:
         """The first process's value."""
         if self.size == 1:
             return value

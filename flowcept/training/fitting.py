@@ -24,7 +24,9 @@ from flowcept.model_file import Weights
 from flowcept.models import find
 from flowcept.process.sampler import clip_generator
 from flowcept.settings import CodecSettings, TrainConfig
+from flowcept.training.clock import CODEC, CODEC_SHARE, Part
 from flowcept.training.parts import split
+from flowcept.training.plan import codec_plan
 from flowcept.training.state import Run
 from flowcept.training.stopping import whole
 
@@ -106,38 +108,52 @@ def _trained(
     codec: Autoencoder, pictures: PictureStore, clips: Sequence[int], run: Run[TrainConfig]
 ) -> Autoencoder:
     """The autoencoder after all its steps; a training that was stopped goes on from its state."""
-    config, state, console = run.config, run.files.codec_state, run.console
-    steps = config.codec.codec_steps
+    config, state = run.config, run.files.codec_state
     trainer = CodecTrainer(codec, config.codec, config.machine.seed, run.machine.dtype)
     if state.exists():
         trainer.load_state_dict(model_file.load_tree(state))
-        console.say(f"continuing the codec from step {trainer.num_steps}")
-
-    def save() -> None:
-        with whole():
-            model_file.save_tree(trainer.state_dict(), state)
-
-    batches = _batches(pictures, clips, config, trainer.num_steps)
-    bar = console.steps("codec", trainer.num_steps, steps)
+        run.console.say(f"continuing the codec from step {trainer.num_steps}")
+    run.clock.tick()
+    part = run.clock.part(CODEC, config.codec.codec_steps, CODEC_SHARE)
+    if trainer.num_steps < part.steps:
+        run.console.say(*codec_plan(trainer, part, pictures, run))
+        run.clock.tick()
+    part.begin()
     try:
-        while trainer.num_steps < steps:
+        _take_steps(trainer, _batches(pictures, clips, config, trainer.num_steps), part, run)
+    except KeyboardInterrupt:
+        _save(trainer, run)
+        run.console.say(f"stopped at step {trainer.num_steps} of the codec")
+        raise
+    _save(trainer, run)  # until the codec itself is written
+    return trainer.averaged
+
+
+def _take_steps(
+    trainer: CodecTrainer, batches: Iterator[Tensor], part: Part, run: Run[TrainConfig]
+) -> None:
+    """Steps until the codec's part of the run is over, with log, bar and states."""
+    every = run.config.report
+    with run.console.steps("codec", trainer.num_steps, part.steps) as bar:
+        while (done := part.progress(trainer.num_steps)) < 1:
             image_FCHW = next(batches)
             with whole():
-                losses = trainer.step(image_FCHW)
+                losses = trainer.step(image_FCHW, done)
+            run.clock.tick()
+            bar.total = part.expected(trainer.num_steps)
             bar.update()
-            if trainer.num_steps % config.report.log_every == 0:
+            if trainer.num_steps % every.log_every == 0:
                 told = _told(losses)
                 bar.set_postfix_str(f"PSNR {told['psnr']:.1f} dB", refresh=False)
                 run.files.append({"codec_step": trainer.num_steps, **told})
-            if trainer.num_steps % config.report.save_every == 0:
-                save()
-    except KeyboardInterrupt:
-        save()
-        raise
-    finally:
-        bar.close()
-    save()  # until the codec itself is written
-    return trainer.averaged
+            if trainer.num_steps % every.save_every == 0:
+                _save(trainer, run)
+
+
+def _save(trainer: CodecTrainer, run: Run[TrainConfig]) -> None:
+    with whole():
+        model_file.save_tree(trainer.state_dict(), run.files.codec_state)
+        run.clock.keep()
 
 
 def _batches(

@@ -41,6 +41,7 @@ from flowcept.errors import UserError
 from flowcept.networks.flow import MotionEstimator
 from flowcept.networks.motion import WORKING_SIDE, working_size
 from flowcept.retime import Given, Report, is_cut, paired, surrounded, without_repeats
+from flowcept.training.clock import Clock
 from flowcept.training.console import Console, counted
 
 SHOT_FRAMES = 64  # of the longest shot; longer scenes make several
@@ -216,14 +217,16 @@ def gathered(
     windows: WindowsConfig,
     estimator: MotionEstimator,
     console: Console,
+    clock: Clock,
 ) -> Path:
     """The cache folder of what is learned from, made if it is not there."""
+    cutting = console.progress("cutting into shots", "frame")
     folder = cache / f"motion-{_digest(footage, windows)}"
     if not (folder / INDEX).exists():
         gathering = Gathering(footage, folder, windows, estimator)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            gathering.add_clips(console.progress("cutting into shots", "frame"))
+            gathering.add_clips(clock.watched(cutting, "cutting the clips into shots"))
             gathering.add_layers(console.progress("moving layers", "clip"))
             write_shots(gathering.shots, folder)
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +17,14 @@ from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.settings import MotionTrainConfig, ReportSettings, TrainConfig
+from flowcept.training.clock import NETWORK, Part
 from flowcept.training.distributed import Team
+from flowcept.training.plan import Ahead, first_pictures, is_sheet_due
 from flowcept.training.state import Config, Files, Run
 from flowcept.training.stopping import whole
 from flowcept.training.trainer import add
 
-FIRST_SHEET = 100  # the step of the first contact sheet
+LAST_FILES = 10  # steps that the last scores, sheet and files take about, before that is known
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -30,7 +32,6 @@ class Training(Protocol):
     """What is trained, whichever network it is: what changes from step to step."""
 
     step: int
-    hours: float
 
     @property
     def config(self) -> TrainConfig | MotionTrainConfig:
@@ -48,15 +49,11 @@ class Training(Protocol):
     def num_held(self) -> int:
         """How many clips or windows are never learned from."""
 
-    @property
-    def out_of_time(self) -> bool:
-        """Whether ``max_hours`` are over."""
+    def train_step(self, progress: float) -> Mapping[str, Tensor | float]:
+        """One step after that share of the training: losses, ``norm`` and ``counts`` by name."""
 
-    def progress(self) -> float:
-        """Share of the training that lies behind."""
-
-    def train_step(self) -> Mapping[str, Tensor | float]:
-        """One step: losses, ``norm`` and ``counts`` by name."""
+    def seconds(self, steps: int) -> float:
+        """About how long so many further steps take here."""
 
     def told(self, means: Mapping[str, float]) -> str:
         """A few words for the bar on the means of the last steps."""
@@ -79,28 +76,43 @@ class Training(Protocol):
 
 def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None) -> None:
     """Steps until the run is over, with its reports; the state is written where it is stopped."""
-    steps, first = run.config.optimizer.steps, run.machine.team.first
-    last = steps if pause_at is None else min(steps, pause_at)
-    reports = Reports(trainer, run)
+    run.clock.tick(run.machine.team)
+    part = run.clock.part(NETWORK, run.config.optimizer.steps)
+    last = part.steps if pause_at is None else min(part.steps, pause_at)
+    if not trainer.step and part.hours_left <= 0:
+        raise UserError(
+            f"--max-hours {run.clock.limit:g} were over before the network's first step: go on "
+            "with --resume and more hours, or start another run with fewer clips"
+        )
+    if trainer.step < last:
+        _tell_plan(trainer, run, part, last - trainer.step)
+    part.begin()
+    reports = Reports(trainer, run, part)
     try:
-        while trainer.step < last and not trainer.out_of_time:
+        while trainer.step < last and (done := part.progress(trainer.step)) < 1:
             with whole():
-                values = trainer.train_step()
+                values = trainer.train_step(done)
             reports.after_step(values)
     except KeyboardInterrupt:
-        if first:
+        if run.machine.team.first:
             with whole():
-                save(trainer, run.files)
+                _save_all(trainer, run)
         run.console.say(f"stopped at step {trainer.step}")
         raise
     finally:
         reports.close()
-    if first:
-        save(trainer, run.files)
-        reports.score()
-        reports.sheet()
-        run.console.say(f"wrote {run.files.model} after {trainer.step} steps")
+    if run.machine.team.first:
+        reports.finish()
     run.machine.team.wait()
+
+
+def _tell_plan(trainer: Training, run: Run[Config], part: Part, steps: int) -> None:
+    """How long so many steps will take, and the last files, as far as is known."""
+    seconds = trainer.seconds(steps)
+    run.clock.reserve = min(LAST_FILES * seconds / steps / 3600, part.hours_left / 2)
+    run.clock.tick(run.machine.team)
+    ahead = Ahead(steps, seconds, part.hours_left)
+    run.console.say(f"plan: {ahead} of training", first_pictures(ahead, run, trainer.step))
 
 
 def save(trainer: Training, files: Files) -> None:
@@ -116,6 +128,12 @@ def save(trainer: Training, files: Files) -> None:
         raise
     model_file.save(weights, files.model, dtype)
     model_file.save_tree(trainer.state_dict(), files.state)
+
+
+def _save_all(trainer: Training, run: Run[Any]) -> None:
+    """Everything that a run goes on from."""
+    save(trainer, run.files)
+    run.clock.keep()
 
 
 class Tally:
@@ -145,36 +163,53 @@ class Tally:
 class Reports:
     """What happens between steps, every so often. The first process writes, all help to sum."""
 
-    def __init__(self, trainer: Training, run: Run[Config]) -> None:
-        self.trainer, self.files, self.console = trainer, run.files, run.console
-        self.team = run.machine.team
+    def __init__(self, trainer: Training, run: Run[Config], part: Part) -> None:
+        self.run: Run[Any] = run
+        self.trainer, self.part = trainer, part
+        self.files, self.console, self.team = run.files, run.console, run.machine.team
         self.every: ReportSettings = run.config.report
         if self.team.first:
             self.files.forget_after(trainer.step)
         self.board: Any = _tensorboard(self.files) if self.team.first else None
-        self.bar = self.console.steps("training", trainer.step, run.config.optimizer.steps)
-        self.tally, self.clock = Tally(), time.monotonic()
+        self.bar = self.console.steps("training", trainer.step, part.steps)
+        self.tally, self.begun = Tally(), time.monotonic()
+        self.took: dict[str, float] = {}  # seconds of the last report of each kind
 
     def after_step(self, values: Mapping[str, Tensor | float]) -> None:
         """The time that a step took, and the reports that are due."""
-        trainer, every = self.trainer, self.every
-        seconds = time.monotonic() - self.clock
-        hours = trainer.hours + seconds / 3600
-        # One clock for all where rates and the end depend on it.
-        timed = trainer.config.optimizer.max_hours > 0
-        trainer.hours = self.team.agreed(hours) if timed else hours
-        self.bar.update()
+        step, every = self.trainer.step, self.every
+        seconds = time.monotonic() - self.begun
         self.tally.add({**values, "seconds": seconds})
-        if trainer.step % every.log_every == 0:
+        if step % every.log_every == 0:
             self._log_steps()
         if self.team.first:
-            if trainer.step % every.save_every == 0:
-                save(trainer, self.files)
-            if trainer.step % every.eval_every == 0:
-                self.score()
-            if trainer.step == FIRST_SHEET or trainer.step % every.sample_every == 0:
-                self.sheet()
-        self.clock = time.monotonic()
+            if step % every.save_every == 0:
+                self._make("state", lambda: _save_all(self.trainer, self.run))
+            if step % every.eval_every == 0:
+                self._make("scores", self.score)
+            if is_sheet_due(step, every):
+                self._make("sheet", self.sheet)
+        self.begun = time.monotonic()
+        reserve = max(sum(self.took.values()), LAST_FILES * seconds)
+        self.run.clock.reserve = reserve / 3600
+        self.run.clock.tick(self.team)
+        self.bar.total = self.part.expected(step)
+        self.bar.update()
+
+    def finish(self) -> None:
+        """The last files of a run."""
+        _save_all(self.trainer, self.run)
+        self.score()
+        self.sheet()
+        self.console.say(f"wrote {self.files.model} after {self.trainer.step} steps")
+
+    def _make(self, name: str, report: Callable[[], None]) -> None:
+        """A report, unless so little time is left that the last one comes soon."""
+        clock, begun = self.run.clock, time.monotonic()
+        if clock.hours + self.took.get(name, 0.0) / 3600 > clock.end:
+            return
+        report()
+        self.took[name] = time.monotonic() - begun
 
     def _log_steps(self) -> None:
         """A line of means since the last one; ``UserError`` where training has diverged."""
@@ -190,13 +225,11 @@ class Reports:
             means[f"{name}_per_second"] = means[name] / seconds
         self._tell(means)
         if self.team.first:
-            self._log({**means, "hours": self.trainer.hours})
+            self._log({**means, "hours": self.run.clock.hours})
 
     def _tell(self, means: Mapping[str, float]) -> None:
-        """The bar's last words, and where hours end the run, how many steps these will be."""
+        """The bar's last words."""
         self.bar.set_postfix_str(self.trainer.told(means), refresh=False)
-        if self.trainer.config.optimizer.max_hours:
-            self.bar.total = round(self.trainer.step / min(1.0, self.trainer.progress()))
 
     def score(self) -> None:
         """The losses of held-out clips, and the picture of all losses so far."""

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ from flowcept.data.motion_windows import (
 )
 from flowcept.device import autocast
 from flowcept.errors import UserError
-from flowcept.model_file import Card, Weights
+from flowcept.model_file import Card, Training, Weights
 from flowcept.networks.motion import GapLaw, MotionConfig, MotionNetwork, hand_made, painted
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.networks.text import TextConfig, build_encoder
 from flowcept.process.forward import Flowception
 from flowcept.settings import MotionOptimizerSettings, MotionTrainConfig
 from flowcept.training.distributed import Machine
+from flowcept.training.lineage import ended_training
 from flowcept.training.motion_law import LawExamples, fit_law, law_scores, parted
 from flowcept.training.motion_scores import scores, sheet
 
@@ -52,6 +54,7 @@ LOG_ERROR_WEIGHT = 1.0  # of the mean logarithm of the squared error
 EXPECTED_WEIGHT = 0.02  # of what the network expects of its own error
 MOST_SKIPPED = 20  # steps in a row whose gradient is not finite: then training has diverged
 DECIBELS = 10 / math.log(10)  # of a natural logarithm
+FLOWS_A_WINDOW = 2  # about, that are new to it: of its gap and of those beside it
 FPS = 24.0  # at which frames between pictures are played
 
 
@@ -104,8 +107,10 @@ class MotionTrainer:
         config: MotionTrainConfig,
         machine: Machine,
         dataset: str,
+        trainings: tuple[Training, ...],
     ) -> None:
         self.config, self.machine, self.dataset = config, machine, dataset
+        self.trainings = trainings
         self.network = network.to(machine.device)
         self.network.law.requires_grad_(False)  # taught beforehand
         self.average = deepcopy(self.network).eval().requires_grad_(False)
@@ -119,35 +124,23 @@ class MotionTrainer:
         self.held_law, self.windows, self.contents = held_law, held_windows(data), data.folder.name
         self.rng = np.random.default_rng(config.machine.seed)
         self.drawer = WindowDrawer(data, self.rng)
-        self.step, self.skipped, self.hours = 0, 0, 0.0
+        self.step, self.skipped, self.seen = 0, 0, 0  # of windows
 
     @property
     def num_held(self) -> int:
         """Windows that are never learned from."""
         return len(self.windows)
 
-    def progress(self) -> float:
-        """Share of the training that lies behind."""
-        settings = self.config.optimizer
-        timed = self.hours / settings.max_hours if settings.max_hours else 0.0
-        return max(self.step / settings.steps, timed)
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether ``max_hours`` are over."""
-        most = self.config.optimizer.max_hours
-        return bool(most) and self.hours >= most
-
-    def learning_rate(self) -> float:
+    def learning_rate(self, progress: float) -> float:
         """Of the next step: rises over the warm-up, then a half cosine to 0."""
         settings = self.config.optimizer
         rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
-        fall = (1 + math.cos(math.pi * min(1.0, self.progress()))) / 2
+        fall = (1 + math.cos(math.pi * progress)) / 2
         return settings.learning_rate * rise * fall
 
-    def train_step(self) -> dict[str, Tensor | float]:
+    def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
         """One step of gradient descent: the losses of its batch, and what it was like."""
-        batch, rate = self.drawer.batch().to(self.machine.device), self.learning_rate()
+        batch, rate = self.drawer.batch().to(self.machine.device), self.learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self._backward(batch)
@@ -158,6 +151,7 @@ class MotionTrainer:
             self._follow()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.seen += len(batch.t_N)
         diverged = self.skipped > MOST_SKIPPED
         told = {
             "norm": math.inf if diverged else 0.0 if self.skipped else float(norm),
@@ -192,17 +186,19 @@ class MotionTrainer:
         ours, others = self.average.parameters(), self.network.parameters()
         torch._foreach_lerp_(list(ours), list(others), 1 - keep)
 
-    def seconds(self) -> tuple[float, float]:
-        """What a step takes here and a new flow, measured; nothing is learned."""
-        drawer = WindowDrawer(self.drawer.data, np.random.default_rng(0))
+    def seconds(self, steps: int) -> float:
+        """How long so many steps take here, by one of them and a flow, measured; none is taken."""
+        drawer, data = WindowDrawer(self.drawer.data, np.random.default_rng(0)), self.drawer.data
         batch = drawer.batch().to(self.machine.device)
         for _ in range(2):  # the first one warms up
             begun = time.monotonic()
             self._backward(batch)
             self.optimizer.zero_grad(set_to_none=True)
         stepped = time.monotonic()
-        self.drawer.data.estimated(self.drawer.data.shots[0], 0, 2)
-        return stepped - begun, time.monotonic() - stepped
+        data.estimated(data.shots[0], 0, 2)
+        step, flow = stepped - begun, time.monotonic() - stepped
+        windows = steps * data.config.pixels / max(self.drawer.sides) ** 2
+        return steps * step + min(FLOWS_A_WINDOW * windows, self.drawer.num_gaps) * flow
 
     def held_out(self) -> dict[str, float]:
         """Scores of the averaged weights on held-out windows; empty where there are none."""
@@ -221,14 +217,16 @@ class MotionTrainer:
 
     def weights(self) -> Weights:
         """The averaged model as it goes into a file."""
-        return motion_weights(self.average, self.step, self.dataset, self.hours)
+        made = motion_weights(self.average, self.step, self.dataset, trainings=self.trainings)
+        card = ended_training(made.card, self.config, self.step, self.seen)
+        return replace(made, card=card)
 
     def state_dict(self) -> dict[str, Any]:
         """All that later steps depend on; the tensors are the live ones."""
         return {
             "step": self.step,
-            "hours": self.hours,
             "skipped": self.skipped,
+            "seen": self.seen,
             "clips": self.contents,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -240,7 +238,8 @@ class MotionTrainer:
         """Go on from a state; ``ValueError`` for one of other clips or other weights."""
         if state["clips"] != self.contents:
             raise ValueError("other clips")
-        self.step, self.hours, self.skipped = state["step"], state["hours"], state["skipped"]
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.seen = state.get("seen", 0)  # of runs that did not count them
         self.rng.bit_generator.state = json.loads(state["rng"])
         try:
             self.network.load_state_dict(state["network"])
@@ -261,7 +260,11 @@ def by_hand(batch: Batch) -> float:
 
 
 def motion_weights(
-    network: MotionNetwork, steps: int = 0, dataset: str = "", hours: float = 0.0
+    network: MotionNetwork,
+    steps: int = 0,
+    dataset: str = "",
+    hours: float = 0.0,
+    trainings: tuple[Training, ...] = (),
 ) -> Weights:
     """A network of so many training steps as a model that all commands know."""
     config, process = network.config, Flowception(first=True)
@@ -279,6 +282,7 @@ def motion_weights(
         steps=steps,
         dataset=dataset,
         hours=hours,
+        trainings=trainings,
     )
     return Weights(video, build_encoder(text), Pixels(codec), card, process)
 

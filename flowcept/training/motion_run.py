@@ -7,7 +7,6 @@ taught, then the network learns. A run that was stopped goes on where its last s
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -17,25 +16,24 @@ from pathlib import Path
 import torch
 
 from flowcept import model_file, models
+from flowcept.data.folder import digest_of_files
 from flowcept.data.motion_windows import MotionData, WindowsConfig
 from flowcept.errors import UserError
-from flowcept.model_file import Weights
+from flowcept.model_file import Training, Weights
 from flowcept.networks.flow import DisEstimator, MotionEstimator
 from flowcept.networks.motion import MotionConfig, MotionNetwork
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.settings import RESUMABLE, MotionTrainConfig
 from flowcept.training.console import Console, counted
-from flowcept.training.distributed import Machine, Team, pick
 from flowcept.training.footage import Footage, find, gathered
+from flowcept.training.lineage import begun_training
 from flowcept.training.loop import run_to_end
 from flowcept.training.motion import MotionTrainer
 from flowcept.training.motion_law import LawExamples, fit_law, law_examples
-from flowcept.training.run import go_on, open_folder, told_how_to_go_on
+from flowcept.training.session import begun, freed_if_refused, go_on, in_its_folder
 from flowcept.training.state import Files, Run
-from flowcept.training.stopping import stoppable
 
 FLOW_BYTES = 8  # of a pixel: two flows of two int16
-FLOWS_A_WINDOW = 2  # about, that are new to it: of its gap and of those beside it
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,16 @@ def train_motion(
     Raises ``UserError`` for a folder without usable clips, for unusable settings, and for a run
     folder that is in use and not to be resumed.
     """
-    files = Files(run)
-    config = files.recorded(config, given) if resume else files.unused(config)
-    begun = Run(files, config, _machine(config), Console(console, quiet))
-    course = _course(begun, parts or MotionParts(), resume)
-    with stoppable():
-        _learn(folder, course, pause_at)
-    return files.model
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("motion is trained by one process: start it without torchrun")
+    begin = begun(folder, run, config, resume=resume, given=given, quiet=quiet, console=console)
+    with begin as state:
+        course = Course(state, parts or MotionParts(), _origin(state))
+        footage = _footage(course)
+        with in_its_folder(state):
+            trainer = _trainer(footage, course)
+            run_to_end(trainer, state, pause_at)
+    return state.files.model
 
 
 @dataclass(frozen=True)
@@ -93,49 +94,21 @@ class Course:
     run: Run[MotionTrainConfig]
     parts: MotionParts
     origin: Weights | None  # the model whose weights go on learning; None: new ones
-    new: bool  # whether the run's folder is to be taken
-    resumed: bool  # whether the run has a state to go on from
 
 
-def _course(run: Run[MotionTrainConfig], parts: MotionParts, resume: bool) -> Course:
-    """A new run, or one that goes on; its preparation may have been stopped before any state."""
-    resumed = resume and run.files.state.exists()
-    return Course(run, parts, _origin(run, resumed), new=not resume, resumed=resumed)
-
-
-def _learn(folder: Path, course: Course, pause_at: int | None) -> None:
-    """From the folder to the end of the training."""
-    run = course.run
-    footage = _footage(folder, course)
-    run.console.say(*footage.summary())
-    if course.new:
-        open_folder(run)
-    with told_how_to_go_on(folder, run):
-        trainer = _trainer(footage, course)
-        if course.resumed:
-            go_on(trainer, run)
-        run.console.say(*describe(trainer, run.files))
-        run_to_end(trainer, run, pause_at)
-
-
-def _machine(config: MotionTrainConfig) -> Machine:
-    """Where it is computed; ``UserError`` for what is not there, and for several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("motion is trained by one process: start it without torchrun")
-    return Machine(*pick(config.machine), Team())
-
-
-def _footage(folder: Path, course: Course) -> Footage:
-    """What the folder holds."""
+def _footage(course: Course) -> Footage:
+    """What the folder holds, told to whoever waits."""
     run, least = course.run, course.parts.least
     reading = run.console.progress("reading", "file")
-    return find(folder, run.config.motion.photos, least, reading, run.files.cache)
+    footage = find(run.data, run.config.motion.photos, least, reading, run.files.cache)
+    run.console.say(*footage.summary())
+    return footage
 
 
-def _origin(run: Run[MotionTrainConfig], resumed: bool) -> Weights | None:
+def _origin(run: Run[MotionTrainConfig]) -> Weights | None:
     """The model to go on from: a resumed run's own, else that of ``init``; None: a new one."""
     wanted = run.config.optimizer.init
-    if resumed:
+    if run.has_state:
         return model_file.load(run.files.model)
     if not wanted:
         return None
@@ -147,20 +120,16 @@ def _origin(run: Run[MotionTrainConfig], resumed: bool) -> Weights | None:
 
 
 def _trainer(footage: Footage, course: Course) -> MotionTrainer:
-    """All that is trained and what it learns from, before the first step.
-
-    Where that fails the remedy may be other clips: a new run's folder is free then.
-    """
+    """All that is trained and what it learns from, before the first step, or where it stopped."""
     run = course.run
-    try:
+    with freed_if_refused(run):
         data = _data(footage, course)
         network, held_law = _begun(data, course)
-        dataset = _dataset(footage, course)
-        return MotionTrainer(network, data, held_law, run.config, run.machine, dataset)
-    except UserError:
-        if course.new:
-            run.files.free()
-        raise
+        before = _dataset(footage, course), _trainings(footage, course)
+        trainer = MotionTrainer(network, data, held_law, run.config, run.machine, *before)
+    go_on(trainer, run)
+    run.console.say(*describe(trainer, run.files))
+    return trainer
 
 
 def _begun(data: MotionData, course: Course) -> tuple[MotionNetwork, LawExamples]:
@@ -168,9 +137,10 @@ def _begun(data: MotionData, course: Course) -> tuple[MotionNetwork, LawExamples
     settings, seed = course.run.config.optimizer, course.run.config.machine.seed
     torch.manual_seed(seed)
     network = _network(course)
-    measuring = course.run.console.progress("measuring pace", "shot")
+    bar = course.run.console.progress("measuring pace", "shot")
+    measuring = course.run.clock.watched(bar, "measuring the pace of clips")
     learned, held = law_examples(data, network.config.most_missing, measuring)
-    if not course.resumed:
+    if not course.run.has_state:
         further = course.origin is not None
         fit_law(network.law, learned, settings.law_steps, seed, further=further)
     return network, held
@@ -189,7 +159,8 @@ def _data(footage: Footage, course: Course) -> MotionData:
         seed=run.config.machine.seed,
     )
     estimator = course.parts.estimator
-    folder = gathered(footage, run.files.cache, windows, estimator, run.console)
+    cache, console, clock = run.files.cache, run.console, run.clock
+    folder = gathered(footage, cache, windows, estimator, console, clock)
     return MotionData(folder, windows, estimator)
 
 
@@ -208,11 +179,23 @@ def _dataset(footage: Footage, course: Course) -> str:
     if course.origin is None:
         return name
     before = course.origin.card.dataset
-    return before if course.resumed else f"{name}, after {before}"
+    return before if course.run.has_state else f"{name}, after {before}"
+
+
+def _trainings(footage: Footage, course: Course) -> tuple[Training, ...]:
+    """Those of the card, this one as the last."""
+    run = course.run
+    before: tuple[Training, ...] = ()
+    if course.origin is not None:
+        before = course.origin.card.trainings
+    if run.has_state:  # the origin is the run's own file
+        before = before[:-1]
+    files = digest_of_files(path for path, _ in footage.clips)
+    return begun_training(run.config, footage.folder.resolve().name, files, before)
 
 
 def describe(trainer: MotionTrainer, files: Files) -> Iterator[str]:
-    """What is trained, on what, where, and how long it will take."""
+    """What is trained, on what and where."""
     data, machine = trainer.drawer.data, trainer.machine
     kinds = Counter("layers" if shot.layered else shot.held_out for shot in data.shots)
     yield (
@@ -226,7 +209,6 @@ def describe(trainer: MotionTrainer, files: Files) -> Iterator[str]:
         f"network of {million:.1f} million weights on {machine.device.type} in {dtype}; up to "
         f"{_disk(data) / 2**30:.1f} GiB in {files.cache}"
     )
-    yield _duration(trainer)
 
 
 def _disk(data: MotionData) -> float:
@@ -236,16 +218,3 @@ def _disk(data: MotionData) -> float:
         flows = sum(len(data.gaps(shot, spacing)) for spacing in data.config.spacings)
         total += shot.height * shot.width * (3 * shot.num_frames + FLOW_BYTES * flows)
     return total
-
-
-def _duration(trainer: MotionTrainer) -> str:
-    """How long it will take, by the time of a step and of a flow."""
-    settings, left = trainer.config.optimizer, trainer.config.optimizer.steps - trainer.step
-    step, flow = trainer.seconds()
-    windows = left * trainer.drawer.data.config.pixels / max(trainer.drawer.sides) ** 2
-    hours = (left * step + min(FLOWS_A_WINDOW * windows, trainer.drawer.num_gaps) * flow) / 3600
-    if settings.max_hours:
-        hours = min(hours, settings.max_hours - trainer.hours)
-    minutes = counted(math.ceil(60 * hours), "minute")
-    told = minutes if hours < 1.5 else f"{hours:.1f} hours"
-    return f"about {told}: {counted(left, 'step')} at most, of {step:.1f} s each"

@@ -14,8 +14,9 @@ import torch
 from flowcept import diffusers_folder
 from flowcept.adapters import digest
 from flowcept.codecs import Codec
-from flowcept.data.batches import split_held_out
+from flowcept.data.batches import ClipSource, split_held_out
 from flowcept.data.encoded import EncodedClips
+from flowcept.data.folder import digest_of
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
@@ -34,9 +35,14 @@ PROMPTS = 64  # of the training prompts at most are listed in a card, the most f
 class Clips:
     """The clips of a run as latents, and which of them are trained on."""
 
-    latents: LatentStore | EncodedClips
+    latents: ClipSource
     train: list[int]
     held: list[int]
+
+    @property
+    def contents(self) -> str:
+        """A digest of captions and lengths, wherever the files lie."""
+        return digest_of(self.latents.captions, self.latents.lengths)
 
 
 def split(

@@ -6,20 +6,19 @@ network learns on latents. A run that was stopped goes on where its last state w
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowcept import model_file, models
+from flowcept import models
 from flowcept.adapters import open_model
 from flowcept.codecs import Codec
 from flowcept.data import folder as data
 from flowcept.data.encoded import EncodedClips
+from flowcept.data.folder import digest_of_files
 from flowcept.data.shards import LatentStore, PictureStore
 from flowcept.device import training_bytes
 from flowcept.diffusers_folder import Stored
@@ -28,9 +27,9 @@ from flowcept.model_file import Weights
 from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
 from flowcept.training.console import Console
-from flowcept.training.distributed import Machine, joined, pick
 from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
-from flowcept.training.loop import Training, run_to_end
+from flowcept.training.lineage import begun_training
+from flowcept.training.loop import run_to_end
 from flowcept.training.parts import (
     Clips,
     assemble,
@@ -39,8 +38,8 @@ from flowcept.training.parts import (
     pretrained,
     split,
 )
-from flowcept.training.state import Config, Files, Run
-from flowcept.training.stopping import stoppable
+from flowcept.training.session import begun, freed_if_refused, go_on, in_its_folder
+from flowcept.training.state import Run
 from flowcept.training.stored import (
     check_sizes,
     facts_of,
@@ -85,59 +84,88 @@ def train(
     Raises ``UserError`` for unusable data or settings, for a run folder that is in use and not to
     be resumed, and for a resumed run that differs in another setting that ``given`` names.
     """
-    files = Files(run)
-    config = files.recorded(config, given) if resume else files.unused(config)
-    shards = open_shards(folder, config.optimizer.init)
-    if not resume:
-        config = settled(config, shards, given)
-    check_parts(config, family)
-    device, dtype = pick(config.machine)
-    stored = None if shards is None else stored_parts(shards)
-    origin = _origin(config, dtype, stored)
-    codec = new_codec(config, origin, stored)
-
-    with stoppable(), joined(device) as team:
-        said = Console(console, quiet or not team.first)
-        state = Run(files, config, Machine(device, dtype, team), said)
-        source = _Folder(folder, state) if shards is None else _Shards(shards, origin)
-        said.say(*source.summary)
-        if not resume:
-            check_lexicon(config.data.lexicon, source.captions)
-            said.say(*idle(config, given))
-            open_folder(state)
-        with told_how_to_go_on(folder, state):
-            clips, codec, facts = source.ready(codec, origin, state, resume=resume)
-            weights = assemble(config, clips, codec, origin, process, family, **facts)
-            trainer = Trainer(weights, clips, config, state.machine)
-            if resume:
-                go_on(trainer, state)
-            said.say(*_differences(config, origin), *_words(weights), describe(trainer))
+    begin = begun(folder, run, config, resume=resume, given=given, quiet=quiet, console=console)
+    with begin as new:
+        shards = open_shards(folder, new.config.optimizer.init)
+        state = _settled(new, shards, given)
+        parts = _parts(state, shards, process, family)
+        source = _Folder(state) if shards is None else _Shards(shards, parts.origin)
+        _tell(source, state, given)
+        with in_its_folder(state):
+            trainer = _trainer(source, state, parts)
             run_to_end(trainer, state, pause_at)
-    return files.model
+    return state.files.model
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run starts from, before it has looked at a clip."""
+
+    origin: Weights | None  # a model to go on from
+    codec: Codec  # not fitted yet
+    process: Process | None
+    family: str
+
+
+def _settled(
+    run: Run[TrainConfig], shards: EncodedClips | None, given: Collection[str]
+) -> Run[TrainConfig]:
+    """A new run, some of whose settings its shards have settled; a resumed one has them so."""
+    return run if run.resumed else replace(run, config=settled(run.config, shards, given))
+
+
+def _parts(
+    run: Run[TrainConfig], shards: EncodedClips | None, process: Process | None, family: str
+) -> Parts:
+    """``UserError`` for all that is wrong with the settings alone."""
+    check_parts(run.config, family)
+    stored = None if shards is None else stored_parts(shards)
+    origin = _origin(run.config, run.machine.dtype, stored)
+    return Parts(origin, new_codec(run.config, origin, stored), process, family)
+
+
+def _tell(source: _Folder | _Shards, run: Run[TrainConfig], given: Collection[str]) -> None:
+    """What is trained on, and which settings of a new run do not fit it."""
+    run.console.say(*source.summary)
+    if not run.resumed:
+        check_lexicon(run.config.data.lexicon, source.captions)
+        run.console.say(*idle(run.config, given))
+
+
+def _trainer(source: _Folder | _Shards, run: Run[TrainConfig], parts: Parts) -> Trainer:
+    """All that is trained and what it learns from, before the first step, or where it stopped."""
+    config, origin = run.config, parts.origin
+    clips, codec, facts = source.ready(parts, run)
+    before = () if origin is None else origin.card.trainings
+    files = digest_of_files(source.files)
+    facts["trainings"] = begun_training(config, run.data.resolve().name, files, before)
+    weights = assemble(config, clips, codec, origin, parts.process, parts.family, **facts)
+    trainer = Trainer(weights, clips, config, run.machine)
+    go_on(trainer, run)
+    run.console.say(*_differences(config, origin), *_words(weights), describe(trainer))
+    return trainer
 
 
 class _Folder:
     """A folder of clips, which are decoded and encoded into the run's cache."""
 
-    def __init__(self, folder: Path, run: Run[TrainConfig]) -> None:
+    def __init__(self, run: Run[TrainConfig]) -> None:
         progress, cache = run.console.progress("reading", "clip"), run.files.cache
         team, settings = run.machine.team, run.config.data
-        self.name = folder.resolve().name
-        self.scan = team.in_turn(lambda: data.scan(folder, settings, progress, cache))
+        self.scan = team.in_turn(lambda: data.scan(run.data, settings, progress, cache))
+        self.files = [finding.path for finding in self.scan.findings]
         self.summary = self.scan.summary()
         self.captions = [entry.caption for entry in self.scan.entries]
 
-    def ready(
-        self, codec: Codec, origin: Weights | None, run: Run[TrainConfig], *, resume: bool
-    ) -> tuple[Clips, Codec, dict[str, Any]]:
+    def ready(self, parts: Parts, run: Run[TrainConfig]) -> tuple[Clips, Codec, dict[str, Any]]:
         """Latents, the codec that made them, and what a card says of both."""
-        pictures = run.machine.team.in_turn(lambda: _decoded(self.scan, run, resume))
-        codec = codec.to(run.machine.device)
-        if origin is None:
+        pictures = run.machine.team.in_turn(lambda: _decoded(self.scan, run))
+        codec = parts.codec.to(run.machine.device)
+        if parts.origin is None:
             codec = fitted(codec, pictures, run)
         clips = _encoded(pictures, codec, run)
-        psnr = rebuilt_psnr(codec, pictures, run)
-        return clips, codec, {"dataset": self.name, "fps": self.scan.fps, "codec_psnr": psnr}
+        psnr, name = rebuilt_psnr(codec, pictures, run), run.data.resolve().name
+        return clips, codec, {"dataset": name, "fps": self.scan.fps, "codec_psnr": psnr}
 
 
 class _Shards:
@@ -145,19 +173,16 @@ class _Shards:
 
     def __init__(self, shards: EncodedClips, origin: Weights | None) -> None:
         check_sizes(shards, origin)
-        self.shards = shards
+        self.shards, self.files = shards, shards.places.values()
         self.summary, self.captions = [*shards.index.summary()], shards.captions
 
-    def ready(
-        self, codec: Codec, origin: Weights | None, run: Run[TrainConfig], *, resume: bool
-    ) -> tuple[Clips, Codec, dict[str, Any]]:
+    def ready(self, parts: Parts, run: Run[TrainConfig]) -> tuple[Clips, Codec, dict[str, Any]]:
         """As of a folder of clips; the codec has no weights."""
-        del resume
         train, held = split(self.shards, run.config)
         facts = facts_of(self.shards, train)
-        if origin is None:
+        if parts.origin is None:
             facts["text"] = text_of(self.shards)
-        return Clips(self.shards, train, held), codec, facts
+        return Clips(self.shards, train, held), parts.codec, facts
 
 
 def _origin(config: TrainConfig, dtype: torch.dtype, stored: Stored | None) -> Weights | None:
@@ -218,37 +243,11 @@ def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
             yield f"note: {flag(name)} has no effect: {why[name]}"
 
 
-def open_folder(run: Run[Config]) -> None:
-    """Take the run's folder, once all processes have seen that it was not in use."""
-    team = run.machine.team
-    team.wait()
-    if team.first:
-        run.files.open(run.config)
-    team.wait()
-
-
-@contextmanager
-def told_how_to_go_on(folder: Path, run: Run[Config]) -> Iterator[None]:
-    """Whoever stops the run within is told how to resume it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        family: str = run.config.family
-        network: list[str] = [] if family == TrainConfig.family else ["--network", family]
-        words = shlex.join(["train", str(folder), "-o", str(run.files.path), *network, "--resume"])
-        run.console.say(f"to go on: flowcept {words}")
-        raise
-
-
-def _decoded(scan: data.Scan, run: Run[TrainConfig], resume: bool) -> PictureStore:
-    """All frames. Where that fails the remedy may be a setting: a new run's folder is free then."""
-    progress = run.console.progress("decoding", "frame")
-    try:
+def _decoded(scan: data.Scan, run: Run[TrainConfig]) -> PictureStore:
+    """All frames."""
+    progress = run.clock.watched(run.console.progress("decoding", "frame"), "decoding the clips")
+    with freed_if_refused(run):
         store = PictureStore(scan, run.files.cache, progress)
-    except UserError:
-        if not resume:
-            run.files.free()
-        raise
     run.console.say(*map(str, store.findings))
     return store
 
@@ -256,6 +255,7 @@ def _decoded(scan: data.Scan, run: Run[TrainConfig], resume: bool) -> PictureSto
 def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Clips:
     """All clips as latents, some of them held out."""
     machine = run.machine
+    progress = run.clock.watched(run.console.progress("encoding", "frame"), "encoding the clips")
     latents = machine.team.in_turn(
         lambda: LatentStore(
             pictures,
@@ -263,25 +263,11 @@ def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Cli
             run.files.cache,
             device=machine.device,
             dtype=machine.dtype,
-            progress=run.console.progress("encoding", "frame"),
+            progress=progress,
         )
     )
     run.console.say(*map(str, latents.findings))
     return Clips(latents, *split(latents, run.config))
-
-
-def go_on(trainer: Training, run: Run[Config]) -> None:
-    """Load the state, if one was written; ``UserError`` where it is of other clips."""
-    if not run.files.state.exists():
-        return
-    try:
-        trainer.load_state_dict(model_file.load_tree(run.files.state))
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"the state in {run.files.path} does not fit these clips: resume on the folder as it "
-            "was when training began, or start another run, with --init to go on"
-        ) from error
-    run.console.say(f"continuing from step {trainer.step}")
 
 
 def describe(trainer: Trainer) -> str:

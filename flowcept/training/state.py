@@ -1,7 +1,6 @@
 """A run's folder: its settings, its log, and what a resumed run starts from.
 
-It holds ``config.toml``, ``log.jsonl``, ``loss.png``, ``samples/``, the cache, the states to resume
-from, and ``model.safetensors``.
+``docs/run-folder.md`` says what lies in it.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from flowcept.settings import (
     TrainConfig,
     flag,
 )
+from flowcept.training.clock import Clock
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine
 
@@ -101,6 +101,7 @@ class Files:
         self.codec = path / "codec.safetensors"
         self.codec_state = path / "codec-state.safetensors"  # of its training, until it is fitted
         self.state = path / "state.safetensors"
+        self.clock = path / "clock.json"
         self.model = path / "model.safetensors"
         self.log = path / "log.jsonl"
         self.samples = path / "samples"
@@ -184,7 +185,15 @@ class Files:
 class Run(Generic[Config]):
     """A run in progress: what its parts share."""
 
+    data: Path  # the folder of clips
     files: Files
     config: Config
     machine: Machine
     console: Console
+    clock: Clock
+    resumed: bool  # whether it goes on with a run that began before
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is one to go on from: a run may have been stopped before its first."""
+        return self.resumed and self.files.state.exists()

@@ -10,6 +10,7 @@ Shape suffixes: S tokens of all prompts, D width of a token, B clips.
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -37,9 +38,11 @@ from flowcept.process.state import FrameState
 from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import ObjectiveSettings, OptimizerSettings, SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine
+from flowcept.training.lineage import ended_training
 from flowcept.training.parts import Clips
 
 SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
+MEASURED = 2048  # tokens at most of the step by which time is measured
 HELD_OUT_STEPS = 4  # of training: as many tokens go into a loss of held-out clips
 WITH_ALL = ObjectiveSettings(
     prompt_dropout=0.0, given_prompt_dropout=0.0, context_dropout=0.0, paraphrase=0.0
@@ -144,7 +147,7 @@ class Trainer:
         self.tokens_per_frame = weights.network.tokens_per_frame
         self.buckets = by_size(clips.train, clips.latents.sizes)
         self.cursors = [0] * len(self.buckets)  # clips drawn of each
-        self.step, self.hours = 0, 0.0
+        self.step = 0
 
         objective = config.objective
         terms = LossConfig(missing=objective.rate_weight, count=objective.count_weight)
@@ -162,24 +165,12 @@ class Trainer:
         """Clips that are never learned from."""
         return len(self.clips.held)
 
-    def progress(self) -> float:
-        """Share of the training that lies behind."""
-        settings = self.config.optimizer
-        timed = self.hours / settings.max_hours if settings.max_hours else 0.0
-        return max(self.step / settings.steps, timed)
-
-    def learning_rate(self) -> float:
+    def learning_rate(self, progress: float) -> float:
         """Of the next step: linear rise, level, linear fall to 0 over the last share."""
         settings = self.config.optimizer
         rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
-        fall = min(1.0, (1 - self.progress()) / settings.decay) if settings.decay else 1.0
+        fall = min(1.0, (1 - progress) / settings.decay) if settings.decay else 1.0
         return settings.learning_rate * rise * max(fall, 0.01)
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether ``max_hours`` are over."""
-        most = self.config.optimizer.max_hours
-        return bool(most) and self.hours >= most
 
     @property
     def bucket(self) -> int:
@@ -223,12 +214,12 @@ class Trainer:
             least=self.machine.team.size,
         )
 
-    def train_step(self) -> dict[str, Tensor | float]:
+    def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
         """One step of the optimiser: means of the loss terms before it, and what it was like.
 
         Tensors are this process's shares of sums over all processes, on the device.
         """
-        batch, rate, team = self.draw(), self.learning_rate(), self.machine.team
+        batch, rate, team = self.draw(), self.learning_rate(progress), self.machine.team
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.learner.train()
@@ -278,6 +269,19 @@ class Trainer:
             loss, sums = module(state.to(device), Target(**tensors), prompts, counts)
         return loss, sums
 
+    def seconds(self, steps: int) -> float:
+        """About how long so many steps take, by a part of one, measured; nothing is learned."""
+        settings, objective = self.config.optimizer, self.config.objective
+        tokens = min(settings.tokens, MEASURED)
+        commonest = max(self.buckets, key=len)
+        batch = self._drawn(commonest, objective, tokens, self.config.machine.seed)
+        self.learner.train()
+        for _ in range(2):  # the first one warms up
+            begun = time.monotonic()
+            float(sum(self._backward(batch).values()))
+            self.optimizer.zero_grad(set_to_none=True)
+        return steps * (time.monotonic() - begun) * settings.tokens / tokens
+
     def told(self, means: Mapping[str, float]) -> str:
         """A few words on the last steps."""
         return f"loss {means['velocity']:.3f}"
@@ -314,7 +318,7 @@ class Trainer:
 
     def _averaged(self, codec: Codec) -> Weights:
         learner = self.average.module
-        card = replace(self.card, steps=self.step)
+        card = ended_training(self.card, self.config, self.step, sum(self.cursors))
         return Weights(learner.network, learner.text, codec, card, self.process)
 
     def open_codec(self) -> Codec:
@@ -349,8 +353,7 @@ class Trainer:
         return {
             "step": self.step,
             "cursor": list(self.cursors),
-            "hours": self.hours,
-            "clips": self.clips.latents.contents,
+            "clips": self.clips.contents,
             "learner": self.learner.learned(self.learner),
             "averaged": self.learner.learned(self.average.module),
             "averages": self.average.count,
@@ -359,9 +362,9 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; ``ValueError`` for one of other clips or other weights."""
-        if state["clips"] != self.clips.latents.contents:
+        if state["clips"] != self.clips.contents:
             raise ValueError("other clips")
-        self.step, self.hours, cursor = state["step"], state["hours"], state["cursor"]
+        self.step, cursor = state["step"], state["cursor"]
         self.cursors = list(cursor) if isinstance(cursor, list) else [cursor]
         if len(self.cursors) != len(self.buckets):
             raise ValueError("other sizes")

@@ -425,7 +425,7 @@ class Comparison:
             "clips seen": clips,
             "10^3 flowing frames": clips * flowing / 1000,
             "10^12 operations": clips * each / 1000,
-            "training s": 3600 * max(r["hours"] for r in log),
+            "training s": steps * fmean(r["clips"] / r["clips_per_second"] for r in log),
             "s a clip": self.clock.pace(_sampling(arm)) * arm.samples,
         }
 

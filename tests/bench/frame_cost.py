@@ -60,7 +60,6 @@ class Rings:
         self.lengths = [len(image) for image in images]
         self.captions = [""] * clips
         self.sizes = [FRAME[1:]] * clips
-        self.contents = "rings"
 
     def latent(self, i: int) -> Tensor:
         return self.latents[i]

@@ -61,7 +61,7 @@ def test_learning_rate_rises_then_falls_to_its_end():
     trainer = CodecTrainer(small_codec(), CodecSettings(codec_steps=500))
     rates = []
     for trainer.num_steps in range(501):
-        rates.append(trainer.learning_rate())
+        rates.append(trainer.learning_rate(trainer.num_steps / 500))
     assert rates[0] == pytest.approx(1 / WARMUP, rel=1e-2)
     assert max(rates) == rates[WARMUP - 1] > 0.97
     assert rates[WARMUP - 1 :] == sorted(rates[WARMUP - 1 :], reverse=True)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from torch import nn
 
 import flowcept
 from flowcept import model_file as checkpoint
+from flowcept.codecs import to_frames
 from flowcept.data import theatre, video
+from flowcept.data.folder import digest_of_files
 from flowcept.errors import UserError
-from flowcept.evaluation import evaluate, metrics
+from flowcept.evaluation import evaluate, metrics, report
 from flowcept.evaluation.evaluate import Clip
 from flowcept.evaluation.features import FeatureNetwork
 from flowcept.settings import SampleConfig
@@ -320,13 +323,49 @@ def test_evaluate_end_to_end(flow, tiny_model, folder, features, task):
     assert scores["about"]["settings between frames"]["guidance"] == 1
     assert scores["about"]["task"] == task
     assert "Fréchet distance of net, 7 clips each" in result.out
-    assert re.search(r"missing frames by model +PSNR \d", result.out)
+    assert re.search(r"missing frames by the model +PSNR \d.* higher is better\n", result.out)
     assert sum(scores["lengths"]["made"].values()) == 7
     assert scores["counts"]["states"] > 7
     assert Image.open("s.png").height > 900
     again = flow(*words, "--json")
     assert json.loads(again.out) == scores
     assert sorted(p.name for p in Path().iterdir() if p.name.startswith(".")) == []
+
+
+def test_every_figure_says_which_way_is_better(flow, tiny_model, folder, features):
+    words = ["evaluate", tiny_model, folder, "--clips", 7, "--steps", 1, "-q"]
+    lines = flow(*words, "--features", features).out.splitlines()
+    said = r"(lower|higher|nearer to real) is better|1 is ideal|to compare|to expect"
+    assert len(lines) > 12
+    assert [line for line in lines[1:] if not re.search(said, line)] == []
+
+
+def test_a_folder_that_the_model_learned_from_is_told(flow, tiny_model, folder, tmp_path):
+    """By its files' names and sizes, under another name too; other clips are another folder."""
+    shutil.copytree(folder, tmp_path / "copy")
+    files = digest_of_files(folder.glob("*.apng"))
+    card = checkpoint.read_card(tiny_model)
+    trained = replace(checkpoint.load(tiny_model), card=replace(card, trainings=(
+        checkpoint.Training("flowcept train shapes", "shapes", files),
+    )))  # fmt: skip
+    checkpoint.save(trained, tmp_path / "m.safetensors")
+    words = ["evaluate", "m.safetensors", "copy", "--clips", 2, "--steps", 1, "-q"]
+    told = "note: the model learned from most of these very clips"
+    assert told in flow(*words).out
+    next((tmp_path / "copy").glob("*.apng")).unlink()
+    assert told not in flow(*words).out
+
+
+def test_the_sheet_shows_real_clips_above_made_ones(generator):
+    real, made = clips(generator, [3, 2]), clips(generator, [4, 2])
+    sheet = report.side_by_side(real, made, [(real[0].image_FCHW, real[0].image_FCHW)])
+    shown = np.asarray(sheet)
+    first = to_frames(real[0].image_FCHW)[0]
+    windows = np.lib.stride_tricks.sliding_window_view(shown, first.shape)[..., 0, :, :, :]
+    found = np.argwhere((windows == first).all((-1, -2, -3)))
+    assert len(found) == 2, "the real clip, and what is said to be made between its ends"
+    assert shown.shape[0] > 5 * 32
+    assert shown.shape[1] >= 4 * 32
 
 
 def test_without_features_the_rest_is_told(flow, tiny_model, folder):
@@ -358,10 +397,10 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
         ([model, data, "--features", "junk.pt"], "junk.pt"),
         ([model, data, "--features", "net.safetensors"], "TorchScript"),
         ([model, data, "-o", "scores.txt"], ".json"),
-        ([model, data, "-o", "no/where.json"], "no folder no"),
+        ([model, data, "-o", "junk.pt/where.json"], "junk.pt is a file"),
         ([model, data, "--sheet", "s.gif"], ".png"),
         ([model, data, "--seed", "-1"], "--seed"),
-        ([model, data, "--task", "interp"], "--task must be one of gen, i2v"),
+        ([model, data, "--task", "interp"], "--task must be gen or i2v"),
         ([model, data, "--steps", "0"], "--steps"),
     ):
         result = flow("evaluate", *words, "-q")

@@ -74,7 +74,7 @@ def leaves(tree: object, name: str = "") -> dict[str, object]:
 
 
 def assert_same_state(run: Path, other: Path) -> None:
-    """Weights, averages, optimizer and place in the data, bit for bit; the clock may differ."""
+    """Weights, averages, optimizer and place in the data, bit for bit."""
     a = leaves(model_file.load_tree(run / "state.safetensors"))
     b = leaves(model_file.load_tree(other / "state.safetensors"))
     assert a.keys() == b.keys()
@@ -83,7 +83,7 @@ def assert_same_state(run: Path, other: Path) -> None:
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, b[name]), name
         else:
-            assert value == b[name] or name == "/hours", name
+            assert value == b[name], name
     assert (run / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
@@ -109,3 +109,24 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, call: i
         return result
 
     monkeypatch.setattr(kind, name, method)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text(encoding="utf-8")
+
+
+def rows_of_page(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of the page on a run's folder."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def assert_on_page(run: Path, network: str) -> None:
+    """What a run leaves and logs is on the page, and what the page says of such runs is there."""
+    files = {name for name, *_ in rows_of_page("Files")}
+    assert {path.name for path in run.iterdir()} <= files
+    logged = {key for record in records(run) for key in record}
+    keys = {key: where for key, where, *_ in rows_of_page("Keys of the log")}
+    assert logged <= keys.keys()
+    told = {key for key, where in keys.items() if where in ("network", network)}
+    assert told <= logged

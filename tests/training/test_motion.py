@@ -22,6 +22,7 @@ from flowcept.data.motion_windows import (
 )
 from flowcept.networks.flow import backward_warp
 from flowcept.networks.motion import NUM_CUES, WIDEST, GapLaw, MotionNetwork
+from flowcept.training.clock import Clock
 from flowcept.training.console import Console
 from flowcept.training.footage import find, gathered
 from flowcept.training.motion import SHIPPED_FROM, laplacian_loss, main
@@ -30,7 +31,8 @@ from flowcept.training.motion_law import LawExamples, alike, fit_law, parted, sh
 
 def data_of(folder: Path, cache: Path, windows: WindowsConfig = WINDOWS) -> MotionData:
     estimator = Quick()
-    found = gathered(find(folder, "", 3), cache, windows, estimator, Console(quiet=True))
+    console, clock = Console(quiet=True), Clock(cache / "clock.json")
+    found = gathered(find(folder, "", 3), cache, windows, estimator, console, clock)
     return MotionData(found, windows, estimator)
 
 

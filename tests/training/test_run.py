@@ -10,12 +10,7 @@ import pytest
 import torch
 from oracle import sample
 from PIL import Image
-from small_runs import (
-    TINY,
-    prepared,
-    records,
-    refused,
-)
+from small_runs import TINY, assert_on_page, prepared, records, refused, rows_of_page
 
 from flowcept import model_file
 from flowcept.data import folder as data
@@ -55,6 +50,16 @@ def test_a_run_leaves_a_model_and_its_records(folder: Path, whole: Path):
     assert max(card.lengths) == card.network.largest_size
 
 
+def test_the_page_on_a_runs_folder_is_whole(folder: Path, whole: Path, tmp_path: Path):
+    assert_on_page(whole, "transformer")
+    keys = [key for key, where, *_ in rows_of_page("Keys of the log") if where.startswith("codec")]
+    config = TINY.changed(adversarial=0.5, codec_steps=4)
+    train.train(folder, tmp_path / "run", config, pause_at=1, quiet=True)
+    assert {key for one in records(tmp_path / "run") for key in one if "codec_step" in one} == {
+        *keys
+    }
+
+
 def test_the_model_file_samples(whole: Path):
     weights = model_file.load(whole / "model.safetensors")
     config = weights.card.network
@@ -82,8 +87,8 @@ def test_the_model_file_samples(whole: Path):
         ({"heads": 0}, "heads"),
         ({"depth": 0}, "depth"),
         ({"patch": 0}, "patch"),
-        ({"stem_channels": 0}, "stem-channels"),
-        ({"stem_depth": -1}, "stem-depth"),
+        ({"stem_channels": 0}, "stem_channels"),
+        ({"stem_depth": -1}, "stem_depth"),
         ({"between": -1}, "between"),
         ({"window": -1}, "window"),
         ({"text_width": 25}, "text"),

@@ -40,19 +40,19 @@ def test_training_changes_every_weight(folder: Path, run: Path):
 
 
 def test_the_rate_rises_and_falls(folder: Path, run: Path):
-    config = TINY.changed(steps=100, warmup=10, decay=0.4, learning_rate=1.0, max_hours=2.0)
+    config = TINY.changed(steps=100, warmup=10, decay=0.4, learning_rate=1.0)
     trainer = prepared(folder, run, config)
 
-    def rate(step: int, hours: float = 0.0) -> float:
-        trainer.step, trainer.hours = step, hours
-        return trainer.learning_rate()
+    def rate(step: int, progress: float) -> float:
+        trainer.step = step
+        return trainer.learning_rate(progress)
 
-    assert rate(0) == pytest.approx(0.1)
-    assert rate(9) == rate(60) == 1.0
-    assert rate(80) == pytest.approx(0.5)
-    assert rate(99) == pytest.approx(0.025)
-    assert rate(30, hours=1.6) == pytest.approx(0.5)  # of the time that is left
-    assert rate(30, hours=2.0) <= 0.01
+    assert rate(0, 0.0) == pytest.approx(0.1)
+    assert rate(9, 0.0) == rate(60, 0.6) == 1.0
+    assert rate(80, 0.8) == pytest.approx(0.5)
+    assert rate(30, 0.8) == pytest.approx(0.5)  # where time and not steps is over
+    assert rate(99, 0.99) == pytest.approx(0.025)
+    assert rate(30, 1.0) <= 0.01
 
 
 def gradients(trainer: Trainer) -> tuple[dict[str, float], list[torch.Tensor]]:
