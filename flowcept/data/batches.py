@@ -25,14 +25,17 @@ Pair = tuple[FrameState, Target]
 MOST_REFUSALS = 2000  # in a row; where one draw in 100 fits, as many happen once in 5e8
 
 
+Keyframe = Callable[[int, int], Tensor]
+
+
 class ClipSource(Protocol):
     """What a training step draws from: latents with their captions."""
 
     captions: list[str]
     lengths: list[int]  # in latents
     sizes: list[tuple[int, int]]  # height and width of its pictures, or of its latents
-    # The latent of a clip's picture alone, by clip and latent; None: each picture has its own anyway
-    keyframe: Callable[[int, int], Tensor] | None
+    # Of video codecs: the latent of the last picture alone of a latent of a clip, by their numbers
+    keyframe: Keyframe | None
 
     def latent(self, i: int) -> Tensor:
         """`latent_FCHW` of clip i, float32."""
@@ -57,7 +60,7 @@ class Lessons:
     objective: ObjectiveSettings
     lexicon: Lexicon | None = None
     # Of video codecs: the latent of the last picture alone of a latent of a clip, by their numbers.
-    keyframe: Callable[[int, int], Tensor] | None = None
+    keyframe: Keyframe | None = None
 
     def draw(self, clip: int, generator: Generator) -> tuple[Pair, str] | None:
         """A clip part of the way through, and its prompt; None if it teaches nothing.

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcept.codecs import Codec, CodecConfig, build_codec
+from flowcept.data.batches import Keyframe
 from flowcept.data.buckets import Size
 from flowcept.data.folder import digest_of
 from flowcept.errors import UserError
@@ -284,7 +285,7 @@ class EncodedClips:
         self.lengths = [index.latents(clip) for clip in self.entries]
         self.sizes = [clip.size for clip in self.entries]
         group = index.codec.config.pictures_per_latent
-        self.keyframe = self._keyframe if group > 1 else None
+        self.keyframe: Keyframe | None = self._keyframe if group > 1 else None
         if not self.numbers:
             raise UserError(f"{folder}: no clip could be encoded")
         psnr = [one["psnr"] for one in headers.values()]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flowcept.codecs import Codec, CodecConfig, to_images
 from flowcept.data import folder as data
+from flowcept.data.batches import Keyframe
 from flowcept.data.folder import ClipEntry, Finding, Progress, Scan
 from flowcept.device import autocast
 from flowcept.errors import UserError
@@ -143,7 +144,7 @@ class LatentStore(_Store):
         super().__init__(array, pictures.entries, lengths, key)
         self.sizes = [shape[2:]] * len(self)
         self.findings = trimmed(self.entries, codec.config)
-        self.keyframe: Callable[[int, int], Tensor] | None = None
+        self.keyframe: Keyframe | None = None
         if codec.pictures_per_latent > 1:
             alone = partial(_encode_keyframes, pictures=pictures, codec=codec, progress=progress)
             alone = autocast(torch.device(device), dtype)(alone)

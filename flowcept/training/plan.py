@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
+from flowcept.data.batches import Keyframe
 from flowcept.data.shards import PictureStore
 from flowcept.settings import ReportSettings, TrainConfig
 from flowcept.training.clock import Part, span
@@ -95,6 +96,7 @@ class Unmade:
     lengths: list[int]
     sizes: list[tuple[int, int]]  # of latents
     channels: int
+    keyframe: Keyframe | None = None
 
     def latent(self, i: int) -> Tensor:
         """``latent_FCHW`` of clip i, all 0."""
