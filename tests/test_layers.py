@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 # From the ground up. A file may import what stands on a lower line; a folder holds the files of the
 # lines below it that begin with its name.
 FLOORS = [
-    ("errors", "version"),
+    ("errors", "stopping", "version"),
     ("settings", "files"),
     ("lexicon",),
     ("data.drawn", "data.timing", "device"),
@@ -56,7 +56,7 @@ FLOORS = [
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),
-    ("training.console", "training.stopping", "training.distributed", "training.parts"),
+    ("training.console", "training.distributed", "training.parts"),
     ("training.state", "training.trainer", "training.motion_law", "training.motion_scores"),
     ("training.fitting", "training.loop", "training.motion", "training.footage", "training.stored"),
     ("training.run", "training.encoding"),

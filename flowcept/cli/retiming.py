@@ -97,7 +97,7 @@ def _retime_all(
     from flowcept.models import find
     from flowcept.networks.motion_video import MotionVideo
     from flowcept.retime import Retimer
-    from flowcept.training.stopping import noticed
+    from flowcept.stopping import noticed
 
     outputs = _outputs(options, clips, config)
     check_apart(outputs, clips)

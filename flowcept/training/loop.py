@@ -17,9 +17,9 @@ from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.settings import MotionTrainConfig, ReportSettings, TrainConfig
+from flowcept.stopping import whole
 from flowcept.training.distributed import Team
 from flowcept.training.state import Config, Files, Run
-from flowcept.training.stopping import whole
 from flowcept.training.trainer import add
 
 FIRST_SHEET = 100  # the step of the first contact sheet

@@ -24,6 +24,7 @@ from flowcept.networks.flow import DisEstimator, MotionEstimator
 from flowcept.networks.motion import MotionConfig, MotionNetwork
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.settings import RESUMABLE, MotionTrainConfig
+from flowcept.stopping import stoppable
 from flowcept.training.console import Console, counted
 from flowcept.training.distributed import Machine, Team, pick
 from flowcept.training.footage import Footage, find, gathered
@@ -32,7 +33,6 @@ from flowcept.training.motion import MotionTrainer
 from flowcept.training.motion_law import LawExamples, fit_law, law_examples
 from flowcept.training.run import go_on, open_folder, told_how_to_go_on
 from flowcept.training.state import Files, Run
-from flowcept.training.stopping import stoppable
 
 FLOW_BYTES = 8  # of a pixel: two flows of two int16
 FLOWS_A_WINDOW = 2  # about, that are new to it: of its gap and of those beside it

@@ -27,6 +27,7 @@ from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.process.forward import Process
 from flowcept.settings import RESUMABLE, TrainConfig, flag
+from flowcept.stopping import stoppable
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
 from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
@@ -40,7 +41,6 @@ from flowcept.training.parts import (
     split,
 )
 from flowcept.training.state import Config, Files, Run
-from flowcept.training.stopping import stoppable
 from flowcept.training.stored import (
     check_sizes,
     facts_of,
