@@ -10,7 +10,7 @@ import typer
 from flowcept.cli.making import to_stdout
 from flowcept.cli.options import MakeOptions
 from flowcept.cli.outputs import SUFFIX, check_apart, check_free, is_folder, new_name
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.settings import RetimeConfig, SampleConfig, flag
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _told(options: MakeOptions, output: Path, place: str, made: "Retimed") -> di
         size, rate = f"{made.width}x{made.height}", f"{made.grid.fps:g} fps"
         name = "stdout" if options.piped else str(output)
         beside = f" ({place})" if place else ""
-        options.say(f"{name}{beside}: {made.count} frames of {size} at {rate}")
+        options.say(f"{name}{beside}: {counted(made.count, 'frame')} of {size} at {rate}")
     return {
         "output": str(output),
         "frames": made.count,
