@@ -458,7 +458,7 @@ class Retimer:
         count, changed = video.write_stream(output, watched, grid.fps, metadata=told, sound=sound)
         notes += report.notes(self.config, alpha)
         if count < grid.count:
-            notes.append(f"stopped: {output} holds {count} of {grid.count} frames")
+            notes.append(f"stopped: {count} of {grid.count} frames are written")
         return Retimed(count, grid, size.width, size.height, [*notes, *filter(None, [changed])])
 
     def _record(self, path: Path, grid: Grid) -> dict[str, object]:

@@ -250,7 +250,9 @@ class ClipConfig(Settings):
     )
     anyway: bool = setting(False, "go on with pictures that the model cannot show well")
     multi: int = setting(
-        0, "frames between one keyframe and the next; default 1 in a clip", within(0, LARGEST)
+        0,
+        "frames between one keyframe and the next; 0: one in a clip, else the model chooses",
+        within(0, LARGEST),
     )
     direction: str = setting(
         "forward", "where new frames go: forward, after the clip, backward, or both", DIRECTION
@@ -294,7 +296,7 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     if count < 2:
         raise UserError("interp needs two keyframes at least: give two pictures, or a clip")
     if not 0 <= multi <= LARGEST:
-        raise UserError(f"`multi` must be from 1 to {LARGEST}, not {multi}")
+        raise UserError(f"`multi` must be from 0 to {LARGEST}, not {multi}")
     if multi and (config.frames or config.min_length or config.max_length):
         raise UserError("`multi` fixes the length: leave out `frames` and its bounds")
     for name, value in (("frames", config.frames), ("max_length", config.max_length)):
