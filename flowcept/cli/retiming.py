@@ -11,7 +11,7 @@ from flowcept.cli.making import to_stdout
 from flowcept.cli.options import MakeOptions
 from flowcept.cli.outputs import SUFFIX, check_apart, check_free, is_folder, new_name
 from flowcept.errors import UserError, counted
-from flowcept.settings import RetimeConfig, SampleConfig, flag
+from flowcept.settings import BETWEEN, RetimeConfig, SampleConfig, flag
 
 if TYPE_CHECKING:
     from flowcept.retime import Retimed, Retimer
@@ -83,6 +83,9 @@ def retime_clips(
 
     Ctrl-C keeps what is finished. Raises ``UserError`` where a file cannot be read or written.
     """
+    BETWEEN.check("multi", multi)
+    if multi and config.target_fps:
+        raise UserError("--multi and --target-fps name two rates: leave one out")
     with to_stdout(options, len(clips)) as own:
         stopped = _retime_all(own, config, clips, multi, silent)
     if stopped:
