@@ -15,6 +15,7 @@ import numpy as np
 
 from flowcept.data import video
 from flowcept.data.video import Frames, Sound
+from flowcept.errors import counted
 
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
 
@@ -69,7 +70,8 @@ class Clip:
 
     def __repr__(self) -> str:
         height, width = self.size
-        made = f"{len(self)} frames of {width}x{height} at {self.fps:g} fps, seed {self.seed}"
+        frames = counted(len(self), "frame")
+        made = f"{frames} of {width}x{height} at {self.fps:g} fps, seed {self.seed}"
         prompt = str(self.settings.get("prompt", ""))[:60]
         notes = f", {len(self.notes)} in .notes" if self.notes else ""
         return f"<Clip {prompt!r}: {made}{notes}>"

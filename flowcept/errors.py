@@ -25,6 +25,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ""
 
 
+def counted(number: int, what: str) -> str:
+    """``3 frames``, ``1 frame``, ``1,000 frames``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def not_finite() -> UserError:
     """The error of a network or codec whose numbers overflow."""
     return UserError(

@@ -43,7 +43,8 @@ class Source:
         if isinstance(given, str | Path):
             return _read(Path(given).expanduser())
         if isinstance(given, np.ndarray):
-            return Source(_checked(given, 4, "frames are an array [F, H, W, 3] of uint8"))
+            meant = "frames are a list of pictures or an array [F, H, W, 3] of uint8"
+            return Source(_checked(given, 4, meant))
         if isinstance(given, Sequence) and len(given):
             return _of_one_size(given, fit)
         kinds = "a path, a clip, a list of pictures or an array [F, H, W, 3]"
@@ -102,4 +103,6 @@ def _checked(array: Frames, dimensions: int, meant: str) -> Frames:
 
 
 def _kind(given: object) -> str:
-    return f"a {type(given).__name__}" if isinstance(given, Clip) else repr(given)[:60]
+    """What something else is: a number or a word itself, else its class."""
+    simple = given is None or isinstance(given, int | float | str | Path)
+    return repr(given)[:60] if simple or given == [] else f"a {type(given).__name__}"

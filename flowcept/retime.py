@@ -31,7 +31,7 @@ from flowcept import __version__
 from flowcept.data import video
 from flowcept.data.formats import peeked
 from flowcept.data.video import Frames, Reel, Sound
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.networks.flow import DisEstimator, MotionEstimator, photometric_error
 from flowcept.networks.motion import (
     Flows,
@@ -280,23 +280,19 @@ class Report:
         """Sentences for the user."""
         told = []
         if self.cuts:
-            told.append(f"{_counted(self.cuts, 'scene cut')}: frames there are repeated")
+            told.append(f"{counted(self.cuts, 'scene cut')}: frames there are repeated")
         if self.dissolved:
             told.append(
-                f"{_counted(self.dissolved, 'gap')} with too much motion: pictures dissolve there"
+                f"{counted(self.dissolved, 'gap')} with too much motion: pictures dissolve there"
             )
         if self.repeats and config.dedupe:
-            told.append(f"{_counted(self.repeats, 'repeated frame')} made anew")
+            told.append(f"{counted(self.repeats, 'repeated frame')} made anew")
         elif self.repeats:
-            many = _counted(self.repeats, "frame")
+            many = counted(self.repeats, "frame")
             told.append(f"{many} like the one before: --dedupe makes them anew")
         if self.transparent and not keeps_alpha:
             told.append("transparency is lost: this format holds none; webm, webp, apng and PNG do")
         return told
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 class Maker:
@@ -462,7 +458,7 @@ class Retimer:
         count, changed = video.write_stream(output, watched, grid.fps, metadata=told, sound=sound)
         notes += report.notes(self.config, alpha)
         if count < grid.count:
-            notes.append(f"stopped: {output} holds {count} of {grid.count} frames")
+            notes.append(f"stopped: {count} of {grid.count} frames are written")
         return Retimed(count, grid, size.width, size.height, [*notes, *filter(None, [changed])])
 
     def _record(self, path: Path, grid: Grid) -> dict[str, object]:

@@ -86,6 +86,7 @@ NUMBER = Rule("0 or more", lambda value: 0 <= value < math.inf)
 SHARE = Rule("at least 0 and under 1", lambda value: 0 <= value < 1, "0 to under 1")
 INSIDE = Rule("between 0 and 1", lambda value: 0 < value < 1, "between 0 and 1")
 COUNT = within(1, LARGEST, "")
+BETWEEN = within(0, LARGEST)
 STRENGTH = within(0, LARGEST, "0 or more")
 SCALE = Rule(f"over 0 and at most {LARGEST}", lambda value: 0 < value <= LARGEST, "over 0")
 SEED = Rule("at least 0 and under 2**63", lambda value: 0 <= value < 2**63)
@@ -250,7 +251,9 @@ class ClipConfig(Settings):
     )
     anyway: bool = setting(False, "go on with pictures that the model cannot show well")
     multi: int = setting(
-        0, "frames between one keyframe and the next; default 1 in a clip", within(0, LARGEST)
+        0,
+        "frames between one keyframe and the next; 0: one in a clip, else the model chooses",
+        BETWEEN,
     )
     direction: str = setting(
         "forward", "where new frames go: forward, after the clip, backward, or both", DIRECTION
@@ -293,8 +296,7 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
     """UserError where ``count`` keyframes and ``multi`` frames per gap contradict the lengths."""
     if count < 2:
         raise UserError("interp needs two keyframes at least: give two pictures, or a clip")
-    if not 0 <= multi <= LARGEST:
-        raise UserError(f"`multi` must be from 1 to {LARGEST}, not {multi}")
+    BETWEEN.check("multi", multi)
     if multi and (config.frames or config.min_length or config.max_length):
         raise UserError("`multi` fixes the length: leave out `frames` and its bounds")
     for name, value in (("frames", config.frames), ("max_length", config.max_length)):

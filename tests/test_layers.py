@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 # From the ground up. A file may import what stands on a lower line; a folder holds the files of the
 # lines below it that begin with its name.
 FLOORS = [
-    ("errors", "version", "cards"),
+    ("errors", "version", "cards", "stopping"),
     ("settings", "files"),
     ("lexicon",),
     ("data.drawn", "data.timing", "device"),
@@ -56,13 +56,7 @@ FLOORS = [
     ("generation", "retime", "evaluation.metrics", "evaluation.features"),
     ("evaluation.evaluate",),
     ("evaluation.report",),
-    (
-        "training.console",
-        "training.distributed",
-        "training.lineage",
-        "training.parts",
-        "training.stopping",
-    ),
+    ("training.console", "training.distributed", "training.lineage", "training.parts"),
     ("training.clock", "training.trainer", "training.motion_law", "training.motion_scores"),
     ("training.state",),
     ("training.plan",),

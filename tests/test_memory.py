@@ -174,7 +174,7 @@ def test_the_command_has_the_flags(saved, flow, tmp_path, monkeypatch):
     words = ["-m", f"{folder}/", "--size", SIZES[kind], "--steps", 1, "--frames", 1, "--scale", 1]
     result = flow("gen", "a dog", *words, "--offload", "encoder", "--tiling", "-o", "out.apng")
     assert result.status == 0, result.err
-    assert "1 frames of" in result.out
+    assert "1 frame of" in result.out
     wrong = flow("gen", "a dog", *words, "--offload", "all", "-o", "out.apng")
     assert wrong.status == 2
     assert "none, encoder or blocks" in wrong.err

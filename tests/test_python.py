@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures_model import LEXICON, SIZE, write_model
 from PIL import Image
 
@@ -230,6 +231,9 @@ WRONG = [
     ('model.generate(["a", 3])', "prompt must be of type str, not 3"),
     ("model.generate([])", "no prompt"),
     ("model.i2v(clip)", "not a Clip: give one of its frames, such as clip[0]"),
+    ("model.i2v(torch.zeros(9, 9, 3))", "not a Tensor"),
+    ("model.i2v([clip[0]])", "not a list"),
+    ("model.interp(torch.zeros(9, 9, 9, 3))", "not a Tensor"),
     ("model.i2v(clip[:])", "not of shape [4, 32, 32, 3]"),
     ("model.i2v(clip[0] / 255)", "of uint8, not of shape [32, 32, 3] and type"),
     ('model.i2v("none.png")', "cannot read none.png"),
@@ -237,7 +241,10 @@ WRONG = [
     ('model.interp("a.png", "b.png")', "cannot read a.png"),
     ("model.interp([clip[0]])", "give two pictures, or a clip"),
     ("model.interp([])", "frames are a path, a clip, a list of pictures"),
-    ("model.interp(clip[0])", "an array [F, H, W, 3] of uint8, not of shape"),
+    (
+        "model.interp(clip[0], clip[1])",
+        "a list of pictures or an array [F, H, W, 3]",
+    ),
     ('model.interp([clip[0]] * 2, fit="squash")', "`fit` must be "),
     ("model.interp(clip, multi=-1)", "`multi` must be from 0"),
     ("model.extend(3)", "frames are a path, a clip, a list of pictures"),
@@ -253,7 +260,7 @@ WRONG = [
 @pytest.mark.parametrize(("call", "told"), WRONG, ids=[call for call, _ in WRONG])
 def test_a_wrong_value_is_told_in_one_line_of_python(model, clip, call, told):
     with pytest.raises(flowcept.UserError) as error:
-        eval(call, {"model": model, "clip": clip, "flowcept": flowcept})
+        eval(call, {"model": model, "clip": clip, "flowcept": flowcept, "torch": torch})
     line = str(error.value)
     assert told in line
     assert "\n" not in line

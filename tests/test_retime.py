@@ -234,7 +234,7 @@ def test_what_is_finished_when_stopped_is_whole(name):
     made = quick().retime(clip, Path(name), watch=seen.append, stopped=lambda: len(seen) == 7)
     assert made.count == 7
     assert seen == [48] * 7
-    assert any(f"{name} holds 7 of 48 frames" in note for note in made.notes)
+    assert any("stopped: 7 of 48 frames" in note for note in made.notes)
     if "%" in name:
         assert len(list(Path().glob("o-*.png"))) == 7
         return
@@ -411,11 +411,13 @@ def test_several_clips_go_into_a_folder(flow):
     [
         (["clip.mp4", "--slow", "0"], "--slow"),
         (["clip.mp4", "--target-fps", "0"], "--target-fps"),
+        (["clip.mp4", "--multi", "-1"], "--multi"),
+        (["clip.mp4", "--multi", "3", "--target-fps", "60"], "leave one out"),
         (["clip.mp4", "--target-fps", "60", "-o", "clip.mp4"], "is what is read"),
         (["clip.mp4", "clip.mp4", "-o", "made.mp4"], "folder"),
         (["clip.mp4", "a.png", "--slow", "2"], "a.png is a picture"),
         (["clip.mp4", "--slow", "2", "-m", "a.png"], "a.png"),
-        (["clip.mp4", "--slow", "2", "-o", "none/o.mp4"], "none"),
+        (["clip.mp4", "--slow", "2", "-o", "a.png/o.mp4"], "a.png is a file"),
         (["gone.mp4", "--slow", "2"], "gone.mp4"),
         (["clip.mp4", "--slow", "2", "--count", "2"], "--count"),
         (["clip.mp4", "clip.mp4", "--frames", "9"], "--frames"),
@@ -452,6 +454,6 @@ def test_ctrl_c_keeps_what_is_finished(number):
     assert process.returncode == 130, err
     kept = video.probe(Path("o.mp4"), decode=True).num_frames
     assert 1 <= kept < 1280
-    assert f"note: stopped: o.mp4 holds {kept} of 1280 frames\n" in out
+    assert f"note: stopped: {kept} of 1280 frames are written\n" in out
     assert err.endswith("flowcept: interrupted\n")
     assert not list(Path().glob(".*"))

@@ -32,7 +32,7 @@ from flowcept.cli import (
 )
 from flowcept.errors import UserError, suggestion
 from flowcept.settings import with_flags
-from flowcept.training.stopping import stoppable
+from flowcept.stopping import stoppable
 
 # What is wrong with the flags; the class of the click that Typer uses, its own or the package.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]

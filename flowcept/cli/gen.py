@@ -42,8 +42,10 @@ def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Jo
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # others may stand in a prompt
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the prompts in {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read the prompts in {path}: save it as UTF-8 text") from error
     jobs = []
     for number, line in enumerate(lines, start=1):
         text = line.strip()

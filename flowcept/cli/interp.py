@@ -37,7 +37,11 @@ def interp(
     ],
     prompt: Prompt = "",
     multi: Annotated[
-        int, helped("frames between one keyframe and the next; default 1 in a clip", panel=LENGTH)
+        int,
+        helped(
+            "frames between one keyframe and the next; 0: one in a clip, else the model chooses",
+            panel=LENGTH,
+        ),
     ] = 0,
     fit: Fit = "crop",
     exact: Exact = None,

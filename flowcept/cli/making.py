@@ -27,7 +27,7 @@ from flowcept.cli.outputs import (
     numbered,
     slug,
 )
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.settings import seeds, with_flags
 
 if TYPE_CHECKING:
@@ -281,7 +281,8 @@ def _write(options: MakeOptions, clip: Clip, output: Outputs, told: set[str]) ->
         size, rate = f"{width}x{height}", f"{clip.fps:g} fps"
         name = "stdout" if options.piped else str(output.clip)
         place = f" ({output.place})" if output.place else ""
-        options.say(f"{name}{place}: {len(clip)} frames of {size} at {rate}, seed {clip.seed}")
+        frames = counted(len(clip), "frame")
+        options.say(f"{name}{place}: {frames} of {size} at {rate}, seed {clip.seed}")
     written = {"output": str(output.clip), "width": width, "height": height}
     written["notes"] = [with_flags(line) for line in notes]
     return clip.settings | written

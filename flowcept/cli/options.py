@@ -277,7 +277,7 @@ def check_file(
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{name} must be a {suffixes[0]} file, not {path}")
+        raise UserError(f"{name} must be a {' or '.join(suffixes)} file, not {path}")
     if path.is_dir():
         raise UserError(f"{name} {path} is a folder: give it another name")
     from flowcept.data import video

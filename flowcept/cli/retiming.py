@@ -10,8 +10,8 @@ import typer
 from flowcept.cli.making import to_stdout
 from flowcept.cli.options import MakeOptions
 from flowcept.cli.outputs import SUFFIX, check_apart, check_free, is_folder, new_name
-from flowcept.errors import UserError
-from flowcept.settings import RetimeConfig, SampleConfig, flag
+from flowcept.errors import UserError, counted
+from flowcept.settings import BETWEEN, RetimeConfig, SampleConfig, flag
 
 if TYPE_CHECKING:
     from flowcept.retime import Retimed, Retimer
@@ -83,6 +83,9 @@ def retime_clips(
 
     Ctrl-C keeps what is finished. Raises ``UserError`` where a file cannot be read or written.
     """
+    BETWEEN.check("multi", multi)
+    if multi and config.target_fps:
+        raise UserError("--multi and --target-fps name two rates: leave one out")
     with to_stdout(options, len(clips)) as own:
         stopped = _retime_all(own, config, clips, multi, silent)
     if stopped:
@@ -97,7 +100,7 @@ def _retime_all(
     from flowcept.models import find
     from flowcept.networks.motion_video import MotionVideo
     from flowcept.retime import Retimer
-    from flowcept.training.stopping import noticed
+    from flowcept.stopping import noticed
 
     outputs = _outputs(options, clips, config)
     check_apart(outputs, clips)
@@ -163,7 +166,7 @@ def _told(options: MakeOptions, output: Path, place: str, made: "Retimed") -> di
         size, rate = f"{made.width}x{made.height}", f"{made.grid.fps:g} fps"
         name = "stdout" if options.piped else str(output)
         beside = f" ({place})" if place else ""
-        options.say(f"{name}{beside}: {made.count} frames of {size} at {rate}")
+        options.say(f"{name}{beside}: {counted(made.count, 'frame')} of {size} at {rate}")
     return {
         "output": str(output),
         "frames": made.count,

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from flowcept.data.timing import Edges, Timing, durations, edges, from_stamps
 from flowcept.errors import UserError
+from flowcept.stopping import whole
 
 Frames = NDArray[np.uint8]
 
@@ -116,17 +117,9 @@ class Run:
     """
 
     def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
-        command = [_executable(), "-hide_banner", "-nostats", "-loglevel", "level+info"]
-        pipe, stdin = subprocess.PIPE, subprocess.PIPE if feed else subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            [*command, *arguments],
-            stdin=stdin,
-            stdout=pipe,
-            stderr=pipe,
-            process_group=0 if os.name == "posix" else None,  # a terminal's Ctrl-C is not for it
-        )
-        assert self.process.stdout is not None
-        self.output = self.process.stdout
+        own = ["-hide_banner", "-nostats", "-loglevel", "level+info"]
+        self._command = [_executable(), *own, *arguments]
+        self._stdin = subprocess.PIPE if feed else subprocess.DEVNULL
         self.described = ""
         self.height, self.width = 0, 0
         self.begun = threading.Event()
@@ -135,17 +128,38 @@ class Run:
         self.ticks = array.array("q")  # time stamps of decoded frames, some not yet in `output`
         self.tick = self.declared = 0.0  # seconds; frames per second, 0 if none is said
         self._damaged = self._resized = self._torn = self._mapped = False
+
+    def __enter__(self) -> Self:
+        """Start ffmpeg. What stops the program meanwhile does so once ffmpeg can be ended too."""
+        try:
+            with whole():
+                self._start()
+        except OSError:
+            raise  # nothing was started
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command,
+            stdin=self._stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0 if os.name == "posix" else None,  # a terminal's Ctrl-C is not for it
+        )
+        assert self.process.stdout is not None
+        self.output = self.process.stdout
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.wait()
-        with suppress(OSError):  # what was to be fed to it; this closes all pipes
-            self.process.__exit__(None, None, None)
+        with whole():
+            self.process.kill()
+            self.wait()
+            with suppress(OSError):  # what was to be fed to it; this closes all pipes
+                self.process.__exit__(None, None, None)
 
     def wait(self) -> int:
         """Exit status, once ffmpeg has ended and all that it said was heard."""

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from flowcept.data import video
 from flowcept.data.timing import DEFAULT_FPS, Timing
 from flowcept.data.video import Frames
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.files import replacing
 from flowcept.settings import FASTEST, SLOWEST, DataSettings, from_mapping, shown
 
@@ -451,7 +451,7 @@ def _spans(total: int, settings: DataSettings, said: str) -> tuple[list[tuple[in
     number = -(-total // settings.max_frames)
     bounds = [total * piece // number for piece in range(number + 1)]
     spans = [(a, b - a) for a, b in itertools.pairwise(bounds) if b - a >= settings.min_frames]
-    reason = f"{total} frame{'s' * (total > 1)}{said}"
+    reason = f"{counted(total, 'frame')}{said}"
     if number > 1:
         each = " or ".join(map(str, sorted({total // number, -(-total // number)})))
         reason += f", over the maximum of {settings.max_frames}: {number} pieces of {each}"

@@ -436,8 +436,9 @@ def _check_name(path: Path) -> None:
         raise UserError(f"unknown suffix {suffix} of {path}: use one of {known}, or a folder")
     if length > 255:
         raise UserError(f"the output name {name[:40]}... is too long: use at most 255 bytes")
-    numbered = suffix == ".png" or re.search(r"%\d*d(?![a-z])", name)
-    if numbered and not _PATTERN.fullmatch(name):
+    if suffix != ".png" and re.search(r"%\d*d(?![a-z])", name):
+        raise UserError(f"%d numbers PNG frames, not clips as {name}: give a folder for those")
+    if suffix == ".png" and not _PATTERN.fullmatch(name):
         raise UserError(f"PNG frames need one number, as in frame_%04d.png, not {name}")
 
 

@@ -15,9 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.files import replacing
-from flowcept.training.console import counted
 from flowcept.training.distributed import Team
 
 CODEC, NETWORK = "codec", "network"  # the parts that take time

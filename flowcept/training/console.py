@@ -10,11 +10,6 @@ from typing import Any
 from tqdm import tqdm
 
 
-def counted(number: int, what: str) -> str:
-    """``3 clips``, ``1 clip``."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
 @dataclass(frozen=True)
 class Console:
     """Where lines go, and whether anything is told at all."""

@@ -51,7 +51,7 @@ from flowcept.data.shards import trimmed
 from flowcept.data.timing import Timing
 from flowcept.data.video import Frames
 from flowcept.device import autocast
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.models import find
 from flowcept.networks.text import PromptEncoder, build_encoder
 from flowcept.settings import (
@@ -60,7 +60,7 @@ from flowcept.settings import (
     PlainMachineSettings,
     TextSettings,
 )
-from flowcept.training.console import Console, counted
+from flowcept.training.console import Console
 from flowcept.training.distributed import pick
 from flowcept.training.parts import text_config
 from flowcept.training.stored import codec_at

@@ -24,11 +24,11 @@ from flowcept.model_file import Weights
 from flowcept.models import find
 from flowcept.process.sampler import clip_generator
 from flowcept.settings import CodecSettings, TrainConfig
+from flowcept.stopping import whole
 from flowcept.training.clock import CODEC, CODEC_SHARE, Part
 from flowcept.training.parts import split
 from flowcept.training.plan import codec_plan
 from flowcept.training.state import Run
-from flowcept.training.stopping import whole
 
 STATISTICS_CLIPS = 512  # whose latents give the mean and spread of each channel
 REBUILT = 64  # clips, a picture of each of which tells how well the codec rebuilds them

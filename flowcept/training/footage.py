@@ -37,12 +37,12 @@ from flowcept.data.motion_windows import (
 )
 from flowcept.data.timing import Timing
 from flowcept.data.video import Frames
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.networks.flow import MotionEstimator
 from flowcept.networks.motion import WORKING_SIDE, working_size
 from flowcept.retime import Given, Report, is_cut, paired, surrounded, without_repeats
 from flowcept.training.clock import Clock
-from flowcept.training.console import Console, counted
+from flowcept.training.console import Console
 
 SHOT_FRAMES = 64  # of the longest shot; longer scenes make several
 LEAST_SIDE = 16  # pixels of a clip's shorter side

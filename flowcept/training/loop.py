@@ -17,11 +17,11 @@ from flowcept.data import video
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.settings import MotionTrainConfig, ReportSettings, TrainConfig
+from flowcept.stopping import whole
 from flowcept.training.clock import NETWORK, Part
 from flowcept.training.distributed import Team
 from flowcept.training.plan import Ahead, first_pictures, is_sheet_due
 from flowcept.training.state import Config, Files, Run
-from flowcept.training.stopping import whole
 from flowcept.training.trainer import add
 
 LAST_FILES = 10  # steps that the last scores, sheet and files take about, before that is known

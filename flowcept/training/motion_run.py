@@ -18,13 +18,13 @@ import torch
 from flowcept import model_file, models
 from flowcept.data.folder import digest_of_files
 from flowcept.data.motion_windows import MotionData, WindowsConfig
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.model_file import Training, Weights
 from flowcept.networks.flow import DisEstimator, MotionEstimator
 from flowcept.networks.motion import MotionConfig, MotionNetwork
 from flowcept.networks.motion_video import MotionVideo
 from flowcept.settings import RESUMABLE, MotionTrainConfig
-from flowcept.training.console import Console, counted
+from flowcept.training.console import Console
 from flowcept.training.footage import Footage, find, gathered
 from flowcept.training.lineage import begun_training
 from flowcept.training.loop import run_to_end

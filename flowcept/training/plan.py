@@ -14,9 +14,9 @@ from torch import Tensor
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
 from flowcept.data.batches import Keyframe
 from flowcept.data.shards import PictureStore
+from flowcept.errors import counted
 from flowcept.settings import ReportSettings, TrainConfig
 from flowcept.training.clock import Part, span
-from flowcept.training.console import counted
 from flowcept.training.distributed import Team
 from flowcept.training.parts import Clips, assemble, split
 from flowcept.training.state import Config, Run

@@ -11,12 +11,12 @@ from typing import Any
 from flowcept import model_file
 from flowcept.errors import UserError
 from flowcept.settings import MotionTrainConfig
+from flowcept.stopping import stoppable
 from flowcept.training.clock import Clock
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine, joined, pick
 from flowcept.training.loop import Training
 from flowcept.training.state import Config, Files, Run
-from flowcept.training.stopping import stoppable
 
 
 @contextmanager

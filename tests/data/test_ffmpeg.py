@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,31 @@ def test_no_ffmpeg_outlives_its_reader(tmp_path: Path):
     while Path(f"/proc/{child}").exists():
         assert time.monotonic() < end, "ffmpeg is still there"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_no_ffmpeg_outlives_a_stop_while_it_starts(
+    raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+):
+    started = []
+    real = subprocess.Popen
+
+    def stopped(*arguments: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        started.append(real(*arguments, **keywords))
+        signal.raise_signal(signal.SIGTERM)
+        return started[0]
+
+    def handler(*_: object) -> None:
+        raise raised
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        monkeypatch.setattr(subprocess, "Popen", stopped)
+        with pytest.raises(raised), ffmpeg.Run(["-f", "rawvideo", "-i", "-"], feed=True):
+            pytest.fail("it was stopped")
+        assert started[0].returncode == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_memory_does_not_grow_with_a_clip(tmp_path: Path):

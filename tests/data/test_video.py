@@ -444,7 +444,7 @@ def test_numbered_frames(tmp_path):
     "name",
     [
         "a.avi", "a.jpg", "a.mp5", ".mp4", "a.png", "a_%s.png", "a_%4d.png", "a_%d_%d.png",
-        "a_%.png", "a_%04d.mp4", "a_%04d", "a_%04D.png", "none/a.mp4", "folder.mp4", "full", "file",
+        "a_%.png", "a_%04d.mp4", "a_%04d", "a_%04D.png", "folder.mp4", "full", "file",
         "x" * 300 + ".mp4",
     ],
 )  # fmt: skip
@@ -459,8 +459,12 @@ def test_check_output_refuses(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.mp4", "A.MP4", "100%.gif", "a b.webp", "frame_%04d.png", "%d.PNG", "new", "empty"]
-)
+    "name",
+    [
+        "a.mp4", "A.MP4", "100%.gif", "a b.webp", "frame_%04d.png", "%d.PNG", "new", "empty",
+        "none/a.mp4",
+    ],
+)  # fmt: skip
 def test_check_output_accepts_what_can_be_written(tmp_path, name):
     (tmp_path / "empty").mkdir()
     video.check_output(tmp_path / name)

@@ -18,11 +18,11 @@ from small_runs import (
 
 from flowcept import model_file
 from flowcept.codecs.autoencoder import Autoencoder, CodecTrainer
+from flowcept.stopping import noticed, stoppable
+from flowcept.stopping import whole as whole_step
 from flowcept.training import run as train
 from flowcept.training.loop import Reports
 from flowcept.training.state import write_config
-from flowcept.training.stopping import noticed, stoppable
-from flowcept.training.stopping import whole as whole_step
 from flowcept.training.trainer import Average, Trainer
 
 
@@ -75,8 +75,8 @@ from pathlib import Path
 torch.set_num_threads(1)
 from flowcept.training import run as train
 from flowcept.training.state import make_config
-from flowcept.training.stopping import stoppable
-from flowcept.training.stopping import whole as whole_step
+from flowcept.stopping import stoppable
+from flowcept.stopping import whole as whole_step
 from flowcept.training.trainer import Trainer
 folder, run = map(Path, sys.argv[1:])
 config = make_config("small", run.parent / "config.toml", {})
@@ -154,8 +154,8 @@ torch.set_num_threads(1)
 from flowcept.training import run as train
 from flowcept.training.loop import Reports
 from flowcept.training.state import make_config
-from flowcept.training.stopping import stoppable
-from flowcept.training.stopping import whole as whole_step
+from flowcept.stopping import stoppable
+from flowcept.stopping import whole as whole_step
 from flowcept.training.trainer import Trainer
 folder, run = map(Path, sys.argv[1:])
 Reports.sheet = lambda _: None

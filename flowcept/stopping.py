@@ -22,12 +22,17 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Within, what would stop the program waits for the end: a step happens whole or not at all."""
+    """Within, what would stop the program waits for the end: a step happens whole or not at all.
+
+    Then it does what it would have done before.
+    """
     came: list[int] = []
-    with _handled(lambda number, _: came.append(number)):
-        yield
-    if came:
-        raise KeyboardInterrupt
+    try:
+        with _handled(lambda number, _: came.append(number)):
+            yield
+    finally:
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextmanager
