@@ -27,7 +27,7 @@ from flowcept.networks.recipes import RECIPES
 from flowcept.networks.text import NoEncoder, build_encoder
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
-ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
+ELSEWHERE = "give its place by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
 
 
 def digest(folder: Path, part: str = "transformer") -> str:
@@ -129,7 +129,7 @@ def base_of(path: Path, given: str | None = None) -> Model:
             return model
         others.append(place)
     if others:
-        raise UserError(f"{path} was learned on another model than the one in {others[0]}")
+        raise UserError(f"{path} was trained on another model than {others[0]}; {ELSEWHERE}")
     raise UserError(
         why if given else f"{path} needs its base, which is not there: {_lost(base.source, why)}"
     )
@@ -171,7 +171,7 @@ def export_lora(adapter: Path, output: Path) -> None:
     """
     rank = _check_adapter(adapter).network.lora
     if not rank:
-        raise UserError(f"{adapter} has no matrices, it was learned with --lora 0: merge it whole")
+        raise UserError(f"{adapter} has no LoRA (trained with --lora 0): leave out --lora-only")
     stored = re.compile(r"network\.(transformer\..*\.lora_[AB])\.default\.weight")
     tensors = {
         f"{match[1]}.weight": tensor
@@ -188,5 +188,5 @@ def _check_adapter(path: Path) -> Card:
     """The card of an adapter file; ``UserError`` for any other."""
     card = model_file.read_card(path)
     if card.base is None:
-        raise UserError(f"{path} is a whole model already: there is nothing to merge")
+        raise UserError(f"{path} is already a whole model: there is nothing to merge")
     return card

@@ -43,11 +43,11 @@ class Source:
         if isinstance(given, str | Path):
             return _read(Path(given).expanduser())
         if isinstance(given, np.ndarray):
-            return Source(_checked(given, 4, "frames are an array [F, H, W, 3] of uint8"))
+            return Source(_checked(given, 4, "frames must be an array [F, H, W, 3] of uint8"))
         if isinstance(given, Sequence) and len(given):
             return _of_one_size(given, fit)
         kinds = "a path, a clip, a list of pictures or an array [F, H, W, 3]"
-        raise UserError(f"frames are {kinds}, not {_kind(given)}")
+        raise UserError(f"frames must be {kinds}, not {_kind(given)}")
 
     def words(self) -> dict[str, object]:
         """Keywords that follow from what is given."""
@@ -68,7 +68,7 @@ def picture(given: Picture) -> Frames:
         return video.read_image(Path(given).expanduser())
     if isinstance(given, Image.Image):
         return pictures.upright(given)
-    meant = "a picture is a path, a PIL picture or an array [H, W, 3] of uint8"
+    meant = "a picture must be a path, a PIL picture or an array [H, W, 3] of uint8"
     if isinstance(given, np.ndarray):
         return _checked(given, 3, meant)
     one = ": give one of its frames, such as clip[0]" if isinstance(given, Clip) else ""

@@ -59,7 +59,7 @@ class Grid:
         notes = self.told("min_length", config.min_length, least)
         notes += self.told("max_length", config.max_length, most)
         if least and most and least > most:
-            raise UserError("no length lies within the bounds: " + "; ".join(notes))
+            raise UserError("no possible length lies within the bounds: " + "; ".join(notes))
         return replace(config, min_length=least, max_length=most), notes
 
 

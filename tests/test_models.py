@@ -115,12 +115,12 @@ def test_a_name_of_nothing_is_told_alike_by_every_flag(opening, flow, monkeypatc
     assert (done.status, done.err) == (2, "flowcept: no model 'tehatre': did you mean theatre?\n")
 
 
-WHOLE = "is a whole model already: there is nothing to merge"
+WHOLE = "is already a whole model: there is nothing to merge"
 MERGED = {
     "theatre": f"{'{here}'}/shipped/theatre.safetensors {WHOLE}",
     "mine.safetensors": f"mine.safetensors {WHOLE}",
     "run": f"run/model.safetensors {WHOLE}",
-    "LTX-Video": "LTX-Video is a pretrained model, no adapter: there is nothing to merge",
+    "LTX-Video": "LTX-Video is a pretrained model, not an adapter: there is nothing to merge",
     "Lightricks/LTX-Video": "no adapter Lightricks/LTX-Video: give a file that flowcept train "
     "--lora wrote",
 }

@@ -33,11 +33,14 @@ def interp(
     flags: typer.Context,
     keyframes: Annotated[
         list[Path],
-        typer.Argument(help="two pictures or more, a clip, or clips", metavar="KEYFRAME"),
+        typer.Argument(help="two or more pictures, a clip, or several clips", metavar="KEYFRAME"),
     ],
     prompt: Prompt = "",
     multi: Annotated[
-        int, helped("frames between one keyframe and the next; default 1 in a clip", panel=LENGTH)
+        int,
+        helped(
+            "new frames in each gap between keyframes; default 1 if a clip is given", panel=LENGTH
+        ),
     ] = 0,
     fit: Fit = "crop",
     exact: Exact = None,

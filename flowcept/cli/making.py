@@ -77,7 +77,7 @@ def make_clips(
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
         if own.talks:
             most = max(studio.estimate(job.config, own.scale, **room) for job in jobs)
-            typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
+            typer.echo(f"needs up to about {most / 2**30:.1f} GiB of memory", err=True)
         told = _tell_of_words(studio, own, jobs)
         _make(studio, own, call, zip(clips, outputs, strict=True), told)
 
@@ -108,7 +108,7 @@ def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
         yield options
         return
     if count > 1 or options.as_json:
-        raise UserError("stdout takes one clip and nothing beside it: give --output a name")
+        raise UserError("stdout takes one clip and nothing else: give --output a name")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"clip{options.suffix}"
         yield replace(options, output=str(file), piped=True)

@@ -261,7 +261,7 @@ class Film:
         """What is read. Raises UserError where a file has no pictures."""
         found = streams(self.path, "Video")
         if not found:
-            raise UserError(f"cannot read {self.path}: it holds sound alone, pictures are needed")
+            raise UserError(f"cannot read {self.path}: it holds only sound: give a video")
         return max(found, key=Stream.rank)
 
     @property

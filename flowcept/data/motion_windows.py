@@ -264,7 +264,7 @@ class WindowDrawer:
             for layered in (False, True)
         }
         if not any(gaps for (_, layered), (gaps, _) in self._choices.items() if not layered):
-            raise UserError("nothing moves in the clips to learn from: give others")
+            raise UserError("nothing moves in the training clips: give others")
         self.sides = _fitting(data)
 
     @property

@@ -158,7 +158,7 @@ def add_lora(transformer: Any, rank: int) -> None:  # noqa: ANN401
     try:
         from peft import LoraConfig
     except ImportError as error:
-        message = 'to learn beside the weights needs peft; install it by pip install ".[diffusers]"'
+        message = 'training an adapter needs peft; install it by pip install ".[diffusers]"'
         raise UserError(message) from error
     targets = list(LORA_TARGETS)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))

@@ -89,9 +89,9 @@ def lengthened(data: bytes) -> bytes:
     ("data", "words"),
     [
         (b"", "is no usable .glb model"),
-        (b"solid cube\n" * 9, "no whole glTF 2 file"),
-        (strip().data()[:-40], "no whole glTF 2 file"),
-        (lengthened(strip().data()), "no whole glTF 2 file"),
+        (b"solid cube\n" * 9, "not a complete glTF 2 file"),
+        (strip().data()[:-40], "not a complete glTF 2 file"),
+        (lengthened(strip().data()), "not a complete glTF 2 file"),
         (strip().data().replace(b"accessors", b"accessorz"), "is no usable .glb model"),
         (strip().data().replace(b'"meshes"', b'"meshes",'), "is no usable .glb model"),
         (broken(lambda j: j.update(meshes=[{"primitives": []}])), "no triangles"),

@@ -92,7 +92,7 @@ def test_an_adapter_file_holds_only_what_was_learned(adapted: Path, base: Path):
     assert card.network.fps == card.fps == theatre.FPS
     told = model_file.describe(path, adapters.load_adapter(path, torch.float32))
     assert told["network"]["lora"] == RANK
-    with pytest.raises(UserError, match="is an adapter, no whole model: merge it first"):
+    with pytest.raises(UserError, match="is an adapter, not a whole model: merge it first"):
         model_file.load(path)
 
 
