@@ -429,9 +429,9 @@ class Studio:
             worst = min(self.codec.psnr(image_1CHW) for image_1CHW in image_FCHW.split(1))
         if worst < least:
             raise UserError(
-                f"{self.name} cannot show the given pictures well: its codec rebuilds them "
-                f"at {worst:.1f} dB, less than {least:.1f}; train on such pictures, use a pretrained model, or "
-                "continue with `anyway=True`"
+                f"{self.name} cannot show the given pictures well: its codec rebuilds "
+                f"them at {worst:.1f} dB, less than {least:.1f}; train on such pictures, use a "
+                "pretrained model, or continue with `anyway=True`"
             )
         return fitted_FHW3
 

@@ -294,7 +294,7 @@ def test_repeats_are_told_and_made_anew():
     config = RetimeConfig(target_fps=24, dedupe=True)
     made = Retimer(config=config).retime(clip, Path("o.apng"))
     frames, _ = video.read_video(Path("o.apng"))
-    assert made.notes == ["5 repeated frames made anew"]
+    assert made.notes == ["5 repeated frames replaced"]
     assert [place(one) for one in frames] == pytest.approx(
         [4, 6, 8, 10, 12, 14, 16, 18, 20, 20], abs=0.5
     )
@@ -409,7 +409,7 @@ def test_several_clips_go_into_a_folder(flow):
     [
         (["clip.mp4", "--slow", "0"], "--slow"),
         (["clip.mp4", "--target-fps", "0"], "--target-fps"),
-        (["clip.mp4", "--target-fps", "60", "-o", "clip.mp4"], "is what is read"),
+        (["clip.mp4", "--target-fps", "60", "-o", "clip.mp4"], "is an input"),
         (["clip.mp4", "clip.mp4", "-o", "made.mp4"], "folder"),
         (["clip.mp4", "a.png", "--slow", "2"], "a.png is a picture"),
         (["clip.mp4", "--slow", "2", "-m", "a.png"], "a.png"),

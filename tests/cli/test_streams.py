@@ -112,7 +112,7 @@ def test_a_percent_sign_is_a_letter_like_others(flow, fast):
 def test_a_prompt_that_looks_like_an_option_gets_the_way_out(flow, fast):
     result = flow("gen", "-a dog", *fast)
     assert (result.status, result.err.count("\n")) == (2, 1)
-    assert "goes after --" in result.err
+    assert "that begins with - after --" in result.err
     assert flow("gen", *fast, "--scale", 1, "-o", "o.mp4", "--", "-a dog").status == 0
 
 

@@ -147,7 +147,7 @@ def test_one_size_on_the_grid_or_none(clips, tiny_model, tmp_path):
     index = encode(clips, tmp_path / "a", settings_of(tiny_model, size="48x32"), quiet=True)
     assert index.size == (32, 48)
     told = refused(clips, tmp_path / "b", settings_of(tiny_model, size="50x32"))
-    assert "off the grid of this model, of 16 pixels: try" in told
+    assert "whose sides are multiples of 16: try" in told
     assert "48x32" in told
     assert not (tmp_path / "b").exists()
     for words in ({"buckets": "wide"}, {"buckets": "64x64", "size": "32"}, {"size": "x"}):
