@@ -137,7 +137,7 @@ def test_differences():
     assert like.difference(record, record) == ""
     assert like.difference(record, record | {"device": "cpu"}) == "device cpu (was cuda)"
     old = {"flowcept": "1", "torch": "2", "device": "cuda"}
-    assert like.difference(old, record) == "model file aaaaaaaaaaaa (was not noted)"
+    assert like.difference(old, record) == "model file aaaaaaaaaaaa (was not recorded)"
 
 
 def test_clips_that_cannot_be_made_again_here(flow, given, tiny_model):
