@@ -1,4 +1,4 @@
-"""Adapters: what was learned beside a pretrained model, in a small file that names its base.
+"""Adapters: small files of what was trained on top of a pretrained model, which they name.
 
 A base is told from others by a digest, so that an adapter never meets another model by mistake.
 """
@@ -31,7 +31,7 @@ ELSEWHERE = "give its place by --base FOLDER, or set FLOWCEPT_BASES to the folde
 
 
 def digest(folder: Path, part: str = "transformer") -> str:
-    """What tells a folder's transformer, or another part, from others: of files' headers, ends."""
+    """A digest that identifies a folder's transformer, or another part: of files' headers, ends."""
     found = hashlib.sha256()
     files = sorted((folder / part).glob("*.safetensors"))
     loaded = [one for one in files if WEIGHTS.fullmatch(one.name)]
@@ -45,7 +45,7 @@ def digest(folder: Path, part: str = "transformer") -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a model from all others: SHA-256 of its file, of a folder its ``digest``."""
+    """A digest that identifies a model: SHA-256 of its file, for a folder its ``digest``."""
     if path.is_dir():
         return digest(path)
     with path.open("rb") as file:
@@ -90,7 +90,7 @@ def outline(model: Model) -> Weights:
 
 
 def open_codec(model: Model) -> Codec:
-    """The codec of a model, or of a folder that holds that alone; the rest is not read."""
+    """The codec of a model, or of a folder that holds only a codec; the rest is not read."""
     if model.is_folder:
         return load_pretrained(model.path)
     if model_file.read_card(model.path).base is not None:
@@ -165,9 +165,9 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
 
 
 def export_lora(adapter: Path, output: Path) -> None:
-    """Write an adapter's matrices alone, as pipelines of diffusers read them; no base is needed.
+    """Write only an adapter's LoRA, as pipelines of diffusers read it; no base is needed.
 
-    What frames are told and the laws of missing frames, which only flowcept reads, stay out.
+    What only flowcept reads, such as the laws of missing frames, is left out.
     """
     rank = _check_adapter(adapter).network.lora
     if not rank:

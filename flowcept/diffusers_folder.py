@@ -41,7 +41,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Usual:
-    """What clips of a folder's pipeline are like where nothing is said."""
+    """What clips of a folder's pipeline are like by default."""
 
     size: tuple[int, int]  # height and width
     pictures: int

@@ -381,7 +381,7 @@ class Studio:
         return PROGRAM + memory.peak(self.weights, work, self.device)
 
     def _request(self, command: str, prompt: str, words: Mapping[str, object]) -> Request:
-        """What is asked for, in the model's own number of steps where none is named."""
+        """The request, by default with the model's own number of steps."""
         if not {"steps", "config"} & words.keys():
             words = {**words, "config": self.usual(settings.defaults(command))}
         request = Request.of(command, prompt, words)

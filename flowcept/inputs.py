@@ -1,4 +1,4 @@
-"""What a caller gives, brought to frames: paths, PIL pictures, arrays, clips.
+"""What a caller gives, turned into frames: paths, PIL pictures, arrays, clips.
 
 Shape suffixes: F frames, H W 3 a picture.
 """
@@ -23,7 +23,7 @@ Picture = str | Path | Image.Image | Frames
 
 @dataclass(frozen=True)
 class Source:
-    """Given pictures of one size; of a clip its rate and its sound, too."""
+    """Given pictures of one size; for a clip also its frame rate and sound."""
 
     frames_FHW3: Frames
     fps: float | None = None  # None: of no clip
@@ -50,11 +50,11 @@ class Source:
         raise UserError(f"frames must be {kinds}, not {_kind(given)}")
 
     def words(self) -> dict[str, object]:
-        """Keywords that follow from what is given."""
+        """Keywords that follow from the given pictures or clip."""
         return {"clip_fps": self.fps, "sound": self.sound}
 
     def usual(self, config: SampleConfig) -> int:
-        """Frames in every gap where none are named: 1 in a clip's, unless a length is asked for."""
+        """Default frames in every gap: 1 for a clip, unless a length is asked for."""
         chosen = config.frames or config.min_length or config.max_length
         return 0 if self.fps is None or chosen else 1
 

@@ -1,4 +1,4 @@
-"""Models in less memory, and how much they take: each way costs something, which its flag says.
+"""Models in less memory, and how much they take; the help of each flag names its price.
 
 Weights are those of the network, the codec and a prompt encoder that is read from a folder.
 """

@@ -152,7 +152,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
 
 
 def is_model(path: Path) -> bool:
-    """Whether a file says that it is a model of ours; of which format, and whole, is not asked."""
+    """Whether a file is marked as a model of ours; format and completeness are not checked."""
     try:
         return "flowcept" in _metadata(path)
     except UserError:

@@ -1,4 +1,4 @@
-"""What is asked for: a prompt, the controls of the sampler and the settings of the clip."""
+"""A request: a prompt, the settings of the sampler and those of the clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Watch = Callable[[Step], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ClipConfig):
-    """What is asked for, whatever the task."""
+    """All that is asked for in one call, for every task."""
 
     command: str
     prompt: str

@@ -30,12 +30,12 @@ LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow
 
 
 def random_seed() -> int:
-    """Of a clip for which none was given."""
+    """The seed of a clip for which none was given."""
     return secrets.randbelow(2**31)
 
 
 def seeds(first: int | None, count: int) -> list[int]:
-    """Of several clips: the first one's is given or random, the others are made from it."""
+    """Seeds of several clips: the first is given or random, the others are made from it."""
     if first is None:
         first = random_seed()
     return [first, *(mixed(first, "count", number) for number in range(1, count))]
@@ -70,7 +70,7 @@ class Rule:
 
 
 def within(low: float, high: float, shown: str | None = None) -> Rule:
-    """Both ends belong to it; ``shown`` is its range in the help, if other words are better."""
+    """A range with both ends; ``shown`` are other words for it in the help."""
     words = f"from {low} to {high}"
     range_ = words.removeprefix("from ") if shown is None else shown
     return Rule(words, lambda value: low <= value <= high, range_)
@@ -790,7 +790,7 @@ def _plain(name: str, kind: Any, value: object) -> object:  # noqa: ANN401
 
 
 def shown(value: object) -> str:
-    """A value that is wrong as a message quotes it: of a long one the beginning."""
+    """A wrong value as a message quotes it: the beginning of a long one."""
     return short(repr(value), LONGEST_QUOTE)
 
 

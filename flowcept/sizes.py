@@ -15,7 +15,7 @@ def step_of(weights: Weights) -> int:
 
 
 def words(size: Size) -> str:
-    """As people write it, width first."""
+    """A size as people write it, width first."""
     height, width = size
     return f"{width}x{height}"
 

@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def _tell_nobody() -> None:
-    """Where there is no console, as in a service, what is told goes nowhere."""
+    """Drop all output if there is no console, as in a service."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end

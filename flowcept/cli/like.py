@@ -52,7 +52,7 @@ def recall(context: typer.Context, like: Path | None) -> Path | None:
 
 
 def read(clip: Path) -> dict[str, Any]:
-    """What a clip says of how it was made."""
+    """The settings that a clip's file holds."""
     from flowcept.data import video
 
     record = video.read_metadata(clip)

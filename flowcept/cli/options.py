@@ -421,13 +421,13 @@ def _explained(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _option(parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - as Typer has it
-    """What Typer is told of a flag; None of an argument."""
+    """Typer's record of a flag; None for an argument."""
     found = getattr(parameter.annotation, "__metadata__", ())
     return next((one for one in found if isinstance(one, typer.models.OptionInfo)), None)
 
 
 def in_words(default: object) -> str:
-    """A default as the help says it."""
+    """A default as the help shows it."""
     if default is True:
         return "on"
     if not default or default is inspect.Parameter.empty:
@@ -451,7 +451,7 @@ def _many(rule: Rule) -> bool:
 
 
 def _range(rule: Rule | None) -> str:
-    """What a value must be, where that is not said beside the flag."""
+    """What a value must be, if it does not stand beside the flag."""
     if rule is None:
         return ""
     return rule.words if rule.choices and _many(rule) else rule.range

@@ -90,7 +90,7 @@ class Index:
 
     @property
     def key(self) -> str:
-        """What tells its shards from others."""
+        """A digest that identifies its shards."""
         return digest_of(sorted(self.made_of.items()))
 
     @cached_property
@@ -150,7 +150,7 @@ def named(size: Size) -> str:
 
 
 def digest_of_codec(codec: Codec) -> str:
-    """What tells a codec from others, whether its weights were kept as float32 or bfloat16."""
+    """A digest that identifies a codec, the same for weights kept as float32 or bfloat16."""
     digest = hashlib.sha256()
     for name, tensor in sorted(codec.state_dict().items()):
         half = tensor.detach().cpu().bfloat16().contiguous().reshape(-1)
@@ -223,7 +223,7 @@ def write_shard(
 
 
 def header_of(path: Path, index: Index) -> dict[str, Any]:
-    """What a shard says of itself; ``UserError`` for one that is damaged or of another folder."""
+    """A shard's header; ``UserError`` if the shard is damaged or of another folder."""
     again = "delete it and run flowcept encode again"
     try:
         with safe_open(path, framework="pt") as file:
@@ -304,7 +304,7 @@ class EncodedClips:
         return row_of(self.places[number], keyframes_of(number), f)
 
     def token_of(self, prompt: str) -> Tensor:
-        """The tokens `[R, D]` of a caption; ``UserError`` for what none of the clips says."""
+        """The tokens `[R, D]` of a caption; ``UserError`` for one that no clip has."""
         number = self.index.prompts.get(prompt)
         if number is None:
             raise UserError(f"the shards hold no embedding of the prompt {prompt[:40]!r}")

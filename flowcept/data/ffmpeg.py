@@ -148,7 +148,7 @@ class Run:
             self.process.__exit__(None, None, None)
 
     def wait(self) -> int:
-        """Exit status, once ffmpeg has ended and all that it said was heard."""
+        """Exit status, once ffmpeg has ended and all its output was read."""
         self._listener.join()
         return self.process.wait()
 

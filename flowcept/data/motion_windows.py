@@ -318,7 +318,7 @@ class WindowDrawer:
         return varied(window, rng)
 
     def _known(self, gap: Gap) -> tuple[bool, bool]:
-        """Whether the pictures before and after the gap are told."""
+        """Whether the pictures before and after the gap are given."""
         alone = self.rng.random(3)
         if alone[0] < self.data.config.alone:
             return False, False

@@ -50,7 +50,7 @@ BOARDS = ((236, 72, 72), (250, 196, 52), WHITE)  # surfboards
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that the caption tells."""
+    """Everything that the caption describes."""
 
     actor: str  # of ACTORS or SHAPES
     action: str  # of ACTIONS

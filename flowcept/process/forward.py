@@ -48,7 +48,7 @@ class Process(Protocol):
 
     @property
     def planned(self) -> bool:
-        """Whether frames are told their indices in the whole clip, from ``tau = 0`` on."""
+        """Whether frames know their indices in the whole clip, from ``tau = 0`` on."""
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         """``delay_F`` of every frame of a clip, float64; 0 for given frames."""
