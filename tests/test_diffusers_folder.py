@@ -338,7 +338,7 @@ def shortened(folder):
 
 
 DAMAGES = {
-    "DDIMScheduler is not one of rectified flow": lambda folder: edit(
+    "DDIMScheduler is not for rectified flow": lambda folder: edit(
         folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler"
     ),
     "has no scheduler/scheduler_config": lambda folder: shutil.rmtree(folder / "scheduler"),

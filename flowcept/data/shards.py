@@ -203,7 +203,7 @@ def trimmed(entries: Sequence[ClipEntry], codec: CodecConfig) -> list[Finding]:
         count, source = entry.num_frames, entry.source
         if lost := count - codec.pictures_of(codec.latents_of(count)):
             left_out = f"the last {lost} of {count} frames from {entry.start} on are left out"
-            reason = f"{left_out}: the codec takes groups of {codec.pictures_per_latent}"
+            reason = f"{left_out}: a latent holds {codec.pictures_per_latent} frames"
             findings.append(Finding(entry.path, "cut", reason, source.num_frames, source.fps))
     return findings
 

@@ -522,7 +522,7 @@ CONTRADICTIONS = [
     ("gen", ["-o", "o.png"], "frame_%04d.png"),
     ("gen", ["-o", "a.png/o.mp4"], "a.png is a file"),
     ("gen", ["-o", "a.png/"], "a.png is a file"),
-    ("gen", ["-o", "out"], "out.mp4, or a folder, out/?"),
+    ("gen", ["-o", "out"], "out.mp4 for one clip, or out/ for a folder"),
     ("gen", ["-o", "o.mp4", "--format", "webp"], "--format"),
     ("gen", ["-o", ".mp4"], ".mp4"),
     ("gen", ["-o", "x" * 300 + ".mp4"], "too long"),

@@ -118,7 +118,7 @@ def test_words_are_told_to_mean_nothing(flow, keys, tiny_motion):
     del keys
     result = flow("interp", "a.png", "b.png", "-p", "a dog", "-m", tiny_motion, "-o", "o.mp4")
     assert result.status == 0
-    assert "note: words mean nothing to this model" in result.out
+    assert "note: this model does not read prompts" in result.out
 
 
 def test_info(flow, tiny_motion):

@@ -56,7 +56,7 @@ def test_a_full_stdout_is_one_line_and_the_clip_is_there(fast):
     done = subprocess.run(command, shell=True, check=False, capture_output=True)
     assert done.returncode == 2
     (line,) = done.stderr.decode().splitlines()
-    assert line == "flowcept: what is told cannot be written: No space left on device"
+    assert line == "flowcept: cannot write to stdout: No space left on device"
     assert video.probe(Path("o.mp4")).num_frames == 2
 
 

@@ -199,7 +199,7 @@ def test_broken_models_are_told_and_left_out(tmp_path):
         ({"jobs": 0}, "at least 1"),
         (
             {"actors": "dog,cat"},
-            "unknown actor 'cat': choose names with commas of bee, cow, dog, great",
+            "unknown actor 'cat': choose from bee, cow, dog, great",
         ),
         ({"actors": ""}, "unknown actor ''"),
         ({"actions": "walking,knitting"}, "unknown action 'knitting': choose .* surfing"),

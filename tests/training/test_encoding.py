@@ -95,7 +95,7 @@ def test_pictures_off_the_grid_are_left_out_and_named(clips, tmp_path):
     model, said = write_model(tmp_path / "video.safetensors", "fake-video"), list[str]()
     index = encode(clips, tmp_path / "shards", settings_of(model), console=said.append)
     assert [clip.num_frames for clip in index.clips] == [1, 5, 5, 5, 5, 9, 9]
-    lost = [line for line in said if "left out: a latent takes 4" in line]
+    lost = [line for line in said if "left out: a latent holds 4 frames" in line]
     assert len(lost) == 5  # of six clips, two of which fill their latents
     assert EncodedClips(tmp_path / "shards", index, pytest.fail).lengths == [1, 2, 2, 2, 2, 3, 3]
 
