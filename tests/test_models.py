@@ -209,7 +209,8 @@ WRONG = {
     "what": "no model 'what': give a shipped name (motion, theatre), a .safetensors file, a run's "
     "folder, a diffusers folder, or a name on a hub such as Lightricks/LTX-Video",
     "~nobody-here/m": "no model '~nobody-here/m': there is no such user",
-    "begun": "the run in begun has written no model.safetensors yet: wait, or continue it with --resume",
+    "begun": "the run in begun has written no model.safetensors yet: wait, or continue it with "
+    "--resume",
     "empty": "empty holds no model: looked for a run's model.safetensors, model_index.json of "
     "diffusers",
     "LTX-Video/vae": f"LTX-Video/vae is one part of a model: give the whole folder, "
