@@ -589,8 +589,8 @@ def test_cuda_where_there_is_none(flow):
         ('{"prompt": "a", "frames": 3, "max_length": 2}', "--frames"),
         ('{"prompt": "a", "output": "o.xyz"}', ".xyz"),
         ('{"prompt": "a", "output": "p.jsonl/o.mp4"}', "p.jsonl is a file"),
-        ('{"prompt": "a", "output": "a\\u0000.mp4"}', "null"),
-        ('{"prompt": "a", "output": "\\ud800.mp4"}', "letter"),
+        ('{"prompt": "a", "output": "a\\u0000.mp4"}', "no name can have"),
+        ('{"prompt": "a", "output": "\\ud800.mp4"}', "no name can have"),
         ('{"prompt": ' + "[" * 100_000, "not JSON"),
     ],
 )
