@@ -46,20 +46,22 @@ def load(
     fp8: bool = False,
     tiling: bool = False,
 ) -> Studio:
-    """Open a model, ready to make clips.
+    """Open a model that makes clips.
 
     ``model`` is a shipped name, a model file, a run's folder, a diffusers folder, or a name on a
     hub, ``owner/model`` or ``owner/model@revision``. ``base`` names the pretrained model that an
-    adapter belongs to, where that has moved.
+    adapter needs, if it has moved.
 
     ``device`` is auto, cpu, cuda or mps; ``dtype`` is auto, float32, bfloat16 or float16;
     ``compile`` runs torch.compile on the network's blocks. ``size``, WIDTHxHEIGHT, is for
-    pretrained video models and what was trained of them, which make clips of many sizes.
+    pretrained video models and models trained from them, which make clips of many sizes.
 
-    Pretrained video models take less memory with ``offload``: ``encoder`` reads the prompt encoder,
-    uses it and lets go of it before the network comes, ``blocks`` keeps the network's blocks off
-    the device but for those that work, which is slower. ``fp8`` keeps its weights in 8 bits, a few
-    percent off, ``tiling`` decodes pictures in overlapping tiles, whose seams may show.
+    Three options make pretrained video models take less memory. ``offload="encoder"`` frees the
+    prompt encoder before the network is loaded; ``offload="blocks"`` also keeps on the device only
+    those blocks of the network that are at work, which is slower. ``fp8`` keeps the network's
+    weights in 8 bits; clips change a little. ``tiling`` decodes pictures in overlapping tiles;
+    seams may show.
+
     Raises ``flowcept.UserError`` when the file or the device cannot be used.
     """
     from flowcept.adapters import fingerprint, open_model

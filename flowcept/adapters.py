@@ -1,4 +1,4 @@
-"""Adapters: what was learned beside a pretrained model, in a small file that names its base.
+"""Adapters: small files of what was trained on top of a pretrained model, which they name.
 
 A base is told from others by a digest, so that an adapter never meets another model by mistake.
 """
@@ -27,11 +27,11 @@ from flowcept.networks.recipes import RECIPES
 from flowcept.networks.text import NoEncoder, build_encoder
 
 SAMPLED = 2**20  # bytes at both ends of a file of weights: fine-tuning changes some of them
-ELSEWHERE = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
+ELSEWHERE = "give its place by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds it"
 
 
 def digest(folder: Path, part: str = "transformer") -> str:
-    """What tells a folder's transformer, or another part, from others: of files' headers, ends."""
+    """A digest that identifies a folder's transformer, or another part: of files' headers, ends."""
     found = hashlib.sha256()
     files = sorted((folder / part).glob("*.safetensors"))
     loaded = [one for one in files if WEIGHTS.fullmatch(one.name)]
@@ -45,7 +45,7 @@ def digest(folder: Path, part: str = "transformer") -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a model from all others: SHA-256 of its file, of a folder its ``digest``."""
+    """A digest that identifies a model: SHA-256 of its file, for a folder its ``digest``."""
     if path.is_dir():
         return digest(path)
     with path.open("rb") as file:
@@ -90,7 +90,7 @@ def outline(model: Model) -> Weights:
 
 
 def open_codec(model: Model) -> Codec:
-    """The codec of a model, or of a folder that holds that alone; the rest is not read."""
+    """The codec of a model, or of a folder that holds only a codec; the rest is not read."""
     if model.is_folder:
         return load_pretrained(model.path)
     if model_file.read_card(model.path).base is not None:
@@ -129,7 +129,7 @@ def base_of(path: Path, given: str | None = None) -> Model:
             return model
         others.append(place)
     if others:
-        raise UserError(f"{path} was learned on another model than the one in {others[0]}")
+        raise UserError(f"{path} was trained on another model than {others[0]}; {ELSEWHERE}")
     raise UserError(
         why if given else f"{path} needs its base, which is not there: {_lost(base.source, why)}"
     )
@@ -165,13 +165,13 @@ def merge(adapter: Path, output: Path, base: str | None = None) -> None:
 
 
 def export_lora(adapter: Path, output: Path) -> None:
-    """Write an adapter's matrices alone, as pipelines of diffusers read them; no base is needed.
+    """Write only an adapter's LoRA, as pipelines of diffusers read it; no base is needed.
 
-    What frames are told and the laws of missing frames, which only flowcept reads, stay out.
+    What only flowcept reads, such as the laws of missing frames, is left out.
     """
     rank = _check_adapter(adapter).network.lora
     if not rank:
-        raise UserError(f"{adapter} has no matrices, it was learned with --lora 0: merge it whole")
+        raise UserError(f"{adapter} has no LoRA (trained with --lora 0): leave out --lora-only")
     stored = re.compile(r"network\.(transformer\..*\.lora_[AB])\.default\.weight")
     tensors = {
         f"{match[1]}.weight": tensor
@@ -188,5 +188,5 @@ def _check_adapter(path: Path) -> Card:
     """The card of an adapter file; ``UserError`` for any other."""
     card = model_file.read_card(path)
     if card.base is None:
-        raise UserError(f"{path} is a whole model already: there is nothing to merge")
+        raise UserError(f"{path} is already a whole model: there is nothing to merge")
     return card

@@ -24,8 +24,8 @@ Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new)
 class Clip:
     """One made clip and how it was made.
 
-    ``len(clip)`` frames, each ``[H, W, 3]`` of uint8: ``clip[0]``, ``clip[2:5]``, ``for frame in
-    clip``. A notebook plays it.
+    A clip is a sequence of ``len(clip)`` frames, each ``[H, W, 3]`` of uint8: ``clip[0]``,
+    ``clip[2:5]``, ``for frame in clip``. A notebook plays it.
     """
 
     frames_FHW3: Frames
@@ -47,7 +47,7 @@ class Clip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of a frame."""
         height, width = self.frames_FHW3.shape[1:3]
         return (height, width) if self.whole is None else self.whole.size
 
@@ -58,7 +58,7 @@ class Clip:
         return iter(self.shown)
 
     def __getitem__(self, place: int | slice) -> Frames:
-        """One frame ``[H, W, 3]``, or frames ``[F, H, W, 3]`` of a slice."""
+        """One frame ``[H, W, 3]``, or for a slice frames ``[F, H, W, 3]``."""
         if self.whole is None:
             return self.frames_FHW3[place]
         wanted = range(len(self))[place]
@@ -87,9 +87,9 @@ class Clip:
         return f'<video controls autoplay loop muted src="{source}"></video>{told}'
 
     def save(self, path: str | Path, *, metadata: bool = True) -> str | None:
-        """Write the clip; the suffix decides the format, and folders that are missing are made.
+        """Write the clip. The suffix sets the format; missing folders are made.
 
-        Returns what had to be changed, if anything.
+        Returns a note if something had to be changed for the format, else None.
         """
         path = Path(path).expanduser()
         told = self.settings if metadata else None

@@ -41,7 +41,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Usual:
-    """What clips of a folder's pipeline are like where nothing is said."""
+    """What clips of a folder's pipeline are like by default."""
 
     size: tuple[int, int]  # height and width
     pictures: int
@@ -70,7 +70,7 @@ def load(
     with torch.random.fork_rng(devices=[]):  # what is added to it starts the same without a codec
         codec = load_pretrained(folder / "vae") if stored is None else stored.codec
     if not isinstance(codec, PretrainedVideo):
-        raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
+        raise UserError(f"{folder}: its autoencoder is for pictures, not for videos")
     card = _card(folder, kind, codec, kind.size if size is None else sides(size))
     if change is not None:
         card = change(card)
@@ -94,7 +94,7 @@ def outline(folder: Path, source: str | None = None) -> Weights:
     with torch.device("meta"):
         codec = build_codec(read_config(folder / "vae"))
         if not isinstance(codec, PretrainedVideo):
-            raise UserError(f"{folder}: its autoencoder is one of pictures, not of videos")
+            raise UserError(f"{folder}: its autoencoder is for pictures, not for videos")
         card = _card(folder, kind, codec, kind.size)
         network = Backbone(card.network, card.process.shift)
     network.tasks, network.extends_backward = kind.tasks, kind.backward
@@ -130,7 +130,7 @@ def _kind(folder: Path) -> Kind:
         name = index.get("_class_name")
         raise UserError(f"{folder} holds a {name}; flowcept reads {', '.join(KINDS)}")
     if (index.get("transformer_2") or [None])[0] is not None:
-        raise UserError(f"{folder} has two transformers; flowcept reads models of one")
+        raise UserError(f"{folder} has two transformers; flowcept reads only models with one")
     return kind
 
 
@@ -170,7 +170,7 @@ def _network(
     """The network's settings; ``UserError`` where they fit neither codec nor size."""
     settings = _settings(folder, kind)
     if settings["in_channels"] != codec.config.channels:
-        raise UserError(f"{folder}: the transformer reads other latents than the autoencoder makes")
+        raise UserError(f"{folder}: the transformer cannot read the autoencoder's latents")
     patch = 1 if kind.transformer == LTX else settings["patch_size"][-1]
     check_grid(size, codec.config.compression * patch)
     channels, height, width = codec.latent_shape(size)
@@ -194,7 +194,7 @@ def check_grid(size: tuple[int, int], step: int) -> None:
     if any(side % step for side in size):
         height, width = size
         near = "x".join(str(max(round(side / step), 1) * step) for side in (width, height))
-        grid = f"off the grid of this model, of {step} pixels"
+        grid = f"no size of this model, whose sides are multiples of {step}"
         raise UserError(f'{width}x{height} is {grid}: try `size="{near}"`')
 
 
@@ -261,6 +261,6 @@ def _scheduler(folder: Path) -> Callable[[], Any]:
     name = str(settings.get("_class_name"))
     flows = name == EULER or settings.get("use_flow_sigmas")
     if not (flows and re.fullmatch(r"\w+Scheduler", name)):
-        raise UserError(f"{folder}: its scheduler {name} is not one of rectified flow")
+        raise UserError(f"{folder}: its scheduler {name} is not for rectified flow")
     made = _library(folder, name)
     return lambda: made.from_config(settings)

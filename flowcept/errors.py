@@ -9,10 +9,10 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: a file, a setting, the machine.
+    """Something that the user can fix is wrong: a file, a setting, the machine.
 
-    The message is a single line with the remedy. The command line prints it and exits with
-    status 2; a caller from Python may catch it. Everything else that is raised is our mistake.
+    The message is one line that says what to do. The command line prints it and exits with
+    status 2; a caller from Python may catch it. Any other exception is a bug.
     """
 
 

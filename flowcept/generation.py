@@ -59,13 +59,13 @@ ENDS = 256  # frames at either end of a file that extend reads, more than any mo
 # how well it does its own: the shipped one's own lie over 30, six of ten photographs under 28.
 USUAL_PSNR = 28.0
 MARGIN = 2.0  # decibels by which a given picture may be worse than those of training
-ALREADY_CLOSED = "the last frame is the first one: no way back is needed"
+ALREADY_CLOSED = "the last frame equals the first: the loop needs no frames back"
 
 
 class Studio:
     """A model ready to make clips: ``generate``, ``i2v``, ``interp``, ``extend``.
 
-    Keywords are the flags of the commands; ``help(studio.generate)`` explains each.
+    Keywords are the flags of the commands; ``help(model.generate)`` explains each.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class Studio:
             weights.network.bring_to(device)
 
     def at(self, size: str) -> Studio:
-        """The same model for frames of another size, WIDTHxHEIGHT, rounded to its grid.
+        """The same model for frames of another size, WIDTHxHEIGHT, rounded to one that it can make.
 
-        Raises ``UserError`` for a model that makes frames of one size, or of given pictures'.
+        Raises ``UserError`` if the model cannot make frames of another size.
         """
         step = sizes.step_of(self.weights)
         if step:
@@ -99,11 +99,11 @@ class Studio:
             return self._at(made, sized=True, notes=notes)
         if self.card.any_size or settings.sides(size) != self.card.size:
             own = sizes.own_words(self.card)
-            raise UserError(f"this model makes frames of {own}: leave out `size`")
+            raise UserError(f"this model only makes frames of {own}: leave out `size`")
         return self
 
     def like(self, given_FHW3: Frames) -> Studio:
-        """The same model for frames of the aspect of given ones, if it can and no size was said."""
+        """The same model, for frames of a given aspect if it can and no size was set."""
         step = sizes.step_of(self.weights)
         if self.sized or not step:
             return self
@@ -111,7 +111,7 @@ class Studio:
         made = sizes.of_aspect((height, width), self.card, step)
         if made == self.card.size:
             return self
-        told = f"frames of {sizes.words(made)}, the aspect of what is given; `size` says another"
+        told = f"frames of {sizes.words(made)}, to fit what is given; `size` sets another"
         return self._at(made, sized=False, notes=[told])
 
     def _at(self, size: tuple[int, int], *, sized: bool, notes: list[str]) -> Studio:
@@ -129,7 +129,7 @@ class Studio:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a clip's numbers depend on beside its settings."""
+        """What a clip's pixels depend on besides its settings: versions, model and device."""
         cpu = self.device.type == "cpu"
         return {
             "flowcept": __version__,
@@ -145,10 +145,10 @@ class Studio:
         """Raise ``UserError`` where the model is not for what a command makes."""
         tasks = self.weights.network.tasks
         if command not in tasks:
-            does = f"{self.name} is a model for {', '.join(sorted(tasks))} only"
-            remedy = f"take another one, such as {DEFAULT}"
+            does = f"{self.name} is a model only for {', '.join(sorted(tasks))}"
+            remedy = f"use another model, such as {DEFAULT}"
             if self.weights.network.grid:  # a pretrained one
-                remedy = "train it for that (flowcept train DATA --init FOLDER), or take another"
+                remedy = "train it for that (flowcept train DATA --init FOLDER), or use another"
             raise UserError(f"{does}, not for {command}: {remedy}")
 
     @overload
@@ -163,7 +163,7 @@ class Studio:
     def generate(
         self, prompt: Prompts, *, count: int = 1, **words: Unpack[Keywords]
     ) -> Clip | list[Clip]:
-        """A clip of a prompt; of several prompts, or a ``count`` over 1, a list of clips."""
+        """A clip from a prompt. Several prompts, or a ``count`` over 1, make a list of clips."""
         return self._each("gen", prompt, {"count": count, **words}, self._generated)
 
     @overload
@@ -222,7 +222,7 @@ class Studio:
     ) -> Clip | list[Clip]:
         """Frames between keyframes in order: a list of pictures, or the frames of a clip.
 
-        In a loop the first keyframe follows the last one, and all lengths count the way there.
+        In a loop the first keyframe follows the last one; lengths include the frames between them.
         """
         source = Source.of(keyframes, words.get("fit", "crop"))
         studio = self.like(source.frames_FHW3)
@@ -251,10 +251,10 @@ class Studio:
         count: int = 1,
         **words: Unpack[ExtendKeywords],
     ) -> Clip | list[Clip]:
-        """More frames after, before or around a clip, whose own frames stay as they are.
+        """More frames after, before or around a clip. The clip's own frames stay as they are.
 
-        Lengths (``frames``, ``min_length``, ``max_length``) count new frames in each direction.
-        The new frames are brought to the clip's size.
+        Lengths (``frames``, ``min_length``, ``max_length``) count the new frames in each direction.
+        The new frames get the clip's size.
         """
         source = Source.of(clip)
         studio = self.like(source.frames_FHW3)
@@ -278,7 +278,7 @@ class Studio:
         prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
         requests = [self._request(command, one, words) for one in prompts]
         if not requests:
-            raise UserError("there is no prompt in the list")
+            raise UserError("the list of prompts is empty: give at least one")
         clips = [make(one) for request in requests for one in request.repeated()]
         return clips[0] if len(clips) == 1 and prompts is not prompt else clips
 
@@ -321,7 +321,9 @@ class Studio:
         half of the longest trained clip, so that the rest of it is new.
         """
         if request.direction != "forward" and not self.weights.network.extends_backward:
-            raise UserError(f"{self.name} extends clips at their end alone: `direction=forward`")
+            raise UserError(
+                f"{self.name} can extend clips only at their end: use `direction=forward`"
+            )
         clip_FHW3, own = source.frames_FHW3, request.clip_fps or self.card.fps
         edges = self._edges(request.direction, request.context, len(clip_FHW3))
         made, notes = self._extended(clip_FHW3, edges, request)
@@ -336,9 +338,9 @@ class Studio:
         return replace(clip, before=made.before)
 
     def extend_file(self, file: video.Footage, prompt: str = "", **options: Any) -> Clip:  # noqa: ANN401
-        """``extend`` of a file that need not fit into memory, which is read again when it is saved.
+        """``extend`` for a file that may not fit into memory: saving the clip reads the file again.
 
-        Between its ends the clip's ``frames_FHW3`` lack frames, and have the model's size.
+        The clip's ``frames_FHW3`` hold only both ends of the file, at the model's size.
         """
         held = ENDS + 2 * (options.get("context") or 0)
         studio = self.like(next(iter(file))[None]) if self.weights.network.grid else self
@@ -372,12 +374,12 @@ class Studio:
         return PROGRAM + memory.peak(self.weights, work, self.device)
 
     def _request(self, command: str, prompt: str, words: Mapping[str, object]) -> Request:
-        """What is asked for, in the model's own number of steps where none is named."""
+        """The request, by default with the model's own number of steps."""
         if not {"steps", "config"} & words.keys():
             words = {**words, "config": self.usual(settings.defaults(command))}
         request = Request.of(command, prompt, words)
         if request.loop and "interp" not in self.weights.network.tasks:
-            raise UserError(f"{self.name} cannot make a way back between two frames: no `loop`")
+            raise UserError(f"{self.name} cannot make frames between two others: leave out `loop`")
         return request
 
     def usual(self, config: SampleConfig) -> SampleConfig:
@@ -420,9 +422,9 @@ class Studio:
             worst = min(self.codec.psnr(image_1CHW) for image_1CHW in image_FCHW.split(1))
         if worst < least:
             raise UserError(
-                f"{self.name} cannot show what is given: its codec rebuilds it at {worst:.1f} dB, "
-                f"less than {least:.1f}; train on such pictures, or on a pretrained backbone, or "
-                "go on with `anyway=True`"
+                f"{self.name} cannot show the given pictures well: its codec rebuilds "
+                f"them at {worst:.1f} dB, less than {least:.1f}; train on such pictures, use a "
+                "pretrained model, or continue with `anyway=True`"
             )
         return fitted_FHW3
 
@@ -454,7 +456,9 @@ class Studio:
             return made, [ALREADY_CLOSED]
         lengths = self._left(request.config, counted)
         if lengths is None:
-            return made, ["the length leaves no frame for the way back: the loop jumps"]
+            return made, [
+                "the length leaves no frame for the way back, so the loop jumps: raise it"
+            ]
 
         request = replace(request, seed=mixed(request.seed, "loop"))
         back = self._between(self._fitted(ends_2HW3), lengths, request)
@@ -569,9 +573,9 @@ class Studio:
         notes += self._room(count, config)
         made = self._between(fitted_FHW3, self._reaching(config, count), request)
         if len(set(made.places)) < count:
-            notes.append("two keyframes fell on one frame; `multi=K` puts K between them")
+            notes.append("two keyframes became one frame; `multi=K` puts K frames between them")
         if self.weights.network.gapwise and len(made.order) == count != config.frames:
-            notes.append("no frame was drawn between the keyframes; `multi=K` puts K there")
+            notes.append("the model put no frame between the keyframes; `multi=K` puts K there")
         return made, notes
 
     def _multiplied(self, fitted_FHW3: Frames, span: int, request: Request) -> Made:
@@ -617,7 +621,7 @@ class Studio:
         """A note where a clip to go on from does not play as those that were learned."""
         if abs(clip_fps / self.card.fps - 1) <= 0.25:
             return []
-        rates = f"{clip_fps:g} frames per second, the model learned from {self.card.fps:g}"
+        rates = f"{clip_fps:g} frames per second, the training clips {self.card.fps:g}"
         return [f"the clip has {rates}: new motion may look too slow or too fast"]
 
     def _grow(self, clip_FHW3: Frames, edge: Edge, request: Request) -> Made:
@@ -687,7 +691,7 @@ class Studio:
             return encode(image_FCHW).float()
 
     def _notes(self, request: Request, known: int | None, longest: int) -> Iterator[str]:
-        """What the user should know of what is asked for; ``known`` latents are sampled at once.
+        """Notes for the user on a request; ``known`` latents are sampled at once.
 
         None where the model chooses how many; ``longest`` are those of the longest trained clip.
         """
@@ -695,26 +699,26 @@ class Studio:
         yield from self.word_notes(request.prompt, request.negative_prompt, request.literal)
         if card.text.kind == "none":
             if request.prompt or request.negative_prompt:
-                yield "words mean nothing to this model: prompts have no effect"
+                yield "this model does not read prompts: they have no effect"
         elif request.negative_prompt and config.guidance == 1:
             yield "the negative prompt has no effect without guidance: add `guidance=2`"
         if known and known > 2 * longest:
             pictures, most = map(self.codec.pictures_of, (known, longest))
             yield f"{pictures} frames are far more than the longest trained clip, {most}"
         if not (self.weights.process.chooses or known or config.frames or config.max_length):
-            told = f"it makes {self.codec.pictures_of(longest)} unless `frames` says how many"
-            yield f"this model does not choose a number of frames: {told}"
+            told = f"it makes {self.codec.pictures_of(longest)} unless you give `frames`"
+            yield f"this model does not choose the length: {told}"
         if (known or config.frames) and config.length_scale != SampleConfig.length_scale:
             yield "`length_scale` has no effect: the length is given"
 
     def reading(self, prompt: str, literal: bool = False) -> Reading:
-        """A prompt in words that the model knows, as far as its lexicon has them."""
+        """The prompt, with words of the model in place of others where its lexicon has them."""
         if literal or self.card.lexicon is None:
             return Reading(prompt)
         return self.card.lexicon.read(prompt, self.card.words)
 
     def word_notes(self, prompt: str, negative: str = "", literal: bool = False) -> Iterator[str]:
-        """What the user should know of the words of a prompt and a negative one."""
+        """Notes for the user on the words of a prompt and a negative prompt."""
         read = self.reading(prompt, literal)
         for reading in (read, self.reading(negative, literal)):
             if reading.changes:
@@ -724,7 +728,7 @@ class Studio:
         familiar = COMMON_WORDS.union(known)
         unknown = [word for word in dict.fromkeys(words_of(read.text)) if word not in familiar]
         if unknown and known:
-            never = "never saw" if len(known) < WORDS else "hardly saw, if ever,"
+            never = "never saw" if len(known) < WORDS else "rarely or never saw"
             examples = [word for word in known if word not in COMMON_WORDS][:40]
             told = f"the model {never} {', '.join(map(repr, unknown))}"
             yield f"{told}; it knows for example: {', '.join(examples)}"
@@ -736,14 +740,14 @@ class Studio:
         roomy = count if self.beside else 2 * count - 1  # latents with one in every gap
         if count > (config.frames or config.max_length or count):
             least = self.codec.pictures_of(count)
-            raise UserError(f"{count} keyframes need {least} frames of this model at least")
+            raise UserError(f"{count} keyframes need at least {least} frames with this model")
         if asked or roomy <= longest:
             return []
         pictures = self.codec.pictures_of(longest)
-        told = f"{count} keyframes, and the longest trained clip has {pictures} frames"
+        told = f"{count} keyframes, but the longest training clip has {pictures} frames"
         if count >= longest:
-            raise UserError(f"{told}: say `multi=K` for K in every gap, `frames` or `max_length`")
-        return [f"{told}: not every gap gets one; `multi=K` puts K into every gap"]
+            raise UserError(f"{told}: give `multi=K` for K in every gap, `frames` or `max_length`")
+        return [f"{told}: some gaps get no frame; `multi=K` puts K into each"]
 
     def _out_of_memory(self, frames: int, request: Request, size: tuple[int, int]) -> UserError:
         need = f"{self._work(frames, request.config, request.scale, size) / 2**30:.1f} GiB"
@@ -823,6 +827,6 @@ def _sounding(clip: Clip, sound: Sound | None, start: float | None) -> Clip:
     if sound is None:
         return clip
     if start is None:
-        note = "sound is left out: the clip plays at another pace"
+        note = "sound is left out: the clip plays at another speed"
         return replace(clip, notes=[*clip.notes, note])
     return replace(clip, sound=replace(sound, start=sound.start + start))

@@ -37,7 +37,7 @@ SETTINGS = ("model_index.json", "transformer/config.json", "vae/config.json")  #
 WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 COPIES = ("*.bin", "*.fp16*", "*.bf16*", "*.fp32*", "*.msgpack", "*.h5", "*.onnx*", "*.gguf")
 NAME = re.compile(r"(?P<model>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-OFFLINE = "is not in the cache, or not whole, and HF_HUB_OFFLINE is set: unset it to fetch it"
+OFFLINE = "is not in the cache, or only in part, and HF_HUB_OFFLINE is set: unset it to download"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -68,7 +68,7 @@ def fetch(name: HubName, part: str = "", *, settings_only: bool = False) -> Path
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            f'{name} is a name on a hub: to fetch it, pip install ".[diffusers]"'
+            f'{name} is a model on a hub: to download it, pip install ".[diffusers]"'
         ) from error
     allowed = [*SETTINGS, *(f"{one}/*" for one in FOLDERS[part]), *ALONE[part]]
     kinds = {
@@ -145,5 +145,5 @@ def _refused(error: Exception, name: HubName) -> UserError:
             return UserError(f"{host} refused {name} (status {answer}): {remedy}")
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"{name} cannot be written to the cache: {error.strerror}")
-    cut = "what is fetched is kept; try again, or give a folder"
-    return UserError(f"{name} could not be fetched whole from {host} ({cut})")
+    cut = "finished files are kept; try again, or give a folder"
+    return UserError(f"{name} could not be downloaded from {host} ({cut})")

@@ -1,4 +1,4 @@
-"""What a caller gives, brought to frames: paths, PIL pictures, arrays, clips.
+"""What a caller gives, turned into frames: paths, PIL pictures, arrays, clips.
 
 Shape suffixes: F frames, H W 3 a picture.
 """
@@ -23,7 +23,7 @@ Picture = str | Path | Image.Image | Frames
 
 @dataclass(frozen=True)
 class Source:
-    """Given pictures of one size; of a clip its rate and its sound, too."""
+    """Given pictures of one size; for a clip also its frame rate and sound."""
 
     frames_FHW3: Frames
     fps: float | None = None  # None: of no clip
@@ -43,19 +43,19 @@ class Source:
         if isinstance(given, str | Path):
             return _read(Path(given).expanduser())
         if isinstance(given, np.ndarray):
-            meant = "frames are a list of pictures or an array [F, H, W, 3] of uint8"
+            meant = "frames must be a list of pictures or an array [F, H, W, 3] of uint8"
             return Source(_checked(given, 4, meant))
         if isinstance(given, Sequence) and len(given):
             return _of_one_size(given, fit)
         kinds = "a path, a clip, a list of pictures or an array [F, H, W, 3]"
-        raise UserError(f"frames are {kinds}, not {_kind(given)}")
+        raise UserError(f"frames must be {kinds}, not {_kind(given)}")
 
     def words(self) -> dict[str, object]:
-        """Keywords that follow from what is given."""
+        """Keywords that follow from the given pictures or clip."""
         return {"clip_fps": self.fps, "sound": self.sound}
 
     def usual(self, config: SampleConfig) -> int:
-        """Frames in every gap where none are named: 1 in a clip's, unless a length is asked for."""
+        """Default frames in every gap: 1 for a clip, unless a length is asked for."""
         chosen = config.frames or config.min_length or config.max_length
         return 0 if self.fps is None or chosen else 1
 
@@ -69,7 +69,7 @@ def picture(given: Picture) -> Frames:
         return video.read_image(Path(given).expanduser())
     if isinstance(given, Image.Image):
         return pictures.upright(given)
-    meant = "a picture is a path, a PIL picture or an array [H, W, 3] of uint8"
+    meant = "a picture must be a path, a PIL picture or an array [H, W, 3] of uint8"
     if isinstance(given, np.ndarray):
         return _checked(given, 3, meant)
     one = ": give one of its frames, such as clip[0]" if isinstance(given, Clip) else ""

@@ -23,79 +23,80 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Keywords(TypedDict, total=False):
-    """Of all four methods."""
+    """Keywords of all four methods."""
 
     steps: int
-    """denoising steps; more take longer and show more detail"""
+    """denoising steps; more steps take longer and show more detail"""
     guidance: float
     """how closely clips follow the prompt; 1: no guidance"""
     rate_temperature: float
-    """how much lengths and places of frames vary; 0: always the likeliest, over 1: more"""
+    """how much the number and places of new frames vary; 0: the likeliest, over 1: more varied"""
     refine: float
-    """once all frames are there, clean them again from this flow time on; 0: off"""
+    """when all frames are made, denoise them again from this flow time; 0: off"""
     frames: int | Literal["auto"] | None
     """frames of the clip; auto: the model chooses"""
     min_length: int | None
-    """fewest frames; default as in training"""
+    """fewest frames; default as in the training clips"""
     max_length: int | None
-    """most frames; default as in training"""
+    """most frames; default as in the training clips"""
     length_scale: float
-    """multiplies the number of frames that the model wants to add"""
+    """multiplies the number of frames that the model would add"""
     cache: bool
-    """compute finished frames once, after the last frame has come: a third less work"""
+    """compute finished frames only once: a third less work, more memory"""
     negative_prompt: str
     """what the clip should not show"""
     seed: int | None
     """the same seed makes the same clip; default a random one"""
     fps: float | None
-    """frames a second of playing; default the model's or the clip's"""
+    """frames per second; default the model's, or those of the given clip"""
     scale: int | None
-    """enlarge so many times; default to a short side of 256 pixels"""
+    """enlarge frames this many times; default to a short side of at least 256 pixels"""
     loop: bool
-    """add frames from the last one back to the first; lengths count them"""
+    """add frames that lead from the last one back to the first; lengths include them"""
     literal: bool
-    """read no word as another one that the model knows"""
+    """keep your words: replace none by words that the model knows"""
     config: SampleConfig
-    """all controls of the sampler at once; keywords replace single ones"""
+    """all settings of the sampler at once; keywords change single ones"""
     watch: Watch | None
-    """a function that is called with every step of the sampler"""
+    """a function that is called with each step of the sampler"""
 
 
 class PictureKeywords(Keywords, total=False):
-    """Of ``i2v``."""
+    """Keywords of ``i2v``."""
 
     fit: str
     """how a picture gets the model's size: crop, pad or stretch"""
     exact: bool | None
-    """put your own pixels into the given frames; default where sizes match"""
+    """keep the exact pixels of given frames; default where sizes match"""
     anyway: bool
-    """go on with pictures that the model cannot show well"""
+    """continue even if the model cannot show the given pictures well"""
 
 
 class InterpKeywords(PictureKeywords, total=False):
-    """Of ``interp``."""
+    """Keywords of ``interp``."""
 
     multi: int
-    """frames between one keyframe and the next; default 1 in a clip"""
+    """new frames in each gap between keyframes; 0: one if a clip is given, else the model
+    chooses"""
     clip_fps: float | None
-    """rate of what is given; default the clip's own, of pictures the model's"""
+    """frames per second of what is given; default the clip's own, for pictures the model's"""
     sound: str | Path | Sound | None
-    """a file whose sound is kept; default the clip's, None: silent"""
+    """a file whose sound the clip gets; default the given clip's, None: no sound"""
 
 
 class ExtendKeywords(Keywords, total=False):
-    """Of ``extend``."""
+    """Keywords of ``extend``."""
 
     direction: str
-    """where new frames go: forward, after the clip, backward, or both"""
+    """where new frames go: forward (after the clip), backward (before it) or both"""
     context: int | None
-    """frames of the clip that the model sees; default 8 or what it can"""
+    """frames of the clip that the model sees; default at most 8"""
     anyway: bool
-    """go on with pictures that the model cannot show well"""
+    """continue even if the model cannot show the given pictures well"""
     clip_fps: float | None
-    """rate of what is given; default the clip's own, of pictures the model's"""
+    """frames per second of what is given; default the clip's own, for pictures the model's"""
     sound: str | Path | Sound | None
-    """a file whose sound is kept; default the clip's, None: silent"""
+    """a file whose sound the clip gets; default the given clip's, None: no sound"""
 
 
 # ---- to here -----------------------------------------------------------------------------------

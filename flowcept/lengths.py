@@ -12,9 +12,9 @@ from flowcept.settings import SampleConfig
 
 @dataclass(frozen=True)
 class Grid:
-    """Numbers of pictures that a codec can make, and the latents of which they come.
+    """The numbers of pictures that a codec can make, and of the latents behind them.
 
-    A length may count new pictures only: ``known`` ones stand in the clip beside them.
+    A length may count only new pictures; ``known`` others are in the clip too.
     """
 
     codec: Codec
@@ -38,7 +38,7 @@ class Grid:
         return self.codec.latents_of(self.known + pictures + self.codec.pictures_per_latent - 1)
 
     def told(self, name: str, asked: int | None, latents: int | None) -> list[str]:
-        """A note where a number that was asked for is not made."""
+        """A note if the model cannot make exactly the number that was asked for."""
         if not asked or not latents or self.pictures(latents) == asked:
             return []
         first = ", ".join(str(self.pictures(self.least + more)) for more in range(3))
@@ -59,7 +59,7 @@ class Grid:
         notes = self.told("min_length", config.min_length, least)
         notes += self.told("max_length", config.max_length, most)
         if least and most and least > most:
-            raise UserError("no length lies within the bounds: " + "; ".join(notes))
+            raise UserError("no possible length lies within the bounds: " + "; ".join(notes))
         return replace(config, min_length=least, max_length=most), notes
 
 

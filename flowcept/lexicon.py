@@ -73,11 +73,11 @@ class Lexicon:
         except OSError as error:
             raise UserError(f"cannot read the lexicon {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is no lexicon: not JSON ({error})") from error
+            raise UserError(f"{path} is not a lexicon: not JSON ({error})") from error
         try:
             return from_mapping(Lexicon, found)
         except UserError as error:
-            raise UserError(f"{path} is no lexicon: {error}") from error
+            raise UserError(f"{path} is not a lexicon: {error}") from error
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` for a class that no text can hold, or that two kinds have."""

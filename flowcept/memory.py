@@ -1,4 +1,4 @@
-"""Models in less memory, and how much they take: each way costs something, which its flag says.
+"""Models in less memory, and how much they take; the help of each flag names its price.
 
 Weights are those of the network, the codec and a prompt encoder that is read from a folder.
 """
@@ -41,7 +41,7 @@ class Thrift:
             return
         if not (isinstance(network, Backbone) and isinstance(text, RecipeEncoder)):
             name = next(name for name, value in vars(self).items() if value not in ("none", False))
-            kinds = "pretrained video models and what was trained of them"
+            kinds = "pretrained video models and models trained from them"
             raise UserError(f"`{name}` is for {kinds}: leave it out")
         text.let_go = self.offload != "none"
         if self.fp8:

@@ -144,7 +144,7 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.detach().to("cpu", kind).contiguous()
         if not bool(tensors[name].isfinite().all()):
-            raise UserError(f"not written: {name} is not finite; train with a lower rate")
+            raise UserError(f"not written: {name} is not finite; train with a lower learning rate")
     network = {"family": family_of(weights.card.network), **asdict(weights.card.network)}
     record = {"format": FORMAT, **asdict(weights.card), "network": network}
     for name in ("lexicon", "sizes"):  # without them the file is as it always was
@@ -164,7 +164,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
 
 
 def is_model(path: Path) -> bool:
-    """Whether a file says that it is a model of ours; of which format, and whole, is not asked."""
+    """Whether a file is marked as a model of ours; format and completeness are not checked."""
     try:
         return "flowcept" in _metadata(path)
     except UserError:
@@ -188,7 +188,7 @@ def load(
     info = _description(path)
     card = _card(info, path)
     if card.base is not None:
-        raise UserError(f"{path} is an adapter, no whole model: merge it first (flowcept merge)")
+        raise UserError(f"{path} is an adapter, not a whole model: merge it first (flowcept merge)")
     frozen = (text or build_encoder(card.text)) if card.text.kind in FROZEN else None
     try:
         with torch.device("meta"):  # where no size that a card claims takes memory
@@ -197,7 +197,9 @@ def load(
     except UserError:
         raise
     except Exception as error:  # modules raise what they like for sizes out of all reason
-        raise UserError(f"{path}: its settings make no model ({_line(error)})") from error
+        raise UserError(
+            f"{path}: its settings describe no usable model ({_line(error)})"
+        ) from error
     fill(weights, path, info["format"])
     for module in (weights.network, weights.text, weights.codec):
         module.eval().requires_grad_(requires_grad=False)
@@ -274,7 +276,9 @@ def _settings_of_2(info: Mapping[str, Any]) -> dict[str, Any]:
         for name, only in gone.items():
             found = parts[part].pop(name, only)
             if found != only:
-                raise UserError(f"{name} {shown(found)} has left flowcept: train the model again")
+                raise UserError(
+                    f"{name} {shown(found)} is no longer supported: train the model again"
+                )
     parts["process"].pop("block", None)
     for then, now in SETTINGS_OF_2.items():
         parts["network"][now] = parts["network"].pop(then)
@@ -363,7 +367,7 @@ def _card(info: Mapping[str, Any], path: Path) -> Card:
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
         problems = [_line(error)]
     if problems:
-        raise UserError(f"{path}: no model can be made of its description ({problems[0]})")
+        raise UserError(f"{path}: its description is of no usable model ({problems[0]})")
     return card
 
 

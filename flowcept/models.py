@@ -127,7 +127,9 @@ def _of_folder(folder: Path, part: str) -> Model:
     if inside is not None:
         return Model(inside, own.name, str(inside.absolute()))
     if (folder / "config.toml").is_file():
-        raise UserError(f"the run in {folder} has written no {FILE} yet: wait for it, or --resume")
+        raise UserError(
+            f"the run in {folder} has written no {FILE} yet: wait, or continue it with --resume"
+        )
     if (folder / "config.json").is_file() and (own.parent / INDEX).is_file():
         raise UserError(f"{folder} is one part of a model: give the whole folder, {own.parent}")
     files = f"a run's {FILE}, {INDEX} of diffusers" + (", config.json of its own" if part else "")

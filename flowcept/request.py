@@ -1,4 +1,4 @@
-"""What is asked for: a prompt, the controls of the sampler and the settings of the clip."""
+"""A request: a prompt, the settings of the sampler and those of the clip."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Watch = Callable[[Step], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ClipConfig):
-    """What is asked for, whatever the task."""
+    """All that is asked for in one call, for every task."""
 
     command: str
     prompt: str
     seed: int = setting(0, "of this clip", settings.SEED)
     config: SampleConfig = setting(
-        SampleConfig(), "all controls of the sampler at once; keywords replace single ones"
+        SampleConfig(), "all settings of the sampler at once; keywords change single ones"
     )  # lengths in pictures
-    watch: Watch | None = setting(None, "a function that is called with every step of the sampler")
+    watch: Watch | None = setting(None, "a function that is called with each step of the sampler")
     clip_fps: float | None = setting(
         None,
-        "rate of what is given; default the clip's own, of pictures the model's",
+        "frames per second of what is given; default the clip's own, for pictures the model's",
         settings.STATED,
     )
     sound: Sound | None = setting(
-        None, "a file whose sound is kept; default the clip's, None: silent"
+        None, "a file whose sound the clip gets; default the given clip's, None: no sound"
     )
 
     def __post_init__(self) -> None:

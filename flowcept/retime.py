@@ -1,4 +1,4 @@
-"""A whole clip at another rate or pace: each frame at its exact time, made from those around it.
+"""A whole clip at another frame rate or speed: each frame at its time, from those around it.
 
 A clip comes and goes as a stream. Of its own pictures about four are held, those around the gap at
 work, with the motion between neighbours, which two gaps share; what is made goes to the encoder at
@@ -280,18 +280,18 @@ class Report:
         """Sentences for the user."""
         told = []
         if self.cuts:
-            told.append(f"{counted(self.cuts, 'scene cut')}: frames there are repeated")
+            told.append(f"{counted(self.cuts, 'scene cut')}: frames are repeated there")
         if self.dissolved:
             told.append(
-                f"{counted(self.dissolved, 'gap')} with too much motion: pictures dissolve there"
+                f"{counted(self.dissolved, 'gap')} with too much motion: frames are blended there"
             )
         if self.repeats and config.dedupe:
-            told.append(f"{counted(self.repeats, 'repeated frame')} made anew")
+            told.append(f"{counted(self.repeats, 'repeated frame')} replaced")
         elif self.repeats:
             many = counted(self.repeats, "frame")
-            told.append(f"{many} like the one before: --dedupe makes them anew")
+            told.append(f"{many} like the one before: --dedupe replaces them")
         if self.transparent and not keeps_alpha:
-            told.append("transparency is lost: this format holds none; webm, webp, apng and PNG do")
+            told.append("transparency is lost: this format has none; webm, webp, apng and PNG do")
         return told
 
 

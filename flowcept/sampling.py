@@ -1,4 +1,4 @@
-"""What the sampler is handed, and what it made: given frames in, pictures out.
+"""What the sampler gets, and what it made: given frames in, pictures out.
 
 Shape suffixes: F frames, H W 3 a picture, C H W channels and size of a latent.
 """

@@ -30,12 +30,12 @@ LARGEST = 1_000_000  # of any setting of the sampler: beyond it numbers overflow
 
 
 def random_seed() -> int:
-    """Of a clip for which none was given."""
+    """The seed of a clip for which none was given."""
     return secrets.randbelow(2**31)
 
 
 def seeds(first: int | None, count: int) -> list[int]:
-    """Of several clips: the first one's is given or random, the others are made from it."""
+    """Seeds of several clips: the first is given or random, the others are made from it."""
     if first is None:
         first = random_seed()
     return [first, *(mixed(first, "count", number) for number in range(1, count))]
@@ -70,7 +70,7 @@ class Rule:
 
 
 def within(low: float, high: float, shown: str | None = None) -> Rule:
-    """Both ends belong to it; ``shown`` is its range in the help, if other words are better."""
+    """A range with both ends; ``shown`` are other words for it in the help."""
     words = f"from {low} to {high}"
     range_ = words.removeprefix("from ") if shown is None else shown
     return Rule(words, lambda value: low <= value <= high, range_)
@@ -119,7 +119,7 @@ OFFLOAD = one_of("none", "encoder", "blocks")
 # Panels of the help, in which flags stand together
 INPUT, OUTPUT, LENGTH, SAMPLING = "Input", "Output", "Length", "Sampling"
 TRAINING, COMPUTER = "Training", "Device"
-RETIMING = "Whole clips at another rate or pace"
+RETIMING = "Whole clips at another frame rate or speed"
 
 
 def setting(
@@ -176,35 +176,33 @@ def check_prompt(text: str) -> None:
 
 @dataclass(frozen=True)
 class SampleConfig(Settings):
-    """Controls of the sampler; the command line takes its defaults from here."""
+    """Settings of the sampler, with their defaults."""
 
     panel = SAMPLING
 
-    steps: int = setting(8, "denoising steps; more take longer and show more detail", COUNT)
+    steps: int = setting(8, "denoising steps; more steps take longer and show more detail", COUNT)
     guidance: float = setting(2.0, "how closely clips follow the prompt; 1: no guidance", STRENGTH)
     rate_temperature: float = setting(
         1.0,
-        "how much lengths and places of frames vary; 0: always the likeliest, over 1: more",
+        "how much the number and places of new frames vary; 0: the likeliest, over 1: more varied",
         STRENGTH,
     )
     refine: float = setting(
-        0.0, "once all frames are there, clean them again from this flow time on; 0: off", SHARE
+        0.0, "when all frames are made, denoise them again from this flow time; 0: off", SHARE
     )
     frames: int | None = setting(
         None, "frames of the clip; auto: the model chooses", COUNT, panel=LENGTH
     )
     min_length: int | None = setting(
-        None, "fewest frames; default as in training", COUNT, panel=LENGTH
+        None, "fewest frames; default as in the training clips", COUNT, panel=LENGTH
     )
     max_length: int | None = setting(
-        None, "most frames; default as in training", COUNT, panel=LENGTH
+        None, "most frames; default as in the training clips", COUNT, panel=LENGTH
     )
     length_scale: float = setting(
-        1.0, "multiplies the number of frames that the model wants to add", SCALE, panel=LENGTH
+        1.0, "multiplies the number of frames that the model would add", SCALE, panel=LENGTH
     )
-    cache: bool = setting(
-        True, "compute finished frames once, after the last frame has come: a third less work"
-    )
+    cache: bool = setting(True, "compute finished frames only once: a third less work, more memory")
 
     @property
     def refine_age(self) -> int:
@@ -228,53 +226,57 @@ class SampleConfig(Settings):
 
 @dataclass(frozen=True)
 class ClipConfig(Settings):
-    """What is asked for of a clip, beside the controls of the sampler; each task takes some."""
+    """Settings of a clip besides those of the sampler; each task takes some."""
 
     negative_prompt: str = setting("", "what the clip should not show")
     seed: int | None = setting(
         None, "the same seed makes the same clip; default a random one", SEED
     )
-    count: int = setting(1, "clips of each prompt, with other seeds", within(1, 10_000))
+    count: int = setting(1, "clips for each prompt, each with its own seed", within(1, 10_000))
     fps: float | None = setting(
-        None, "frames a second of playing; default the model's or the clip's", STATED
+        None, "frames per second; default the model's, or those of the given clip", STATED
     )
     scale: int | None = setting(
-        None, "enlarge so many times; default to a short side of 256 pixels", within(1, 64)
+        None,
+        "enlarge frames this many times; default to a short side of at least 256 pixels",
+        within(1, 64),
     )
     loop: bool = setting(
-        False, "add frames from the last one back to the first; lengths count them"
+        False, "add frames that lead from the last one back to the first; lengths include them"
     )
-    literal: bool = setting(False, "read no word as another one that the model knows")
+    literal: bool = setting(False, "keep your words: replace none by words that the model knows")
     fit: str = setting("crop", "how a picture gets the model's size: crop, pad or stretch", FIT)
     exact: bool | None = setting(
-        None, "put your own pixels into the given frames; default where sizes match"
+        None, "keep the exact pixels of given frames; default where sizes match"
     )
-    anyway: bool = setting(False, "go on with pictures that the model cannot show well")
+    anyway: bool = setting(False, "continue even if the model cannot show the given pictures well")
     multi: int = setting(
         0,
-        "frames between one keyframe and the next; 0: one in a clip, else the model chooses",
+        "new frames in each gap between keyframes; 0: one if a clip is given, else the model chooses",
         BETWEEN,
     )
     direction: str = setting(
-        "forward", "where new frames go: forward, after the clip, backward, or both", DIRECTION
+        "forward",
+        "where new frames go: forward (after the clip), backward (before it) or both",
+        DIRECTION,
     )
     context: int | None = setting(
-        None, "frames of the clip that the model sees; default 8 or what it can", COUNT
+        None, "frames of the clip that the model sees; default at most 8", COUNT
     )
 
 
 @dataclass(frozen=True)
 class RetimeConfig(Settings):
-    """How a whole clip is brought to another rate or pace."""
+    """How a whole clip gets another frame rate or speed."""
 
     panel = RETIMING
 
     target_fps: float | None = setting(
-        None, "frames a second of the result; default twice the clip's", STATED
+        None, "frames per second of the result; default twice the clip's", STATED
     )
-    slow: float = setting(1.0, "play so many times slower, at the clip's frame rate", SLOWNESS)
+    slow: float = setting(1.0, "play this many times slower, at the clip's frame rate", SLOWNESS)
     dedupe: bool = setting(
-        False, "make frames anew that only repeat the one before", names="--dedupe"
+        False, "replace frames that only repeat the one before", names="--dedupe"
     )
 
     @property
@@ -298,7 +300,9 @@ def check_keyframes(config: SampleConfig, count: int, multi: int) -> None:
         raise UserError("interp needs two keyframes at least: give two pictures, or a clip")
     BETWEEN.check("multi", multi)
     if multi and (config.frames or config.min_length or config.max_length):
-        raise UserError("`multi` fixes the length: leave out `frames` and its bounds")
+        raise UserError(
+            "`multi` sets the length: leave out `frames`, `min_length` and `max_length`"
+        )
     for name, value in (("frames", config.frames), ("max_length", config.max_length)):
         if value is not None and value < count:
             raise UserError(f"`{name}={value}` is under the number of keyframes, {count}")
@@ -320,16 +324,19 @@ class DataSettings(Settings):
 
     size: str = setting("64", "pixels of a frame: 64 for a square, or WIDTHxHEIGHT", SIZE)
     fps: float = setting(
-        0.0, "frames a second of the clips; 0: the commonest rate of the folder", RATE
+        0.0, "frames per second of the clips; 0: the folder's most common rate", RATE
     )
     min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
     max_frames: int = setting(64, "clips of more frames are cut into pieces", POSITIVE)
     fit: str = setting("crop", "how frames get the size", FIT)
     held_out: float = setting(
-        0.02, "share of the clips that is not learned from, to score on", SHARE, panel=TRAINING
+        0.02,
+        "share of the clips kept out of training, to score the model on",
+        SHARE,
+        panel=TRAINING,
     )
     lexicon: str = setting(
-        "", "file of words that people use for those of captions; stays in the model"
+        "", "file of words that people use in place of the captions' words; kept in the model"
     )
 
     def __post_init__(self) -> None:
@@ -350,27 +357,25 @@ class EncodeSettings(Settings):
     panel = TRAINING
 
     codec: str = setting(
-        "", "makes latents: a diffusers folder, a model file or a shipped name such as theatre"
+        "", "what makes the latents: a diffusers folder, a model file or a shipped name, theatre"
     )
     text: str = setting(
-        "", "folder whose prompt encoder reads the captions; without it they stay words"
+        "", "folder whose prompt encoder encodes the captions; without it they stay text"
     )
     buckets: str = setting(
-        "", "AREA as WIDTHxHEIGHT: each clip gets the one of several sizes of this area that crops "
-        "it least; none: all get one size; default the area of a diffusers folder's own size"
+        "", "an area as WIDTHxHEIGHT: of several sizes of it each clip gets the one that crops it "
+        "least; none: one size for all; default the area of the diffusers folder's own size"
     )  # fmt: skip
-    size: str = setting(
-        "", "the one size of all frames, WIDTHxHEIGHT; default that of the model", ONE_SIZE
-    )
+    size: str = setting("", "one size for all frames, WIDTHxHEIGHT; default the model's", ONE_SIZE)
     fps: float = setting(0.0, "frames per second; 0: the folder's most common rate", RATE)
     min_frames: int = setting(1, "clips of fewer frames are left out", POSITIVE)
     max_frames: int = setting(
-        0, "clips of more frames are cut into pieces; 0: as many as the model usually makes", NUMBER
+        0, "longer clips are cut into pieces; 0: as many frames as the model usually makes", NUMBER
     )
     fit: str = setting("crop", "how frames get their size", FIT)
     shard_clips: int = setting(
         32,
-        "clips in a shard: with fewer, less is lost when stopped and more processes share",
+        "clips in a shard; with fewer, a stop loses less and more processes can share the work",
         COUNT,
     )
     device: str = setting("auto", "where to compute", DEVICE, panel=COMPUTER)
@@ -398,7 +403,7 @@ class CodecSettings(Settings):
     compression: int = setting(4, "pixels per latent cell along each side: 4, 8 or 16", POSITIVE)
     codec_channels: int = setting(6, "channels of a latent", POSITIVE)
     codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
-    codec_steps: int = setting(4000, "training steps of the autoencoder; 0: as it is", NUMBER)
+    codec_steps: int = setting(4000, "training steps of the autoencoder; 0: no training", NUMBER)
     codec_batch: int = setting(16, "frames per training step of the autoencoder", POSITIVE)
     codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder", POSITIVE)
     adversarial: float = setting(0.0, "weight of a discriminator, for sharpness; 0: off", NUMBER)
@@ -420,13 +425,13 @@ class NetworkSettings(Settings):
         0, "blocks that guess a frame from its finished neighbours; 0: none", NUMBER
     )
     place: bool = setting(
-        False, "frames know their place in the clip; clips longer than those of training suffer"
+        False, "give frames their place in the clip; worse on clips longer than the training clips"
     )
-    window: int = setting(0, "how many frames away a frame still sees others; 0: all", NUMBER)
+    window: int = setting(0, "how many frames on each side a frame sees; 0: all", NUMBER)
     compositions: int = setting(
-        64, "features of the law of how many frames lie in which gap; 0: only their means", NUMBER
+        64, "features that predict how many frames go into which gap; 0: only their means", NUMBER
     )
-    pooled: bool = setting(False, "read gaps from the patches' mean: a token less for every frame")
+    pooled: bool = setting(False, "predict gaps from the patches' mean: one token less per frame")
 
 
 @dataclass(frozen=True)
@@ -437,7 +442,9 @@ class TextSettings(Settings):
 
     text_width: int = setting(192, "width of the prompt encoder, in channels", POSITIVE)
     text_depth: int = setting(3, "blocks of the prompt encoder", POSITIVE)
-    text_source: str = setting("", "folder of a frozen T5 or CLIP; without it one is trained")
+    text_source: str = setting(
+        "", "folder of a frozen T5 or CLIP encoder; without it a new one is trained"
+    )
 
 
 @dataclass(frozen=True)
@@ -447,15 +454,15 @@ class ProcessSettings(Settings):
     panel = "Process"
 
     schedule: str = setting(
-        "linear", "when frames appear: linear, or power:EXPONENT, early with one under 1"
+        "linear", "when frames appear: linear, or power:EXPONENT; an exponent under 1 is earlier"
     )
-    shift: float = setting(1.0, "over 1 spends more of the denoising on noise", POSITIVE)
+    shift: float = setting(1.0, "over 1: more of the steps at high noise", POSITIVE)
     first: bool = setting(False, "a clip without given frames starts with its first frame")
     planned: bool = setting(
-        False, "draw the length and all places at the start, and tell them to the frames"
+        False, "choose the length and all places at the start; frames then know their place"
     )
     late: float = setting(
-        0.5, "share of training on clips that are complete; less is less work", INSIDE
+        0.5, "share of training on complete clips; a smaller share is less work", INSIDE
     )
     fill: float = setting(
         0.0, "share of complete clips whose finished frames are made noisy again", SHARE
@@ -498,7 +505,7 @@ class ObjectiveSettings(Settings):
     )
     context_dropout: float = setting(0.1, "share of clips shown without given frames", SHARE)
     paraphrase: float = setting(
-        0.1, "share of the captions' words shown as others of the lexicon", SHARE
+        0.1, "share of the captions' words replaced by other words of the lexicon", SHARE
     )
 
 
@@ -508,25 +515,28 @@ class OptimizerSettings(Settings):
 
     panel = TRAINING
 
-    init: str = setting("", f"a model to go on from: {MODEL}")
+    init: str = setting("", f"a model to start from: {MODEL}")
     lora: int = setting(
-        0, "rank of an adapter beside a diffusers folder; 0: the folder's weights learn", NUMBER
+        0, "rank of an adapter for a diffusers folder; 0: train the folder's own weights", NUMBER
     )
     freeze: bool = setting(
-        False, "the own weights of a diffusers folder stay, without LoRA too: lengths are learned"
+        False,
+        "do not train a diffusers folder's own weights; without LoRA only lengths are learned",
     )
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(
         0.0, "hours of the whole run, reading and codec included; 0: no limit", NUMBER
     )
-    tokens: int = setting(4096, "tokens per step, over all processes", POSITIVE)
+    tokens: int = setting(4096, "tokens per step, of all processes together", POSITIVE)
     micro_tokens: int = setting(
         8192, "tokens at once; a larger step is computed in parts, in less memory", POSITIVE
     )
     learning_rate: float = setting(1e-3, "peak learning rate", POSITIVE)
     warmup: int = setting(200, "steps over which the learning rate rises", NUMBER)
-    decay: float = setting(0.3, "last share of the run, in which the rate falls to 0", SHARE)
-    weight_decay: float = setting(0.01, "of AdamW; transformer: on matrices only", NUMBER)
+    decay: float = setting(0.3, "share of the run, at its end, in which the rate falls to 0", SHARE)
+    weight_decay: float = setting(
+        0.01, "weight decay of AdamW; transformer: of matrices only", NUMBER
+    )
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
     clip: float = setting(1.0, "largest norm of the gradient", POSITIVE)
 
@@ -538,7 +548,7 @@ class PlainMachineSettings(Settings):
     panel = COMPUTER
 
     seed: int = setting(
-        0, "of weights, order of the data and noise; the same one trains the same model", SEED,
+        0, "of weights, order and noise; the same seed trains the same model", SEED,
         panel=TRAINING,
     )  # fmt: skip
     dtype: str = setting("auto", "precision of matrix products", one_of("auto", *EXPORT.choices))
@@ -551,12 +561,10 @@ class MachineSettings(PlainMachineSettings):
 
     checkpointing: bool = setting(
         False,
-        "recompute blocks in the backward pass: less memory, a forward pass more a step",
+        "recompute blocks in the backward pass: less memory, one more forward pass per step",
         panel=TRAINING,
     )
-    compile: bool = setting(
-        False, "torch.compile of the blocks: a slow start, then faster", panel=TRAINING
-    )
+    compile: bool = setting(False, "use torch.compile: a slow start, then faster", panel=TRAINING)
 
 
 @dataclass(frozen=True)
@@ -565,9 +573,11 @@ class ReportSettings(Settings):
 
     panel = OUTPUT
 
-    sample_every: int = setting(1000, "steps between contact sheets; one at step 100", POSITIVE)
-    save_every: int = setting(500, "steps between states to resume from", POSITIVE)
-    eval_every: int = setting(500, "steps between scores of the clips held out", POSITIVE)
+    sample_every: int = setting(
+        1000, "steps between contact sheets; the first at step 100", POSITIVE
+    )
+    save_every: int = setting(500, "steps between saved states to resume from", POSITIVE)
+    eval_every: int = setting(500, "steps between scores on held-out clips", POSITIVE)
     log_every: int = setting(20, "steps between lines of the log", POSITIVE)
     export_dtype: str = setting("bfloat16", "how the model file stores weights", EXPORT)
 
@@ -634,11 +644,11 @@ class MotionSettings(Settings):
     panel = TRAINING
 
     photos: str = setting("", "folder of pictures from which moving layers are cut")
-    layers: int = setting(200, "clips of moving layers that are drawn", NUMBER)
-    layered_share: float = setting(0.3, "share of these in what is learned from", SHARE)
-    max_shots: int = setting(400, "shots of at most 64 frames kept of all clips", POSITIVE)
+    layers: int = setting(200, "clips of moving layers to draw", NUMBER)
+    layered_share: float = setting(0.3, "share of these clips in training", SHARE)
+    max_shots: int = setting(400, "most shots to keep, each of at most 64 frames", POSITIVE)
     held_out: float = setting(
-        0.1, "share of the clips that is not learned from, to score on", SHARE
+        0.1, "share of the clips kept out of training, to score the model on", SHARE
     )
 
 
@@ -648,17 +658,19 @@ class MotionOptimizerSettings(Settings):
 
     panel = TRAINING
 
-    init: str = setting("", "a model to go on from: a shipped name, a file, or a run's folder")
+    init: str = setting("", "a model to start from: a shipped name, a file, or a run's folder")
     steps: int = setting(20000, "training steps of the network", POSITIVE)
     max_hours: float = setting(
         0.0, "hours of the whole run, reading and codec included; 0: no limit", NUMBER
     )
     learning_rate: float = setting(3e-4, "peak learning rate", POSITIVE)
     warmup: int = setting(300, "steps over which the learning rate rises", NUMBER)
-    weight_decay: float = setting(1e-3, "of AdamW", NUMBER)
+    weight_decay: float = setting(1e-3, "weight decay of AdamW", NUMBER)
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
     clip: float = setting(0.5, "largest norm of the gradient", POSITIVE)
-    law_steps: int = setting(1500, "training steps of the law of how long gaps are", NUMBER)
+    law_steps: int = setting(
+        1500, "training steps of the part that predicts how long gaps are", NUMBER
+    )
 
 
 @dataclass(frozen=True)
@@ -782,7 +794,7 @@ def _plain(name: str, kind: Any, value: object) -> object:  # noqa: ANN401
 
 
 def shown(value: object) -> str:
-    """A value that is wrong as a message quotes it: of a long one the beginning."""
+    """A wrong value as a message quotes it: the beginning of a long one."""
     return short(repr(value), LONGEST_QUOTE)
 
 

@@ -15,7 +15,7 @@ def step_of(weights: Weights) -> int:
 
 
 def words(size: Size) -> str:
-    """As people write it, width first."""
+    """A size as people write it, width first."""
     height, width = size
     return f"{width}x{height}"
 
@@ -35,11 +35,11 @@ def rounded(size: str, card: Card, step: int) -> tuple[Size, list[str]]:
     made, notes = (height, width), []
     if made != asked:
         told = f"{words(asked)} becomes {words(made)}"
-        notes.append(f"`size={size}`: sides are multiples of {step}; {told}")
+        notes.append(f"`size={size}`: sides must be multiples of {step}; {told}")
     learned = learned_sizes(card)
     if card.steps and made not in learned:
         known = ", ".join(map(words, learned))
-        notes.append(f"{words(made)} is new to this model: it learned {known}")
+        notes.append(f"{words(made)} is new to this model: its training clips have {known}")
     return made, notes
 
 

@@ -81,7 +81,7 @@ def flow(tmp_path, monkeypatch, capsys):
         except SystemExit as stop:
             status = stop.code or 0
         out, err = capsys.readouterr()
-        err = re.sub(r"^up to about \S+ GiB of memory\n", "", err)  # told before every clip
+        err = re.sub(r"^needs up to about \S+ GiB of memory\n", "", err)  # told before every clip
         return Result(status, out, re.sub(r"(?:\r[^\r\n]*)+\n", "", err))  # without whole bars
 
     return run

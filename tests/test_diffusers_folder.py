@@ -206,7 +206,7 @@ def test_a_size_off_the_grid_is_rounded_and_told(saved, asked, made):
     clip = studio.generate(PROMPT, frames=1, steps=1, scale=1, seed=1)
     assert clip.size == (height, width)
     (note,) = clip.notes
-    assert note.startswith(f"`size={asked}`: sides are multiples of {step}; ")
+    assert note.startswith(f"`size={asked}`: sides must be multiples of {step}; ")
     assert note.endswith(f" becomes {width}x{height}")
 
 
@@ -222,7 +222,7 @@ def test_a_picture_s_aspect_is_kept_where_no_size_is_said(tmp_path):
         picture = np.random.default_rng(0).integers(0, 256, (*given, 3), dtype=np.uint8)
         clip = studio.i2v(picture, **options)
         assert clip.size == made
-        told = f"frames of {made[1]}x{made[0]}, the aspect of what is given"
+        told = f"frames of {made[1]}x{made[0]}, to fit what is given"
         assert any(note.startswith(told) for note in clip.notes) == (made != (64, 96))
         if made == given:
             np.testing.assert_array_equal(clip.frames_FHW3[0], picture)
@@ -260,7 +260,7 @@ def test_without_a_length_the_pipelines_own_is_made_and_told(saved, monkeypatch)
     clip = studio.generate(PROMPT, steps=1, guidance=1.0, scale=1, seed=1)
     pictures = {"ltx": 161, "wan": 81}[kind]
     assert studio.codec.pictures_of(sum(seen)) == pictures
-    assert f"makes {pictures} unless `frames`" in " ".join(clip.notes)
+    assert f"makes {pictures} unless you give `frames`" in " ".join(clip.notes)
 
 
 def test_half_precision_keeps_what_must_be_precise(saved):
@@ -300,7 +300,7 @@ def test_the_command_makes_a_clip_of_a_folder(saved, flow, tmp_path, monkeypatch
 def test_a_model_of_one_size_is_asked_for_no_other(flow, tiny_model):
     wrong = flow("gen", "a dog", "-m", tiny_model, "--size", "96x64", "-o", "out.mp4")
     assert wrong.status == 2
-    assert "this model makes frames of 32x32: leave out --size" in wrong.err
+    assert "this model only makes frames of 32x32: leave out --size" in wrong.err
 
 
 def test_info_reads_no_weights(saved, flow, monkeypatch):
@@ -338,7 +338,7 @@ def shortened(folder):
 
 
 DAMAGES = {
-    "DDIMScheduler is not one of rectified flow": lambda folder: edit(
+    "DDIMScheduler is not for rectified flow": lambda folder: edit(
         folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler"
     ),
     "has no scheduler/scheduler_config": lambda folder: shutil.rmtree(folder / "scheduler"),
@@ -348,7 +348,7 @@ DAMAGES = {
     "class FluxTransformer2DModel is not": lambda folder: edit(
         folder / "transformer" / "config.json", _class_name="FluxTransformer2DModel"
     ),
-    "reads other latents": lambda folder: edit(
+    "cannot read the autoencoder's latents": lambda folder: edit(
         folder / "transformer" / "config.json", in_channels=9, out_channels=9
     ),
     "two transformers": lambda folder: edit(
@@ -365,7 +365,7 @@ DAMAGES = {
 def test_folders_that_lack_something_are_refused_in_one_line(saved, tmp_path):
     kind, folder, _ = saved
     cell = {"ltx": 32, "wan": 16}[kind]
-    refused(folder, f'grid of this model, of {cell} pixels: try `size="96x64"`', "100x70")
+    refused(folder, f'whose sides are multiples of {cell}: try `size="96x64"`', "100x70")
     refused(folder, "must be a size", "wide")
     for number, (match, damage) in enumerate(DAMAGES.items()):
         copy = shutil.copytree(folder, tmp_path / str(number))

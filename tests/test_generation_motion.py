@@ -90,7 +90,7 @@ def test_a_model_that_chooses_makes_a_frame_at_least(studio):
 def test_nothing_between_is_told(studio):
     """Where the law drew 0, not where that was asked for."""
     keys = panned(0, 6)
-    assert "no frame was drawn" in studio.interp(keys, max_length=2).notes[0]
+    assert "the model put no frame between" in studio.interp(keys, max_length=2).notes[0]
     assert studio.interp(keys, frames=2).notes == []
     assert studio.interp(keys, min_length=3).notes == []
 
@@ -139,7 +139,7 @@ def test_words_are_told_to_mean_nothing(studio):
 def test_other_tasks_are_refused(studio, task):
     inputs = {"generate": ["a dog"], "i2v": [panned(0)[0]], "extend": [panned(0, 1)]}[task]
     rate = {"clip_fps": 12} if task == "extend" else {}
-    with pytest.raises(UserError, match=r"^small-motion is a model for interp only, not for"):
+    with pytest.raises(UserError, match=r"^small-motion is a model only for interp, not for"):
         getattr(studio, task)(*inputs, **rate)
 
 

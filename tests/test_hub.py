@@ -161,7 +161,7 @@ def test_without_a_network_a_part_is_not_taken_for_the_whole(hub, fetch):
     assert told(fetch(HF_HUB_OFFLINE="1")) == missing
     nowhere = fetch(HF_ENDPOINT="http://127.0.0.1:9")
     assert told(nowhere) == (
-        "tiny/ltx could not be fetched whole from 127.0.0.1:9 (what is fetched is kept; try "
+        "tiny/ltx could not be downloaded from 127.0.0.1:9 (finished files are kept; try "
         "again, or give a folder)"
     )
 

@@ -29,10 +29,10 @@ OF_ALL = [
 OF_INTERP = ["multi", "clip_fps", "sound"]
 OF_EXTEND = ["direction", "context", "anyway", "clip_fps", "sound"]
 CLASSES: dict[str, tuple[str, list[str], str]] = {
-    "Keywords": ("TypedDict, total=False", OF_ALL, "Of all four methods"),
-    "PictureKeywords": ("Keywords, total=False", ["fit", "exact", "anyway"], "Of ``i2v``"),
-    "InterpKeywords": ("PictureKeywords, total=False", OF_INTERP, "Of ``interp``"),
-    "ExtendKeywords": ("Keywords, total=False", OF_EXTEND, "Of ``extend``"),
+    "Keywords": ("TypedDict, total=False", OF_ALL, "Keywords of all four methods"),
+    "PictureKeywords": ("Keywords, total=False", ["fit", "exact", "anyway"], "Keywords of ``i2v``"),
+    "InterpKeywords": ("PictureKeywords, total=False", OF_INTERP, "Keywords of ``interp``"),
+    "ExtendKeywords": ("Keywords, total=False", OF_EXTEND, "Keywords of ``extend``"),
 }  # fmt: skip
 TYPES = {"frames": 'int | Literal["auto"] | None', "sound": "str | Path | Sound | None"}
 

@@ -111,7 +111,7 @@ def test_a_clip_that_ends_as_it_begins_gets_nothing(studio, mover):
         plain = model.interp(round_trip, multi=1, **SMALL)
         looped = model.interp(round_trip, multi=1, loop=True, **SMALL)
         np.testing.assert_array_equal(looped.frames_FHW3, plain.frames_FHW3)
-        assert any("the last frame is the first one" in note for note in looped.notes)
+        assert any("the last frame equals the first" in note for note in looped.notes)
     made = studio.generate("a", frames=1, loop=True, **SMALL)
     assert (len(made), len(made.notes)) == (1, 1)
 
@@ -223,4 +223,4 @@ def test_a_clip_with_frames_between_loops_by_motion(flow, tiny_motion):
     np.testing.assert_array_equal(made_FHW3[::2], clip_FHW3)
     refused = flow(*words, "--slow", 2)
     assert refused.status == 2
-    assert "--loop means nothing where whole clips are retimed" in refused.err
+    assert "--loop has no effect on whole clips" in refused.err

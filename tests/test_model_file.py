@@ -166,7 +166,7 @@ def test_a_lexicon_that_is_none_is_one_line(model: Path, tmp_path: Path, wrong):
     path = tmp_path / "wrong.safetensors"
     header = {"flowcept": json.dumps(card_of(model) | {"lexicon": wrong})}
     save_file(load_file(model), path, metadata=header)
-    with pytest.raises(UserError, match="no model can be made") as error:
+    with pytest.raises(UserError, match="of no usable model") as error:
         read_card(path)
     assert "\n" not in str(error.value)
 

@@ -115,12 +115,12 @@ def test_a_name_of_nothing_is_told_alike_by_every_flag(opening, flow, monkeypatc
     assert (done.status, done.err) == (2, "flowcept: no model 'tehatre': did you mean theatre?\n")
 
 
-WHOLE = "is a whole model already: there is nothing to merge"
+WHOLE = "is already a whole model: there is nothing to merge"
 MERGED = {
     "theatre": f"{'{here}'}/shipped/theatre.safetensors {WHOLE}",
     "mine.safetensors": f"mine.safetensors {WHOLE}",
     "run": f"run/model.safetensors {WHOLE}",
-    "LTX-Video": "LTX-Video is a pretrained model, no adapter: there is nothing to merge",
+    "LTX-Video": "LTX-Video is a pretrained model, not an adapter: there is nothing to merge",
     "Lightricks/LTX-Video": "no adapter Lightricks/LTX-Video: give a file that flowcept train "
     "--lora wrote",
 }
@@ -209,7 +209,8 @@ WRONG = {
     "what": "no model 'what': give a shipped name (motion, theatre), a .safetensors file, a run's "
     "folder, a diffusers folder, or a name on a hub such as Lightricks/LTX-Video",
     "~nobody-here/m": "no model '~nobody-here/m': there is no such user",
-    "begun": "the run in begun has written no model.safetensors yet: wait for it, or --resume",
+    "begun": "the run in begun has written no model.safetensors yet: wait, or continue it with "
+    "--resume",
     "empty": "empty holds no model: looked for a run's model.safetensors, model_index.json of "
     "diffusers",
     "LTX-Video/vae": f"LTX-Video/vae is one part of a model: give the whole folder, "

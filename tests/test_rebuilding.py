@@ -55,7 +55,7 @@ def test_what_is_refused_lies_a_margin_below_the_codecs_own_pictures(tiny_model)
     """The line tells how well the worst of the given pictures is rebuilt."""
     worst = min(psnr_of(opened(tiny_model, 4.0), noise(2)))
     for call in calls(opened(tiny_model, worst + generation.MARGIN + 0.1)):
-        with pytest.raises(UserError, match=rf"rebuilds it at {worst:.1f} dB.*`anyway=True`"):
+        with pytest.raises(UserError, match=rf"rebuilds them at {worst:.1f} dB.*`anyway=True`"):
             call()
     for call in calls(opened(tiny_model, worst + generation.MARGIN - 0.1)):
         call()
@@ -93,7 +93,7 @@ def test_the_shipped_model_takes_its_own_pictures_and_no_photographs(shared_data
     photos = sorted((shared_data / "motion" / "photos").iterdir())[:10]
     fitted = [video.fit(video.read_image(path)[None], (64, 64))[0] for path in photos]
     (worst_HW3,) = min(fitted, key=lambda one_1HW3: psnr_of(studio, one_1HW3))
-    with pytest.raises(UserError, match="cannot show what is given"):
+    with pytest.raises(UserError, match="cannot show the given pictures well"):
         studio.i2v(worst_HW3, **SMALL)
 
 

@@ -1,4 +1,4 @@
-"""Whole clips at another rate or pace."""
+"""Whole clips at another frame rate or speed."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_nothing_is_blended_across_a_cut():
     given = np.concatenate([scene(5, 1), scene(5, 2), scene(5, 3)])
     made = Retimer().retime(written("clip.apng", given), Path("o.apng"))
     frames, _ = video.read_video(Path("o.apng"))
-    assert made.notes == ["2 scene cuts: frames there are repeated"]
+    assert made.notes == ["2 scene cuts: frames are repeated there"]
     for cut in (4, 9):
         assert np.array_equal(frames[2 * cut + 1], given[cut])
     assert not np.array_equal(frames[3], given[1])
@@ -288,13 +288,13 @@ def test_repeats_are_told_and_made_anew():
     """On twos: each picture twice, but the square moves on between them once they are made."""
     clip = written("clip.apng", drawn(np.repeat(range(4, 24, 4), 2)), 24)
     told = Retimer(config=RetimeConfig(target_fps=24)).retime(clip, Path("kept.apng"))
-    assert told.notes == ["5 frames like the one before: --dedupe makes them anew"]
+    assert told.notes == ["5 frames like the one before: --dedupe replaces them"]
     assert np.array_equal(video.read_video(Path("kept.apng"))[0], video.read_video(clip)[0])
 
     config = RetimeConfig(target_fps=24, dedupe=True)
     made = Retimer(config=config).retime(clip, Path("o.apng"))
     frames, _ = video.read_video(Path("o.apng"))
-    assert made.notes == ["5 repeated frames made anew"]
+    assert made.notes == ["5 repeated frames replaced"]
     assert [place(one) for one in frames] == pytest.approx(
         [4, 6, 8, 10, 12, 14, 16, 18, 20, 20], abs=0.5
     )
@@ -326,7 +326,7 @@ def test_too_much_motion_dissolves():
     given = noise(4, 0)
     made = Retimer().retime(written("clip.apng", given), Path("o.apng"))
     frames, _ = video.read_video(Path("o.apng"))
-    assert made.notes == ["3 gaps with too much motion: pictures dissolve there"]
+    assert made.notes == ["3 gaps with too much motion: frames are blended there"]
     mean = (given[0].astype(int) + given[1]) / 2
     assert np.abs(frames[1] - mean).max() <= 0.5
 
@@ -374,9 +374,7 @@ def test_alpha_moves_with_the_colours(name):
 def test_lost_transparency_is_told():
     clip = seen_through("clip.webp", range(4, 24, 4))
     made = quick().retime(clip, Path("o.mp4"))
-    assert made.notes == [
-        "transparency is lost: this format holds none; webm, webp, apng and PNG do"
-    ]
+    assert made.notes == ["transparency is lost: this format has none; webm, webp, apng and PNG do"]
     frame = video.read_video(Path("o.mp4"))[0][0]
     assert frame[2, 2].min() > 250  # on white
 
@@ -413,7 +411,7 @@ def test_several_clips_go_into_a_folder(flow):
         (["clip.mp4", "--target-fps", "0"], "--target-fps"),
         (["clip.mp4", "--multi", "-1"], "--multi"),
         (["clip.mp4", "--multi", "3", "--target-fps", "60"], "leave one out"),
-        (["clip.mp4", "--target-fps", "60", "-o", "clip.mp4"], "is what is read"),
+        (["clip.mp4", "--target-fps", "60", "-o", "clip.mp4"], "is an input"),
         (["clip.mp4", "clip.mp4", "-o", "made.mp4"], "folder"),
         (["clip.mp4", "a.png", "--slow", "2"], "a.png is a picture"),
         (["clip.mp4", "--slow", "2", "-m", "a.png"], "a.png"),

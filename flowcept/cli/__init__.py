@@ -82,9 +82,7 @@ def _version(value: bool) -> None:
 def _top(
     _: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="say which version this is"
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="print the version"),
     ] = False,
 ) -> None:
     """Short videos of a length that the model chooses itself."""
@@ -110,7 +108,7 @@ def main() -> None:
 
 
 def _tell_nobody() -> None:
-    """Where there is no console, as in a service, what is told goes nowhere."""
+    """Drop all output if there is no console, as in a service."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
@@ -126,7 +124,7 @@ def _run() -> tuple[int, str]:
     except UsageError as error:
         return 2, _misused(error)
     except (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)):
-        return 2, "not enough memory: ask for less at once, or close other programs"
+        return 2, "not enough memory: lower the size or the length, or close other programs"
     except KeyboardInterrupt:
         return 130, "interrupted"
     except OSError as error:
@@ -135,7 +133,7 @@ def _run() -> tuple[int, str]:
         if error.errno not in FULL:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would be told at the exit
-        return 2, f"what is told cannot be written: {error.strerror}"
+        return 2, f"cannot write to stdout: {error.strerror}"
     return status, "interrupted" if status == 130 else ""
 
 
@@ -149,5 +147,5 @@ def _misused(error: typer.BadParameter) -> str:
         return f"{told}{page}"
     unknown: str = getattr(error, "option_name", "")
     meant = suggestion(unknown, getattr(error, "possibilities", None) or ())
-    prompts = "; a prompt that begins with - goes after --"
+    prompts = "; put a prompt that begins with - after --"
     return f"no option {unknown}{meant or page + prompts}"

@@ -13,7 +13,7 @@ from flowcept.settings import OUTPUT, EncodeSettings
 @takes(settings=record(EncodeSettings()))
 def encode(
     settings: EncodeSettings,
-    folder: Annotated[Path, typer.Argument(help="clips, with captions or not", metavar="DATA")],
+    folder: Annotated[Path, typer.Argument(help="clips, with or without captions", metavar="DATA")],
     out: Annotated[Path, helped("folder of the shards", "--output", "-o", panel=OUTPUT)] = Path(
         "shards"
     ),
@@ -23,7 +23,7 @@ def encode(
 
     flowcept encode clips/ -o shards/ --codec LTX-Video/
 
-    The same command goes on where it was stopped; run several times at once it shares the work.
+    Run it again to continue where it stopped; run it several times at once to share the work.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give a folder of clips")
@@ -35,7 +35,7 @@ def encode(
         encoding.encode(folder, out, settings, quiet=quiet, console=typer.echo)
     except KeyboardInterrupt:
         if (out / "index.json").exists():
-            typer.echo("to go on: the same command again")
+            typer.echo("to continue: run the same command again")
         raise
     if not quiet:
         beside = " --lora 32" if settings.text else ""

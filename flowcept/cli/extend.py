@@ -25,7 +25,7 @@ def extend(
     context: Annotated[
         int | None,
         helped(
-            "frames of the clip that the model sees; default 8 or what it can",
+            "frames of the clip that the model sees; default at most 8",
             panel=INPUT,
         ),
     ] = None,
@@ -34,7 +34,7 @@ def extend(
 ) -> None:
     """Make a clip longer.
 
-    flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames)
+    flowcept extend clip.mp4 -o longer.mp4 (lengths count new frames only)
     """
     from flowcept.data import video
 

@@ -20,10 +20,10 @@ def gen(
         list[str] | None, typer.Argument(help="one clip for each", metavar="PROMPT")
     ] = None,
     prompts_file: Annotated[
-        Path | None, helped("a file with a prompt a line, or JSON with settings", panel=INPUT)
+        Path | None, helped("a file with one prompt per line, or JSON with settings", panel=INPUT)
     ] = None,
 ) -> None:
-    """Make a clip of a prompt.
+    """Make a clip from a prompt.
 
     flowcept gen "a dog surfing" -o out.mp4
     """

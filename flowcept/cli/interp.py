@@ -33,13 +33,13 @@ def interp(
     flags: typer.Context,
     keyframes: Annotated[
         list[Path],
-        typer.Argument(help="two pictures or more, a clip, or clips", metavar="KEYFRAME"),
+        typer.Argument(help="two or more pictures, a clip, or several clips", metavar="KEYFRAME"),
     ],
     prompt: Prompt = "",
     multi: Annotated[
         int,
         helped(
-            "frames between one keyframe and the next; 0: one in a clip, else the model chooses",
+            "new frames in each gap between keyframes; 0: one if a clip is given, else the model chooses",
             panel=LENGTH,
         ),
     ] = 0,

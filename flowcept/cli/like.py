@@ -44,7 +44,7 @@ def recall(context: typer.Context, like: Path | None) -> Path | None:
         record = read(like)
         command, made = str(context.info_name), record.get("command")
         if made not in COMMANDS:
-            raise UserError(f"{like} holds no settings of a clip: it shows one")
+            raise UserError(f"{like} is not a clip and holds no settings: give the clip itself")
         if made != command:
             raise UserError(f"{like} was made by {made}: use flowcept {made} --like {like}")
         context.default_map = defaults(record, command)
@@ -52,12 +52,12 @@ def recall(context: typer.Context, like: Path | None) -> Path | None:
 
 
 def read(clip: Path) -> dict[str, Any]:
-    """What a clip says of how it was made."""
+    """The settings that a clip's file holds."""
     from flowcept.data import video
 
     record = video.read_metadata(clip)
     if record is None or "flowcept" not in record:
-        raise UserError(f"{clip} does not say how flowcept made it (not by flowcept, or stripped)")
+        raise UserError(f"{clip} holds no settings of flowcept: give a clip as flowcept wrote it")
     return record
 
 
@@ -101,4 +101,4 @@ def difference(record: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _short(value: object) -> str:
     """A value, of a digest its first letters."""
-    return "not noted" if value is None else str(value)[:12]
+    return "not recorded" if value is None else str(value)[:12]

@@ -77,13 +77,13 @@ def make_clips(
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
         if own.talks:
             most = max(studio.estimate(job.config, own.scale, **room) for job in jobs)
-            typer.echo(f"up to about {most / 2**30:.1f} GiB of memory", err=True)
+            typer.echo(f"needs up to about {most / 2**30:.1f} GiB of memory", err=True)
         told = _tell_of_words(studio, own, jobs)
         _make(studio, own, call, zip(clips, outputs, strict=True), told)
 
 
 def _tell_of_differences(studio: Studio, options: MakeOptions) -> None:
-    """Why a clip that is made again may come out as another one, in one line."""
+    """Print in one line why a clip that is made again may differ."""
     if options.like is not None and options.talks:
         told = like.difference(like.read(options.like), studio.origin)
         if told:
@@ -91,7 +91,7 @@ def _tell_of_differences(studio: Studio, options: MakeOptions) -> None:
 
 
 def _tell_of_words(studio: Studio, options: MakeOptions, jobs: Sequence[Job]) -> set[str]:
-    """What the model makes of the words of prompts, before the work: those notes."""
+    """Print notes on the words of the prompts before the work, and return them."""
     readings = ((job.prompt, job.negative_prompt, job.literal) for job in jobs)
     notes = dict.fromkeys(note for reading in readings for note in studio.word_notes(*reading))
     if options.talks:
@@ -108,7 +108,7 @@ def to_stdout(options: MakeOptions, count: int) -> Iterator[MakeOptions]:
         yield options
         return
     if count > 1 or options.as_json:
-        raise UserError("stdout takes one clip and nothing beside it: give --output a name")
+        raise UserError("stdout takes one clip and nothing else: give --output a name")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"clip{options.suffix}"
         yield replace(options, output=str(file), piped=True)
@@ -124,9 +124,9 @@ def _make(
     wanted: Iterable[tuple[Job, Outputs]],
     told: set[str],
 ) -> None:
-    """Tell of each clip, or of all as JSON; what is finished when an error comes is told too.
+    """Print a line for each clip, or JSON for all; on an error, also what is finished.
 
-    Notes that were ``told`` are not told again.
+    Notes in ``told`` were printed before and are not printed again.
     """
     results = []
     try:
@@ -263,7 +263,7 @@ def _preview(studio: Studio, step: Step, options: MakeOptions) -> None:
 
 
 def _signature(options: MakeOptions) -> dict[str, object] | None:
-    """What says that flowcept made a picture, so that it may replace it."""
+    """The mark that flowcept made a picture, so that it may replace it."""
     return None if options.no_metadata else {"flowcept": flowcept.__version__}
 
 

@@ -13,21 +13,22 @@ from flowcept.settings import OUTPUT
 @takes()
 def merge(
     adapter: Annotated[
-        str, typer.Argument(help="a file that train --lora wrote, or its run", metavar="ADAPTER")
+        str,
+        typer.Argument(
+            help="a file that train --lora wrote, or the run's folder", metavar="ADAPTER"
+        ),
     ],
     output: Annotated[
-        Path, helped("what is written, a .safetensors file", "--output", "-o", panel=OUTPUT)
+        Path, helped("the .safetensors file to write", "--output", "-o", panel=OUTPUT)
     ],
     base: Base = None,
     lora_only: Annotated[
         bool,
-        helped(
-            "its matrices alone, as diffusers and others read them", "--lora-only", panel=OUTPUT
-        ),
+        helped("write only the LoRA, as diffusers and others read it", "--lora-only", panel=OUTPUT),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make one model of an adapter and its base.
+    """Make one model file of an adapter and its base.
 
     flowcept merge run/ -o whole.safetensors
     """
@@ -40,9 +41,11 @@ def merge(
         raise UserError(f"no adapter {adapter}: give a file that flowcept train --lora wrote")
     found = find(adapter)
     if found.is_folder:
-        raise UserError(f"{adapter} is a pretrained model, no adapter: there is nothing to merge")
+        raise UserError(
+            f"{adapter} is a pretrained model, not an adapter: there is nothing to merge"
+        )
     if output.resolve() == found.path.resolve():
-        raise UserError(f"{output} is the adapter itself: give what is written another name")
+        raise UserError(f"{output} is the adapter itself: give the output another name")
     if lora_only:
         adapters.export_lora(found.path, output)
         typer.echo(f"{output}: the LoRA alone, for pipelines of diffusers")

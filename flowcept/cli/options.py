@@ -74,10 +74,13 @@ def helped(
 RATE = within(SLOWEST, FASTEST)
 PICTURES = (".png", ".jpg", ".jpeg")  # of contact sheets and growth pictures
 
-BASE = "the pretrained model that an adapter belongs to, where that has moved"
+BASE = "the pretrained model that an adapter needs, if it has moved"
 
 Anyway = Annotated[
-    bool, helped("go on with pictures that the model cannot show well", "--anyway", panel=INPUT)
+    bool,
+    helped(
+        "continue even if the model cannot show the given pictures well", "--anyway", panel=INPUT
+    ),
 ]
 Base = Annotated[str | None, helped(BASE, "--base", panel=INPUT)]
 Device = Annotated[
@@ -88,16 +91,16 @@ Dtype = Annotated[
 ]
 Exact = Annotated[
     bool | None,
-    helped("put your own pixels into the given frames; default where sizes match", panel=SAMPLING),
+    helped("keep the exact pixels of given frames; default where sizes match", panel=SAMPLING),
 ]
 Fit = Annotated[str, helped("how a picture gets the model's size", rule=FIT, panel=INPUT)]
-Json = Annotated[bool, helped("tell the result as JSON on stdout", "--json", panel=OUTPUT)]
-NoSound = Annotated[bool, helped("leave the clip's sound out", "--no-sound", panel=OUTPUT)]
+Json = Annotated[bool, helped("print the result as JSON on stdout", "--json", panel=OUTPUT)]
+NoSound = Annotated[bool, helped("leave out the clip's sound", "--no-sound", panel=OUTPUT)]
 Overwrite = Annotated[
-    bool, helped("replace files that flowcept did not make, too", "--overwrite", panel=OUTPUT)
+    bool, helped("also replace files that flowcept did not make", "--overwrite", panel=OUTPUT)
 ]
 Prompt = Annotated[str, helped("what happens in the clip", "--prompt", "-p", panel=INPUT)]
-Quiet = Annotated[bool, helped("tell errors only", "--quiet", "-q", panel=OUTPUT)]
+Quiet = Annotated[bool, helped("print errors only", "--quiet", "-q", panel=OUTPUT)]
 
 
 def of_clip(name: str, names: str = "", panel: str = "") -> Any:  # noqa: ANN401 - of the field's type
@@ -148,39 +151,39 @@ class MakeOptions(Settings):
     base: str | None = setting(None, BASE, panel=INPUT)
     output: str | None = setting(
         None,
-        "a clip, out.mp4 (or .webm, .mov, .gif, .webp, .apng); a folder of clips, clips/; "
-        "frames, out/%04d.png; or -, stdout (default: named by prompt and seed)",
+        "a clip, out.mp4 (or .webm, .mov, .gif, .webp, .apng); a folder for clips, clips/; "
+        "frames, out/%04d.png; or -, stdout (default: named after prompt and seed)",
         names="--output -o",
     )
     seed: int | None = of_clip("seed", panel=INPUT)
     count: int = of_clip("count")
     format: str | None = setting(
-        None, "kind of clips without a name, in a folder or on stdout", FORMAT
+        None, "format of clips that get no name from you: in a folder or on stdout", FORMAT
     )
     fps: float | None = of_clip("fps")
     scale: int | None = of_clip("scale")
     size: str | None = setting(
         None,
-        "of frames, for pretrained models, rounded to what they can make; default their own, of "
-        "given pictures the aspect of those",
+        "size of frames, only for pretrained models, rounded to what they can make; default their "
+        "own, with the aspect of given pictures",
         SIZE,
     )
     loop: bool = of_clip("loop", "--loop", LENGTH)
     negative_prompt: str = of_clip("negative_prompt", "--negative-prompt -n", INPUT)
     like: Path | None = setting(
         None,
-        "a clip that flowcept made, to make it again; flags that are given count more",
+        "a clip that flowcept made, to make it again; flags that you add change it",
         panel=INPUT,
     )
     literal: bool = of_clip("literal", "--literal", INPUT)
-    sheet: Path | None = setting(None, "all frames on one picture, a .png or .jpg file")
-    trace: Path | None = setting(None, "how the clip grew, a .png or .jpg file")
+    sheet: Path | None = setting(None, "a picture of all frames, a .png or .jpg file")
+    trace: Path | None = setting(None, "a picture of how the clip grew, a .png or .jpg file")
     preview: Path | None = setting(None, "the clip so far, while it is made, such as preview.gif")
     overwrite: bool = setting(
-        False, "replace files that flowcept did not make, too", names="--overwrite"
+        False, "also replace files that flowcept did not make", names="--overwrite"
     )
-    as_json: bool = setting(False, "tell the result as JSON on stdout", names="--json")
-    quiet: bool = setting(False, "tell errors only", names="--quiet -q")
+    as_json: bool = setting(False, "print the result as JSON on stdout", names="--json")
+    quiet: bool = setting(False, "print errors only", names="--quiet -q")
     no_metadata: bool = setting(False, "write no settings into the file", names="--no-metadata")
     device: str = setting(
         "auto", "where to compute; auto: a GPU if there is one", DEVICE, panel=COMPUTER
@@ -189,30 +192,30 @@ class MakeOptions(Settings):
         "auto", "precision; auto: bfloat16 where that is fast", DTYPE, panel=COMPUTER
     )
     threads: int = setting(
-        0, "of the processor; 0: as many as it has", within(0, 1024), panel=COMPUTER
+        0, "threads of the processor; 0: as many as it has", within(0, 1024), panel=COMPUTER
     )
     compile: bool = setting(
         False,
-        "torch.compile of the blocks: a slow start, faster for many clips",
+        "use torch.compile: a slow start, faster for many clips",
         names="--compile",
         panel=COMPUTER,
     )
     offload: str = setting(
         "none",
-        "of pretrained models: encoder reads the prompt encoder first and lets go of it; blocks "
-        "also brings the network's blocks one by one, slower; clips stay the same",
+        "pretrained models: encoder frees the prompt encoder's memory after use; blocks also "
+        "loads the network's blocks one by one, slower; clips stay the same",
         OFFLOAD,
         panel=COMPUTER,
     )
     fp8: bool = setting(
         False,
-        "of pretrained models: weights in 8 bits, half of bfloat16's; clips change a little",
+        "pretrained models: weights in 8 bits, half the memory; clips change a little",
         names="--fp8",
         panel=COMPUTER,
     )
     tiling: bool = setting(
         False,
-        "of pretrained models: decode large pictures in overlapping tiles; slower, seams may show",
+        "pretrained models: decode large pictures in overlapping tiles; slower, seams may show",
         names="--tiling",
         panel=COMPUTER,
     )
@@ -418,13 +421,13 @@ def _explained(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _option(parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - as Typer has it
-    """What Typer is told of a flag; None of an argument."""
+    """Typer's record of a flag; None for an argument."""
     found = getattr(parameter.annotation, "__metadata__", ())
     return next((one for one in found if isinstance(one, typer.models.OptionInfo)), None)
 
 
 def in_words(default: object) -> str:
-    """A default as the help says it."""
+    """A default as the help shows it."""
     if default is True:
         return "on"
     if not default or default is inspect.Parameter.empty:
@@ -448,7 +451,7 @@ def _many(rule: Rule) -> bool:
 
 
 def _range(rule: Rule | None) -> str:
-    """What a value must be, where that is not said beside the flag."""
+    """What a value must be, if it does not stand beside the flag."""
     if rule is None:
         return ""
     return rule.words if rule.choices and _many(rule) else rule.range

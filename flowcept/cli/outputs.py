@@ -35,7 +35,7 @@ def check_output(text: str | None) -> None:
         return
     video.check_output(path)
     if not path.suffix:
-        raise UserError(f"--output {text}: is it one clip, {text}.mp4, or a folder, {text}/?")
+        raise UserError(f"--output {text}: write {text}.mp4 for one clip, or {text}/ for a folder")
 
 
 def check_format(kind: str | None, text: str | None) -> None:
@@ -43,7 +43,7 @@ def check_format(kind: str | None, text: str | None) -> None:
     if kind is None or text is None or text == STDOUT or is_folder(text):
         return
     if Path(text).suffix.lower() != f".{kind}":
-        raise UserError(f"--format {kind} is not that of --output {text}: leave one of them out")
+        raise UserError(f"--format {kind} does not fit --output {text}: leave one of them out")
 
 
 def slug(text: str) -> str:
@@ -74,10 +74,10 @@ def check_apart(files: Iterable[Path | None], inputs: Sequence[Path]) -> None:
     taken, touched = set[video.Claim](), set[video.Claim]()
     for path in filter(None, files):
         if path.resolve() in read:
-            raise UserError(f"{path} is what is read: give what is written another name")
+            raise UserError(f"{path} is an input: give the output another name")
         takes, touches = video.claims(path)
         if takes & touched or touches & taken:
-            raise UserError(f"{path} is to hold two things: give each output its own name")
+            raise UserError(f"{path} is named for two outputs: give each its own name")
         taken |= takes
         touched |= touches
 
@@ -89,7 +89,7 @@ def check_free(files: Iterable[Path | None], overwrite: bool) -> None:
     """
     for path in filter(None, files):
         if not overwrite and path.exists() and path.stat().st_size and not _is_ours(path):
-            told = "is there already, and does not say that flowcept made it"
+            told = "exists already and may not be flowcept's"
             raise UserError(f"{path} {told}: choose another name, or add --overwrite")
 
 

@@ -1,4 +1,4 @@
-"""Whole clips at another rate or pace, for ``flowcept interp``."""
+"""Whole clips at another frame rate or speed, for ``flowcept interp``."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def retimes(
     needed = retiming.asked or len(files) > 1
     flags = _of_the_sampler(options, config)
     if flags and needed:
-        raise UserError(f"{flags[0]} means nothing where whole clips are retimed: leave it out")
+        raise UserError(f"{flags[0]} has no effect on whole clips: leave it out")
     if flags or not _is_motion(options.model):
         if needed:
             raise UserError("whole clips are retimed by motion: leave out --model and --prompt")

@@ -17,9 +17,11 @@ def stage(
     models: Annotated[
         Path, helped("a folder of glTF models, .glb files with animations", panel=INPUT)
     ],
-    actors: Annotated[str, helped("all, or names with commas: dog,knight", panel=INPUT)] = "all",
+    actors: Annotated[
+        str, helped("all, or names with commas between them: dog,knight", panel=INPUT)
+    ] = "all",
     actions: Annotated[
-        str, helped("all, or names with commas: running,surfing", panel=INPUT)
+        str, helped("all, or names with commas between them: running,surfing", panel=INPUT)
     ] = "all",
     clips: Annotated[int, helped("number of clips", panel=OUTPUT)] = 1000,
     size: Annotated[int, helped("pixels along each side", rule=SIDES, panel=OUTPUT)] = 128,

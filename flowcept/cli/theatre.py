@@ -15,7 +15,7 @@ SIDES = within(16, 1024)
 def theatre(
     out: Annotated[Path, typer.Argument(help="a new folder for the clips", metavar="DATA")],
     actors: Annotated[
-        str, helped("auto, emoji, shapes, or names with commas: dog,cat,robot", panel=INPUT)
+        str, helped("auto, emoji, shapes, or names with commas between them: dog,cat", panel=INPUT)
     ] = "auto",
     clips: Annotated[int, helped("number of clips", panel=OUTPUT)] = 1000,
     size: Annotated[int, helped("pixels along each side", rule=SIDES, panel=OUTPUT)] = 64,

@@ -91,7 +91,7 @@ class Index:
 
     @property
     def key(self) -> str:
-        """What tells its shards from others."""
+        """A digest that identifies its shards."""
         return digest_of(sorted(self.made_of.items()))
 
     @cached_property
@@ -135,7 +135,7 @@ class Index:
         """Lines for people."""
         frames = sum(clip.num_frames for clip in self.clips)
         kinds = f"{len(self.clips)} clips of {frames} frames at {self.fps:g} per second"
-        prompts = f"{len(self.prompts)} prompts" if self.text else "captions as words"
+        prompts = f"{len(self.prompts)} prompts" if self.text else "captions as text"
         yield f"shards of {self.dataset}: {kinds}, {prompts}"
         yield from (f"  {named(size)}: {n} clips" for size, n in self.sizes.most_common())
 
@@ -151,7 +151,7 @@ def named(size: Size) -> str:
 
 
 def digest_of_codec(codec: Codec) -> str:
-    """What tells a codec from others, whether its weights were kept as float32 or bfloat16."""
+    """A digest that identifies a codec, the same for weights kept as float32 or bfloat16."""
     digest = hashlib.sha256()
     for name, tensor in sorted(codec.state_dict().items()):
         half = tensor.detach().cpu().bfloat16().contiguous().reshape(-1)
@@ -190,9 +190,11 @@ def read_index(folder: Path) -> Index:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no index of shards; get the folder again") from error
+        raise UserError(f"{path} is not an index of shards; get the folder again") from error
     if version != FORMAT:
-        raise UserError(f"{path} has format {version!r}, this flowcept reads {FORMAT}: encode anew")
+        raise UserError(
+            f"{path} has format {version!r}, this flowcept reads {FORMAT}: encode again"
+        )
     try:
         index = from_mapping(Index, {**record, "clips": []})
         kinds = [int, int, int, int]
@@ -222,8 +224,8 @@ def write_shard(
 
 
 def header_of(path: Path, index: Index) -> dict[str, Any]:
-    """What a shard says of itself; ``UserError`` for one that is damaged or of another folder."""
-    again = "delete it and run flowcept encode once more"
+    """A shard's header; ``UserError`` if the shard is damaged or of another folder."""
+    again = "delete it and run flowcept encode again"
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
@@ -231,7 +233,7 @@ def header_of(path: Path, index: Index) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; {again}") from error
     except (SafetensorError, ValueError, TypeError) as error:
-        raise DamagedError(f"{path} is damaged, or is no shard: {again}") from error
+        raise DamagedError(f"{path} is damaged, or not a shard: {again}") from error
     if header.get("key") != index.key:
         raise UserError(f"{path} belongs to other shards: {again}")
     return dict(header)
@@ -302,7 +304,7 @@ class EncodedClips:
         return row_of(self.places[number], keyframes_of(number), f)
 
     def token_of(self, prompt: str) -> Tensor:
-        """The tokens `[R, D]` of a caption; ``UserError`` for what none of the clips says."""
+        """The tokens `[R, D]` of a caption; ``UserError`` for one that no clip has."""
         number = self.index.prompts.get(prompt)
         if number is None:
             raise UserError(f"the shards hold no embedding of the prompt {prompt[:40]!r}")
@@ -322,7 +324,7 @@ def _headers(folder: Path, index: Index) -> dict[str, dict[str, Any]]:
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of its {len(names)} shards ({missing[0]}): run "
-            "flowcept encode as before, which goes on"
+            "the same flowcept encode again to make them"
         )
     headers = {name: header_of(folder / name, index) for name in names}
     return {name: headers[name] for name in clips}

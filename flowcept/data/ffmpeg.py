@@ -162,7 +162,7 @@ class Run:
                 self.process.__exit__(None, None, None)
 
     def wait(self) -> int:
-        """Exit status, once ffmpeg has ended and all that it said was heard."""
+        """Exit status, once ffmpeg has ended and all its output was read."""
         self._listener.join()
         return self.process.wait()
 
@@ -275,7 +275,7 @@ class Film:
         """What is read. Raises UserError where a file has no pictures."""
         found = streams(self.path, "Video")
         if not found:
-            raise UserError(f"cannot read {self.path}: it holds sound alone, pictures are needed")
+            raise UserError(f"cannot read {self.path}: it holds only sound: give a video")
         return max(found, key=Stream.rank)
 
     @property

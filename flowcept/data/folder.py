@@ -135,7 +135,7 @@ def caption_notes(folder: Path, scan: Scan) -> list[str]:
         stems = tuple(f"{path.stem}.".lower() for path in clips if path.parent == parent)
         for file in sorted(set(parent.iterdir()) - read):
             if file.suffix.lower() in CAPTION_SUFFIXES and file.name.lower().startswith(stems):
-                lines.append(f"not read: {file}: the caption of NAME.mp4 stands in NAME.txt")
+                lines.append(f"not read: {file}: the caption of NAME.mp4 must be in NAME.txt")
     return lines
 
 
@@ -427,7 +427,7 @@ def _common_rate(folder: Path, seen: Sequence[Seen]) -> float:
     fps = min(common, default=DEFAULT_FPS)
     if not SLOWEST <= fps <= FASTEST:
         found = f"{folder}: most clips have {fps:g} frames a second"
-        raise UserError(f"{found}, which no file can say ({SLOWEST} to {FASTEST}): give --fps")
+        raise UserError(f"{found}, which no file can have ({SLOWEST} to {FASTEST}): give --fps")
     return fps
 
 

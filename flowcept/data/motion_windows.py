@@ -264,7 +264,7 @@ class WindowDrawer:
             for layered in (False, True)
         }
         if not any(gaps for (_, layered), (gaps, _) in self._choices.items() if not layered):
-            raise UserError("nothing moves in the clips to learn from: give others")
+            raise UserError("nothing moves in the training clips: give others")
         self.sides = _fitting(data)
 
     @property
@@ -318,7 +318,7 @@ class WindowDrawer:
         return varied(window, rng)
 
     def _known(self, gap: Gap) -> tuple[bool, bool]:
-        """Whether the pictures before and after the gap are told."""
+        """Whether the pictures before and after the gap are given."""
         alone = self.rng.random(3)
         if alone[0] < self.data.config.alone:
             return False, False

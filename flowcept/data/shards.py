@@ -202,8 +202,8 @@ def trimmed(entries: Sequence[ClipEntry], codec: CodecConfig) -> list[Finding]:
     for entry in entries:
         count, source = entry.num_frames, entry.source
         if lost := count - codec.pictures_of(codec.latents_of(count)):
-            left_out = f"the last {lost} of {count} pictures from {entry.start} on left out"
-            reason = f"{left_out}: a latent takes {codec.pictures_per_latent}"
+            left_out = f"the last {lost} of {count} frames from {entry.start} on are left out"
+            reason = f"{left_out}: a latent holds {codec.pictures_per_latent} frames"
             findings.append(Finding(entry.path, "cut", reason, source.num_frames, source.fps))
     return findings
 
@@ -259,4 +259,6 @@ def _check_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         sizes = f"the {path.stem} need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
-        raise UserError(f"{path.parent}: {sizes}; free some, or use fewer clips or a smaller size")
+        raise UserError(
+            f"{path.parent}: {sizes}; free some space, or use fewer clips or a smaller size"
+        )

@@ -50,7 +50,7 @@ BOARDS = ((236, 72, 72), (250, 196, 52), WHITE)  # surfboards
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that the caption tells."""
+    """Everything that the caption describes."""
 
     actor: str  # of ACTORS or SHAPES
     action: str  # of ACTIONS
@@ -639,7 +639,7 @@ def _choose_actors(wanted: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in ACTORS + SHAPES]
     if unknown:
         raise UserError(
-            f"unknown actor {unknown[0]!r}: choose auto, emoji or shapes, or names with commas of "
+            f"unknown actor {unknown[0]!r}: choose auto, emoji, shapes or, with commas, "
             + ", ".join(ACTORS + SHAPES)
         )
     if find_font() is not None or set(names) <= set(SHAPES):

@@ -214,7 +214,7 @@ class Footage:
             return ""
         rate = f"{self.timing.fps:g} a second"
         return (
-            f"the frames of {self.path} last unequally: at {rate} {lost} of {stored} are left out"
+            f"frames of {self.path} differ in duration: at {rate} {lost} of {stored} are left out"
         )
 
     def ends(self, count: int, size: tuple[int, int]) -> tuple[Frames, tuple[int, int]]:
@@ -321,7 +321,7 @@ def open_reel(path: Path) -> Reel:
         for _ in source.pictures():
             pass
     if len(source.edges) < 3:
-        raise UserError(f"{path} is one picture, a clip is needed")
+        raise UserError(f"{path} is a picture: give a clip")
     return Reel(path, source.edges, source.fps, source.transparent)
 
 
@@ -332,10 +332,10 @@ def read_image(path: Path, alpha: bool = False) -> Frames:
     """
     _check_readable(path)
     if path.is_dir() or path.suffix.lower() in _FFMPEG_SUFFIXES:
-        raise UserError(f"{path} is a clip, a still picture is needed here: give one of its frames")
+        raise UserError(f"{path} is a clip, but a picture is needed: give one of its frames")
     with pictures.opened(path) as image:
         if pictures.count(image) > 1:
-            raise UserError(f"{path} is a clip, a still picture is needed here: save one frame")
+            raise UserError(f"{path} is a clip, but a picture is needed: save one frame")
         return pictures.upright(image, alpha)
 
 
@@ -354,7 +354,7 @@ def _check_readable(path: Path) -> None:
             os.scandir(path).close()
             return
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe may wait for ever
-            raise UserError(f"cannot read {path}: it is no ordinary file")
+            raise UserError(f"cannot read {path}: it is not a regular file")
         with path.open("rb") as file:
             empty = not file.read(1)
     except OSError as error:
@@ -408,7 +408,9 @@ def check_output(path: Path) -> None:
         if any(path.iterdir()):
             raise UserError(f"the output folder {path} is not empty: choose another or empty it")
         if path.is_symlink() or path.resolve() == Path.cwd():
-            raise UserError(f"the output {path} is where you are, or a link: name another folder")
+            raise UserError(
+                f"the output {path} is the current folder, or a link: choose another folder"
+            )
 
 
 def check_folder(folder: Path) -> None:
@@ -417,7 +419,7 @@ def check_folder(folder: Path) -> None:
     if not there.is_dir():
         raise UserError(f"{there} is a file: choose another folder for the output")
     if not os.access(there, os.W_OK):
-        raise UserError(f"cannot write into {there}: choose a folder that is yours")
+        raise UserError(f"cannot write into {there}: choose one where you may write")
 
 
 def _check_name(path: Path) -> None:
@@ -428,7 +430,7 @@ def _check_name(path: Path) -> None:
     except UnicodeEncodeError:  # half of a surrogate pair
         length, possible = 0, False
     if not possible:
-        raise UserError(f"the output name {str(path)!r} holds a null character or half a letter")
+        raise UserError(f"the output name {str(path)!r} has characters that no name can have")
     if name.lower() in OUTPUT_SUFFIXES:
         raise UserError(f"the output {path} has no name before its suffix: call it clip{name}")
     if suffix and suffix not in OUTPUT_SUFFIXES:
@@ -581,9 +583,9 @@ def _check_written(path: Path, temporary: Path, count: int) -> None:
     try:
         written = probe(temporary, decode=path.suffix.lower() in formats.ENCODERS).num_frames
     except UserError as error:
-        raise UserError(f"cannot write {path}: it came out unreadable") from error
+        raise UserError(f"cannot write {path}: the written file cannot be read") from error
     if written != count:
-        raise UserError(f"cannot write {path}: {written} of {count} frames came out")
+        raise UserError(f"cannot write {path}: only {written} of {count} frames were written")
 
 
 def _lost_sound(sound: Sound | None, suffix: str) -> str:
@@ -592,7 +594,9 @@ def _lost_sound(sound: Sound | None, suffix: str) -> str:
         return ""
     if not has_sound(sound.path):
         return f"{sound.path} has no sound"
-    return "" if suffix in formats.ENCODERS else f"{suffix or 'a folder of frames'} holds no sound"
+    return (
+        "" if suffix in formats.ENCODERS else f"{suffix or 'a folder of frames'} cannot hold sound"
+    )
 
 
 def has_sound(path: Path) -> bool:

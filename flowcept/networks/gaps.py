@@ -26,7 +26,7 @@ class Gaps(nn.Module):
         zero_init(self.query)
 
     def forward(self, x_RPD: Tensor, layout: Layout, memory: Memory | None) -> Tensor:
-        """``[R, D]``, float32. A row that rests says what it said; beyond the last one is 0."""
+        """``[R, D]``, float32. A resting row repeats its last output; past the end it is 0."""
         weight_RP1 = self.query(x_RPD).softmax(1)
         row_RD = (weight_RP1 * x_RPD).sum(1)
 

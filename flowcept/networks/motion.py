@@ -382,7 +382,7 @@ def _twice(x_NChw: Tensor) -> Tensor:
 
 
 def _zero(inside: int, outside: int) -> nn.Conv2d:
-    """A convolution that says 0 until it has learned."""
+    """A convolution whose output is 0 until it is trained."""
     layer = nn.Conv2d(inside, outside, 3, 1, 1)
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
@@ -526,7 +526,7 @@ NUM_CUES = 4 * len(QUANTILES) + 4
 def gap_cues(
     left_NCHW: Tensor, right_NCHW: Tensor, there_N2HW: Tensor, back_N2HW: Tensor
 ) -> Tensor:
-    """What of two pictures tells how long it took from one to the other: [N, NUM_CUES].
+    """Features of two pictures that show how much time lies between them: [N, NUM_CUES].
 
     Quantiles of the lengths of both flows, of the difference without and with motion; length of
     the mean motion, spread around it, how far the flows contradict each other, length of the

@@ -158,7 +158,7 @@ def add_lora(transformer: Any, rank: int) -> None:  # noqa: ANN401
     try:
         from peft import LoraConfig
     except ImportError as error:
-        message = 'to learn beside the weights needs peft; install it by pip install ".[diffusers]"'
+        message = 'training an adapter needs peft; install it by pip install ".[diffusers]"'
         raise UserError(message) from error
     targets = list(LORA_TARGETS)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
@@ -238,7 +238,7 @@ class Backbone(VideoNetwork):
         self._hook()
 
     def _start(self) -> None:
-        """First weights: the transformer is told nothing, laws are flat."""
+        """First weights: the transformer gets no extra input, laws are flat."""
         nn.init.normal_(self.frame_role.weight, std=0.02)
         nn.init.normal_(self.frame_first.weight, std=0.02)
         nn.init.zeros_(self.role.weight)
@@ -449,7 +449,7 @@ class Backbone(VideoNetwork):
         return dtype
 
     def _transformed(self, state: FrameState, text_SV: Tensor) -> Tensor:
-        """What the transformer says, ``[F, C, H, W]``."""
+        """The transformer's output, ``[F, C, H, W]``."""
         assert self._now is not None
         latent_FCHW = state.latent_FCHW.to(self._dtype)
         noise_F = self._noise(state)
@@ -501,7 +501,7 @@ class Backbone(VideoNetwork):
         return shifted(state.time_F, self.shift)
 
     def _told(self, module: nn.Module, inputs: object, time_FD: Tensor) -> Tensor:
-        """The embedded noise levels, with what else each frame is told."""
+        """The embedded noise levels, with each frame's other inputs."""
         del module, inputs
         assert self._now is not None
         return time_FD + self._now.told_FD.to(time_FD.dtype)

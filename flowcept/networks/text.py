@@ -176,7 +176,7 @@ class NoEncoder(nn.Module):
 
 
 class StoredPrompts(nn.Module):
-    """What a frozen encoder said of prompts, kept elsewhere; it knows no others."""
+    """A frozen encoder's embeddings of some prompts, stored elsewhere; it knows no others."""
 
     where: Tensor
 

@@ -345,7 +345,7 @@ class Transformer(VideoNetwork):
         return self._layouts[made_of], memory
 
     def _time_and_role(self, evaluated: FrameState, layout: Layout) -> Tensor:
-        """What each row is told of itself, ``[R, D]``."""
+        """Each row's own input, ``[R, D]``."""
         time_R = layout.rows(evaluated.tau_B.clamp(0, 1), evaluated.time_F)
         clip_BD = self.clip_role(evaluated.open_first_B.long())
         role_RD = layout.rows(clip_BD, self.frame_role(evaluated.role_F))

@@ -30,7 +30,7 @@ TINY = 1e-30  # concentration of an open gap in which no frame is expected
 
 @dataclass(frozen=True)
 class Gaps:
-    """What a network says of the gaps of one clip, float64 on the CPU."""
+    """A network's prediction for the gaps of one clip, float64 on the CPU."""
 
     log_missing_G: Tensor  # log of the mean missing count, of closed gaps -inf
     feature_G2H: Tensor | None = None

@@ -48,7 +48,7 @@ class Process(Protocol):
 
     @property
     def planned(self) -> bool:
-        """Whether frames are told their indices in the whole clip, from ``tau = 0`` on."""
+        """Whether frames know their indices in the whole clip, from ``tau = 0`` on."""
 
     def draw_delays(self, context: Sequence[bool], generator: Generator) -> Tensor:
         """``delay_F`` of every frame of a clip, float64; 0 for given frames."""
@@ -83,7 +83,7 @@ class Flowception:
     """Frames appear one by one at random delays (section 3). Part of every model file."""
 
     schedule: str = "linear"  # linear or power:EXPONENT
-    shift: float = 1.0  # over 1 spends more of the denoising on noise
+    shift: float = 1.0  # over 1: more of the steps at high noise
     first: bool = False  # without given frames a clip starts with its first frame
     planned: bool = False  # numbers and places are drawn at ``tau = 0``, and told
     # In training alone:

@@ -60,7 +60,7 @@ class Insertions:
         return index >= self.config.steps
 
     def asks(self, index: int) -> bool:
-        """Whether ``count`` needs to know what the network says of missing frames."""
+        """Whether ``count`` needs the network's prediction of missing frames."""
         return not self.complete(index)
 
     def start(self) -> list[int]:

@@ -70,7 +70,7 @@ class FrameState:
 
     @property
     def asked_B(self) -> Tensor:
-        """Clips that may miss frames, where no plan says how many: ``tau < 1``."""
+        """Clips that may miss frames, if no plan gives their number: ``tau < 1``."""
         early_B = self.tau_B < 1
         return early_B if self.total_B is None else early_B & (self.total_B < 0)
 
@@ -108,7 +108,7 @@ class GapTables:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of a ``FrameState``."""
+    """A network's prediction for a ``FrameState``."""
 
     velocity_FCHW: Tensor  # data - noise
     log_missing_F: Tensor  # log of the mean count missing right of each frame

@@ -70,7 +70,7 @@ SECONDS = 20  # of the processor that a case may take
 PATIENCE = 200  # seconds after which it hangs, however busy the machine is
 BYTES = 2 << 30  # that a case may hold
 LONGEST = 600  # characters of a refusal
-EXPECTED = re.compile(r"^note: |^up to about |\d%\|")  # lines of a command, and its bars
+EXPECTED = re.compile(r"^note: |^needs up to about |\d%\|")  # lines of a command, and its bars
 COMMANDS = 20  # one case in so many goes through the whole command
 WIDTH, HEIGHT, FRAMES = 32, 24, 6
 

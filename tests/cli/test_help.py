@@ -64,7 +64,7 @@ def test_pages_fit_their_width_and_begin_with_a_command_to_copy(command, columns
 
 def test_panels_of_a_command_that_makes_clips():
     assert panels(page("gen")) == ["Arguments", *MAKING]
-    whole = "Whole clips at another rate or pace"
+    whole = "Whole clips at another frame rate or speed"
     assert panels(page("interp")) == ["Arguments", *MAKING[:3], whole, *MAKING[3:]]
 
 

@@ -104,7 +104,7 @@ def test_steps_are_its_own_unless_named(flow, keys, tiny_motion, flags, steps):
 
 def test_what_it_cannot_do_is_one_line(flow, keys, tiny_motion):
     del keys
-    told = "small-motion is a model for interp only, not for {}: take another one, such as theatre"
+    told = "small-motion is a model only for interp, not for {}: use another model, such as theatre"
     for command, inputs in (("gen", "a dog"), ("i2v", "a.png"), ("extend", "clip.apng")):
         result = flow(command, inputs, "-m", tiny_motion, "-o", "o.mp4")
         refused(result, told.format(command))
@@ -118,7 +118,7 @@ def test_words_are_told_to_mean_nothing(flow, keys, tiny_motion):
     del keys
     result = flow("interp", "a.png", "b.png", "-p", "a dog", "-m", tiny_motion, "-o", "o.mp4")
     assert result.status == 0
-    assert "note: words mean nothing to this model" in result.out
+    assert "note: this model does not read prompts" in result.out
 
 
 def test_info(flow, tiny_motion):

@@ -137,7 +137,7 @@ def test_differences():
     assert like.difference(record, record) == ""
     assert like.difference(record, record | {"device": "cpu"}) == "device cpu (was cuda)"
     old = {"flowcept": "1", "torch": "2", "device": "cuda"}
-    assert like.difference(old, record) == "model file aaaaaaaaaaaa (was not noted)"
+    assert like.difference(old, record) == "model file aaaaaaaaaaaa (was not recorded)"
 
 
 def test_clips_that_cannot_be_made_again_here(flow, given, tiny_model):
@@ -148,8 +148,8 @@ def test_clips_that_cannot_be_made_again_here(flow, given, tiny_model):
     )
     for words, told in (
         (["gen", "--like", "i.apng"], "use flowcept i2v --like i.apng"),
-        (["gen", "--like", "clip.apng"], "does not say how flowcept made it"),
-        (["gen", "--like", "s.png"], "holds no settings of a clip"),
+        (["gen", "--like", "clip.apng"], "holds no settings of flowcept"),
+        (["gen", "--like", "s.png"], "is not a clip and holds no settings"),
         (["gen", "--like", "none.mp4"], "none.mp4"),
         (["i2v", "a.png", "--like", "i.apng"], "no model 'tiny'"),
     ):

@@ -97,7 +97,7 @@ def test_only_what_flowcept_made_is_replaced(make, flag, name):
     theirs = foreign(name)
     result = make("a dog", flag, name, *own)
     assert result.status == 2
-    assert re.fullmatch(rf"flowcept: {name} is there already[^\n]+--overwrite\n", result.err)
+    assert re.fullmatch(rf"flowcept: {name} exists already[^\n]+--overwrite\n", result.err)
     assert Path(name).read_bytes() == theirs
     assert make("a dog", flag, name, *own, "--overwrite").status == 0
     assert Path(name).read_bytes() != theirs

@@ -56,7 +56,7 @@ def test_a_full_stdout_is_one_line_and_the_clip_is_there(fast):
     done = subprocess.run(command, shell=True, check=False, capture_output=True)
     assert done.returncode == 2
     (line,) = done.stderr.decode().splitlines()
-    assert line == "flowcept: what is told cannot be written: No space left on device"
+    assert line == "flowcept: cannot write to stdout: No space left on device"
     assert video.probe(Path("o.mp4")).num_frames == 2
 
 
@@ -112,7 +112,7 @@ def test_a_percent_sign_is_a_letter_like_others(flow, fast):
 def test_a_prompt_that_looks_like_an_option_gets_the_way_out(flow, fast):
     result = flow("gen", "-a dog", *fast)
     assert (result.status, result.err.count("\n")) == (2, 1)
-    assert "goes after --" in result.err
+    assert "that begins with - after --" in result.err
     assert flow("gen", *fast, "--scale", 1, "-o", "o.mp4", "--", "-a dog").status == 0
 
 

@@ -184,5 +184,5 @@ def test_memory_does_not_grow_with_a_clip(tmp_path: Path):
 def test_a_named_pipe_is_refused(tmp_path: Path):
     os.mkfifo(tmp_path / "a.mp4")
     for read in (read_video, probe, video.read_metadata):
-        with pytest.raises(UserError, match="no ordinary file"):
+        with pytest.raises(UserError, match="not a regular file"):
             read(tmp_path / "a.mp4")

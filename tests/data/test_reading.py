@@ -185,7 +185,7 @@ def test_what_a_file_is_and_what_to_do_is_said(tmp_path: Path):
     run("-f", "lavfi", "-i", "sine=d=1", tmp_path / "tone.mp4")
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     (tmp_path / "list.mp4").write_bytes(b"#EXTM3U\nfilm.mp4\n")
-    expected = {"stream.mp4": "MPEG-TS", "tone.mp4": "sound alone", "list.mp4": "playlist"}
+    expected = {"stream.mp4": "MPEG-TS", "tone.mp4": "only sound", "list.mp4": "playlist"}
     for name, words in expected.items():
         with pytest.raises(UserError, match=words):
             read_video(tmp_path / name)

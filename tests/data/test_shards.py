@@ -283,7 +283,7 @@ def test_clips_of_a_video_codec_are_encoded_whole(folder: Path, tmp_path: Path):
         assert len(latent_FCHW) == store.lengths[i]
     assert [finding.path.name for finding in store.findings] == ["c"]
     assert str(store.findings[0]).endswith(
-        "the last 2 of 3 pictures from 0 on left out: a latent takes 4"
+        "the last 2 of 3 frames from 0 on are left out: a latent holds 4 frames"
     )
 
 

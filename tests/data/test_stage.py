@@ -182,7 +182,7 @@ def test_clips_depend_on_neither_number_nor_processes(models, tmp_path):
 def test_broken_models_are_told_and_left_out(tmp_path):
     models = write_models(tmp_path / "models", {"owl": ("Walk",), "hawk": ("Walk",)})
     (models / "hawk.glb").write_bytes((models / "hawk.glb").read_bytes()[:-9])
-    with pytest.warns(UserWarning, match=r"hawk\.glb is no usable .*; it is left out"):
+    with pytest.warns(UserWarning, match=r"hawk\.glb is not a usable .*; it is left out"):
         stage = Stage(models)
     assert stage.actors == ("owl",)
     (models / "owl.glb").unlink()
@@ -199,7 +199,7 @@ def test_broken_models_are_told_and_left_out(tmp_path):
         ({"jobs": 0}, "at least 1"),
         (
             {"actors": "dog,cat"},
-            "unknown actor 'cat': choose names with commas of bee, cow, dog, great",
+            "unknown actor 'cat': choose from bee, cow, dog, great",
         ),
         ({"actors": ""}, "unknown actor ''"),
         ({"actions": "walking,knitting"}, "unknown action 'knitting': choose .* surfing"),

@@ -248,7 +248,7 @@ def test_interruption_leaves_a_smaller_valid_folder(tmp_path):
         ({"clips": 0}, "at least 1"),
         ({"clips": 1, "size": 8}, "16 to 1024"),
         ({"clips": 1, "seed": -1}, "negative"),
-        ({"clips": 1, "actors": "people"}, "unknown actor 'people': choose auto, emoji or shapes"),
+        ({"clips": 1, "actors": "people"}, "unknown actor 'people': choose auto, emoji, shapes"),
         ({"clips": 1, "actors": "red circle,"}, "unknown actor ''"),
     ],
 )

@@ -272,7 +272,7 @@ def test_sound_that_cannot_be_kept_is_said(tmp_path):
     assert not video.has_sound(tmp_path / "a.mp4")
     ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "tone.wav")
     tone = Sound(tmp_path / "tone.wav", 0.0)
-    assert "holds no sound" in write_video(tmp_path / "a.gif", moving(), 12, sound=tone)
+    assert "cannot hold sound" in write_video(tmp_path / "a.gif", moving(), 12, sound=tone)
     with pytest.raises(UserError, match=r"gone\.mp4"):
         write_video(tmp_path / "b.mp4", moving(), 12, sound=Sound(tmp_path / "gone.mp4", 0.0))
 

@@ -95,7 +95,7 @@ def test_pictures_off_the_grid_are_left_out_and_named(clips, tmp_path):
     model, said = write_model(tmp_path / "video.safetensors", "fake-video"), list[str]()
     index = encode(clips, tmp_path / "shards", settings_of(model), console=said.append)
     assert [clip.num_frames for clip in index.clips] == [1, 5, 5, 5, 5, 9, 9]
-    lost = [line for line in said if "left out: a latent takes 4" in line]
+    lost = [line for line in said if "left out: a latent holds 4 frames" in line]
     assert len(lost) == 5  # of six clips, two of which fill their latents
     assert EncodedClips(tmp_path / "shards", index, pytest.fail).lengths == [1, 2, 2, 2, 2, 3, 3]
 
@@ -147,7 +147,7 @@ def test_one_size_on_the_grid_or_none(clips, tiny_model, tmp_path):
     index = encode(clips, tmp_path / "a", settings_of(tiny_model, size="48x32"), quiet=True)
     assert index.size == (32, 48)
     told = refused(clips, tmp_path / "b", settings_of(tiny_model, size="50x32"))
-    assert "off the grid of this model, of 16 pixels: try" in told
+    assert "whose sides are multiples of 16: try" in told
     assert "48x32" in told
     assert not (tmp_path / "b").exists()
     for words in ({"buckets": "wide"}, {"buckets": "64x64", "size": "32"}, {"size": "x"}):

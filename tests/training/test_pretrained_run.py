@@ -92,7 +92,7 @@ def test_an_adapter_file_holds_only_what_was_learned(adapted: Path, base: Path):
     assert card.network.fps == card.fps == theatre.FPS
     told = model_file.describe(path, adapters.load_adapter(path, torch.float32))
     assert told["network"]["lora"] == RANK
-    with pytest.raises(UserError, match="is an adapter, no whole model: merge it first"):
+    with pytest.raises(UserError, match="is an adapter, not a whole model: merge it first"):
         model_file.load(path)
 
 
@@ -142,7 +142,7 @@ def test_merged_it_is_a_whole_model_that_says_the_same(adapted: Path, tmp_path: 
 
     again = flow("merge", whole, "-o", tmp_path / "twice.safetensors")
     assert again.status == 2
-    assert "is a whole model already" in again.err
+    assert "is already a whole model" in again.err
     for output, match in ((path, "is the adapter itself"), (tmp_path / "x.pt", "safetensors")):
         wrong = flow("merge", path, "-o", output)
         assert wrong.status == 2
@@ -210,7 +210,7 @@ def test_the_base_is_found_elsewhere_and_another_one_is_refused(
 ):
     own = adapted / "model.safetensors"
     path = moved(adapted, tmp_path / "moved.safetensors", "/nowhere/wan")
-    elsewhere = "say where it is by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds"
+    elsewhere = "give its place by --base FOLDER, or set FLOWCEPT_BASES to the folder that holds"
     told = f"{path} needs its base, which is not there: it was /nowhere/wan; {elsewhere} it"
     assert lost(path) == told
     studio = flowcept.load(str(path), device="cpu", dtype="float32", base=str(base))
@@ -220,7 +220,7 @@ def test_the_base_is_found_elsewhere_and_another_one_is_refused(
 
     other = tmp_path / "bases" / "wan"
     fixtures.save_pipeline("wan", other, seed=1)
-    another = f"{path} was learned on another model than the one in {other}"
+    another = f"{path} was trained on another model than {other}; {elsewhere} it"
     assert lost(path, str(other)) == another
     monkeypatch.setenv("FLOWCEPT_BASES", str(other.parent))
     assert lost(path) == another
@@ -329,7 +329,7 @@ def test_an_adapter_takes_pictures_anywhere_in_any_size(
     steps: list[Step] = []
     clip = studio.i2v(tall[0], "a red circle", watch=steps.append, **options)
     assert clip.size == (48, 16)
-    assert any("frames of 16x48, the aspect of what is given" in note for note in clip.notes)
+    assert any("frames of 16x48, to fit what is given" in note for note in clip.notes)
     np.testing.assert_array_equal(clip[0], tall[0])
     latent_1CHW = studio.codec.encode_keyframes(to_images(tall[:1]))
     assert all(torch.equal(step.state.latent_FCHW[:1], latent_1CHW) for step in steps)

@@ -241,7 +241,7 @@ def test_a_model_of_several_sizes_makes_clips_of_each(base, several, tmp_path, f
     video.save_image(Image.new("RGB", (90, 66)), tmp_path / "wide.png")
     asked = ["--steps", 1, "--scale", 1, "-o", "c.mp4"]
     like = flow("i2v", tmp_path / "wide.png", "-m", "run", *asked)
-    assert "frames of 96x64, the aspect of what is given" in like.out
+    assert "frames of 96x64, to fit what is given" in like.out
 
 
 def test_held_out_clips_of_all_sizes_are_scored(base, several, tmp_path):

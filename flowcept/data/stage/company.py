@@ -179,7 +179,7 @@ def _check_names(
     for name in names or ():
         if name not in known:
             every = ", ".join(choices) or "nobody: there is no .glb model here"
-            raise UserError(f"unknown {kind} {name!r}: choose names with commas of {every}")
+            raise UserError(f"unknown {kind} {name!r}: choose from {every}")
 
 
 def _some(rng: Rng, choices: Sequence[str], plain: float | None = None) -> str:

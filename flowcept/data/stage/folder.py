@@ -103,4 +103,4 @@ def write_stage(
     try:
         write_folder(out, "stage", about, _written(order, stage, clips, jobs), progress)
     except BrokenProcessPool as error:
-        raise UserError("a process that draws was ended: try again with fewer jobs") from error
+        raise UserError("a drawing process was ended: try again with fewer --jobs") from error

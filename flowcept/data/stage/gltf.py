@@ -38,7 +38,7 @@ class _File:
     def __init__(self, data: bytes) -> None:
         magic, version, length = struct.unpack_from("<III", data)
         if magic != MAGIC or version != 2 or length > len(data):
-            raise ValueError("no whole glTF 2 file")
+            raise ValueError("not a complete glTF 2 file")
         chunks: dict[int, bytes] = {}
         at = 12
         while at + 8 <= length:
@@ -152,7 +152,7 @@ class Skeleton:
             if "matrix" in node
         }
         if not _sensible(*self.rest.values(), *self.fixed.values()):
-            raise ValueError("its nodes make no sense")
+            raise ValueError("its nodes are invalid")
 
     def _depth(self, node: int) -> int:
         depth = 0
@@ -278,7 +278,7 @@ class _Reader:
         posed = [model.pose(name).point_V3 for name in (None, *animations)]
         numbers = (*posed, mesh.point_V3, mesh.normal_V3, inverse_J44)
         if not _sensible(*numbers) or mesh.face_T3.max() >= len(mesh.point_V3):
-            raise ValueError("its triangles make no sense")
+            raise ValueError("its triangles are invalid")
         return model
 
     def _parts(self, hidden: tuple[str, ...]) -> Iterator[tuple[Mesh, Indices, Floats]]:
@@ -381,7 +381,7 @@ class _Reader:
             if kind == "CUBICSPLINE":  # a value between two tangents each
                 value_KX = value_KX[1::3]
             if not len(time_K) or len(time_K) != len(value_KX) or not _sensible(time_K, value_KX):
-                raise ValueError("an animation of it makes no sense")
+                raise ValueError("one of its animations is invalid")
             yield _Channel(target["node"], target["path"], time_K, value_KX, kind == "STEP")
 
 
@@ -409,7 +409,7 @@ def read_model(path: Path, hidden: tuple[str, ...] = ()) -> Model:
         ArithmeticError,
         struct.error,
     ) as error:
-        raise UserError(f"{path} is no usable .glb model: {_reason(error)}") from error
+        raise UserError(f"{path} is not a usable .glb model: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

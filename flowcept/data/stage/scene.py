@@ -1,4 +1,4 @@
-"""What a caption tells: actor, action, place, adverb and view."""
+"""What a caption describes: actor, action, place, adverb and view."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ VIEWS: dict[str, View] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that the caption tells."""
+    """Everything that the caption describes."""
 
     actor: str
     action: str
