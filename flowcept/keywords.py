@@ -76,8 +76,7 @@ class InterpKeywords(PictureKeywords, total=False):
     """Keywords of ``interp``."""
 
     multi: int
-    """new frames in each gap between keyframes; 0: one if a clip is given, else the model
-    chooses"""
+    """new frames in each gap between keyframes; 0: one for a clip, else the model chooses"""
     clip_fps: float | None
     """frames per second of what is given; default the clip's own, for pictures the model's"""
     sound: str | Path | Sound | None

@@ -252,7 +252,7 @@ class ClipConfig(Settings):
     anyway: bool = setting(False, "continue even if the model cannot show the given pictures well")
     multi: int = setting(
         0,
-        "new frames in each gap between keyframes; 0: one if a clip is given, else the model chooses",
+        "new frames in each gap between keyframes; 0: one for a clip, else the model chooses",
         BETWEEN,
     )
     direction: str = setting(

@@ -39,7 +39,7 @@ def interp(
     multi: Annotated[
         int,
         helped(
-            "new frames in each gap between keyframes; 0: one if a clip is given, else the model chooses",
+            "new frames in each gap between keyframes; 0: one for a clip, else the model chooses",
             panel=LENGTH,
         ),
     ] = 0,
