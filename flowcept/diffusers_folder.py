@@ -169,7 +169,8 @@ def _network(
 ) -> BackboneConfig:
     """The network's settings; ``UserError`` where they fit neither codec nor size."""
     settings = _settings(folder, kind)
-    if settings["in_channels"] != codec.config.channels:
+    same_family = ("LTX" in codec.config.source) == (kind.transformer == LTX)
+    if settings["in_channels"] != codec.config.channels or not same_family:
         raise UserError(f"{folder}: the transformer cannot read the autoencoder's latents")
     patch = 1 if kind.transformer == LTX else settings["patch_size"][-1]
     check_grid(size, codec.config.compression * patch)

@@ -46,7 +46,7 @@ from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
 from flowcept.model_file import WORDS, Weights, about
 from flowcept.models import DEFAULT
-from flowcept.networks.text import words_of
+from flowcept.networks.text import FROZEN, words_of
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
 from flowcept.request import Request
@@ -725,6 +725,8 @@ class Studio:
                 yield f"read as words that the model knows: {reading}; `literal=True` keeps yours"
 
         known = self.card.words
+        if self.card.text.kind in FROZEN:  # an encoder that knows far more words
+            return
         familiar = COMMON_WORDS.union(known)
         unknown = [word for word in dict.fromkeys(words_of(read.text)) if word not in familiar]
         if unknown and known:

@@ -371,3 +371,19 @@ def test_folders_that_lack_something_are_refused_in_one_line(saved, tmp_path):
         copy = shutil.copytree(folder, tmp_path / str(number))
         damage(copy)
         refused(copy, match)
+
+
+def test_parts_of_another_family_are_refused(saved, tmp_path):
+    kind, folder, _ = saved
+    other = {"ltx": "wan", "wan": "ltx"}[kind]
+    fixtures.save_pipeline(other, tmp_path / "other")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for part in ("vae", "text_encoder"):
+        shutil.rmtree(copy / part)
+        shutil.copytree(tmp_path / "other" / part, copy / part)
+    refused(copy, "cannot read the autoencoder's latents")
+    shutil.rmtree(copy / "vae")
+    shutil.copytree(folder / "vae", copy / "vae")
+    text = diffusers_folder.load(copy, torch.float32, "64x64").text
+    with pytest.raises(UserError, match="give the folder it was trained with"):
+        text(["a dog"])

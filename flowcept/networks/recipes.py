@@ -85,6 +85,7 @@ class RecipeEncoder(nn.Module):
         from transformers.utils import logging
 
         kind, folder = getattr(transformers, self.recipe.encoder), self.folder
+        self._check_kind(kind.config_class.model_type)
         local: dict[str, Any] = {"local_files_only": True}
         shows = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
@@ -100,6 +101,19 @@ class RecipeEncoder(nn.Module):
             if shows:
                 logging.enable_progress_bar()
         self.encoder = encoder.to(self.like.device).eval().requires_grad_(requires_grad=False)
+
+    def _check_kind(self, wanted: str) -> None:
+        """Raise ``UserError`` for an encoder that reads prompts in another way."""
+        path = self.folder / "text_encoder" / "config.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("model_type", wanted)
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read; get the folder again") from error
+        if found != wanted:
+            raise UserError(
+                f"the prompt encoder in {self.folder} is a {found}, this model reads prompts with "
+                f"a {wanted}: give the folder it was trained with"
+            )
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Frozen weights stay in evaluation mode."""

@@ -131,6 +131,12 @@ def test_an_adapter_makes_clips_of_lengths_of_its_own(adapted: Path):
     assert len(new) == 13
 
 
+def test_words_that_captions_lack_are_no_news_to_a_pretrained_encoder(adapted: Path):
+    studio = flowcept.load(str(adapted / "model.safetensors"), device="cpu", dtype="float32")
+    assert studio.card.words
+    assert list(studio.word_notes("a zebra")) == []
+
+
 def test_merged_it_is_a_whole_model_that_says_the_same(adapted: Path, tmp_path: Path, flow):
     path, whole = adapted / "model.safetensors", tmp_path / "whole.safetensors"
     result = flow("merge", path, "-o", whole)
