@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import fixtures_diffusers as fixtures
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import flowcept
 from flowcept import diffusers_folder, model_file
@@ -371,6 +373,19 @@ def test_folders_that_lack_something_are_refused_in_one_line(saved, tmp_path):
         copy = shutil.copytree(folder, tmp_path / str(number))
         damage(copy)
         refused(copy, match)
+
+
+def test_a_prompt_encoder_that_lacks_weights_is_refused(saved, tmp_path):
+    """They would be random numbers, and the clip one of no prompt."""
+    _, folder, _ = saved
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = next((copy / "text_encoder").glob("*.safetensors"))
+    weights = load_file(file)
+    lost = next(name for name in sorted(weights) if "SelfAttention.q" in name)
+    save_file({name: weights[name] for name in weights if name != lost}, file, {"format": "pt"})
+    text = diffusers_folder.load(copy, torch.float32, "64x64").text
+    with pytest.raises(UserError, match=f"lacks {re.escape(lost)}: get it again"):
+        text(["a dog"])
 
 
 def test_parts_of_another_family_are_refused(saved, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -204,6 +205,8 @@ def _open(options: MakeOptions) -> Studio:
     """The model, on its device; this imports torch."""
     import torch
 
+    if options.quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of downloads
     if options.threads:
         torch.set_num_threads(options.threads)
     return flowcept.load(

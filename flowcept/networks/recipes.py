@@ -93,13 +93,18 @@ class RecipeEncoder(nn.Module):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder / "tokenizer", **local
             )
-            encoder = kind.from_pretrained(folder / "text_encoder", dtype=self.like.dtype, **local)
+            encoder, loaded = kind.from_pretrained(
+                folder / "text_encoder", dtype=self.like.dtype, output_loading_info=True, **local
+            )
         except Exception as error:  # the folder may hold anything
             why = str(error).partition("\n")[0]
             raise UserError(f"the prompt encoder in {folder} cannot be read: {why}") from error
         finally:
             if shows:
                 logging.enable_progress_bar()
+        lacking = sorted(loaded["missing_keys"])
+        if lacking:  # they would be random
+            raise UserError(f"the prompt encoder in {folder} lacks {lacking[0]}: get it again")
         self.encoder = encoder.to(self.like.device).eval().requires_grad_(requires_grad=False)
 
     def _check_kind(self, wanted: str) -> None:

@@ -78,6 +78,14 @@ SHAPES = {
         "WanPipeline",
         WAN | {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}, {}, 256384,
     ),
+    "SkyReels-V2 DF 1.3B": Shape(
+        "SkyReelsV2DiffusionForcingPipeline",
+        WAN | {"num_attention_heads": 12, "ffn_dim": 8960}, {}, 256384,
+    ),
+    "SkyReels-V2 DF 14B": Shape(
+        "SkyReelsV2DiffusionForcingPipeline",
+        WAN | {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}, {}, 256384,
+    ),
 }  # fmt: skip
 
 
@@ -237,7 +245,7 @@ def main() -> None:
         )
         table[name] = {use: size / GB for use, size in uses(backend).items()}
     names = list(next(iter(table.values())))
-    print(f"\n| model | {' | '.join(f'`{one}`' for one in names)} |")
+    print(f"\n| model | {' | '.join(map(spelled, names))} |")
     print("|---" * (len(names) + 1) + "|")
     for name, sizes in table.items():
         print(f"| {name} | {' | '.join(f'{size:.0f} GB' for size in sizes.values())} |")
@@ -246,12 +254,18 @@ def main() -> None:
         print(f"| {card} GB | {' | '.join(fitting(sizes, card) for sizes in table.values())} |")
 
 
+def spelled(use: str) -> str:
+    """The command as code, and what is said of it as words."""
+    command, comma, more = use.partition(",")
+    return f"`{command}`{comma}{more}"
+
+
 def fitting(sizes: dict[str, float], card: int) -> str:
     """The first way to make clips that a card can hold, and all that it can train."""
     held = [use for use, size in sizes.items() if size <= card - SPARE]
     making = [use for use in held if use.startswith("gen")][:1]
     training = [use for use in held if use.startswith("train")]
-    return ", ".join(f"`{use}`" for use in making + training) or "nothing"
+    return ", ".join(map(spelled, making + training)) or "nothing"
 
 
 if __name__ == "__main__":
