@@ -75,7 +75,7 @@ def class_lines(kind: type) -> list[str]:
     lines = [f"## {kind.__name__}", "", f"`{kind.__module__}.{kind.__name__}`", "", prose(kind), ""]
     if is_dataclass(kind):
         lines += ["| field | default | meaning |", "|---|---|---|"]
-        lines += [*map(field_row, fields(kind)), ""]
+        lines += [*(field_row(kind, one) for one in fields(kind)), ""]
     for name, one in vars(kind).items():
         hidden = name.startswith("_") and name not in ("__len__", "__getitem__", "__iter__")
         if hidden or name in INSIDE:
@@ -87,11 +87,18 @@ def class_lines(kind: type) -> list[str]:
     return lines
 
 
-def field_row(one: Field[Any]) -> str:
-    """A field of a record; what it means where the record says so."""
-    empty = one.default is MISSING
-    default = "" if empty else f"`{one.default!r}`"
-    return f"| `{one.name}` | {default} | {in_table(one.metadata.get('help', ''))} |"
+def field_row(kind: type, one: Field[Any]) -> str:
+    """A field of a record; what it means, by its metadata or else its comment."""
+    value = one.default if one.default_factory is MISSING else one.default_factory()
+    default = "" if value is MISSING else f"`{value!r}`"
+    meaning = one.metadata.get("help") or comment(kind, one.name)
+    return f"| `{one.name}` | {default} | {in_table(meaning)} |"
+
+
+def comment(kind: type, name: str) -> str:
+    """What stands behind a field in the class's source."""
+    found = re.search(rf"^    {name}: .*  # (.+)$", inspect.getsource(kind), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def function_lines(function: Any, depth: str, owner: str = "") -> list[str]:  # noqa: ANN401

@@ -15,7 +15,7 @@ import numpy as np
 
 from flowcept.data import video
 from flowcept.data.video import Frames, Sound
-from flowcept.errors import counted
+from flowcept.errors import UserError, counted
 
 Growth = list[list[tuple[int, float, bool]]]  # per step: (name, flow time, new) of visible frames
 
@@ -28,15 +28,15 @@ class Clip:
     ``clip[2:5]``, ``for frame in clip``. A notebook plays it.
     """
 
-    frames_FHW3: Frames
-    fps: float
-    seed: int
-    settings: dict[str, Any]  # travels in the file's metadata
+    frames_FHW3: Frames  # uint8 [F, H, W, 3]; of a clip too long for memory only its ends
+    fps: float  # frames per second
+    seed: int  # that makes it again
+    settings: dict[str, Any]  # that made it; saved files hold them
     notes: list[str] = field(default_factory=list)  # what the user should know
-    growth: Growth = field(default_factory=list)
+    growth: Growth = field(default_factory=list)  # each step's visible frames: name, time, new
     order: list[int] = field(default_factory=list)  # names of the final latents, left to right
     ends: list[int] = field(default_factory=list)  # the picture that each of them ends with
-    sound: Sound | None = None
+    sound: Sound | None = None  # saved with it
     before: int = 0  # frames in front of the clip that is extended
     whole: video.Joined | None = None  # what is written where memory does not hold it all
 
@@ -89,9 +89,14 @@ class Clip:
     def save(self, path: str | Path, *, metadata: bool = True) -> str | None:
         """Write the clip. The suffix sets the format; missing folders are made.
 
-        Returns a note if something had to be changed for the format, else None.
+        Returns a note if something had to be changed for the format, else None. Raises
+        ``UserError`` for a name without a suffix; frames are written as ``folder/%04d.png``.
         """
         path = Path(path).expanduser()
+        if not path.suffix:
+            raise UserError(
+                f"{path} has no suffix: write {path}.mp4, or {path}/%04d.png for frames"
+            )
         told = self.settings if metadata else None
         frames, sound = self.shown, self.sound
         return video.write_stream(path, frames, self.fps, metadata=told, sound=sound)[1] or None

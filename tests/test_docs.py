@@ -192,6 +192,12 @@ def test_readme_is_short() -> None:
 # Generated pages
 
 
+def test_every_field_of_python_has_a_meaning() -> None:
+    rows = re.findall(r"^\| `\w+` \|.*", (ROOT / "docs" / "api.md").read_text("utf-8"), re.M)
+    assert len(rows) > 20
+    assert not [row for row in rows if row.endswith("|  |")]
+
+
 def test_references_are_as_the_code_is_now() -> None:
     script = ROOT / "docs" / "reference.py"
     done = subprocess.run(
