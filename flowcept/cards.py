@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flowcept.errors import counted
+
 WIDTH, MARGIN = 100, 11  # characters of a line, and of the names beside it
 
 LIMITS = {
@@ -44,9 +46,9 @@ def _what(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _knowledge(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if record["words"]:
+    if "words" in record:
         yield "words", record["words"]
-    if record["prompts"]:
+    if "prompts" in record:
         yield "prompts", record["prompts"]
     if "lexicon" in record:
         yield "lexicon", f"{record['lexicon']}: prompts are read in these, too"
@@ -55,11 +57,15 @@ def _knowledge(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _origin(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What the model learned from, and the commands that make it."""
     trainings = record["trainings"]
-    yield "learned", f"from {record['dataset']}; {record['steps']:,} steps of training"
+    if record["steps"]:
+        steps = counted(record["steps"], "step")
+        yield "learned", f"from {record['dataset']}; {steps} of training"
+    else:
+        yield "learned", f"not by flowcept: {record['dataset']}"
     if "base" in record:
         yield "base", f"{record['base']['source']}, without which this adapter makes nothing"
     for number, training in enumerate(trainings):
-        seen = f"{training['steps']:,} steps, {training['seen']:,} clips seen"
+        seen = f"{counted(training['steps'], 'step')}, {counted(training['seen'], 'clip')} seen"
         if "--max-hours" in training["command"]:
             seen += "; hours end it, so that another machine takes more or fewer steps"
         yield "made by" if number == 0 else "", training["command"]
@@ -77,7 +83,7 @@ def _limits(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         names = ["motion", "gaps"]
     elif "lora" not in record["network"]:  # no pretrained one, which makes other sizes as well
         names.insert(1, "size")
-    if record["words"] and record["text"]["kind"] == "bytes":  # it read no others before
+    if "words" in record and record["text"]["kind"] == "bytes":  # it read no others before
         names.insert(0, "words")
     for name in names:
         yield "limits" if name == names[0] else "", LIMITS[name]

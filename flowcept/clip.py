@@ -94,9 +94,7 @@ class Clip:
         """
         path = Path(path).expanduser()
         if not path.suffix:
-            raise UserError(
-                f"{path} has no suffix: write {path}.mp4, or {path}/%04d.png for frames"
-            )
+            raise UserError(f"{path} has no suffix: write {path}.mp4, or {path}/%04d.png")
         told = self.settings if metadata else None
         frames, sound = self.shown, self.sound
         return video.write_stream(path, frames, self.fps, metadata=told, sound=sound)[1] or None

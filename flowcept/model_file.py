@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
-from flowcept.errors import UserError
+from flowcept.errors import UserError, counted
 from flowcept.files import replacing
 from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
 from flowcept.process.forward import Flowception, Process
+from flowcept.process.full_sequence import FullSequence
 from flowcept.settings import FASTEST, FITS, SLOWEST, from_mapping, short, shown
 
 FORMAT = 3  # of the file; of 1 the logits of counts meant something else
@@ -450,9 +451,13 @@ def about(weights: Weights) -> dict[str, Any]:
     mean = sum(pictures_of(n) * count for n, count in card.lengths.items()) / total
     learned = ", ".join(card.sizes) or f"{card.size[1]}x{card.size[0]}"
     size = "any size" if card.any_size else f"{learned} pixels"
-    lengths, dataset = f"{mean:.1f} on average", f"{card.dataset}: {total} clips"
+    frames = f"{shortest} to {counted(longest, 'frame')}, {mean:.1f} on average"
+    dataset = f"{card.dataset}: {counted(total, 'clip')}"
     if weights.network.gapwise:
-        lengths, dataset = "from a given picture to the next", card.dataset
+        frames = f"{shortest} to {counted(longest, 'frame')}, from a given picture to the next"
+        dataset = card.dataset
+    if isinstance(weights.process, FullSequence):  # another program trained it, on what is unknown
+        frames, dataset = counted(longest, "frame"), card.dataset
     return {
         "flowcept": card.version,
         "process": {
@@ -461,17 +466,25 @@ def about(weights: Weights) -> dict[str, Any]:
         "parameters": {**counts, "total": sum(counts.values())},
         "tasks": ", ".join(sorted(weights.network.tasks)),
         "frames": f"{size} at {card.fps:g} per second",
-        "lengths": f"{shortest} to {longest} frames, {lengths}",
+        "lengths": frames,
         "dataset": dataset,
         "steps": card.steps,
         **({"base": asdict(card.base)} if card.base else {}),
         **({"hours": round(card.hours, 2)} if card.hours else {}),
         "trainings": [asdict(training) for training in card.trainings],
         "codec_psnr": card.codec_psnr,
-        "network": asdict(card.network),
-        "text": asdict(card.text),
-        "codec": asdict(card.codec),
-        "prompts": "; ".join(list(card.prompts)[:8]),
-        "words": " ".join(list(card.words)[:80]),
+        "network": _settings(card.network),
+        "text": _settings(card.text),
+        "codec": _settings(card.codec),
+        **({"prompts": "; ".join(list(card.prompts)[:8])} if card.prompts else {}),
+        **({"words": " ".join(list(card.words)[:80])} if card.words else {}),
         **({} if card.lexicon is None else {"lexicon": str(card.lexicon)}),
     }
+
+
+def _settings(config: Any) -> dict[str, Any]:  # noqa: ANN401 - of any part
+    """A part's settings, those of diffusers too, which the file holds as JSON text."""
+    found = asdict(config)
+    if found.get("source_config"):
+        found["source_config"] = json.loads(found["source_config"])
+    return found

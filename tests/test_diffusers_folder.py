@@ -402,3 +402,14 @@ def test_parts_of_another_family_are_refused(saved, tmp_path):
     text = diffusers_folder.load(copy, torch.float32, "64x64").text
     with pytest.raises(UserError, match="give the folder it was trained with"):
         text(["a dog"])
+
+
+def test_info_says_what_a_folder_is_and_no_more(saved, flow):
+    _, folder, _ = saved
+    told = flow("info", folder).out
+    assert f"not by flowcept: diffusers folder {folder.name}\n" in told
+    assert re.search(r"; clips of \d+ frames$", told, re.MULTILINE)
+    assert " 1 clips" not in told
+    record = json.loads(flow("info", folder, "--json").out)
+    assert not {"prompts", "words"} & set(record)
+    assert record["network"]["source_config"]["num_layers"] == 2
