@@ -22,6 +22,7 @@ from flowcept.errors import UserError
 from flowcept.hub import WEIGHTS, parse
 from flowcept.model_file import Card, Weights
 from flowcept.models import Model, find, places
+from flowcept.networks import FAMILIES, family_of
 from flowcept.networks.pretrained import LORA_TARGETS, Backbone
 from flowcept.networks.recipes import RECIPES
 from flowcept.networks.text import NoEncoder, build_encoder
@@ -67,15 +68,32 @@ def open_model(
     read, and for a base that is not there or another one.
     """
     if model.is_folder:
+        if base is not None:
+            raise _baseless(model)
         return diffusers_folder.load(model.path, dtype, size, source=model.source)
     card = model_file.read_card(model.path)
     if card.base is not None:
         return load_adapter(model.path, dtype, base, stored)
+    if base is not None and card.text.kind not in RECIPES:
+        raise _baseless(model)
     if stored is not None:
         return model_file.load(model.path, stored.text(card.text), dtype)
     reads = card.text.kind in RECIPES
     text = build_encoder(card.text, _reader(card, model.path, base)) if reads else None
     return model_file.load(model.path, text, dtype)
+
+
+def _baseless(model: Model) -> UserError:
+    return UserError(f"`base` has no effect on {model.name}, which needs none: leave it out")
+
+
+def tasks_of(model: Model) -> frozenset[str]:
+    """The commands that a model is for; no weights are read."""
+    if model.is_folder:
+        return diffusers_folder.tasks_of(model.path)
+    card = model_file.read_card(model.path)
+    tasks: frozenset[str] = FAMILIES[family_of(card.network)].network.tasks
+    return tasks
 
 
 def outline(model: Model) -> Weights:

@@ -109,6 +109,11 @@ def check(folder: Path) -> None:
     _scheduler(folder)
 
 
+def tasks_of(folder: Path) -> frozenset[str]:
+    """The commands for which a folder's pipeline was trained."""
+    return _kind(folder).tasks
+
+
 def usual(folder: Path) -> Usual:
     """What a folder's pipeline makes by itself, without its weights; errors as for ``load``."""
     kind = _kind(folder)

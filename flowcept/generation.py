@@ -45,7 +45,7 @@ from flowcept.keywords import (
 from flowcept.lengths import Edge, Grid
 from flowcept.lexicon import COMMON_WORDS, Reading
 from flowcept.model_file import WORDS, Weights, about
-from flowcept.models import DEFAULT
+from flowcept.models import check_task
 from flowcept.networks.text import FROZEN, words_of
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
@@ -143,13 +143,8 @@ class Studio:
 
     def check_task(self, command: str) -> None:
         """Raise ``UserError`` where the model is not for what a command makes."""
-        tasks = self.weights.network.tasks
-        if command not in tasks:
-            does = f"{self.name} is a model only for {', '.join(sorted(tasks))}"
-            remedy = f"use another model, such as {DEFAULT}"
-            if self.weights.network.grid:  # a pretrained one
-                remedy = "train it for that (flowcept train DATA --init FOLDER), or use another"
-            raise UserError(f"{does}, not for {command}: {remedy}")
+        network = self.weights.network
+        check_task(command, self.name, network.tasks, pretrained=network.grid > 0)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a count of 1 is the first

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,16 @@ def find(name: str | Path | None, prefer: str = DEFAULT, part: str = "") -> Mode
     raise UserError(
         f"no model {wanted!r}: {near or ('there is no such file' if on_disk else _known(shipped))}"
     )
+
+
+def check_task(command: str, name: str, tasks: Collection[str], *, pretrained: bool) -> None:
+    """Raise ``UserError`` where a model is not for what a command makes."""
+    if command not in tasks:
+        does = f"{name} is a model only for {', '.join(sorted(tasks))}"
+        remedy = f"use another model, such as {DEFAULT}"
+        if pretrained:
+            remedy = "train it for that (flowcept train DATA --init FOLDER), or use another"
+        raise UserError(f"{does}, not for {command}: {remedy}")
 
 
 def is_named(text: str) -> bool:

@@ -266,3 +266,12 @@ def test_shipped_models_are_model_files():
     for name, path in shipped.items():
         assert path.stem == name
         assert read_card(path).lengths
+
+
+@pytest.mark.parametrize("command", [["gen", "a dog", "-m"], ["evaluate"]])
+def test_a_base_that_has_no_effect_is_refused(flow, tiny_model, command):
+    Path("data").mkdir()
+    data = ["data"] if command == ["evaluate"] else []
+    result = flow(*command, tiny_model, *data, "--base", "nowhere")
+    told = "flowcept: --base has no effect on tiny, which needs none: leave it out\n"
+    assert (result.status, result.out, result.err) == (2, "", told)

@@ -72,7 +72,6 @@ def make_clips(
         if own.quiet:
             warnings.simplefilter("ignore")
         studio = _open(own)
-        studio.check_task(own.command)
         _tell_of_differences(studio, own)
         if own_steps:
             clips = [replace(job, config=studio.usual(job.config)) for job in clips]
@@ -202,13 +201,21 @@ def _clip_file(
 
 
 def _open(options: MakeOptions) -> Studio:
-    """The model, on its device; this imports torch."""
+    """The model, on its device; this imports torch.
+
+    Raises ``UserError`` before it is loaded where it is not for the command.
+    """
     import torch
+
+    from flowcept.adapters import tasks_of
+    from flowcept.models import check_task, find
 
     if options.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of downloads
     if options.threads:
         torch.set_num_threads(options.threads)
+    found = find(options.model)
+    check_task(options.command, found.name, tasks_of(found), pretrained=found.is_folder)
     return flowcept.load(
         options.model,
         device=options.device,

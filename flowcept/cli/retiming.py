@@ -37,7 +37,8 @@ def retimes(
     if not all(moving):
         return False
     for path in files:
-        video.probe(path)  # what is wrong with a clip is said before anything of the model
+        if video.probe(path).num_frames < 2:  # what is wrong is said before anything of the model
+            raise UserError(f"{path} is one picture: give two pictures, or a clip")
     needed = retiming.asked or len(files) > 1
     flags = _of_the_sampler(options, config)
     if flags and needed:

@@ -6,7 +6,6 @@ network as a ``VideoNetwork``, and enter them in ``FAMILIES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ class Family:
     """A kind of network: its settings, and how it is built from them and the process's shift."""
 
     config: type
-    network: Callable[[Any, float], VideoNetwork]
+    network: type[Any]  # a VideoNetwork
 
 
 FAMILIES: dict[str, Family] = {
@@ -41,4 +40,5 @@ def family_of(config: object) -> str:
 
 def build_network(config: object, shift: float) -> VideoNetwork:
     """A network with fresh weights."""
-    return FAMILIES[family_of(config)].network(config, shift)
+    network: VideoNetwork = FAMILIES[family_of(config)].network(config, shift)
+    return network

@@ -102,11 +102,13 @@ def test_steps_are_its_own_unless_named(flow, keys, tiny_motion, flags, steps):
     assert settings_of("o.apng")["steps"] == steps
 
 
-def test_what_it_cannot_do_is_one_line(flow, keys, tiny_motion):
+def test_what_it_cannot_do_is_one_line(flow, keys, tiny_motion, monkeypatch):
     del keys
     told = "small-motion is a model only for interp, not for {}: use another model, such as theatre"
     for command, inputs in (("gen", "a dog"), ("i2v", "a.png"), ("extend", "clip.apng")):
-        result = flow(command, inputs, "-m", tiny_motion, "-o", "o.mp4")
+        with monkeypatch.context() as patch:
+            patch.setattr("flowcept.load", None)  # it is not even loaded
+            result = flow(command, inputs, "-m", tiny_motion, "-o", "o.mp4")
         refused(result, told.format(command))
     Path("data").mkdir()
     refused(flow("evaluate", tiny_motion, "data"), told.format("gen"))
@@ -171,3 +173,13 @@ def test_theatre_is_taken_where_motion_did_not_come_along(flow, keys, shipped):
     assert (settings_of("o.apng")["model"], settings_of("o.apng")["steps"]) == ("tiny", 4)
     shipped()
     refused(flow("interp", "a.png", "b.png"), "no model 'theatre'")
+
+
+def test_a_clip_of_one_frame_is_refused_before_the_model_is_loaded(
+    flow, keys, tiny_motion, monkeypatch
+):
+    del keys
+    monkeypatch.setattr("flowcept.model_file.load", None)
+    Path("one").mkdir()
+    Path("a.png").rename("one/a.png")
+    refused(flow("interp", "one", "-m", tiny_motion, "-o", "o.apng"), "one is one picture")
