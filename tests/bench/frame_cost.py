@@ -60,6 +60,7 @@ class Rings:
         self.lengths = [len(image) for image in images]
         self.captions = [""] * clips
         self.sizes = [FRAME[1:]] * clips
+        self.keyframe = None
 
     def latent(self, i: int) -> Tensor:
         return self.latents[i]
