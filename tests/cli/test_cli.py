@@ -202,7 +202,9 @@ def test_no_clip_takes_the_place_of_another(flow, made, tiny_model):
     Path("p.txt").write_text('{"prompt": "one", "output": "o-2.webp"}\ntwo\n')
     words = ["-m", tiny_model, "-o", "o.webp"]
     refused(flow("gen", "--prompts-file", "p.txt", *words), "o-2.webp", "named for two outputs")
-    refused(flow("gen", "a", "b", *words, "--preview", "o-1.webp"), "o-1.webp", "named for two outputs")
+    refused(
+        flow("gen", "a", "b", *words, "--preview", "o-1.webp"), "o-1.webp", "named for two outputs"
+    )
     Path("sub").mkdir()
     refused(flow("gen", "a", *words, "--preview", "sub/../o.webp"), "named for two outputs")
     assert files() == ["p.txt", "sub"]
@@ -213,7 +215,9 @@ def test_no_clip_takes_the_place_of_another(flow, made, tiny_model):
 
 def test_frames_of_png_are_files_that_others_must_not_take(flow, tiny_model):
     words = ["-m", tiny_model, "-o"]
-    refused(flow("gen", "a", *words, "f_%04d.png", "--sheet", "f_0001.png"), "named for two outputs")
+    refused(
+        flow("gen", "a", *words, "f_%04d.png", "--sheet", "f_0001.png"), "named for two outputs"
+    )
     lines = [f'{{"prompt": "a", "output": "f_%{width}d.png"}}' for width in ("03", "")]
     Path("p.txt").write_text("\n".join(lines))
     refused(flow("gen", "--prompts-file", "p.txt", "-m", tiny_model), "named for two outputs")
