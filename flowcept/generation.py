@@ -148,7 +148,7 @@ class Studio:
             does = f"{self.name} is a model only for {', '.join(sorted(tasks))}"
             remedy = f"use another model, such as {DEFAULT}"
             if self.weights.network.grid:  # a pretrained one
-                remedy = "train it for that (flowcept train DATA --init FOLDER), or use another"
+                remedy = "train it for that, named by `init`, or use another"
             raise UserError(f"{does}, not for {command}: {remedy}")
 
     @overload
