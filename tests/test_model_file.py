@@ -271,7 +271,7 @@ def test_what_the_library_writes_beside_a_file_goes_with_a_killed_process(tmp_pa
     """Its own temporary file lies in a hidden folder, as the next writer of a file finds them."""
     seen = []
 
-    def killed(tensors, path, metadata):
+    def killed(_, path, **__):
         (Path(path).parent / ".tmpABCDEF").write_text("half")
         seen.append(Path(path).parent.name)
         shutil.copytree(Path(path).parent, tmp_path / "kept")
