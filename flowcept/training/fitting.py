@@ -66,7 +66,7 @@ def _named(settings: CodecSettings) -> Codec:
 
 
 def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec:
-    """The codec, trained on the clips if it is an autoencoder, with its statistics; once per run."""
+    """The codec, trained on the clips if it is an autoencoder, with statistics; once per run."""
     config, files, team = run.config, run.files, run.machine.team
     if team.first and not files.codec.exists():
         clips, _ = split(pictures, config)
@@ -81,7 +81,7 @@ def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec
 
 
 def rebuilt_psnr(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> float:
-    """PSNR in dB that 19 of 20 pictures of the training clips reach when the codec rebuilds them."""
+    """PSNR in dB that 19 of 20 training pictures reach when the codec rebuilds them."""
     clips, _ = split(pictures, run.config)
     order = torch.randperm(len(clips), generator=clip_generator(run.config.machine.seed)).tolist()
     found = []

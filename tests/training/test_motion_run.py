@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_later_only_slow(
     monkeypatch.setattr("flowcept.data.motion_windows.np.save", full)
     learned(clips, run)
     assert same(run, whole)
-    with pytest.raises(UserError, match=r"cannot keep shots in .*: No space left"):
+    with pytest.raises(UserError, match=r"cannot write shots to .*: No space left"):
         learned(clips, tmp_path / "other")
     assert not (tmp_path / "other" / "config.toml").exists()
 
@@ -234,7 +234,7 @@ def test_bad_files_are_told_and_left_out(clips: Path, run: Path, tmp_path: Path)
     text = "\n".join(said)
     assert "5 clips of 45 frames and 1 picture found" in said[0]
     assert re.search(r"dropped .*broken.mp4: cannot be read", text)
-    assert re.search(r"dropped .*short.gif: 2 frames, 3 are needed", text)
+    assert re.search(r"dropped .*short.gif: 2 frames, at least 3 are needed", text)
     assert re.search(r"dropped .*tiny.apng: 9 px are too small", text)
     assert re.search(r"\d+ windows in \d shots? to learn from, 2 clips of moving layers", text)
     assert re.search(r"plan: about \d+ seconds? \(1 step\) of training\n  the first pictures", text)
@@ -311,7 +311,7 @@ def test_folders_without_a_usable_clip(flow) -> None:
     refused(flow(*train, "pictures"), "pictures only")
     Path("short").mkdir()
     video.write_video(Path("short/two.gif"), np.stack(panned(texture(1), 9, 9, 2)), 12)
-    refused(flow(*train, "short"), "2 frames, 3 are needed")
+    refused(flow(*train, "short"), "2 frames, at least 3 are needed")
     Path("still").mkdir()
     still = np.stack([np.full((96, 96, 3), 9, np.uint8)] * 9)
     video.write_video(Path("still/one.apng"), still, 12)
