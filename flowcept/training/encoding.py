@@ -189,11 +189,13 @@ def _planned(job: Job) -> tuple[Scan, Index]:
 
 
 def _reading(job: Job) -> DataSettings:
-    """How clips are read: at the size or area of the settings, else the codec's default."""
+    """How clips are read: at the size or area of the settings, else of the codec."""
     own, source = job.settings, job.source
     asked = own.size or ("" if own.buckets == "none" else own.buckets)
     if not asked and source.size is None:
-        raise UserError(f"{own.codec} has no default size: give --size WIDTHxHEIGHT or --buckets AREA")
+        raise UserError(
+            f"{own.codec} has no default size: give --size WIDTHxHEIGHT or --buckets AREA"
+        )
     size = asked or named(source.size or (0, 0))
     frames = max(own.max_frames or source.frames, own.min_frames)
     settings = DataSettings(size, own.fps, own.min_frames, frames, own.fit)
@@ -240,7 +242,7 @@ def _leave(out: Path) -> None:
 
 
 def _made_of(job: Job, scan: Scan) -> dict[str, str]:
-    """Digests, by name, of everything that decides the content of the shards; paths do not count."""
+    """Digests, by name, of all that decides the content of the shards, without paths."""
     pieces = [
         (_name(job, one), one.caption, one.start, one.num_frames, one.source)
         for one in scan.entries
@@ -329,7 +331,7 @@ def _sizes(job: Job, scan: Scan) -> dict[Path, Chosen]:
 
 
 def size_of(path: Path, timing: Timing) -> Size:
-    """Height and width of a clip's pictures; 1 by 1 if it cannot be read, which is reported later."""
+    """Height and width of a clip; 1, 1 if it cannot be read, which is reported later."""
     with suppress(UserError):
         height, width = next(video.stream(path, timing)).shape[:2]
         return height, width

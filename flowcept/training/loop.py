@@ -237,7 +237,7 @@ class Reports:
         if held_out:
             self._log(held_out)
         elif self.trainer.num_held:
-            self.console.say("note: the held-out clips are too short for any context, and are not scored")
+            self.console.say("note: no context fits the held-out clips, so they are not scored")
         self.files.draw_losses(self.trainer.curves)
 
     def sheet(self) -> None:

@@ -129,7 +129,9 @@ class Files:
     def recorded(self, config: Config, given: Collection[str]) -> Config:
         """The settings that the run was started with, except those ``given`` that may change."""
         if not self.config.exists():
-            raise UserError(f"nothing to resume in {self.path}: leave out --resume to start a new run")
+            raise UserError(
+                f"nothing to resume in {self.path}: leave out --resume to start a new run"
+            )
         family = family_of_run(self.config)
         if family != config.family:
             raise UserError(f"{self.path} is a run of --network {family}: add --network {family}")

@@ -137,7 +137,7 @@ def test_ctrl_c_ends_a_whole_step_and_says_how_to_go_on(
         with pytest.raises(KeyboardInterrupt):
             train_motion(clips, run, TINY, parts=PARTS, console=said.append)
     assert said[-2] == "stopped at step 4"
-    assert said[-1] == f"to go on: flowcept train {clips} -o {run} --network motion --resume"
+    assert said[-1] == f"to continue: flowcept train {clips} -o {run} --network motion --resume"
     assert model_file.load_tree(run / "state.safetensors")["step"] == 4
     learned(clips, run, resume=True)
     assert same(run, whole)
@@ -237,7 +237,9 @@ def test_bad_files_are_told_and_left_out(clips: Path, run: Path, tmp_path: Path)
     assert re.search(r"dropped .*short.gif: 2 frames, at least 3 are needed", text)
     assert re.search(r"dropped .*tiny.apng: 9 px are too small", text)
     assert re.search(r"\d+ windows in \d shots? to learn from, 2 clips of moving layers", text)
-    assert re.search(r"plan: about \d+ seconds? \(1 step\) of training\n  the first pictures", text)
+    assert re.search(
+        r"plan: about \d+ seconds? \(1 step\) of training\n  the first contact sheet", text
+    )
 
 
 # ---- the commands --------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ def test_check_only_says_what_is_there(flow, clips: Path) -> None:
         (["--preset", "tiny"], ["--preset", "transformer"]),
         (["--steps", 0], ["--steps"]),
         (["--init", "nothing"], ["no model 'nothing'"]),
-        (["--init", "theatre"], ["theatre is no model of motion"]),
+        (["--init", "theatre"], ["theatre is not a motion model"]),
         (["--photos", "nowhere"], ["nowhere", "no such folder"]),
         (["--resume"], ["nothing to resume in run"]),
         (["--device", "abacus"], ["abacus"]),
