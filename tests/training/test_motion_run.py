@@ -274,7 +274,7 @@ def test_check_only_says_what_is_there(flow, clips: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--codec", "pixels"], ["--codec", "of --network transformer", "leave it out"]),
+        (["--codec", "pixels"], ["--codec", "for --network transformer", "leave it out"]),
         (["--place"], ["--place", "transformer"]),
         (["--preset", "tiny"], ["--preset", "transformer"]),
         (["--steps", 0], ["--steps"]),
@@ -298,7 +298,7 @@ def refused(result, *words: str) -> None:
 
 
 def test_networks_are_not_mixed_up(flow, clips: Path, whole: Path) -> None:
-    refused(flow("train", clips, "--layers", 3), "--layers", "of --network motion")
+    refused(flow("train", clips, "--layers", 3), "--layers", "for --network motion")
     refused(flow("train", clips, "--network", "magic"), "transformer or motion", "'magic'")
     refused(flow("train", clips, "-o", whole, "--resume"), "add --network motion")
     refused(flow("train", "--network", "motion", clips, "-o", whole), "add --resume")
