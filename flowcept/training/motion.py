@@ -211,7 +211,7 @@ class MotionTrainer:
         return f"{means['gain']:+.2f} dB"
 
     def sheet(self) -> Image.Image:
-        """A contact sheet by the averaged weights, of held-out windows or else of training windows."""
+        """A contact sheet by the averaged weights, of held-out windows if there are any."""
         shown = self.windows or held_windows(self.drawer.data, learned=True)
         return sheet(self.average, shown, self.machine.device)
 

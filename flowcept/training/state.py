@@ -110,7 +110,7 @@ class Files:
         """The settings of a new run; ``UserError`` if the folder holds another."""
         if self.config.exists():
             raise UserError(
-                f"{self.path} holds a training run: add --resume to continue, or name another folder"
+                f"{self.path} holds a training run: add --resume to continue, or use another folder"
             )
         return config
 
