@@ -391,7 +391,7 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
     for words, said in (
         (["absent.safetensors", data], "absent.safetensors"),
         ([model, "nowhere"], "nowhere"),
-        ([model, str(one)], "two at least"),
+        ([model, str(one)], "at least two"),
         ([model, data, "--clips", "1"], "--clips"),
         ([model, data, "--features", "absent.pt"], "absent.pt"),
         ([model, data, "--features", "junk.pt"], "junk.pt"),

@@ -146,7 +146,7 @@ def test_too_little_time_is_said_and_nothing_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(train, "rebuilt_psnr", rebuilt_psnr)
         text = refused(folder, run, TINY.changed(max_hours=8 / 3600))
-    assert re.search(r"--max-hours .* over before the network's first step.*--resume", text)
+    assert re.search(r"--max-hours .* passed before the network's first step.*--resume", text)
     assert not (run / "model.safetensors").exists()
     config = TINY.changed(max_hours=1.0)
     train.train(folder, run, config, resume=True, given=["max_hours"], pause_at=1, quiet=True)

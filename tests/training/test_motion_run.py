@@ -310,7 +310,7 @@ def test_folders_without_a_usable_clip(flow) -> None:
     refused(flow(*train, "empty"), "no clips here")
     Path("pictures").mkdir()
     cv2.imwrite("pictures/one.png", texture(0))
-    refused(flow(*train, "pictures"), "pictures only")
+    refused(flow(*train, "pictures"), "only pictures")
     Path("short").mkdir()
     video.write_video(Path("short/two.gif"), np.stack(panned(texture(1), 9, 9, 2)), 12)
     refused(flow(*train, "short"), "2 frames, at least 3 are needed")

@@ -266,7 +266,7 @@ def test_shards_of_another_codec_or_text_are_refused(base, clips, shards, tmp_pa
     shutil.rmtree(other / "vae")
     shutil.copytree(base / "vae", other / "vae")
     told = refused(shards, tmp_path / "b", config_of(other))
-    assert "by another prompt encoder than that of" in told
+    assert "with another prompt encoder than that of" in told
     shutil.rmtree(other / "vae")
     assert "has no folder vae" in refused(shards, tmp_path / "c", config_of(other))
 
