@@ -59,7 +59,7 @@ def first_pictures(ahead: Ahead, run: Run[Config], step: int = 0, before: float 
     last, every = step + ahead.steps, run.config.report
     due = next((n for n in range(step + 1, last) if is_sheet_due(n, every)), last)
     first = span(before + ahead.hours_of(due - step))
-    return f"the first contact sheet will be in {run.files.samples} after {first}"
+    return f"  the first contact sheet will be in {run.files.samples} after {first}"
 
 
 def codec_plan(
