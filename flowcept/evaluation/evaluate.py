@@ -153,7 +153,7 @@ def _scores(
             network.name, network(images_of(real)), network(images_of(made)), maker.seed
         )
     else:
-        notes = [*notes, "no Fréchet distance: it needs --features FILE"]
+        notes = [*notes, "no feature distance: it needs --features FILE"]
     if pairs:
         interp = interp_scores(pairs, maker.seed)
     else:

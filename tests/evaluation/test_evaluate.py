@@ -371,7 +371,7 @@ def test_the_sheet_shows_real_clips_above_made_ones(generator):
 def test_without_features_the_rest_is_told(flow, tiny_model, folder):
     result = flow("evaluate", tiny_model, folder, "--clips", 3, "--steps", 1, "-q")
     assert result.status == 0, result.err
-    assert "note: no Fréchet distance: it needs --features FILE" in result.out
+    assert "note: no feature distance: it needs --features FILE" in result.out
     assert "Fréchet" not in result.out
     assert "log score of missing frames" in result.out
 
