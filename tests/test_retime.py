@@ -399,8 +399,8 @@ def test_several_clips_go_into_a_folder(flow):
     result = flow("interp", "a.mp4", "b.webp", "-o", "made/")
     assert not result.err, result.err
     assert result.out == (
-        "made/a-smooth.mp4: 8 frames of 64x48 at 48 fps\n"
-        "made/b-smooth.webp: 8 frames of 64x48 at 48 fps\n"
+        "made/a-smooth.mp4 (1 of 2): 8 frames of 64x48 at 48 fps\n"
+        "made/b-smooth.webp (2 of 2): 8 frames of 64x48 at 48 fps\n"
     )
     assert sorted(one.name for one in Path("made").iterdir()) == ["a-smooth.mp4", "b-smooth.webp"]
 
