@@ -7,6 +7,8 @@ without, as in `seed` and `guidance=2`. The command line says them ``settings.wi
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NEAR = 0.7  # how alike two words are, of 1: --wrong and --json are 0.62
+
 
 class UserError(Exception):
     """Something that the user can fix is wrong: a file, a setting, the machine.
@@ -21,7 +23,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
     Of three letters all words are near to some other: gpu to cpu.
     """
-    near = get_close_matches(word, list(known), n=1) if len(word) > 3 else []
+    near = get_close_matches(word, list(known), n=1, cutoff=NEAR) if len(word) > 3 else []
     return f": did you mean {near[0]}?" if near else ""
 
 

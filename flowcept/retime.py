@@ -419,6 +419,10 @@ class Retimed:
     height: int
     notes: list[str]
 
+    @property
+    def whole(self) -> bool:
+        return self.count == self.grid.count
+
 
 @dataclass(frozen=True)
 class Retimer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -433,6 +434,26 @@ def test_what_is_wrong_is_one_line(flow, words, told):
     assert result.err.count("\n") == 1
     assert told in result.err
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("came", [[], [signal.SIGINT]])
+def test_a_part_does_not_replace_an_older_clip(flow, tiny_motion, monkeypatch, came):
+    written("clip.apng", drawn(range(4, 8)))
+    words = ["interp", "clip.apng", "-m", tiny_motion, "-o", "old.apng"]
+    assert flow(*words).status == 0
+    old = Path("old.apng").read_bytes()
+    monkeypatch.setattr("flowcept.stopping.noticed", lambda: contextlib.nullcontext(came))
+    result = flow(*words, "--multi", 2)
+    if came:
+        assert result.status == 130
+        assert Path("old.apng").read_bytes() == old
+        assert "old-part.apng: 1 frame of" in result.out
+        assert video.probe(Path("old-part.apng")).num_frames == 1
+    else:
+        assert result.status == 0
+        assert "old.apng: 12 frames of" in result.out
+        assert video.probe(Path("old.apng")).num_frames == 12
+        assert not Path("old-part.apng").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGINT to send")

@@ -36,7 +36,7 @@ def gen(
 
 
 def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Job]:
-    """A job for each line that is not empty: a prompt, or JSON that begins with {.
+    """A job for each line: a prompt, or JSON that begins with {; none for an empty one or # a note.
 
     Raises ``UserError`` that names the line.
     """
@@ -52,7 +52,7 @@ def read_jobs(path: Path, options: MakeOptions, config: SampleConfig) -> list[Jo
         try:
             if text.startswith("{"):
                 jobs.append(_described(text, options, config))
-            elif text:
+            elif text and not text.startswith("#"):
                 jobs.append(options.job(text, config))
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from error

@@ -116,8 +116,12 @@ def _retime_all(
             for number, (clip, output) in enumerate(zip(clips, outputs, strict=True), start=1):
                 place = f"{number} of {len(clips)}" if len(clips) > 1 else ""
                 label = f"clip {place}" if place else clip.name
-                made = _retime(options, retimer, clip, output, label, lambda: bool(came))
-                results.append(_told(options, output, place, made))
+                # What was there stays until all of the new clip is: a part has a name of its own.
+                file = new_name(_part(output), outputs) if output.exists() else output
+                made = _retime(options, retimer, clip, file, label, lambda: bool(came))
+                if made.whole:
+                    file = file.replace(output)
+                results.append(_told(options, file, place, made))
                 if came:
                     break
             stopped = bool(came)
@@ -125,6 +129,10 @@ def _retime_all(
         if options.as_json:
             typer.echo(json.dumps(results, indent=1))
     return stopped
+
+
+def _part(output: Path) -> Path:
+    return output.with_name(f"{output.stem}-part{output.suffix}")
 
 
 def _use_threads(threads: int) -> None:

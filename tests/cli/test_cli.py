@@ -180,6 +180,7 @@ def test_prompts_file(made):
     lines = [
         "\ufeffa dog",
         "",
+        "  # a comment",
         '{"prompt": "a cat", "frames": 3, "seed": 9, "output": "cat.apng", "negative-prompt": "x"}',
         '{"prompt": "a", "frames": "auto", "min_length": null, "max-length": 4, "cache": false}',
     ]

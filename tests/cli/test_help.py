@@ -138,7 +138,7 @@ def test_did_you_mean(flow, words, meant):
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["gen", "a", "--zzzz"], ["gen", "a", "--seed", "x"], ["i2v"]])
+@pytest.mark.parametrize("words", [["gen", "a", "--wrong"], ["gen", "a", "--seed", "x"], ["i2v"]])
 def test_what_has_no_suggestion_names_the_page_to_read(flow, words):
     result = flow(*words)
     assert (result.status, result.err.count("\n")) == (2, 1)
