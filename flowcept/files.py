@@ -29,8 +29,7 @@ def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
     out beside it.
     """
     _sweep(path.parent)
-    name = f".flowcept-{_machine()}-{os.getpid()}-{secrets.token_hex(6)}"
-    temporary = path.parent / f"{name}{'' if numbered else path.suffix.lower()}"
+    temporary = path.parent / f"{_hidden()}{'' if numbered else path.suffix.lower()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -45,6 +44,21 @@ def replacing(path: Path, *, numbered: bool = False) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """A hidden folder in a folder, gone at the end with what is in it."""
+    folder = beside / _hidden()
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _hidden() -> str:
+    return f".flowcept-{_machine()}-{os.getpid()}-{secrets.token_hex(6)}"
 
 
 def _machine() -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowcept import __version__
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.errors import UserError, counted
-from flowcept.files import replacing
+from flowcept.files import replacing, scratch
 from flowcept.lexicon import Lexicon
 from flowcept.networks import FAMILIES, VideoNetwork, build_network, family_of
 from flowcept.networks.text import FROZEN, PromptEncoder, TextConfig, build_encoder
@@ -155,13 +155,18 @@ def save(weights: Weights, path: Path, dtype: torch.dtype = torch.float32) -> No
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all."""
-    with replacing(path) as temporary:
+    """Write a safetensors file whole or not at all.
+
+    The library writes under a name of its own beside the file. So it gets a hidden folder, with
+    which that goes too if the process is killed meanwhile.
+    """
+    with replacing(path) as temporary, scratch(path.parent) as folder:
         try:
-            save_file(tensors, temporary, metadata=header)
+            save_file(tensors, folder / path.name, metadata=header)
         except SafetensorError as error:  # as which a full disk may come
             raise UserError(f"cannot write {path}: {_line(error)}") from error
-        temporary.chmod(0o644)
+        (folder / path.name).chmod(0o644)
+        (folder / path.name).replace(temporary)
 
 
 def is_model(path: Path) -> bool:

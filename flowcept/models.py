@@ -77,7 +77,7 @@ def check_task(command: str, name: str, tasks: Collection[str], *, pretrained: b
         does = f"{name} is a model only for {', '.join(sorted(tasks))}"
         remedy = f"use another model, such as {DEFAULT}"
         if pretrained:
-            remedy = "train it for that (flowcept train DATA --init FOLDER), or use another"
+            remedy = "train it for that, named by `init`, or use another"
         raise UserError(f"{does}, not for {command}: {remedy}")
 
 

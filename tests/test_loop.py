@@ -151,7 +151,7 @@ def test_a_video_codec_rounds_and_says_so(tmp_path):
     path = write_model(tmp_path / "v.safetensors", codec="fake-video")
     studio = flowcept.load(str(path), device="cpu", dtype="float32")
     made = studio.generate("a", frames=17, loop=True, **SMALL)  # 9 pictures, then 7 before the 1st
-    assert (len(made), made.notes) == (16, ["--frames 17: this model makes 16 of a loop"])
+    assert (len(made), made.notes) == (16, ["`frames=17`: this model makes 16 of a loop"])
     made = studio.interp(noise(2), frames=17, loop=True, **SMALL)
     assert len(made) == 16
     assert "17 becomes 16" in made.notes[0]

@@ -8,8 +8,11 @@ import copy
 import hashlib
 import json
 import math
+import os
 import resource
+import shutil
 import struct
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,6 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowcept import files
 from flowcept import model_file as checkpoint
 from flowcept.codecs import CodecConfig
 from flowcept.data import video
@@ -261,6 +265,29 @@ def test_a_full_disk_is_one_line(tmp_path: Path):
     assert "write" in message
     assert path.read_bytes() == b"the old one"
     assert leftovers(tmp_path) == ["model.safetensors"]
+
+
+def test_what_the_library_writes_beside_a_file_goes_with_a_killed_process(tmp_path, monkeypatch):
+    """Its own temporary file lies in a hidden folder, as the next writer of a file finds them."""
+    seen = []
+
+    def killed(_, path, **__):
+        (Path(path).parent / ".tmpABCDEF").write_text("half")
+        seen.append(Path(path).parent.name)
+        shutil.copytree(Path(path).parent, tmp_path / "kept")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(stirred(), tmp_path / "model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    left = seen[0].replace(f"-{os.getpid()}-", f"-{dead.stdout.strip()}-")
+    (tmp_path / "kept").rename(tmp_path / left)
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "_swept", set())
+    save(stirred(), tmp_path / "model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_a_missing_folder_is_made_and_a_file_in_its_place_is_not_replaced(tmp_path: Path):

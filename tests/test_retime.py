@@ -256,7 +256,7 @@ def test_a_damaged_clip_leaves_nothing():
 
 def test_one_picture_is_refused():
     written("one.apng", noise(1, 0))
-    with pytest.raises(UserError, match="is one picture"):
+    with pytest.raises(UserError, match="is a picture: give a clip"):
         quick().retime(Path("one.apng"), Path("o.apng"))
 
 
@@ -397,10 +397,11 @@ def test_the_command(flow):
 def test_several_clips_go_into_a_folder(flow):
     for name in ("a.mp4", "b.webp"):
         written(name, drawn(range(4, 8)))
-    result = flow("interp", "a.mp4", "b.webp", "-o", "made")
+    result = flow("interp", "a.mp4", "b.webp", "-o", "made/")
+    assert not result.err, result.err
     assert result.out == (
-        "made/a-smooth.mp4: 8 frames of 64x48 at 48 fps\n"
-        "made/b-smooth.webp: 8 frames of 64x48 at 48 fps\n"
+        "made/a-smooth.mp4 (1 of 2): 8 frames of 64x48 at 48 fps\n"
+        "made/b-smooth.webp (2 of 2): 8 frames of 64x48 at 48 fps\n"
     )
     assert sorted(one.name for one in Path("made").iterdir()) == ["a-smooth.mp4", "b-smooth.webp"]
 

@@ -1,4 +1,4 @@
-"""``flowcept encode``: clips and captions as latents and embeddings, once, to train on."""
+"""``flowcept encode``: encode clips and captions once, as latents and embeddings, to train on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ def encode(
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give a folder of clips")
     if not settings.codec:
-        raise UserError("--codec is missing: a diffusers folder, a model file, or theatre")
+        raise UserError("--codec is missing: give a diffusers folder, a model file, or theatre")
     from flowcept.training import encoding
 
     try:

@@ -24,7 +24,7 @@ from flowcept.cli.options import (
 from flowcept.settings import INPUT, MODEL, OUTPUT, SEED, SampleConfig, defaults, one_of
 
 TASK = one_of("gen", "i2v")
-LENGTHS = ("frames", "min_length", "max_length")  # those of the real clips, in an evaluation
+LENGTHS = ("frames", "min_length", "max_length")  # an evaluation takes those of the real clips
 
 
 def _controls() -> Iterator[tuple[Field[Any], str, str]]:
@@ -48,20 +48,21 @@ def evaluate(
     ],
     folder: Annotated[Path, typer.Argument(help="a folder of clips and captions", metavar="DATA")],
     task: Annotated[
-        str, helped("gen: from captions; i2v: from first frames too", rule=TASK, panel=INPUT)
+        str,
+        helped("gen: from captions; i2v: from captions and first frames", rule=TASK, panel=INPUT),
     ] = "gen",
-    clips: Annotated[int, helped("number of clips that are drawn of the folder", panel=INPUT)] = 64,
+    clips: Annotated[int, helped("number of clips to draw from the folder", panel=INPUT)] = 64,
     features: Annotated[
-        Path | None, helped("a TorchScript video network to measure distances by", panel=INPUT)
+        Path | None, helped("a TorchScript video network, for Fréchet distances", panel=INPUT)
     ] = None,
     seed: Annotated[
-        int, helped("of which clips are drawn, of noise and bootstraps", panel=INPUT, shown="0")
+        int, helped("for the draw of clips, the noise and the bootstraps", panel=INPUT, shown="0")
     ] = 0,
     output: Annotated[
-        Path | None, helped("the scores, a .json file", "--output", "-o", panel=OUTPUT)
+        Path | None, helped("write the scores to this .json file", "--output", "-o", panel=OUTPUT)
     ] = None,
     sheet: Annotated[
-        Path | None, helped("a picture of the scores, a .png file", panel=OUTPUT)
+        Path | None, helped("write a picture of the scores to this .png file", panel=OUTPUT)
     ] = None,
     overwrite: Overwrite = False,
     base: Base = None,

@@ -1,4 +1,4 @@
-"""``flowcept train``: a model of a folder of clips."""
+"""``flowcept train``: train a model on a folder of clips."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import Field
@@ -32,8 +32,8 @@ BY_NAME = {
 def _flags() -> Iterator[tuple[Field[Any], str, str]]:
     """Flags of all settings, with defaults in words and the panel of each in the help.
 
-    Those of both networks come first, then those of each alone. Weights of contexts have none, they
-    stand in a TOML file.
+    Flags of both networks come first, then those of only one. Weights of contexts have no flag:
+    they are set in a TOML file.
     """
     usual, motion = BY_NAME[TrainConfig.family], BY_NAME[MotionTrainConfig.family]
     for name, one in usual.items():
@@ -57,11 +57,11 @@ def _panel(config: type[Tables], name: str) -> str:
 
 
 def _preset_words() -> str:
-    """What the presets set, in flags."""
+    """The flags that each preset sets."""
     told = []
     for name, values in PRESETS.items():
         flags = " ".join(f"{flag(setting)} {in_words(value)}" for setting, value in values.items())
-        told.append(f"--preset {name} sets {flags or 'nothing: it is the defaults above'}.")
+        told.append(f"--preset {name} sets {flags or 'nothing: it has the defaults above'}.")
     return "\n\n".join(told)
 
 
@@ -71,7 +71,7 @@ def train(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="a folder of clips, with captions for a transformer, or of shards",
+            help="a folder of clips (with captions for a transformer) or of shards",
             metavar="DATA",
         ),
     ],
@@ -82,7 +82,7 @@ def train(
     preset: Annotated[
         str | None,
         helped(
-            "size of a transformer and of its training: what they set stands at the end",
+            "size of a transformer and its training; the end of this help lists the flags set",
             rule=PRESET,
             panel=TRAINING,
             shown="small",
@@ -91,23 +91,23 @@ def train(
     network: Annotated[
         str,
         helped(
-            "transformer: clips from words; motion: frames between pictures, from any clips",
+            "transformer: clips from prompts; motion: frames between pictures",
             rule=NETWORK,
             panel=TRAINING,
         ),
     ] = TrainConfig.family,
     resume: Annotated[
-        bool, helped("go on with the run of --output", "--resume", panel=TRAINING)
+        bool, helped("continue the run in --output", "--resume", panel=TRAINING)
     ] = False,
     check: Annotated[
-        bool, helped("only say what the folder holds, and train nothing", "--check", panel=OUTPUT)
+        bool, helped("only print what the folder holds; train nothing", "--check", panel=OUTPUT)
     ] = False,
     config: Annotated[
-        Path | None, helped("a TOML file of settings; flags count more", panel=TRAINING)
+        Path | None, helped("a TOML file of settings; flags override it", panel=TRAINING)
     ] = None,
     pause_at: Annotated[
         int | None,
-        helped("stop after this step, to go on with --resume", panel=TRAINING),
+        helped("stop after this step; --resume continues", panel=TRAINING),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -145,13 +145,13 @@ def _check_flags(network: str, given: Collection[str]) -> None:
     for name in given:
         if name not in known:
             other = next(family for family in CONFIGS if family != network)
-            raise UserError(f"{flag(name)} is of --network {other}, not {network}: leave it out")
+            raise UserError(f"{flag(name)} is only for --network {other}: leave it out")
 
 
 def _trainer(
     network: str, preset: str, toml: Path | None, settings: dict[str, Any]
 ) -> tuple[Callable[[Path], list[str]], Callable[..., Path]]:
-    """What says what a folder holds, and what trains a network on it."""
+    """Two functions: one describes a folder, one trains a network on it."""
     from flowcept.training import motion_run, run
     from flowcept.training.state import make_config, make_motion_config
 

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from flowcept import model_file
 from flowcept.codecs import Codec, CodecConfig, build_codec
 from flowcept.data.batches import Keyframe
 from flowcept.data.buckets import Size
@@ -215,12 +215,7 @@ def write_shard(
     """Write a shard whole or not at all; ``more`` goes into its header."""
     header = json.dumps({"format": FORMAT, "key": index.key, **more})
     whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(whole, temporary, metadata={HEADER: header})
-            temporary.chmod(0o644)
-        except SafetensorError as error:  # a full disk comes as this
-            raise UserError(f"cannot write {path}: {error}") from error
+    model_file.write(path, whole, {HEADER: header})
 
 
 def header_of(path: Path, index: Index) -> dict[str, Any]:

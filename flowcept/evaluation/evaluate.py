@@ -1,7 +1,7 @@
 """Scores of a model against a folder of clips: ``flowcept evaluate MODEL DATA``.
 
-Clips of the folder are drawn by a seed; for each one the model makes a clip of its caption, or of
-caption and first frame, and one between its first and last frame. Every score stands beside its
+Clips of the folder are drawn by a seed; for each one the model makes a clip from its caption, or
+from caption and first frame, and one between its first and last frame. Every score comes with its
 number of samples; intervals are bootstraps over clips.
 
 Shape suffixes: F frames, C H W, N clips or states, D features, K counts, R resamples.
@@ -44,16 +44,16 @@ RESAMPLES = 200  # of the bootstrap
 QUARTERS = 4
 STATES = 8  # of every clip, for the law of missing counts
 NEIGHBOURS = 5  # of density and coverage
-TASKS = {"gen": "clips of captions", "i2v": "clips of first frames"}  # and what progress says
+TASKS = {"gen": "clips from captions", "i2v": "clips from first frames"}  # labels of progress
 
-Progress = Callable[[str, int, int], None]  # what is being done, done, total
+Progress = Callable[[str, int, int], None]  # label, done, total
 Pairs = list[tuple[Tensor, Tensor]]  # pictures of a real clip, and what was made between its ends
 Show = Callable[[list["Clip"], list["Clip"], Pairs], None]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured; ``None`` where it could not be, with the reason in ``notes``."""
+    """The scores; ``None`` for those that could not be measured, with the reason in ``notes``."""
 
     about: dict[str, Any]
     features: dict[str, Any] | None
@@ -78,16 +78,16 @@ def evaluate(
 ) -> Scores:
     """Score a model against a folder of clips. Raises ``UserError`` for unusable input.
 
-    ``task`` says what the model is given of each clip: ``gen`` its caption, ``i2v`` its first frame
-    too. Missing frames are made between first and last in any case, with the controls ``between``.
-    ``show`` gets the clips that are scored: real ones, made ones, and what was made between ends.
+    ``task`` sets what the model gets of each clip: its caption for ``gen``, caption and first frame
+    for ``i2v``. For both, missing frames are also made between first and last, with the controls
+    ``between``. ``show`` gets the scored clips: real, made, and made between ends.
     """
     if task not in TASKS:
         raise UserError(f"`task` must be {' or '.join(TASKS)}, not {task!r}")
     maker.studio.check_task(task)
     scan = _scanned(maker, folder, clips)
     real = _drawn(maker, scan, clips)
-    if network:  # one that cannot read them is told of before clips are made
+    if network:  # fail before clips are made if it cannot read them
         network([real[0].image_FCHW])
 
     notes = [*_known(maker.studio.card, scan)]
@@ -108,17 +108,17 @@ def evaluate(
 
 
 def _known(card: Card, scan: data.Scan) -> Iterator[str]:
-    """A warning where the folder is one that the model learned from."""
+    """A warning if the model was trained on this folder."""
     files = data.digest_of_files(finding.path for finding in scan.findings)
     if any(training.files == files for training in card.trainings):
         yield (
-            "the model learned from most of these very clips (names and sizes of files are the "
-            "same): the scores say how well it remembers, not what it makes of new clips"
+            "the model was trained on most of these clips (same names and sizes of files): the "
+            "scores show how well it remembers them, not how it does on new clips"
         )
 
 
 def _circumstances(maker: Maker, config: SampleConfig, between: SampleConfig) -> dict[str, Any]:
-    """With which settings and on what machine the scores were made."""
+    """The settings and the machine behind the scores."""
     settings, settings_between = (
         {name: value for name, value in asdict(one).items() if value is not None}
         for one in (config, between)
@@ -146,18 +146,18 @@ def _scores(
     pairs: Pairs,
     network: FeatureNetwork | None,
 ) -> Scores:
-    """All scores of the made clips; ``notes`` that are there come first."""
+    """All scores of the made clips; the given ``notes`` come first."""
     features = interp = None
     if network:
         features = feature_scores(
             network.name, network(images_of(real)), network(images_of(made)), maker.seed
         )
     else:
-        notes = [*notes, "no distances of features: give --features FILE"]
+        notes = [*notes, "no feature distance: it needs --features FILE"]
     if pairs:
         interp = interp_scores(pairs, maker.seed)
     else:
-        notes = [*notes, "no clip has a frame between its ends: nothing to interpolate"]
+        notes = [*notes, "no clip is longer than two frames: nothing to interpolate"]
     return Scores(
         about=about,
         features=features,
@@ -175,7 +175,7 @@ def _scores(
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of the folder, or what the model made of its caption."""
+    """A clip of the folder, or one that the model made from its caption."""
 
     image_FCHW: Tensor  # in [-1, 1]
     caption: str
@@ -204,7 +204,7 @@ class Maker:
         return self.codec.latents_of(len(clip.image_FCHW))
 
     def autocast(self) -> torch.autocast:
-        """What all work of the model runs under."""
+        """The context of precision for all work of the model."""
         return autocast(self.studio.device, self.studio.dtype)
 
     def encode(self, image_FCHW: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class Maker:
             return self.codec.encode_clip(image_FCHW.to(self.studio.device))
 
     def encode_keyframes(self, image_FCHW: Tensor) -> Tensor:
-        """Latents of single pictures, one of each."""
+        """Latents of single pictures, one for each."""
         with self.autocast():
             return self.codec.encode_keyframes(image_FCHW.to(self.studio.device))
 
@@ -226,7 +226,7 @@ class Maker:
     def sample(
         self, what: str, given: list[Given], real: list[Clip], config: SampleConfig
     ) -> list[Tensor]:
-        """Latents of a clip for each given start and the caption of its real clip."""
+        """Latents of a made clip for each given start and its real clip's caption."""
         latents: list[Tensor] = []
         for first in range(0, len(given), BATCH):
             part = range(len(given))[first : first + BATCH]
@@ -250,7 +250,7 @@ def draw_clips(maker: Maker, folder: Path, count: int) -> list[Clip]:
 
 
 def _scanned(maker: Maker, folder: Path, count: int) -> data.Scan:
-    """The clips of a folder at the model's size and rate, two at least."""
+    """The clips of a folder at the model's size and rate, at least two."""
     if count < 2:
         raise UserError(f"--clips must be at least 2, not {count}")
     card, codec = maker.studio.card, maker.codec
@@ -259,7 +259,7 @@ def _scanned(maker: Maker, folder: Path, count: int) -> data.Scan:
     wanted = DataSettings(size, card.fps, max_frames=most, fit=card.fit)
     scan = data.scan(folder, wanted)
     if len(scan.entries) < 2:
-        raise UserError(f"{folder} holds one usable clip: scores need two at least")
+        raise UserError(f"{folder} holds one usable clip: scores need at least two")
     return scan
 
 
@@ -278,7 +278,7 @@ def _drawn(maker: Maker, scan: data.Scan, count: int) -> list[Clip]:
 def clips_like(
     maker: Maker, real: list[Clip], config: SampleConfig, task: str, *, told: bool = False
 ) -> list[Clip]:
-    """A clip for every caption, or caption and first frame; ``told``: as long as the real one."""
+    """A clip for every caption, or caption and first frame; ``told``: with the real length."""
     given = []
     for clip in real:
         start = from_nothing(maker.studio.card, maker.studio.device)
@@ -290,17 +290,17 @@ def clips_like(
 
 
 def _told(start: Given, length: int) -> Given:
-    """The start of a clip of so many latents, all further ones behind those given."""
+    """The start of a clip of ``length`` latents; all missing ones come after those given."""
     *shut, _ = start.open_gaps
     rest = length - len(shut)
     return Given(start.latent_FCHW, (*shut, rest > 0), (*[0] * len(shut), rest))
 
 
 def between_ends(maker: Maker, real: list[Clip], config: SampleConfig) -> Pairs:
-    """Real clips of three pictures or more, each with what is made between its ends.
+    """Real clips of three pictures or more, each with a clip made between its ends.
 
-    Where a latent stands for several pictures, the last picture's own is beside those of the clip:
-    one more latent is missing, and the last one is no part of what is decoded.
+    If a latent holds several pictures, the last picture's own latent is added to those of the clip:
+    one more latent is missing, and the last one is not decoded.
     """
     beside = int(maker.codec.pictures_per_latent > 1)
     real = [clip for clip in real if len(clip.image_FCHW) > 2]
@@ -331,15 +331,15 @@ def interval(
 
 
 def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float, float]:
-    """The mean of a value of each clip, and its interval."""
+    """The mean of one value per clip, and its interval."""
     return interval(lambda chosen: fmean(values[i] for i in chosen), len(values), seed)
 
 
 def feature_scores(name: str, real_ND: Tensor, made_ND: Tensor, seed: int) -> dict[str, Any]:
     """Fréchet distance, called ``name``, density and coverage of equally many clips.
 
-    A bootstrap of a Fréchet distance has fewer distinct clips than the sample, and the distance
-    grows as samples get fewer; so its interval tells the spread and lies above the score.
+    A bootstrap of a Fréchet distance has fewer distinct clips than the sample, and fewer samples
+    give a larger distance; so the interval shows the spread but lies above the score.
     """
     count = len(real_ND)
     distance = interval(
@@ -377,7 +377,7 @@ def _by_caption(real: Sequence[Clip], lengths_2N: NDArray[np.int64]) -> dict[str
 
 
 def chance_variation(law: Mapping[int, int]) -> float:
-    """What chance alone gives: mean total variation of two samples of a law, as large as its own.
+    """The total variation that chance gives: the mean over pairs of samples of the same law.
 
     ``law`` counts how often each length was seen.
     """
@@ -389,7 +389,7 @@ def chance_variation(law: Mapping[int, int]) -> float:
 
 
 def interp_scores(pairs: Pairs, seed: int) -> dict[str, Any]:
-    """The missing frames by the model, by blending the two linearly, by repeating the first."""
+    """Scores of the missing frames by the model, by a linear blend and by repeating the first."""
     images = [real_FCHW for real_FCHW, _ in pairs]
     truth = [x[1:-1] for x in images]
     ways = {
@@ -402,7 +402,7 @@ def interp_scores(pairs: Pairs, seed: int) -> dict[str, Any]:
 
 
 def _likeness(guesses: Sequence[Tensor], truth: Sequence[Tensor], seed: int) -> dict[str, Any]:
-    """How near clips come to the true ones, the SSIM where its window fits."""
+    """How near clips come to the true ones; SSIM only if its window fits."""
     both = list(zip(guesses, truth, strict=True))
     scores: dict[str, Any] = {"psnr": mean_interval([metrics.psnr(a, b) for a, b in both], seed)}
     if min(truth[0].shape[-2:]) >= metrics.WINDOW:
@@ -418,9 +418,9 @@ def mean_motion(clips: Sequence[Clip]) -> float:
 def drift_scores(
     real: Sequence[Clip], made: Sequence[Clip], network: FeatureNetwork | None = None
 ) -> dict[str, Any]:
-    """Sharpness of both sides by quarter of the clip, and the distance of the quarters' features.
+    """Sharpness of real and made clips by quarter, and the distance of the quarters' features.
 
-    The features are of the quarters as clips of their own.
+    For features, each quarter is a clip of its own.
     """
     sides = {"real": _quarters(real), "made": _quarters(made)}
     sharpness = {side: [*map(_mean_sharpness, parts)] for side, parts in sides.items()}
@@ -441,7 +441,7 @@ def _mean_sharpness(images: Sequence[Tensor]) -> float:
 
 
 def quarter(num_frames: int, number: int) -> slice:
-    """One of four parts, of equal duration, of a clip; one of fewer frames repeats some."""
+    """One of four parts of a clip, of equal duration; very short clips repeat frames."""
     edges = [round(q * num_frames / QUARTERS) for q in range(QUARTERS + 1)]
     start = min(edges[number], num_frames - 1)
     return slice(start, max(edges[number + 1], start + 1))
@@ -453,15 +453,15 @@ def quarter(num_frames: int, number: int) -> slice:
 def count_scores(maker: Maker, real: list[Clip]) -> dict[str, Any]:
     """How far the law of the number of missing frames can be trusted, on real clips.
 
-    Its mean log score, in nats, beside those of two laws that look at no picture: what the lengths
-    of all training clips and the number of visible frames say by Bayes' rule, and the constant law
-    of these very counts. And pairs of (probability said, how often it came true) over all counts.
+    Its mean log score, in nats, beside those of two laws that see no picture: the one that follows
+    from the lengths of all training clips and the number of visible frames by Bayes' rule, and the
+    constant law of these counts. Also pairs of (predicted probability, share that came true).
     """
     drawn = list(_states(maker, real))
     found = []
     for first in range(0, len(drawn), BATCH):
         found.append(_laws(maker, drawn[first : first + BATCH]))
-        maker.progress("missing counts", min(first + BATCH, len(drawn)), len(drawn))
+        maker.progress("missing frames", min(first + BATCH, len(drawn)), len(drawn))
     law_NK, blind_NK, came_N = map(torch.cat, zip(*found, strict=True))
     return posterior_scores(law_NK, came_N) | {"lengths_log_score": log_score(blind_NK, came_N)}
 
@@ -481,7 +481,7 @@ def _states(maker: Maker, real: Sequence[Clip]) -> Iterator[tuple[FrameState, Ta
 def _laws(
     maker: Maker, drawn: Sequence[tuple[FrameState, Target, str]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Laws ``[N, K]`` of missing counts, the model's and that of lengths alone; and what came."""
+    """Laws ``[N, K]`` of missing counts, by the model and by lengths alone; and the true counts."""
     weights, card = maker.studio.weights, maker.studio.card
     states, targets, captions = zip(*drawn, strict=True)
     state = concat(states)
@@ -497,7 +497,7 @@ def _laws(
 
 
 def length_logits(weights: Mapping[int, float], size: int) -> Tensor:
-    """A law of lengths as a network says one, ``[1, K]``."""
+    """A law of lengths as logits ``[1, K]``, like a network's."""
     logits_1K = torch.full((1, size), BEYOND)
     for length, weight in weights.items():
         logits_1K[0, length] = math.log(weight)
@@ -505,12 +505,12 @@ def length_logits(weights: Mapping[int, float], size: int) -> Tensor:
 
 
 def log_score(law_NK: Tensor, total_N: Tensor) -> float:
-    """Mean log-probability, in nats, that laws ``[N, K]`` gave to what came, ``[N]``."""
+    """Mean log-probability, in nats, that laws ``[N, K]`` gave to the true counts ``[N]``."""
     return float(law_NK.gather(1, total_N[:, None]).clamp(min=1e-12).log().mean())
 
 
 def posterior_scores(law_NK: Tensor, total_N: Tensor, bins: int = 10) -> dict[str, Any]:
-    """Log scores and reliability of laws ``[N, K]`` against what came, ``[N]``."""
+    """Log scores and reliability of laws ``[N, K]`` against the true counts ``[N]``."""
     came_NK = torch.nn.functional.one_hot(total_N, law_NK.shape[1]).bool()
     constant_K = came_NK.double().mean(0)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
@@ -525,5 +525,5 @@ def posterior_scores(law_NK: Tensor, total_N: Tensor, bins: int = 10) -> dict[st
         "states": len(total_N),
         "log_score": log_score(law_NK, total_N),
         "constant_log_score": log_score(constant_K.expand_as(law_NK), total_N),
-        "reliability": curve,  # (mean probability said, share that came true, how many)
+        "reliability": curve,  # (mean predicted probability, share that came true, how many)
     }

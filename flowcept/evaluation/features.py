@@ -25,7 +25,7 @@ CLIPS = 4  # at once
 class FeatureNetwork:
     """A TorchScript network from clips ``[N, 3, T, H, W]`` in [-1, 1] to features ``[N, D]``.
 
-    ``name`` is what a Fréchet distance of its features is called. Clips are brought to
+    ``name`` is the name of a Fréchet distance of its features. Clips are brought to
     ``CLIP_FRAMES`` frames, evenly spread; short ones repeat some. A network whose call has the
     switches of ``i3d_torchscript.pt`` (rescale, resize, return_features) gets them: no rescaling,
     since pictures are in [-1, 1] already, its own resizing, features. ``UserError`` for a file or
@@ -34,9 +34,9 @@ class FeatureNetwork:
 
     def __init__(self, path: Path, device: torch.device) -> None:
         if not path.is_file():
-            raise UserError(f"no file {path}: --features is a TorchScript network")
+            raise UserError(f"no file {path}: --features must be a TorchScript network")
         if path.suffix == ".safetensors":
-            raise UserError(f"{path} holds weights alone: --features is a TorchScript network")
+            raise UserError(f"{path} holds only weights: --features must be a TorchScript network")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated, its files are not
@@ -57,7 +57,7 @@ class FeatureNetwork:
         starts = range(0, len(clips), CLIPS)
         feature_ND = torch.cat([self._features(clips[i : i + CLIPS]) for i in starts])
         if not bool(feature_ND.isfinite().all()):
-            raise UserError(f"{self.path} gives features that are not finite")
+            raise UserError(f"{self.path} returns features that are not finite")
         return feature_ND
 
     def _features(self, clips: Sequence[Tensor]) -> Tensor:
@@ -69,7 +69,7 @@ class FeatureNetwork:
             raise UserError(f"{self.path} cannot read clips [N, 3, T, H, W]: {reason}") from error
 
         if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(clips):
-            raise UserError(f"{self.path} gives no features [N, D] of clips [N, 3, T, H, W]")
+            raise UserError(f"{self.path} must return features [N, D] for clips [N, 3, T, H, W]")
         return found.flatten(1).cpu().double()
 
 

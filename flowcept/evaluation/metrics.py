@@ -26,7 +26,7 @@ HIGH_FREQUENCY = 0.25  # cycles per pixel: half of Nyquist's 0.5
 def psnr(a_FCHW: Tensor, b_FCHW: Tensor) -> float:
     """Mean over frames of the peak signal to noise ratio in dB.
 
-    A frame equal to the last bit, as where nothing moves, counts as ``BEST``.
+    A frame that is equal bit for bit, as when nothing moves, counts as ``BEST``.
     """
     _check_same(a_FCHW, b_FCHW)
     error_F = (a_FCHW.double() - b_FCHW.double()).square().flatten(1).mean(1)
@@ -43,7 +43,9 @@ def ssim(a_FCHW: Tensor, b_FCHW: Tensor) -> Tensor:
     """
     _check_same(a_FCHW, b_FCHW)
     if min(a_FCHW.shape[-2:]) < WINDOW:
-        raise ValueError(f"structural similarity needs {WINDOW} px a side, got {a_FCHW.shape[-2:]}")
+        raise ValueError(
+            f"structural similarity needs {WINDOW} px per side, got {a_FCHW.shape[-2:]}"
+        )
     a, b = a_FCHW.double(), b_FCHW.double()
     mean_a, mean_b = _blur(a), _blur(b)
     var_a = _blur(a * a) - mean_a.square()
@@ -84,7 +86,7 @@ def sharpness(image_FCHW: Tensor) -> Tensor:
 
 
 def motion(image_FCHW: Tensor) -> float:
-    """Mean absolute change of a value from a frame to the next; 0 for a single frame."""
+    """Mean absolute change of a value from one frame to the next; 0 for a single frame."""
     if len(image_FCHW) < 2:
         return 0.0
     return float(image_FCHW.double().diff(dim=0).abs().mean())
@@ -114,7 +116,7 @@ def frechet_of_samples(a_ND: Tensor, b_MD: Tensor) -> float:
     if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
         raise ValueError("samples must be [N, D] and [M, D] of one D")
     if min(len(a_ND), len(b_MD)) < 2:
-        raise ValueError("a covariance needs two samples at least")
+        raise ValueError("a covariance needs at least two samples")
     a_ND, b_MD = a_ND.double(), b_MD.double()
     shift = (a_ND.mean(0) - b_MD.mean(0)).square().sum()
 
@@ -143,7 +145,7 @@ def kernel_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
         raise ValueError("samples must be [N, D] and [M, D] of one D")
     if min(len(a_ND), len(b_MD)) < 2:
-        raise ValueError("a kernel distance needs two samples at least")
+        raise ValueError("a kernel distance needs at least two samples")
     return _within(a_ND) + _within(b_MD) - 2 * float(_kernel(a_ND, b_MD).mean())
 
 
@@ -158,7 +160,7 @@ def _within(x_ND: Tensor) -> float:
 
 
 def density_and_coverage(real_ND: Tensor, made_MD: Tensor, k: int = 5) -> tuple[float, float]:
-    """How much of the made lies among the real, and how much of the real is met by the made.
+    """Density of the made samples among the real, and coverage of the real by the made.
 
     Naeem et al. 2020 (arXiv 2002.09797): around every real sample the ball up to its k-th real
     neighbour; density is the mean number of balls that hold a made sample, over k (1 where both

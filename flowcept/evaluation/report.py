@@ -1,4 +1,4 @@
-"""Numbers for people: the table and the picture of scores, and charts of lines, bars and growth.
+"""The table and the picture of scores, and charts of lines, bars and growth.
 
 Charts are figures of matplotlib on its Agg canvas, each on its own: no state is shared or kept.
 They have 72 dots per inch, where a point is a pixel, so that all sizes here are pixels.
@@ -80,10 +80,10 @@ def _rows(scores: Scores) -> Iterator[tuple[str, str, str]]:
     if found:
         yield f"{found['name']}, {found['clips']} clips each", _interval(found["distance"]), LOWER
     if found and "density" in found:
-        yield "density of the made clips among the real", f"{found['density']:.3f}", "1 is ideal"
-        yield "coverage of the real clips by the made", f"{found['coverage']:.3f}", HIGHER
+        yield "density of made clips among the real", f"{found['density']:.3f}", "1 is ideal"
+        yield "coverage of real clips by the made", f"{found['coverage']:.3f}", HIGHER
     yield "lengths: total variation", f"{lengths['total_variation']:.3f}", LOWER
-    yield "  the same by chance alone", f"{lengths['by chance']:.3f}", "the best to expect"
+    yield "  expected by chance alone", f"{lengths['by chance']:.3f}", "the best to expect"
 
     interp = scores.interp or {}
     for way, part in ((way, interp[way]) for way in WAYS if way in interp):
@@ -100,12 +100,12 @@ def _rows(scores: Scores) -> Iterator[tuple[str, str, str]]:
         yield f"motion of the {side} clips", f"{scores.motion[side]:.4f}", better
 
     yield (
-        f"log score of missing counts, {counts['states']} states",
+        f"log score of missing frames, {counts['states']} states",
         f"{counts['log_score']:.3f}",
         HIGHER,
     )
-    yield "  the same from lengths alone", f"{counts['lengths_log_score']:.3f}", "to compare"
-    yield "  the same of a constant law", f"{counts['constant_log_score']:.3f}", "to compare"
+    yield "  predicted from lengths alone", f"{counts['lengths_log_score']:.3f}", "to compare"
+    yield "  by one constant law", f"{counts['constant_log_score']:.3f}", "to compare"
 
 
 def _interval(values: Sequence[float]) -> str:
@@ -124,13 +124,13 @@ def picture(scores: Scores, clips: Image.Image | None = None) -> Image.Image:
         *([clips] if clips else []),
         bar_chart(
             shares,
-            title="lengths: made is to be as real is",
+            title="lengths: made should be like real",
             x_label="frames",
             y_label="share of clips",
         ),
         line_chart(
             by_quarter,
-            title="sharpness along the clip: made is to be as real is",
+            title="sharpness along the clip: made should be like real",
             x_label="quarter",
         ),
         calibration_chart(scores.counts["reliability"]),
@@ -149,13 +149,13 @@ def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def side_by_side(real: Sequence[Clip], made: Sequence[Clip], pairs: Pairs) -> Image.Image:
-    """The first real clips, each above what the model made of its caption and between its ends."""
+    """The first real clips, each above those made from its caption and between its ends."""
     between = {id(clip_FCHW): made_FCHW for clip_FCHW, made_FCHW in pairs}
     rows: list[tuple[str, Tensor]] = []
     for one, other in list(zip(real, made, strict=True))[:SHOWN]:
         caption = one.caption or "(no caption)"
         rows.append((f"real: {caption}", one.image_FCHW))
-        rows.append(("made of its caption, or first frame", other.image_FCHW))
+        rows.append(("made from its caption, or first frame", other.image_FCHW))
         if id(one.image_FCHW) in between:
             rows.append(("made between its first and last frame", between[id(one.image_FCHW)]))
     labels, clips = zip(*rows, strict=True)
@@ -231,15 +231,15 @@ def bar_chart(
 
 
 def calibration_chart(bins: Sequence[tuple[float, float, int]]) -> Image.Image:
-    """How often what was said with a probability came true: (said, came true, how many) a bin."""
-    axes = _axes("said", "came true")
+    """How often predicted probabilities came true; a bin: (predicted, came true, how many)."""
+    axes = _axes("predicted", "came true")
     axes.axline((0, 0), slope=1, color=AXIS, linewidth=1, linestyle="--", label="perfect")
-    said, came, _ = zip(*bins, strict=True)
-    axes.plot(said, came, "o-", label="missing count, and how many", **LINE)
+    predicted, came, _ = zip(*bins, strict=True)
+    axes.plot(predicted, came, "o-", label="missing frames (number of cases)", **LINE)
     for x, y, count in bins:
         axes.annotate(f"{count:,}", (x, y), (8, -16), textcoords="offset points", **TEXT)
     axes.set(xlim=(-0.01, 1.04), ylim=(-0.03, 1.03))
-    return _finished(axes, "how often a said probability came true")
+    return _finished(axes, "how often a predicted probability came true")
 
 
 def _axes(x_label: str, y_label: str) -> Axes:
@@ -300,7 +300,7 @@ def growth_chart(
     thumbnails: Sequence[Picture] | None = (),
     num_steps: int | None = None,
 ) -> Image.Image:
-    """A clip growing: a row a step from the top, a column a frame of the finished clip.
+    """How a clip grows: a row per step from the top, a column per frame of the finished clip.
 
     ``steps[i]`` lists the visible frames of row i as (name, flow time in [0, 1], inserted in this
     step); row 0 is the start, at ``tau = 0``, and bears no marks. ``order`` names the finished

@@ -1,8 +1,8 @@
-"""The time of a run: how long it has taken, when it must end, and what its parts may take of it.
+"""The time of a run: the hours so far, when it must end, and how long each part may take.
 
 ``max_hours`` bounds everything from reading the folder to the last file. The codec may take a share
-of what is left when it begins, the network all of it but a reserve for the last files. A resumed
-run goes on with the hours that it had.
+of the time left when it begins; the network gets the rest, less a reserve for the last files. A
+resumed run counts on from the hours before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]  # called with (done, total)
 
 
 class Clock:
-    """Hours of a run. ``hours`` stands still between two calls of ``tick``."""
+    """Hours of a run. Only ``tick`` updates ``hours``."""
 
     def __init__(self, path: Path, max_hours: float = 0.0, *, resume: bool = False) -> None:
         self.path, self.limit = path, max_hours or math.inf
@@ -45,31 +45,31 @@ class Clock:
         return self.limit - self.reserve
 
     def tick(self, team: Team | None = None) -> None:
-        """Look at the time; several processes take that of the first one where it decides."""
+        """Update the hours; under a time limit, all processes use those of the first one."""
         self.hours = self.before + (time.monotonic() - self.started) / 3600
         if team is not None and self.limit < math.inf:
             self.hours, self.reserve = team.agreed((self.hours, self.reserve))
 
     def keep(self) -> None:
-        """Write the hours for a run that goes on later."""
+        """Write the hours, for a later resume."""
         self.tick()
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps({**self.times, "hours": self.hours}))
 
     def adopt(self, hours: float) -> None:
-        """Go on with the hours of a network's state that was written before runs had clocks."""
+        """Start from the hours in a network's state that is older than the clock file."""
         if not self.times:
             self.before, self.times = hours, {NETWORK: 0.0}
 
     def part(self, name: str, steps: int, share: float = 1.0) -> Part:
-        """A part of the run that is to begin, or that began before the run was stopped."""
+        """A part of the run, new or begun before the run was stopped."""
         return Part(self, name, steps, share)
 
     def watched(self, show: Progress, what: str) -> Progress:
-        """A function of progress that raises ``UserError`` where the work would take too long.
+        """A progress function that raises ``UserError`` if the work would take too long.
 
-        That is, at its pace so far it would end after the run. It is tested once a tenth of all
-        hours is over.
+        That is, if at the pace so far it would end after the run's limit. The check starts after a
+        tenth of all hours.
         """
         self.tick()
         begun = self.hours
@@ -89,7 +89,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Part:
-    """So many steps, or a share of a run's time from its start on: whichever ends first."""
+    """A number of steps, or a share of the run's time: whichever ends first."""
 
     clock: Clock
     name: str
@@ -97,32 +97,32 @@ class Part:
     share: float  # of the hours from the start to the end of the run
 
     def begin(self) -> None:
-        """Now, or else when the run that goes on first did."""
+        """Record the start, unless it was recorded before the run was stopped."""
         self.clock.times.setdefault(self.name, self.clock.hours)
 
     @property
     def start(self) -> float:
-        """The hour of the run at which it began, or would."""
+        """The hour of the run at which the part began, or would begin now."""
         return self.clock.times.get(self.name, self.clock.hours)
 
     @property
     def hours(self) -> float:
-        """How long it may take in all; infinite without a limit."""
+        """Hours that the part may take in all; infinite without a limit."""
         return self.share * (self.clock.end - self.start)
 
     @property
     def hours_left(self) -> float:
-        """How long it may go on from now."""
+        """Hours that the part may still take."""
         return max(0.0, self.start + self.hours - self.clock.hours)
 
     def progress(self, step: int) -> float:
-        """Share of the part that lies behind after so many steps; 1: it is over."""
+        """Share of the part that is done after ``step`` steps; 1 means it is over."""
         done = step / self.steps
         timed = (self.clock.hours - self.start) / self.hours if self.hours > 0 else 1.0
         return min(1.0, max(done, timed))
 
     def expected(self, step: int) -> int:
-        """How many steps there will be, at the pace so far."""
+        """Expected number of steps in all, at the pace so far."""
         return max(step, round(step / (self.progress(step) or 1.0)))
 
 

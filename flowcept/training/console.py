@@ -1,4 +1,4 @@
-"""What a run tells whoever waits for it: lines of text and progress bars."""
+"""A run's output on the console: lines of text and progress bars."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Console:
-    """Where lines go, and whether anything is told at all."""
+    """Where lines go, and whether anything is printed."""
 
     write: Callable[[str], None] = print
     quiet: bool = False
     bars: list[Any] = field(default_factory=list)  # of progress, perhaps not at their end
 
     def say(self, *lines: str) -> None:
-        """Write lines, above the bars that are there."""
+        """Write lines above the progress bars."""
         with tqdm.external_write_mode(sys.stdout):
             for line in () if self.quiet else lines:
                 self.write(line)
 
     def steps(self, label: str, done: int, total: int) -> Any:  # noqa: ANN401 - tqdm has no types
-        """A bar of training steps, some of them done."""
+        """A progress bar of training steps, ``done`` of them done already."""
         return tqdm(total=total, initial=done, desc=label, unit="step", disable=self.quiet)
 
     def progress(self, label: str, unit: str, start: int = 0) -> Callable[[int, int], None]:
-        """A bar with the time left, as a function of ``(done, total)``; ``start`` were done."""
+        """A progress bar, as a function of ``(done, total)``; ``start`` were done before."""
         bar: Any = None
 
         def show(done: int, total: int) -> None:
@@ -45,6 +45,6 @@ class Console:
         return show
 
     def close(self) -> None:
-        """Leave the bars as they are: what is written next begins on a line of its own."""
+        """Close the bars as they are, so that later output begins on a new line."""
         for bar in self.bars:
             bar.close()

@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train together (``torchrun`` starts them); alone: one of one."""
+    """The processes that train together, started by ``torchrun``; without it, one."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all have come so far."""
+        """Wait until all processes reach this point."""
         if self.size > 1:
             dist.barrier()
 
@@ -46,13 +46,13 @@ class Team:
         return values[0]
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sums over all processes, which all have to ask for them."""
+        """Sums over all processes; every process must call this."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def in_turn(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives: the first process makes what the others then find in the cache."""
+        """The result of ``make``: the first process fills the cache, then the others read it."""
         if self.first:
             made = make()
             self.wait()
@@ -63,7 +63,7 @@ class Team:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Team]:
-    """The team that the environment tells of."""
+    """The team that the environment variables of ``torchrun`` describe."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Team()
@@ -77,7 +77,7 @@ def joined(device: torch.device) -> Iterator[Team]:
 
 
 def pick(settings: PlainMachineSettings) -> tuple[torch.device, torch.dtype]:
-    """This process's device and precision; ``UserError`` for what it lacks or cannot train in."""
+    """This process's device and precision; ``UserError`` if it has not or cannot train in them."""
     device = pick_device(settings.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -90,7 +90,7 @@ def pick(settings: PlainMachineSettings) -> tuple[torch.device, torch.dtype]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and in which precision this process computes, and with whom."""
+    """Device and precision of this process, and its team."""
 
     device: torch.device
     dtype: torch.dtype

@@ -1,8 +1,8 @@
-"""Clips and their captions into shards, once, by one process or by several that share the work.
+"""Encode clips and captions into shards, once, by one process or by several that share the work.
 
-The index comes first. It follows from clips, encoders and settings, so that whoever goes on or
-helps makes the same shards. Then the captions are encoded, then the clips, shard by shard; of the
-two encoders only one is in memory.
+The index comes first. It depends only on clips, encoders and settings, so that all processes and
+later calls make the same shards. Then captions are encoded, then clips, shard by shard; only one of
+the two encoders is in memory at a time.
 
 Shape suffixes: F pictures or latents, C H W a latent, 3 colours.
 """
@@ -74,10 +74,10 @@ EXAMPLES = 5  # files that a summary names
 
 @dataclass(frozen=True)
 class Source:
-    """What makes latents, and what clips are like where nothing is said."""
+    """The codec that makes latents, and the defaults for clips."""
 
     place: Path  # of the codec: a folder of diffusers or a model file
-    files: str  # what tells its files from others, of a folder
+    files: str  # a digest that identifies its files, for a folder
     size: Size | None
     frames: int
     step: int  # pixels: sides are multiples of it
@@ -85,7 +85,7 @@ class Source:
 
 
 def source_of(name: str) -> Source:
-    """The codec that a user names; ``UserError`` where there is none."""
+    """The codec that a user names; ``UserError`` if there is none."""
     found = find(name, part="vae")
     if not found.is_folder and model_file.read_card(found.path).base is not None:
         found = base_of(found.path)
@@ -108,14 +108,14 @@ def source_of(name: str) -> Source:
 
 
 def text_of(name: str) -> TextRecord | None:
-    """The frozen prompt encoder that a user names; None of no name."""
+    """The frozen prompt encoder that a user names; None if no name is given."""
     if not name:
         return None
     found = find(name, part="text_encoder")
     if not found.is_folder:
         card = model_file.read_card(found.path)
         if card.base is None:
-            raise UserError(f"{name} has no prompt encoder that was pretrained: leave out --text")
+            raise UserError(f"{name} has no pretrained prompt encoder: leave out --text")
         found = base_of(found.path)
     folder = found.path
     if not (folder / "model_index.json").is_file():
@@ -129,7 +129,7 @@ def text_of(name: str) -> TextRecord | None:
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for, and who asks."""
+    """One call of ``encode``: what to encode, and on which device."""
 
     folder: Path  # of clips
     out: Path
@@ -149,11 +149,11 @@ def encode(
     quiet: bool = False,
     console: Callable[[str], None] = print,
 ) -> Index:
-    """Encode a folder of clips into a folder of shards, going on where an earlier call was stopped.
+    """Encode a folder of clips into a folder of shards; continue if an earlier call was stopped.
 
-    Several processes may do so at once; each returns when all shards are there. Raises
-    ``UserError`` for unusable clips or settings, and for a folder that holds anything else than
-    shards of these clips by these encoders.
+    Several processes may do so at once; each returns when all shards are finished. Raises
+    ``UserError`` for unusable clips or settings, and for a folder that holds anything but shards of
+    these clips by these encoders.
     """
     device, dtype = pick(PlainMachineSettings(device=settings.device, dtype=settings.dtype))
     source, text = source_of(settings.codec), text_of(settings.text)
@@ -170,7 +170,7 @@ def encode(
 
 
 def _planned(job: Job) -> tuple[Scan, Index]:
-    """The clips, and the index of their shards, made unless it is there."""
+    """The clips, and the index of their shards, made if it is missing."""
     settings, out = _reading(job), job.out
     _check_folder(out)
     with in_turn(out / LOCK):
@@ -189,11 +189,13 @@ def _planned(job: Job) -> tuple[Scan, Index]:
 
 
 def _reading(job: Job) -> DataSettings:
-    """How clips are read, at the size or the area that was asked for or is usual."""
+    """How clips are read: at the size or area of the settings, else of the codec."""
     own, source = job.settings, job.source
     asked = own.size or ("" if own.buckets == "none" else own.buckets)
     if not asked and source.size is None:
-        raise UserError(f"{own.codec} says no size: give --size WIDTHxHEIGHT or --buckets AREA")
+        raise UserError(
+            f"{own.codec} has no default size: give --size WIDTHxHEIGHT or --buckets AREA"
+        )
     size = asked or named(source.size or (0, 0))
     frames = max(own.max_frames or source.frames, own.min_frames)
     settings = DataSettings(size, own.fps, own.min_frames, frames, own.fit)
@@ -215,7 +217,7 @@ def _buckets(job: Job, size: Size) -> tuple[Size, ...]:
 
 
 def _check_folder(out: Path) -> None:
-    """Make the folder; ``UserError`` where it cannot be or holds something else."""
+    """Make the folder; ``UserError`` if that fails or it holds something else."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         inside = {path.name for path in out.iterdir()}
@@ -226,12 +228,12 @@ def _check_folder(out: Path) -> None:
 
 
 def _is_temporary(names: set[str]) -> bool:
-    """Whether there is nothing but what a process is about to finish, or was when it was killed."""
+    """Whether a file is one that a process was still writing, perhaps when it was killed."""
     return all(name in (LOCK, SCAN) or name.startswith(".") for name in names)
 
 
 def _leave(out: Path) -> None:
-    """Remove a folder in which nothing has begun."""
+    """Remove the folder if it holds nothing of use."""
     if not (out / INDEX).exists():
         with suppress(OSError):
             for name in (LOCK, SCAN):
@@ -240,7 +242,7 @@ def _leave(out: Path) -> None:
 
 
 def _made_of(job: Job, scan: Scan) -> dict[str, str]:
-    """Digests of all that decides what is encoded, wherever it lies, by what it is called."""
+    """Digests, by name, of all that decides the content of the shards, without paths."""
     pieces = [
         (_name(job, one), one.caption, one.start, one.num_frames, one.source)
         for one in scan.entries
@@ -264,17 +266,17 @@ def _name(job: Job, entry: ClipEntry) -> str:
 
 
 def _check_same(index: Index, made_of: Mapping[str, str], out: Path) -> None:
-    """``UserError`` where shards are of other clips, or were made otherwise."""
+    """``UserError`` if the shards are of other clips or were made with other settings."""
     differing = [name for name, value in made_of.items() if index.made_of.get(name) != value]
     if differing:
         raise UserError(
-            f"{out} holds shards that differ in {', '.join(differing)}: ask for the same, or name "
-            "another folder"
+            f"{out} holds shards made with other {', '.join(differing)}: use the same, or another "
+            "folder"
         )
 
 
 def _new_index(job: Job, scan: Scan, made_of: dict[str, str]) -> Index:
-    """What is to be encoded; what becomes of the clips is told."""
+    """The index of what is to be encoded; prints a summary of the clips."""
     codec, settings = codec_at(job.source.place), scan.settings
     config, sizes = codec.config, _sizes(job, scan)
     job.console.say(
@@ -307,7 +309,7 @@ def _new_index(job: Job, scan: Scan, made_of: dict[str, str]) -> Index:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The size that a file's clips get, and the share of their pictures that is cut off."""
+    """The size that a file's clips get, and the share of each picture that is cropped."""
 
     bucket: Size
     cropped: float
@@ -329,7 +331,7 @@ def _sizes(job: Job, scan: Scan) -> dict[Path, Chosen]:
 
 
 def size_of(path: Path, timing: Timing) -> Size:
-    """Height and width of a clip's pictures; of one that cannot be read, which is told later, 1."""
+    """Height and width of a clip; 1, 1 if it cannot be read, which is reported later."""
     with suppress(UserError):
         height, width = next(video.stream(path, timing)).shape[:2]
         return height, width
@@ -337,7 +339,7 @@ def size_of(path: Path, timing: Timing) -> Size:
 
 
 def _bucket_lines(sizes: Mapping[Path, Chosen]) -> Iterator[str]:
-    """How many files each size got, and what it cost them."""
+    """How many files each size got, and how much of them is cropped."""
     for bucket, number in Counter(one.bucket for one in sizes.values()).most_common():
         lost = [one.cropped for one in sizes.values() if one.bucket == bucket]
         crop = f"{sum(lost) / len(lost):.0%} cropped on average, {max(lost):.0%} at most"
@@ -345,14 +347,14 @@ def _bucket_lines(sizes: Mapping[Path, Chosen]) -> Iterator[str]:
 
 
 def _examples(findings: Sequence[Finding]) -> Iterator[str]:
-    """The first of some findings, and how many there are."""
+    """The first of some findings, and how many more there are."""
     yield from (f"  {finding}" for finding in findings[:EXAMPLES])
     if len(findings) > EXAMPLES:
-        yield f"  ... and {len(findings) - EXAMPLES} more clips that lose the pictures at their end"
+        yield f"  ... and {len(findings) - EXAMPLES} more clips whose last frames are cut off"
 
 
 def _mend(job: Job, index: Index) -> None:
-    """Let go of damaged shards, which are made again."""
+    """Delete damaged shards, which are then made again."""
     there = 0
     names = [*index.prompt_shards(), *index.clip_shards()]
     for path in [job.out / name for name in names if (job.out / name).exists()]:
@@ -360,17 +362,17 @@ def _mend(job: Job, index: Index) -> None:
             header_of(path, index)
             there += 1
         except DamagedError:
-            job.console.say(f"note: {path} is damaged: it is made again")
+            job.console.say(f"note: {path} is damaged and is made again")
             path.unlink()
     if there:
-        job.console.say(f"{there} of {len(names)} shards are there already")
+        job.console.say(f"{there} of {len(names)} shards exist already")
 
 
 # ---- the work --------------------------------------------------------------------------------
 
 
 def _encode_prompts(job: Job, index: Index, text: TextRecord) -> None:
-    """Write the shards of captions that are not there."""
+    """Write the missing shards of captions."""
     shards = index.prompt_shards()
     show = _bar(job, "prompts", "prompt", {name: len(part) for name, part in shards.items()})
 
@@ -397,7 +399,7 @@ def _encode_prompts(job: Job, index: Index, text: TextRecord) -> None:
 
 
 def _encode_clips(job: Job, index: Index, scan: Scan) -> None:
-    """Write the shards of clips that are not there."""
+    """Write the missing shards of clips."""
     shards = index.clip_shards()
 
     def frames(numbers: Iterable[int]) -> int:
@@ -423,7 +425,7 @@ def _encode_clips(job: Job, index: Index, scan: Scan) -> None:
 
 
 class Shard:
-    """Clips on their way into a file."""
+    """Encoded clips, collected for one file."""
 
     def __init__(self, job: Job, index: Index, scan: Scan, codec: Codec) -> None:
         self.job, self.index, self.scan, self.codec = job, index, scan, codec
@@ -432,7 +434,7 @@ class Shard:
         self.broken: dict[str, str] = {}  # files that cannot be read, and why
 
     def add(self, numbers: Sequence[int]) -> None:
-        """Encode the pieces of one file, of which all count or none."""
+        """Encode the pieces of one file; if one fails, none is kept."""
         entries = [self.scan.entries[number] for number in numbers]
         height, width = self.index.clips[numbers[0]].size
         sized = replace(self.scan.settings, size=f"{width}x{height}")
@@ -455,7 +457,7 @@ class Shard:
 
     @property
     def _every(self) -> int:
-        """Of so many clips one tells how well the codec rebuilds them."""
+        """The codec's PSNR is measured on one of so many clips."""
         return -(-len(self.index.clips) // REBUILT)
 
     def _encoded(self, frames_FHW3: Frames, number: int) -> Tensor:
@@ -465,7 +467,7 @@ class Shard:
         return _finite(latent_FCHW.half(), "the codec")
 
     def _alone(self, frames_FHW3: Frames, number: int) -> Tensor:
-        """Of each latent that of its last picture alone, as which a picture may be given."""
+        """For each latent, the latent of its last picture alone, as for a given picture."""
         count = self.codec.latents_of(self.index.clips[number].num_frames)
         last = [self.codec.pictures_of(latents) - 1 for latents in range(1, count + 1)]
         with autocast(self.job.device, self.job.dtype):
@@ -479,14 +481,14 @@ class Shard:
 
 
 def _finite(x: Tensor, maker: str) -> Tensor:
-    """A tensor, on the CPU; ``UserError`` where a value is not finite."""
+    """A tensor, on the CPU; ``UserError`` if a value is not finite."""
     if not bool(x.isfinite().all()):
         raise UserError(f"{maker} gave values that are not finite: try --dtype float32")
     return x.cpu().clone()
 
 
 def _bar(job: Job, label: str, unit: str, amounts: Mapping[str, int]) -> Callable[[int], None]:
-    """A bar over all shards, those of other processes too, told how much of its own is done."""
+    """A bar over all shards, also of other processes; call it with what this process has done."""
 
     def there() -> int:
         return sum(amount for name, amount in amounts.items() if (job.out / name).exists())
@@ -497,7 +499,7 @@ def _bar(job: Job, label: str, unit: str, amounts: Mapping[str, int]) -> Callabl
 
 
 def _result(job: Job, index: Index) -> Iterator[str]:
-    """What was made, and what became of files that could not be read."""
+    """What was made, and which files could not be read."""
     names = list(index.clip_shards())
     headers = [header_of(job.out / name, index) for name in names]
     broken = {path: why for one in headers for path, why in one["broken"].items()}

@@ -1,7 +1,7 @@
-"""The codec's part of a run: the one that the settings name, trained where it is ours.
+"""The codec's part of a run: the codec that the settings name, trained if it is an autoencoder.
 
-It learns from single frames of the clips to train on, once per run. Each step is a function of the
-seed, the step's number and the state, as a step of the network is.
+It is trained on single frames of the training clips, once per run. Each step is a function of the
+seed, the step's number and the state, like a step of the network.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ REBUILT = 64  # clips, a picture of each of which tells how well the codec rebui
 
 
 def new_codec(config: TrainConfig, origin: Weights | None, stored: Stored | None = None) -> Codec:
-    """The codec that the settings name, not fitted yet, or that of the model to go on from.
+    """The codec that the settings name, not fitted yet, or that of the model to start from.
 
     ``stored`` is that of shards.
 
-    Raises ``UserError`` where frames do not divide into its cells and the network's patches.
+    Raises ``UserError`` if the frame size is no multiple of its cells and the network's patches.
     """
     torch.manual_seed(config.machine.seed)
     if origin is not None:
@@ -66,7 +66,7 @@ def _named(settings: CodecSettings) -> Codec:
 
 
 def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec:
-    """The codec trained on the clips, where it is ours, and its statistics; once per run."""
+    """The codec, trained on the clips if it is an autoencoder, with statistics; once per run."""
     config, files, team = run.config, run.files, run.machine.team
     if team.first and not files.codec.exists():
         clips, _ = split(pictures, config)
@@ -81,7 +81,7 @@ def fitted(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> Codec
 
 
 def rebuilt_psnr(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) -> float:
-    """Decibels at which the codec rebuilds 19 in 20 pictures of the training clips, or better."""
+    """PSNR in dB that 19 of 20 training pictures reach when the codec rebuilds them."""
     clips, _ = split(pictures, run.config)
     order = torch.randperm(len(clips), generator=clip_generator(run.config.machine.seed)).tolist()
     found = []
@@ -96,7 +96,7 @@ def rebuilt_psnr(codec: Codec, pictures: PictureStore, run: Run[TrainConfig]) ->
 def _whole_clips(
     codec: Codec, pictures: PictureStore, clips: Sequence[int], seed: int
 ) -> Iterator[Tensor]:
-    """Some clips, as long as they fill their latents."""
+    """Some clips, cut so that they fill their latents."""
     order = torch.randperm(len(clips), generator=clip_generator(seed)).tolist()
     for place in order[:STATISTICS_CLIPS]:
         frames_FHW3 = pictures.frames(clips[place])
@@ -107,7 +107,7 @@ def _whole_clips(
 def _trained(
     codec: Autoencoder, pictures: PictureStore, clips: Sequence[int], run: Run[TrainConfig]
 ) -> Autoencoder:
-    """The autoencoder after all its steps; a training that was stopped goes on from its state."""
+    """The autoencoder after all its steps; a stopped training continues from its state."""
     config, state = run.config, run.files.codec_state
     trainer = CodecTrainer(codec, config.codec, config.machine.seed, run.machine.dtype)
     if state.exists():
@@ -132,7 +132,7 @@ def _trained(
 def _take_steps(
     trainer: CodecTrainer, batches: Iterator[Tensor], part: Part, run: Run[TrainConfig]
 ) -> None:
-    """Steps until the codec's part of the run is over, with log, bar and states."""
+    """Take steps until the codec's part of the run is over, with log, bar and states."""
     every = run.config.report
     with run.console.steps("codec", trainer.num_steps, part.steps) as bar:
         while (done := part.progress(trainer.num_steps)) < 1:
@@ -159,7 +159,7 @@ def _save(trainer: CodecTrainer, run: Run[TrainConfig]) -> None:
 def _batches(
     pictures: PictureStore, clips: Sequence[int], config: TrainConfig, step: int
 ) -> Iterator[Tensor]:
-    """Frames of any clips, for that step of the codec's training and all later ones."""
+    """Random frames of the clips, for this step of the codec's training and all later ones."""
     seed, batch = config.machine.seed, config.codec.codec_batch
     starts, lengths = pictures.starts, pictures.lengths
     rows = torch.cat([torch.arange(starts[clip], starts[clip] + lengths[clip]) for clip in clips])
@@ -170,7 +170,7 @@ def _batches(
 
 
 def _told(losses: dict[str, Tensor]) -> dict[str, float]:
-    """Losses as the log has them, with the signal-to-noise ratio in decibels."""
+    """Losses as in the log, with the PSNR in dB."""
     values = {name: float(loss) for name, loss in losses.items()}
     psnr = 10 * math.log10(4 / max(values["l2"], 1e-12))  # pictures reach from -1 to 1
     return {"psnr": psnr, **values}

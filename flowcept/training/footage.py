@@ -1,9 +1,9 @@
 """A folder of clips, and perhaps of pictures, as shots to learn motion from.
 
-A clip is read as a stream. Its frames are brought to the size at which motion is looked for; those
-that repeat the one before are left out; where a new scene begins a new shot begins. Shots and clips
-of moving layers lie in a cache folder, which follows from files and settings and may be thrown away
-at any time.
+A clip is read as a stream. Its frames are scaled to the size at which motion is estimated; frames
+that repeat the one before are left out; a new scene begins a new shot. Shots and clips of moving
+layers lie in a cache folder, which depends only on files and settings and may be deleted at any
+time.
 
 Shape suffixes: F frames, H W height and width, 3 colours.
 """
@@ -49,13 +49,13 @@ LEAST_SIDE = 16  # pixels of a clip's shorter side
 LEAST_PHOTO = 64  # pixels of a picture's shorter side, if layers are cut from it
 LARGEST_PHOTO = 720  # pixels of that side in memory; larger pictures are reduced
 MOST_PHOTOS = 200
-SMALL_FACTOR = 4  # some shots are shown as if they had been enlarged so many times
+SMALL_FACTOR = 4  # some shots are reduced and enlarged again by this factor
 FORMAT = 1  # of the cache: raise it when the same files would give other shots
 
 
 @dataclass(frozen=True)
 class Footage:
-    """What a folder holds."""
+    """The clips and pictures of a folder."""
 
     folder: Path
     clips: tuple[tuple[Path, Timing], ...]
@@ -63,7 +63,7 @@ class Footage:
     findings: tuple[Finding, ...]  # on files that cannot be used
 
     def summary(self, examples: int = 5) -> Iterator[str]:
-        """Lines for people."""
+        """Lines of text on what was found."""
         frames = sum(timing.num_frames for _, timing in self.clips)
         clips, pictures = counted(len(self.clips), "clip"), counted(len(self.pictures), "picture")
         yield f"{clips} of {frames} frames and {pictures} found"
@@ -81,7 +81,7 @@ def find(
 ) -> Footage:
     """The clips of at least so many frames in a folder, and the pictures there and in ``photos``.
 
-    Raises ``UserError`` for a folder that is not there or has no such clip.
+    Raises ``UserError`` for a folder that is missing or has no such clip.
     """
     seen = look(folder, progress, cache)
     others = look(Path(photos)) if photos else []
@@ -98,7 +98,7 @@ def find(
 def _no_clip(folder: Path, findings: Sequence[Finding], least: int) -> UserError:
     if findings:
         return unusable(folder, findings)
-    return UserError(f"{folder} holds pictures only: put clips of {least} frames or more there")
+    return UserError(f"{folder} holds only pictures: add clips of at least {least} frames")
 
 
 def _is_picture(one: Seen) -> bool:
@@ -108,12 +108,12 @@ def _is_picture(one: Seen) -> bool:
 
 
 def _why_not(one: Seen, least: int) -> str:
-    """Why a file can neither serve as a clip nor as a picture; empty if it can."""
+    """Why a file cannot be used as a clip or picture; empty if it can."""
     if isinstance(one.found, str):
         return one.found
     if _is_picture(one) or one.found.num_frames >= least:
         return ""
-    return f"{one.found.num_frames} frames, {least} are needed"
+    return f"{one.found.num_frames} frames, at least {least} are needed"
 
 
 def _dropped(one: Seen, reason: str) -> Finding:
@@ -126,7 +126,7 @@ def _dropped(one: Seen, reason: str) -> Finding:
 
 @dataclass
 class Gathering:
-    """Shots on their way into a cache folder."""
+    """Shots, collected in a cache folder."""
 
     footage: Footage
     folder: Path
@@ -138,7 +138,7 @@ class Gathering:
     number: int = 0  # of shots that came by, kept or not
 
     def add_clips(self, progress: Progress) -> None:
-        """Shots of all clips; ``UserError`` where none of them gives any to learn from."""
+        """Add the shots of all clips; ``UserError`` if there are none to learn from."""
         takes = [take_of(path.stem) for path, _ in self.footage.clips]
         _, held = split_held_out(takes, self.windows.held_out, self.windows.seed)
         done, total = 0, sum(timing.num_frames for _, timing in self.footage.clips)
@@ -150,7 +150,7 @@ class Gathering:
             raise unusable(self.footage.folder, [*self.footage.findings, *self.findings])
 
     def _add_clip(self, path: Path, timing: Timing, held_out: bool) -> None:
-        """Shots of one clip, of which all count or none."""
+        """Add the shots of one clip; if one fails, none is kept."""
         least, made, before = min(self.windows.spacings) + 1, list[Shot](), self.number
         try:
             for frames_FHW3 in scenes(path, timing, self.estimator, self.report):
@@ -158,7 +158,7 @@ class Gathering:
                     made += self._added(frames_FHW3, held_out)
             if self.number == before:
                 self.findings.append(
-                    _dropped(Seen(path, "", timing), f"no {least} frames without a cut")
+                    _dropped(Seen(path, "", timing), f"no {least} frames in a row without a cut")
                 )
         except UserError as error:
             self.findings.append(_dropped(Seen(path, "", timing), reason_of(path, error)))
@@ -166,7 +166,7 @@ class Gathering:
             self.shots += made
 
     def _is_kept(self) -> bool:
-        """Whether the next shot is: of more than ``most_shots`` some, evenly spread."""
+        """Whether the next shot is kept; at most ``most_shots`` are, evenly spread."""
         frames = [timing.num_frames for _, timing in self.footage.clips]
         expected = sum(-(-count // SHOT_FRAMES) for count in frames)
         share = min(1.0, self.windows.most_shots / expected)
@@ -174,14 +174,14 @@ class Gathering:
         return int(self.number * share) > int((self.number - 1) * share)
 
     def _added(self, frames_FHW3: Frames, held_out: bool) -> Iterator[Shot]:
-        """A shot, and perhaps what it looks like if it was small once."""
+        """A shot, and perhaps a copy that was reduced and enlarged again."""
         name, spacings = f"{self.number:06d}", self.windows.spacings
         yield add_shot(self.folder, name, frames_FHW3, spacings, held_out=held_out)
         if not held_out and share_of(name, self.windows.seed) < self.windows.small_share:
             yield add_shot(self.folder, name + SMALL, as_if_small(frames_FHW3), spacings)
 
     def add_layers(self, progress: Progress) -> None:
-        """Clips of moving layers, cut from the pictures or else from the shots' own frames."""
+        """Add clips of moving layers, cut from the pictures or else from the shots' frames."""
         count = self.windows.num_layered
         photos = list(self._photos()) if count else []
         for number in range(count):
@@ -207,7 +207,7 @@ class Gathering:
 
 
 def _step(photos: Sequence[object]) -> int:
-    """Taking every one of so many makes at most ``MOST_PHOTOS``."""
+    """The step between pictures at which at most ``MOST_PHOTOS`` are used."""
     return max(1, -(-len(photos) // MOST_PHOTOS))
 
 
@@ -219,43 +219,43 @@ def gathered(
     console: Console,
     clock: Clock,
 ) -> Path:
-    """The cache folder of what is learned from, made if it is not there."""
-    cutting = console.progress("cutting into shots", "frame")
+    """The cache folder of the shots, made if it is missing."""
+    cutting = console.progress("splitting into shots", "frame")
     folder = cache / f"motion-{_digest(footage, windows)}"
     if not (folder / INDEX).exists():
         gathering = Gathering(footage, folder, windows, estimator)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            gathering.add_clips(clock.watched(cutting, "cutting the clips into shots"))
+            gathering.add_clips(clock.watched(cutting, "splitting the clips into shots"))
             gathering.add_layers(console.progress("moving layers", "clip"))
             write_shots(gathering.shots, folder)
         except OSError as error:
-            raise UserError(f"cannot keep shots in {folder}: {error.strerror}") from error
+            raise UserError(f"cannot write shots to {folder}: {error.strerror}") from error
         console.say(*_told(gathering))
     return folder
 
 
 def _digest(footage: Footage, windows: WindowsConfig) -> str:
-    """Names the files and settings that a cache is made from."""
+    """A digest of the files and settings that a cache is made from."""
     paths = [*(path for path, _ in footage.clips), *footage.pictures]
     return digest_of(FORMAT, [fingerprint(path) for path in paths], asdict(windows))
 
 
 def _told(gathering: Gathering) -> Iterator[str]:
-    """Lines for people on what became of the clips."""
+    """Lines of text on clips that were dropped, cuts and repeated frames."""
     report = gathering.report
     yield from (f"  {finding}" for finding in gathering.findings)
     if report.cuts or report.repeats:
         cuts, repeats = counted(report.cuts, "scene cut"), counted(report.repeats, "repeated frame")
-        yield f"{cuts}, across which nothing is learned; {repeats} left out"
+        yield f"split at {cuts}; {repeats} left out"
 
 
 def scenes(
     path: Path, timing: Timing, estimator: MotionEstimator, report: Report
 ) -> Iterator[Frames]:
-    """Runs of frames [F, H, W, 3] without a cut, at the size at which motion is looked for.
+    """Runs of frames [F, H, W, 3] without a cut, at the size at which motion is estimated.
 
-    Raises ``UserError``, perhaps at the end only, for what is not a whole clip or is too small.
+    Raises ``UserError``, perhaps only at the end, for a clip that is damaged or too small.
     """
     run: list[Frames] = []
     last: Given | None = None
@@ -282,13 +282,13 @@ def _sized(path: Path, timing: Timing) -> Iterator[Given]:
 
 
 def shot_size(frame_HW3: Frames) -> Frames:
-    """A frame at the size at which motion is looked for: small ones enlarged, large ones reduced.
+    """A frame at the size at which motion is estimated: small ones enlarged, large ones reduced.
 
-    Raises ``UserError`` for one of under ``LEAST_SIDE`` px.
+    Raises ``UserError`` for a frame with a side under ``LEAST_SIDE`` px.
     """
     side = min(frame_HW3.shape[:2])
     if side < LEAST_SIDE:
-        raise UserError(f"{side} px are too small, {LEAST_SIDE} are needed along each side")
+        raise UserError(f"{side} px are too small: each side needs at least {LEAST_SIDE} px")
     if side > WORKING_SIDE:
         return reduced(frame_HW3, WORKING_SIDE)
     unit_CHW = torch.from_numpy(frame_HW3.copy()).permute(2, 0, 1).float() / 127.5 - 1
@@ -297,7 +297,7 @@ def shot_size(frame_HW3: Frames) -> Frames:
 
 
 def reduced(picture_HW3: Frames, side: int) -> Frames:
-    """A picture whose shorter side has at most so many pixels."""
+    """The picture, reduced so that its shorter side has at most ``side`` pixels."""
     scale = side / min(picture_HW3.shape[:2])
     if scale >= 1:
         return picture_HW3
@@ -307,7 +307,7 @@ def reduced(picture_HW3: Frames, side: int) -> Frames:
 
 
 def as_if_small(frames_FHW3: Frames) -> Frames:
-    """What the frames look like after they were made small and then enlarged again."""
+    """The frames, reduced and then enlarged again."""
     height, width = (n // SMALL_FACTOR * SMALL_FACTOR for n in frames_FHW3.shape[1:3])
     pictures = torch.from_numpy(frames_FHW3[:, :height, :width].copy()).permute(0, 3, 1, 2)
     again = []

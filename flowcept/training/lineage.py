@@ -1,4 +1,4 @@
-"""The trainings that a model went through, as its card has them: commands that do them again."""
+"""The trainings of a model, as recorded in its card: commands that repeat them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ELSEWHERE = {*(one.name for one in fields(ReportSettings)), "device"} - {"export
 def begun_training(
     config: Config, dataset: str, files: str, before: tuple[Training, ...] = ()
 ) -> tuple[Training, ...]:
-    """The trainings of a model's card, at the first step of one that begins after others."""
+    """The trainings for a model's card when a new one begins after those ``before``."""
     words = ["flowcept", "train", dataset, "-o", f"run{len(before) + 1}"]
     settings = {**config.flat()}
     if before:
@@ -39,7 +39,7 @@ def begun_training(
 
 
 def ended_training(card: Card, config: Config, step: int, seen: int) -> Card:
-    """The card after so many steps, which have shown so many clips; the command ends there, too."""
+    """The card after ``step`` steps and ``seen`` clips; the command ends there, too."""
     *before, last = card.trainings
     command, settings = last.command, config.optimizer
     if step < settings.steps and not settings.max_hours:
@@ -50,7 +50,7 @@ def ended_training(card: Card, config: Config, step: int, seen: int) -> Card:
 
 
 def _flags(config: Config, settings: Mapping[str, Any]) -> Iterator[str]:
-    """The words of a command that are no defaults, after the preset that leaves fewest."""
+    """The flags of a command that differ from the preset that is nearest."""
     if isinstance(config, MotionTrainConfig):
         yield from ("--network", "motion")
         yield from _differing(settings, MotionTrainConfig())
@@ -66,7 +66,7 @@ def _flags(config: Config, settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _differing(settings: Mapping[str, Any], start: Config) -> Iterator[str]:
-    """Flags of the settings that are not as in ``start``, but for those that change no weight."""
+    """Flags of the settings that differ from ``start``, except those that change no weight."""
     usual = start.flat()
     for name, value in settings.items():
         settled = bool(settings["init"]) and name in OF_THE_MODEL
@@ -79,14 +79,14 @@ def _differing(settings: Mapping[str, Any], start: Config) -> Iterator[str]:
 
 
 def _named(value: object) -> str:
-    """A value as a flag has it; of a path its last part alone, which tells of no computer."""
+    """A value for a flag; of a path only the last part, so that no computer's folders show."""
     text = str(value)
     on_hub = parse(text) and not Path(text).exists()
     return text if on_hub else Path(text).name
 
 
 def _mixture(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What the file of settings holds that no flag can say, as a comment."""
+    """The settings that have no flag, as a comment that shows the TOML file."""
     mixture = settings.get("context")
     if mixture and mixture != ContextMixture():
         weights = ", ".join(f"{name} = {weight}" for name, weight in asdict(mixture).items())

@@ -1,4 +1,4 @@
-"""The steps of a run with all that is told of them: log, bar, sheets, states, the model file."""
+"""The steps of a run and their reports: log, bar, contact sheets, states, the model file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Training(Protocol):
-    """What is trained, whichever network it is: what changes from step to step."""
+    """What the loop needs of a trainer, for either network."""
 
     step: int
 
@@ -39,30 +39,30 @@ class Training(Protocol):
 
     @property
     def counts(self) -> tuple[str, ...]:
-        """What of a step's values is told per second."""
+        """Names of the values that the log also has per second."""
 
     @property
     def curves(self) -> tuple[str, ...]:
-        """Which values are drawn."""
+        """Names of the values that are drawn in ``loss.png``."""
 
     @property
     def num_held(self) -> int:
-        """How many clips or windows are never learned from."""
+        """How many clips or windows are held out."""
 
     def train_step(self, progress: float) -> Mapping[str, Tensor | float]:
-        """One step after that share of the training: losses, ``norm`` and ``counts`` by name."""
+        """One step at this share of the training: losses, ``norm`` and ``counts`` by name."""
 
     def seconds(self, steps: int) -> float:
-        """About how long so many further steps take here."""
+        """About how long ``steps`` more steps take on this machine."""
 
     def told(self, means: Mapping[str, float]) -> str:
-        """A few words for the bar on the means of the last steps."""
+        """A short text for the bar, from the means of the last steps."""
 
     def held_out(self) -> dict[str, float]:
-        """Scores of what is held out; empty where there are none."""
+        """Scores of held-out clips; empty if there are none."""
 
     def sheet(self) -> Image.Image:
-        """What the model makes so far."""
+        """A contact sheet of what the model makes so far."""
 
     def weights(self) -> Weights:
         """The model as it goes into a file."""
@@ -71,17 +71,17 @@ class Training(Protocol):
         """All that later steps depend on."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; ``ValueError`` or ``KeyError`` for one of something else."""
+        """Continue from a state; ``ValueError`` or ``KeyError`` if it does not fit."""
 
 
 def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None) -> None:
-    """Steps until the run is over, with its reports; the state is written where it is stopped."""
+    """Take steps until the run is over, with reports; if it is stopped, write the state."""
     run.clock.tick(run.machine.team)
     part = run.clock.part(NETWORK, run.config.optimizer.steps)
     last = part.steps if pause_at is None else min(part.steps, pause_at)
     if not trainer.step and part.hours_left <= 0:
         raise UserError(
-            f"--max-hours {run.clock.limit:g} were over before the network's first step: go on "
+            f"--max-hours {run.clock.limit:g} passed before the network's first step: continue "
             "with --resume and more hours, or start another run with fewer clips"
         )
     if trainer.step < last:
@@ -107,7 +107,7 @@ def run_to_end(trainer: Training, run: Run[Config], pause_at: int | None = None)
 
 
 def _tell_plan(trainer: Training, run: Run[Config], part: Part, steps: int) -> None:
-    """How long so many steps will take, and the last files, as far as is known."""
+    """Print how long ``steps`` steps will take, and reserve time for the last files."""
     seconds = trainer.seconds(steps)
     run.clock.reserve = min(LAST_FILES * seconds / steps / 3600, part.hours_left / 2)
     run.clock.tick(run.machine.team)
@@ -116,9 +116,9 @@ def _tell_plan(trainer: Training, run: Run[Config], part: Part, steps: int) -> N
 
 
 def save(trainer: Training, files: Files) -> None:
-    """The model file, which refuses weights that are not finite; then the state.
+    """Write the model file, which refuses weights that are not finite; then the state.
 
-    Where the codec that belongs into the file is gone the state alone is written.
+    If the codec for the model file is missing, only the state is written.
     """
     dtype = DTYPES[trainer.config.report.export_dtype]
     try:
@@ -131,13 +131,13 @@ def save(trainer: Training, files: Files) -> None:
 
 
 def _save_all(trainer: Training, run: Run[Any]) -> None:
-    """Everything that a run goes on from."""
+    """Write everything that a resumed run needs."""
     save(trainer, run.files)
     run.clock.keep()
 
 
 class Tally:
-    """Sums of what steps say, since the last line of the log; tensors stay on their device."""
+    """Sums of the steps' values since the last line of the log; tensors stay on their device."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -145,14 +145,14 @@ class Tally:
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
-        """One more step."""
+        """Add the values of one more step."""
         self.steps += 1
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         add(self.tensors, tensors)
         self.numbers.update({name: values[name] for name in values if name not in tensors})
 
     def means(self, team: Team) -> dict[str, float]:
-        """Means over the steps; of tensors the sums over all processes. One read of the device."""
+        """Means over the steps, with tensors summed over all processes. Reads the device once."""
         totals: dict[str, float] = {}
         if self.tensors:
             stacked = torch.stack(list(self.tensors.values()))
@@ -161,7 +161,7 @@ class Tally:
 
 
 class Reports:
-    """What happens between steps, every so often. The first process writes, all help to sum."""
+    """Reports between steps: only the first process writes them, but all take part in sums."""
 
     def __init__(self, trainer: Training, run: Run[Config], part: Part) -> None:
         self.run: Run[Any] = run
@@ -176,7 +176,7 @@ class Reports:
         self.took: dict[str, float] = {}  # seconds of the last report of each kind
 
     def after_step(self, values: Mapping[str, Tensor | float]) -> None:
-        """The time that a step took, and the reports that are due."""
+        """Count a step's time, and make the reports that are due."""
         step, every = self.trainer.step, self.every
         seconds = time.monotonic() - self.begun
         self.tally.add({**values, "seconds": seconds})
@@ -197,14 +197,14 @@ class Reports:
         self.bar.update()
 
     def finish(self) -> None:
-        """The last files of a run."""
+        """Write the last files of a run."""
         _save_all(self.trainer, self.run)
         self.score()
         self.sheet()
         self.console.say(f"wrote {self.files.model} after {self.trainer.step} steps")
 
     def _make(self, name: str, report: Callable[[], None]) -> None:
-        """A report, unless so little time is left that the last one comes soon."""
+        """Make a report, unless time is so short that the last one comes soon."""
         clock, begun = self.run.clock, time.monotonic()
         if clock.hours + self.took.get(name, 0.0) / 3600 > clock.end:
             return
@@ -212,7 +212,7 @@ class Reports:
         self.took[name] = time.monotonic() - begun
 
     def _log_steps(self) -> None:
-        """A line of means since the last one; ``UserError`` where training has diverged."""
+        """Log the means since the last line; ``UserError`` if training has diverged."""
         means = self.tally.means(self.team)
         self.tally = Tally()
         if not means["norm"] < float("inf"):
@@ -228,20 +228,20 @@ class Reports:
             self._log({**means, "hours": self.run.clock.hours})
 
     def _tell(self, means: Mapping[str, float]) -> None:
-        """The bar's last words."""
+        """Show the means at the end of the bar."""
         self.bar.set_postfix_str(self.trainer.told(means), refresh=False)
 
     def score(self) -> None:
-        """The losses of held-out clips, and the picture of all losses so far."""
+        """Log the losses of held-out clips, and draw all losses so far."""
         held_out = self.trainer.held_out()
         if held_out:
             self._log(held_out)
         elif self.trainer.num_held:
-            self.console.say("note: the held-out clips fit no context: they are not scored")
+            self.console.say("note: no context fits the held-out clips, so they are not scored")
         self.files.draw_losses(self.trainer.curves)
 
     def sheet(self) -> None:
-        """A contact sheet in ``samples/``."""
+        """Write a contact sheet to ``samples/``."""
         self.files.samples.mkdir(exist_ok=True)
         path = self.files.samples / f"step_{self.trainer.step:06d}.png"
         try:

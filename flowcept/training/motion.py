@@ -1,8 +1,8 @@
-"""Train a ``MotionNetwork``: losses, and what changes from step to step.
+"""Train a ``MotionNetwork``: its losses and its trainer.
 
 ``python -m flowcept.training.motion --export STATE.pt -o MODEL.safetensors`` makes a model file of
-the averaged weights of a ``state.pt``: runs of this module wrote one before ``flowcept train
---network motion`` was there, that of the shipped file among them.
+the averaged weights of a ``state.pt``, which runs wrote before ``flowcept train --network motion``
+existed; the run of the shipped file was one.
 
 Shape suffixes: N windows, C channels, H W height and width.
 """
@@ -78,13 +78,13 @@ def laplacian_loss(made_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
 
 
 def log_error_loss(made_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
-    """Mean over pictures of the logarithm of the mean squared error: PSNR up to a factor."""
+    """Mean over pictures of the logarithm of the mean squared error: PSNR up to factor and sign."""
     error_N = (made_NCHW - truth_NCHW).square().flatten(1).mean(1)
     return torch.log(error_N + LEAST_ERROR).mean()
 
 
 def expected_error_loss(log_error_N1HW: Tensor, made_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
-    """Squared difference of what error the network expects and what it has, as logarithms."""
+    """Squared difference between the logarithms of the expected and the actual error."""
     error_N1HW = (made_NCHW - truth_NCHW).abs().mean(1, keepdim=True).detach()
     near_N1HW = F.avg_pool2d(error_N1HW, 5, 1, 2, count_include_pad=False)
     return F.mse_loss(log_error_N1HW, torch.log(near_N1HW + LEAST_DIFFERENCE))
@@ -94,7 +94,7 @@ def expected_error_loss(log_error_N1HW: Tensor, made_NCHW: Tensor, truth_NCHW: T
 
 
 class MotionTrainer:
-    """What changes from step to step: weights, their average, optimiser, place in the data."""
+    """Weights, their average, the optimiser and the place in the data, from step to step."""
 
     counts = ("windows",)  # of what a log tells how many there were a second
     curves = ("laplacian",)  # that are drawn
@@ -128,18 +128,18 @@ class MotionTrainer:
 
     @property
     def num_held(self) -> int:
-        """Windows that are never learned from."""
+        """Number of held-out windows."""
         return len(self.windows)
 
     def learning_rate(self, progress: float) -> float:
-        """Of the next step: rises over the warm-up, then a half cosine to 0."""
+        """Learning rate of the next step: rises over the warm-up, then a half cosine to 0."""
         settings = self.config.optimizer
         rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
         fall = (1 + math.cos(math.pi * progress)) / 2
         return settings.learning_rate * rise * fall
 
     def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
-        """One step of gradient descent: the losses of its batch, and what it was like."""
+        """One step of gradient descent: the losses of its batch, gradient norm, rate and counts."""
         batch, rate = self.drawer.batch().to(self.machine.device), self.learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -161,7 +161,7 @@ class MotionTrainer:
         return {**losses, **told}
 
     def _backward(self, batch: Batch) -> dict[str, float]:
-        """Gradients of a batch; its losses, and its mean gain over the blend by hand, in dB."""
+        """Add a batch's gradients; its losses, and its mean gain over the blend by hand, in dB."""
         terms = self._losses(batch)
         weights = {"log_error": LOG_ERROR_WEIGHT, "expected": EXPECTED_WEIGHT}
         weighted = [weights.get(name, 1.0) * term for name, term in terms.items()]
@@ -181,13 +181,13 @@ class MotionTrainer:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """The average follows the weights, quickly at first."""
+        """Move the average towards the weights, quickly at first."""
         keep = min(self.config.optimizer.ema, (self.step + 1) / (self.step + 10))
         ours, others = self.average.parameters(), self.network.parameters()
         torch._foreach_lerp_(list(ours), list(others), 1 - keep)
 
     def seconds(self, steps: int) -> float:
-        """How long so many steps take here, by one of them and a flow, measured; none is taken."""
+        """How long ``steps`` steps take here, by timing one and a flow; nothing is learned."""
         drawer, data = WindowDrawer(self.drawer.data, np.random.default_rng(0)), self.drawer.data
         batch = drawer.batch().to(self.machine.device)
         for _ in range(2):  # the first one warms up
@@ -201,17 +201,17 @@ class MotionTrainer:
         return steps * step + min(FLOWS_A_WINDOW * windows, self.drawer.num_gaps) * flow
 
     def held_out(self) -> dict[str, float]:
-        """Scores of the averaged weights on held-out windows; empty where there are none."""
+        """Scores of the averaged weights on held-out windows; empty if there are none."""
         told = scores(self.average, self.windows, self.machine.device)
         told |= law_scores(self.average.law, self.held_law)
         return {f"held_out_{name}": value for name, value in told.items()}
 
     def told(self, means: Mapping[str, float]) -> str:
-        """A few words on the last steps."""
+        """A short text on the last steps."""
         return f"{means['gain']:+.2f} dB"
 
     def sheet(self) -> Image.Image:
-        """Held-out windows, or else some to learn from, as the averaged weights have them."""
+        """A contact sheet by the averaged weights, of held-out windows if there are any."""
         shown = self.windows or held_windows(self.drawer.data, learned=True)
         return sheet(self.average, shown, self.machine.device)
 
@@ -235,7 +235,7 @@ class MotionTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; ``ValueError`` for one of other clips or other weights."""
+        """Continue from a state; ``ValueError`` if it has other clips or other weights."""
         if state["clips"] != self.contents:
             raise ValueError("other clips")
         self.step, self.skipped = state["step"], state["skipped"]
@@ -251,7 +251,7 @@ class MotionTrainer:
 
 @torch.no_grad()
 def by_hand(batch: Batch) -> float:
-    """The loss of the logarithm of the error, with nothing learned."""
+    """The log-error loss of the blend by hand, with nothing learned."""
     plan = hand_made(batch.left_N3HW, batch.right_N3HW, batch.flows, batch.t_N)
     return float(log_error_loss(painted(batch.left_N3HW, batch.right_N3HW, plan), batch.truth_N3HW))
 
@@ -266,7 +266,7 @@ def motion_weights(
     hours: float = 0.0,
     trainings: tuple[Training, ...] = (),
 ) -> Weights:
-    """A network of so many training steps as a model that all commands know."""
+    """A motion network after ``steps`` training steps, as a model that all commands can use."""
     config, process = network.config, Flowception(first=True)
     video = MotionVideo(config, process.shift)
     video.motion = network
@@ -302,8 +302,8 @@ SHIPPED_FROM = (
 def export(state: Path, output: Path, cues: Path | None = None) -> None:
     """Write the averaged weights of a ``state.pt`` of the shipped file's run to a model file.
 
-    ``cues``, the ``law.npz`` of a training's cache: the law of gaps is taught anew from it. Raises
-    ``UserError`` where a file is not what it should be, or of a network of another size.
+    With ``cues``, the ``law.npz`` of a training's cache, the law of gaps is trained anew. Raises
+    ``UserError`` for a file of another kind, or of a network of another size.
     """
     network = MotionNetwork()
     try:
@@ -311,18 +311,18 @@ def export(state: Path, output: Path, cues: Path | None = None) -> None:
         network.load_state_dict(saved["average"])
         steps, hours = int(saved["step"]), saved["seconds"] / 3600
     except Exception as error:  # pickles raise what they like
-        raise UserError(f"{state} is no state of a training of motion") from error
+        raise UserError(f"{state} is not a state of a motion training") from error
     if cues:
         network.law = _law_of(cues, network.config)
     model_file.save(motion_weights(network.eval(), steps, SHIPPED_FROM, hours), output)
 
 
 def _law_of(cues: Path, config: MotionConfig) -> GapLaw:
-    """A law of gaps that learned from a table of cues, of held-out shots too; always the same."""
+    """A law of gaps trained on a table of cues, with those of held-out shots; always the same."""
     try:
         table = read_law_table(cues)
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{cues} is no law.npz of a training's cache") from error
+        raise UserError(f"{cues} is not a law.npz of a training's cache") from error
     table["held"] = torch.zeros_like(table["held"])
     examples, _ = parted(table, config.most_missing)
     with torch.random.fork_rng():
@@ -333,14 +333,14 @@ def _law_of(cues: Path, config: MotionConfig) -> GapLaw:
 
 
 def main() -> None:
-    """The command of this module's head."""
+    """The command in this module's docstring."""
     parser = argparse.ArgumentParser(
         description="Make a model file of a state.pt; training is flowcept train --network motion."
     )
     parser.add_argument("--export", type=Path, required=True, help="the state.pt")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the model file")
     parser.add_argument(
-        "--law", type=Path, help="a cache's law.npz, to teach the law of gaps anew (seconds)"
+        "--law", type=Path, help="a cache's law.npz, to train the law of gaps anew (takes seconds)"
     )
     options = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""Teach and score the law of how many frames lie between two pictures.
+"""Train and score the law of how many frames lie between two pictures.
 
 Shape suffixes: N pairs of pictures, D cues, G counts.
 """
@@ -23,7 +23,7 @@ LAW_NOISE = 0.7  # of the cues' spread: few shots, and each has a pace to learn 
 
 @dataclass(frozen=True)
 class LawExamples:
-    """Cues of pairs of pictures and the number of frames between them."""
+    """Cues of pairs of pictures, and the number of frames between each pair."""
 
     cue_ND: Tensor
     between_N: Tensor
@@ -32,9 +32,9 @@ class LawExamples:
 def law_examples(
     data: MotionData, most: int, progress: Progress | None = None
 ) -> tuple[LawExamples, LawExamples]:
-    """Pairs of at most so many frames between: those to learn from, and those held out.
+    """Pairs with at most ``most`` frames between: those to learn from, and those held out.
 
-    Of none wider than ``WIDEST``: farther apart, pictures tell next to nothing of time.
+    Pairs wider than ``WIDEST`` are left out: farther apart, pictures show next to nothing of time.
     """
     return parted(data.law_examples(progress), most)
 
@@ -48,7 +48,7 @@ def parted(table: Mapping[str, Tensor], most: int) -> tuple[LawExamples, LawExam
 
 
 def alike(between_N: Tensor) -> Tensor:
-    """Weights by which all numbers of frames between count alike; they sum to 1."""
+    """Weights that give every number of frames between the same total; they sum to 1."""
     _, number_N, counts = torch.unique(between_N, return_inverse=True, return_counts=True)
     weight_N: Tensor = 1 / (len(counts) * counts[number_N])
     return weight_N
@@ -57,9 +57,9 @@ def alike(between_N: Tensor) -> Tensor:
 def fit_law(
     law: GapLaw, examples: LawExamples, steps: int, seed: int, *, further: bool = False
 ) -> None:
-    """Teach the law of gaps by cross-entropy, with noise on the cues; it takes seconds.
+    """Train the law of gaps by cross-entropy, with noise on the cues; it takes seconds.
 
-    A law that is taught ``further`` keeps the scale of the cues that it knows.
+    With ``further`` an already trained law keeps the scale of its cues.
     """
     if not further:
         law.mean_D.copy_(examples.cue_ND.mean(0))
@@ -77,7 +77,7 @@ def fit_law(
 
 
 def _drawn(examples: LawExamples, spread_D: Tensor, generator: torch.Generator) -> LawExamples:
-    """Those of one step, with noise on their cues."""
+    """The examples of one step, with noise on their cues."""
     weight_N = alike(examples.between_N)
     rows = torch.multinomial(weight_N, LAW_BATCH, replacement=True, generator=generator)
     noise_ND = torch.randn(LAW_BATCH, examples.cue_ND.shape[1], generator=generator)
@@ -87,7 +87,7 @@ def _drawn(examples: LawExamples, spread_D: Tensor, generator: torch.Generator) 
 
 @torch.no_grad()
 def law_scores(law: GapLaw, examples: LawExamples) -> dict[str, float]:
-    """Mean log score of the true counts, and their share in the central 80 %; counts alike."""
+    """Mean log score of the true counts, and their share in the central 80 %, weighted alike."""
     if not len(examples.cue_ND):
         return {}
     device = law.mean_D.device
@@ -103,8 +103,8 @@ def law_scores(law: GapLaw, examples: LawExamples) -> dict[str, float]:
 def share_within(log_law_NG: Tensor, count_N: Tensor, share: float) -> Tensor:
     """How much of each count's own mass lies within the central share of its law: [N] in [0, 1].
 
-    A count at the edge is inside in part. So the mean is ``share`` of any law that is right,
-    however few counts it spreads over.
+    A count at the edge is partly inside. So for any correct law the mean is ``share``, however few
+    counts it spreads over.
     """
     law_NG = log_law_NG.double().exp()
     own_N = law_NG.gather(1, count_N[:, None])[:, 0].clamp(min=1e-12)

@@ -1,8 +1,8 @@
 """A training run of motion: any clips in, one model file for ``flowcept interp`` out.
 
-Nothing is said of the clips: each is its own lesson, since between any two of its frames lie others
-that are known. Clips become shots and windows of them, the law of how many frames lie in a gap is
-taught, then the network learns. A run that was stopped goes on where its last state was written.
+Clips need no captions: between any two frames of a clip lie others that are known, to learn from.
+Clips become shots and windows of shots; the law of how many frames lie in a gap is trained, then
+the network. A stopped run continues from its last state.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FLOW_BYTES = 8  # of a pixel: two flows of two int16
 
 @dataclass(frozen=True)
 class MotionParts:
-    """What no setting tells: which windows are made, how large a new network is, whose flows."""
+    """What has no setting: which windows are made, a new network's size, the flow estimator."""
 
     windows: WindowsConfig = field(default_factory=WindowsConfig)
     network: MotionConfig = field(default_factory=MotionConfig)
@@ -46,12 +46,12 @@ class MotionParts:
 
     @property
     def least(self) -> int:
-        """Frames of the shortest clip that can be learned from."""
+        """Frames of the shortest clip that can be used."""
         return min(self.windows.spacings) + 1
 
 
 def check_motion(folder: Path, config: MotionTrainConfig) -> list[str]:
-    """What training would find in a folder, as lines of text that name every unusable file."""
+    """What training would find in a folder, as lines of text; every unusable file is named."""
     progress = Console().progress("reading", "file")
     footage = find(folder, config.motion.photos, MotionParts().least, progress)
     return list(footage.summary(examples=len(footage.findings)))
@@ -69,14 +69,14 @@ def train_motion(
     quiet: bool = False,
     console: Callable[[str], None] = print,
 ) -> Path:
-    """Train motion on a folder of clips; the path of the model file.
+    """Train motion on a folder of clips, and return the path of the model file.
 
-    ``resume``, ``given`` and ``pause_at`` are as for ``run.train``, and so are interruptions.
-    Raises ``UserError`` for a folder without usable clips, for unusable settings, and for a run
-    folder that is in use and not to be resumed.
+    ``resume``, ``given``, ``pause_at`` and interruptions are as in ``run.train``. Raises
+    ``UserError`` for a folder without usable clips, for unusable settings, and for a run folder
+    that is in use without ``resume``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("motion is trained by one process: start it without torchrun")
+        raise UserError("--network motion trains in one process: start it without torchrun")
     begin = begun(folder, run, config, resume=resume, given=given, quiet=quiet, console=console)
     with begin as state:
         course = Course(state, parts or MotionParts(), _origin(state))
@@ -89,15 +89,15 @@ def train_motion(
 
 @dataclass(frozen=True)
 class Course:
-    """What a run starts from."""
+    """The settings, parts and model that a run starts from."""
 
     run: Run[MotionTrainConfig]
     parts: MotionParts
-    origin: Weights | None  # the model whose weights go on learning; None: new ones
+    origin: Weights | None  # the model that is trained further; None: a new one
 
 
 def _footage(course: Course) -> Footage:
-    """What the folder holds, told to whoever waits."""
+    """The clips and pictures of the folder; prints a summary."""
     run, least = course.run, course.parts.least
     reading = run.console.progress("reading", "file")
     footage = find(run.data, run.config.motion.photos, least, reading, run.files.cache)
@@ -106,7 +106,7 @@ def _footage(course: Course) -> Footage:
 
 
 def _origin(run: Run[MotionTrainConfig]) -> Weights | None:
-    """The model to go on from: a resumed run's own, else that of ``init``; None: a new one."""
+    """The model to start from: a resumed run's own, else that of ``init``; None: a new one."""
     wanted = run.config.optimizer.init
     if run.has_state:
         return model_file.load(run.files.model)
@@ -115,12 +115,12 @@ def _origin(run: Run[MotionTrainConfig]) -> Weights | None:
     found = models.find(wanted)
     origin = None if found.is_folder else model_file.load(found.path)
     if origin is None or not isinstance(origin.network, MotionVideo):
-        raise UserError(f"{wanted} is no model of motion: start from another one, such as motion")
+        raise UserError(f"{wanted} is not a motion model: use another for --init, such as motion")
     return origin
 
 
 def _trainer(footage: Footage, course: Course) -> MotionTrainer:
-    """All that is trained and what it learns from, before the first step, or where it stopped."""
+    """The trainer with its data, before the first step or as the last state has it."""
     run = course.run
     with freed_if_refused(run):
         data = _data(footage, course)
@@ -133,12 +133,12 @@ def _trainer(footage: Footage, course: Course) -> MotionTrainer:
 
 
 def _begun(data: MotionData, course: Course) -> tuple[MotionNetwork, LawExamples]:
-    """The network, whose law of gaps is taught, and what that law is scored on."""
+    """The network with its law of gaps trained, and the examples that score this law."""
     settings, seed = course.run.config.optimizer, course.run.config.machine.seed
     torch.manual_seed(seed)
     network = _network(course)
-    bar = course.run.console.progress("measuring pace", "shot")
-    measuring = course.run.clock.watched(bar, "measuring the pace of clips")
+    bar = course.run.console.progress("measuring speed", "shot")
+    measuring = course.run.clock.watched(bar, "measuring the speed of motion")
     learned, held = law_examples(data, network.config.most_missing, measuring)
     if not course.run.has_state:
         further = course.origin is not None
@@ -165,7 +165,7 @@ def _data(footage: Footage, course: Course) -> MotionData:
 
 
 def _network(course: Course) -> MotionNetwork:
-    """A new network, or the origin's, to be trained on."""
+    """A new network, or the origin's to train further."""
     if course.origin is None:
         return MotionNetwork(course.parts.network)
     assert isinstance(course.origin.network, MotionVideo)
@@ -174,7 +174,7 @@ def _network(course: Course) -> MotionNetwork:
 
 
 def _dataset(footage: Footage, course: Course) -> str:
-    """What a card says that was learned from, an origin's clips and authors included."""
+    """The card's name of the dataset, which includes the origin's."""
     name = footage.folder.resolve().name
     if course.origin is None:
         return name
@@ -183,7 +183,7 @@ def _dataset(footage: Footage, course: Course) -> str:
 
 
 def _trainings(footage: Footage, course: Course) -> tuple[Training, ...]:
-    """Those of the card, this one as the last."""
+    """The card's trainings, this one as the last."""
     run = course.run
     before: tuple[Training, ...] = ()
     if course.origin is not None:
@@ -195,7 +195,7 @@ def _trainings(footage: Footage, course: Course) -> tuple[Training, ...]:
 
 
 def describe(trainer: MotionTrainer, files: Files) -> Iterator[str]:
-    """What is trained, on what and where."""
+    """Lines of text on the data, the network and the device."""
     data, machine = trainer.drawer.data, trainer.machine
     kinds = Counter("layers" if shot.layered else shot.held_out for shot in data.shots)
     yield (

@@ -1,4 +1,4 @@
-"""What a network of motion is worth on held-out windows: decibels, and pictures.
+"""Scores of a motion network on held-out windows: PSNR in dB, and pictures.
 
 Shape suffixes: N windows, C channels, H W height and width.
 """
@@ -25,9 +25,9 @@ HALFWAY = 0.5
 def scores(
     network: MotionNetwork, windows: Sequence[Batch], device: torch.device
 ) -> dict[str, float]:
-    """Held-out PSNR in dB of network and hand-made blend, and what lies between, over windows.
+    """Mean PSNR in dB of the network and of the blend by hand, and the gain of the first.
 
-    ``gain_halfway`` is of those alone whose frame lies in the middle.
+    ``gain_halfway`` counts only windows whose frame lies in the middle.
     """
     if not windows:
         return {}
@@ -53,13 +53,13 @@ def _halfway(gains: Sequence[float], windows: Sequence[Batch]) -> dict[str, floa
 
 
 def decibels(network: MotionNetwork, window: Batch) -> tuple[float, float]:
-    """PSNR in dB of the network's frame and of the one that is made by hand."""
+    """PSNR in dB of the network's frame and of the blend by hand."""
     made, hand = (_painted(window, plan) for plan in (_plan(network, window), _hand_plan(window)))
     return psnr(made, window.truth_N3HW), psnr(hand, window.truth_N3HW)
 
 
 def psnr(made_NCHW: Tensor, truth_NCHW: Tensor) -> float:
-    """In dB, of pictures in [-1, 1]."""
+    """PSNR in dB of pictures in [-1, 1]."""
     error = (made_NCHW.clamp(-1, 1) - truth_NCHW).square().mean()
     return float(10 * torch.log10(4 / error.clamp(min=1e-8)))
 
@@ -79,7 +79,7 @@ def _painted(window: Batch, plan: Plan) -> Tensor:
 
 
 def sheet(network: MotionNetwork, windows: Sequence[Batch], device: torch.device) -> Image.Image:
-    """Rows of windows: left, guess, truth, right, four times the error."""
+    """A contact sheet, one window a row: left, made, true, right, and the error times four."""
     step = max(1, len(windows) // SHEET_ROWS)
     rows = [_row(network, window.to(device)) for window in windows[::step][:SHEET_ROWS]]
     height, width = (max(row.shape[side] for row in rows) for side in (1, 2))

@@ -1,4 +1,4 @@
-"""What a run trains: network, prompt encoder and card, new or of a model to go on from."""
+"""What a run trains: network, prompt encoder and card, new or of a model to start from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROMPTS = 64  # of the training prompts at most are listed in a card, the most f
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of a run as latents, and which of them are trained on."""
+    """The clips of a run as latents, split into those to train on and those held out."""
 
     latents: ClipSource
     train: list[int]
@@ -41,14 +41,14 @@ class Clips:
 
     @property
     def contents(self) -> str:
-        """A digest of captions and lengths, wherever the files lie."""
+        """A digest of captions and lengths; paths do not count."""
         return digest_of(self.latents.captions, self.latents.lengths)
 
 
 def split(
     store: PictureStore | LatentStore | EncodedClips, config: TrainConfig
 ) -> tuple[list[int], list[int]]:
-    """Clips to train on and clips to hold out; pieces of one file stay together."""
+    """Clips to train on and clips to hold out; pieces of one file stay on one side."""
     groups = [entry.path for entry in store.entries]
     return split_held_out(groups, config.data.held_out, config.machine.seed)
 
@@ -58,7 +58,7 @@ def process_of(config: TrainConfig) -> Flowception:
 
 
 def text_config(settings: TextSettings) -> TextConfig:
-    """The prompt encoder that the settings name; ``UserError`` where its folder holds none."""
+    """The prompt encoder that the settings name; ``UserError`` if its folder holds none."""
     if settings.text_source:
         width = _frozen_width(settings.text_source)
         return TextConfig("pretrained", width=width, heads=1, source=settings.text_source)
@@ -78,14 +78,14 @@ def _frozen_width(source: str) -> int:
     widths = [table.get(name) for table in tables if isinstance(table, dict) for name in names]
     width = next((width for width in widths if width), None)
     if not isinstance(width, int):
-        raise UserError(f"{source}/config.json does not say the encoder's width")
+        raise UserError(f"{source}/config.json lacks the encoder's width (d_model or hidden_size)")
     return width
 
 
 def network_config(
     config: TrainConfig, latent: Sequence[int], longest: int, text_width: int, family: str
 ) -> Any:  # noqa: ANN401 - each family has settings of its own
-    """The network for latents of so many channels, rows and columns, and clips so long."""
+    """The network's settings for latents ``(channels, rows, columns)`` and the longest clip."""
     channels, height, width = latent
     shape = {
         **asdict(config.network),
@@ -100,7 +100,7 @@ def network_config(
 
 
 def check_parts(config: TrainConfig, family: str) -> None:
-    """Raise ``UserError`` for what would only show after the codec's training."""
+    """Raise ``UserError`` for bad settings that would else fail only after the codec's training."""
     try:
         process_of(config)
         text = text_config(config.text)
@@ -117,9 +117,9 @@ def check_parts(config: TrainConfig, family: str) -> None:
 def pretrained(
     found: Model, config: TrainConfig, dtype: torch.dtype, stored: Stored | None = None
 ) -> Weights:
-    """A diffusers folder as a model of the run's process to go on from.
+    """A diffusers folder as a model to start from, with the run's process.
 
-    With ``lora`` or ``freeze`` its own weights do not learn, and are kept in ``dtype``.
+    With ``lora`` or ``freeze`` its own weights are frozen and kept in ``dtype``.
     """
     rank, beside = config.optimizer.lora, bool(config.optimizer.lora or config.optimizer.freeze)
     base = Base(found.source, digest(found.path)) if beside else None
@@ -145,10 +145,10 @@ def assemble(
     text: PromptEncoder | None = None,
     **facts: Any,  # noqa: ANN401
 ) -> Weights:
-    """The modules to train, those of ``origin`` where there is one, with card and process.
+    """The modules to train, from ``origin`` if there is one, with card and process.
 
-    A new network reads prompts by ``text`` where it is given. ``facts`` are what else the card
-    says: dataset, frames per second, and of its codec.
+    ``text``, if given, is the prompt encoder of a new network. ``facts`` are further entries of the
+    card: dataset, frames per second, and on its codec.
     """
     torch.manual_seed(config.machine.seed)
     longest = max(clips.latents.lengths)  # clips held out are scored as well
@@ -187,14 +187,14 @@ def _new(
     family: str,
     text: PromptEncoder | None,
 ) -> tuple[Any, VideoNetwork, PromptEncoder]:
-    """A network with its settings, and a prompt encoder, as they are before the first step."""
+    """A new network with its settings, and a prompt encoder."""
     reads = text_config(config.text) if text is None else text.config
     shape = network_config(config, latent, longest, reads.width, family)
     return shape, build_network(shape, shift), text or build_encoder(reads)
 
 
 def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork, PromptEncoder]:
-    """Those of a model file, to be trained on; frozen encoders stay so."""
+    """Network and prompt encoder of a model, to train further; frozen encoders stay frozen."""
     network = origin.network
     if longest > network.largest_size:
         network.grow_law(longest)
@@ -206,22 +206,22 @@ def _further(origin: Weights, longest: int, shift: float) -> tuple[VideoNetwork,
 
 
 def _lexicon(path: str, origin: Weights | None, words: Collection[str]) -> Lexicon | None:
-    """The lexicon of a file, or of the model to go on from, for words that captions have."""
+    """The lexicon of a file, or of the model to start from, for words of the captions."""
     inherited = None if origin is None else origin.card.lexicon
     lexicon = Lexicon.load(Path(path)) if path else inherited
     return lexicon and lexicon.within(words)
 
 
 def check_lexicon(path: str, captions: Iterable[str]) -> None:
-    """Raise ``UserError`` where no caption has a class of the lexicon that a setting names."""
+    """Raise ``UserError`` if no caption has a class of the lexicon in the settings."""
     words = {word for caption in captions for word in words_of(caption)}
     if path and not Lexicon.load(Path(path)).within(words).classes:
         examples = ", ".join(sorted(words)[:8]) or "none"
-        raise UserError(f"no caption has a class of {path}; words of captions: {examples}")
+        raise UserError(f"no caption has a word of {path}'s classes; words of captions: {examples}")
 
 
 def tables(clips: Clips) -> dict[str, Any]:
-    """What a card counts of the clips to train on; equal counts by name, as in any other run."""
+    """The card's counts of lengths, prompts and words; equal counts are sorted by name."""
     lengths = Counter(clips.latents.lengths[clip] for clip in clips.train)
     captions = [clips.latents.captions[clip] for clip in clips.train]
     words = Counter(word for caption in captions for word in set(words_of(caption)))

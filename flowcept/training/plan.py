@@ -1,4 +1,4 @@
-"""How long a run will take, told before it does: steps are measured, and nothing is learned."""
+"""How long a run will take, printed at its start: steps are timed, and nothing is learned."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ FIRST_SHEET = 100  # the step of the first contact sheet
 
 
 def is_sheet_due(step: int, every: ReportSettings) -> bool:
-    """Whether clips are made to look at after a step."""
+    """Whether a contact sheet is made after a step."""
     return step == FIRST_SHEET or step % every.sample_every == 0
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Steps that are still to be taken, and how long they will be."""
+    """Steps that are still to come, and how long they take."""
 
     steps: int
     seconds: float  # of all of them
-    most: float = math.inf  # hours that there are for them
+    most: float = math.inf  # hours at most
 
     @property
     def hours(self) -> float:
         return min(self.seconds / 3600, self.most)
 
     def hours_of(self, steps: int) -> float:
-        """Until so many are taken, or the last one."""
+        """Hours until ``steps`` steps are taken, at most all."""
         return min(self.hours, self.seconds / 3600 * steps / max(self.steps, 1))
 
     def __str__(self) -> str:
@@ -55,17 +55,17 @@ class Ahead:
 
 
 def first_pictures(ahead: Ahead, run: Run[Config], step: int = 0, before: float = 0.0) -> str:
-    """When the network's first pictures can be seen; some steps are taken, hours lie before it."""
+    """When the network's first contact sheet comes; ``step`` are done, ``before`` in hours."""
     last, every = step + ahead.steps, run.config.report
     due = next((n for n in range(step + 1, last) if is_sheet_due(n, every)), last)
     first = span(before + ahead.hours_of(due - step))
-    return f"  the first pictures to look at are in {run.files.samples} after {first}"
+    return f"  the first contact sheet will be in {run.files.samples} after {first}"
 
 
 def codec_plan(
     trainer: CodecTrainer, part: Part, pictures: PictureStore, run: Run[TrainConfig]
 ) -> Iterator[str]:
-    """What is said before the codec's steps: of them, and of the network's after them."""
+    """The lines printed before the codec's steps: time of the codec, then of the network."""
     steps = part.steps - trainer.num_steps
     codec = Ahead(steps, steps * _seconds_of_codec(trainer, pictures), part.hours_left)
     if run.config.text.text_source:  # an encoder that is large to load twice
@@ -78,7 +78,7 @@ def codec_plan(
 
 
 def _seconds_of_codec(trainer: CodecTrainer, pictures: PictureStore) -> float:
-    """What a step of the codec takes here."""
+    """Seconds of a step of the codec on this machine."""
     copied, settings = copy.deepcopy(trainer.codec), trainer.settings
     measured = CodecTrainer(copied, settings, dtype=trainer.dtype)
     image_FCHW = torch.zeros(settings.codec_batch, 3, *pictures.array.shape[1:3])
@@ -90,7 +90,7 @@ def _seconds_of_codec(trainer: CodecTrainer, pictures: PictureStore) -> float:
 
 @dataclass
 class Unmade:
-    """Latents that are not made yet: clips of their number and size, and their captions."""
+    """Stand-ins for latents that are not made yet, with their lengths, sizes and captions."""
 
     captions: list[str]
     lengths: list[int]
@@ -104,7 +104,7 @@ class Unmade:
 
 
 def _rehearsed(codec: Autoencoder, pictures: PictureStore, run: Run[TrainConfig]) -> Trainer:
-    """The network as it would begin, for clips that are not encoded yet."""
+    """A trainer of the network for clips that are not encoded yet, to time its steps."""
     lengths = [codec.latents_of(count) for count in pictures.lengths]
     channels, height, width = codec.latent_shape(pictures.array.shape[1:3])
     unmade = Unmade(pictures.captions, lengths, [(height, width)] * len(lengths), channels)

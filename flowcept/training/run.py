@@ -1,7 +1,7 @@
 """A training run: a folder of clips in, one model file out.
 
 The codec is fitted first, on the folder's own frames; then every clip is encoded once and the
-network learns on latents. A run that was stopped goes on where its last state was written.
+network is trained on latents. A stopped run continues from its last state.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from flowcept.training.trainer import Trainer
 
 
 def check(folder: Path, config: TrainConfig) -> list[str]:
-    """What training would make of a folder, as lines of text that name every clip."""
+    """What training would find in a folder, as lines of text; every clip is named."""
     if shards := open_shards(folder, config.optimizer.init):
         return [*shards.index.summary()]
     progress = Console().progress("reading", "clip")
@@ -74,15 +74,15 @@ def train(
     quiet: bool = False,
     console: Callable[[str], None] = print,
 ) -> Path:
-    """Train on a folder of clips; the path of the model file.
+    """Train on a folder of clips, and return the path of the model file.
 
-    ``resume`` continues the run in ``run``, whose own settings then hold, but for those of
-    ``RESUMABLE`` that ``given`` names. ``pause_at`` ends after that step with the state written, as
-    an interruption does; SIGTERM and SIGHUP interrupt as Ctrl-C does. ``process`` takes the place
-    of the one that the settings name, and ``family`` names another kind of network: baselines.
+    ``resume`` continues the run in ``run`` with its own settings, except those of ``RESUMABLE``
+    that ``given`` names. ``pause_at`` stops after that step and writes the state, as an
+    interruption does; SIGTERM and SIGHUP interrupt like Ctrl-C. For baselines, ``process`` replaces
+    the process of the settings, and ``family`` names another kind of network.
 
-    Raises ``UserError`` for unusable data or settings, for a run folder that is in use and not to
-    be resumed, and for a resumed run that differs in another setting that ``given`` names.
+    Raises ``UserError`` for unusable data or settings, for a run folder that is in use without
+    ``resume``, and if ``given`` names a setting that differs and cannot change on resume.
     """
     begin = begun(folder, run, config, resume=resume, given=given, quiet=quiet, console=console)
     with begin as new:
@@ -99,7 +99,7 @@ def train(
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run starts from, before it has looked at a clip."""
+    """What a run starts from, before it reads clips."""
 
     origin: Weights | None  # a model to go on from
     codec: Codec  # not fitted yet
@@ -110,14 +110,14 @@ class Parts:
 def _settled(
     run: Run[TrainConfig], shards: EncodedClips | None, given: Collection[str]
 ) -> Run[TrainConfig]:
-    """A new run, some of whose settings its shards have settled; a resumed one has them so."""
+    """The run, with the settings that its shards fix; a resumed run has them already."""
     return run if run.resumed else replace(run, config=settled(run.config, shards, given))
 
 
 def _parts(
     run: Run[TrainConfig], shards: EncodedClips | None, process: Process | None, family: str
 ) -> Parts:
-    """``UserError`` for all that is wrong with the settings alone."""
+    """The parts; ``UserError`` for anything wrong with the settings alone."""
     check_parts(run.config, family)
     stored = None if shards is None else stored_parts(shards)
     origin = _origin(run.config, run.machine.dtype, stored)
@@ -125,7 +125,7 @@ def _parts(
 
 
 def _tell(source: _Folder | _Shards, run: Run[TrainConfig], given: Collection[str]) -> None:
-    """What is trained on, and which settings of a new run do not fit it."""
+    """Print a summary of the data, and for a new run the settings without effect."""
     run.console.say(*source.summary)
     if not run.resumed:
         check_lexicon(run.config.data.lexicon, source.captions)
@@ -133,7 +133,7 @@ def _tell(source: _Folder | _Shards, run: Run[TrainConfig], given: Collection[st
 
 
 def _trainer(source: _Folder | _Shards, run: Run[TrainConfig], parts: Parts) -> Trainer:
-    """All that is trained and what it learns from, before the first step, or where it stopped."""
+    """The trainer with its data, before the first step or as the last state has it."""
     config, origin = run.config, parts.origin
     clips, codec, facts = source.ready(parts, run)
     before = () if origin is None else origin.card.trainings
@@ -158,7 +158,7 @@ class _Folder:
         self.captions = [entry.caption for entry in self.scan.entries]
 
     def ready(self, parts: Parts, run: Run[TrainConfig]) -> tuple[Clips, Codec, dict[str, Any]]:
-        """Latents, the codec that made them, and what a card says of both."""
+        """Latents, the codec that made them, and the card's entries on both."""
         pictures = run.machine.team.in_turn(lambda: _decoded(self.scan, run))
         codec = parts.codec.to(run.machine.device)
         if parts.origin is None:
@@ -177,7 +177,7 @@ class _Shards:
         self.summary, self.captions = [*shards.index.summary()], shards.captions
 
     def ready(self, parts: Parts, run: Run[TrainConfig]) -> tuple[Clips, Codec, dict[str, Any]]:
-        """As of a folder of clips; the codec has no weights."""
+        """As for a folder of clips; the codec has no weights."""
         train, held = split(self.shards, run.config)
         facts = facts_of(self.shards, train)
         if parts.origin is None:
@@ -186,19 +186,19 @@ class _Shards:
 
 
 def _origin(config: TrainConfig, dtype: torch.dtype, stored: Stored | None) -> Weights | None:
-    """The model to go on from; ``UserError`` where it makes frames of another size."""
+    """The model to start from; ``UserError`` if it makes frames of another size."""
     named, beside = config.optimizer.init, config.optimizer.lora or config.optimizer.freeze
     found = models.find(named) if named else None
     if beside and not (found and found.is_folder):
         flag = "--lora" if config.optimizer.lora else "--freeze"
-        raise UserError(f"{flag} is for a pretrained model: give its diffusers folder by --init")
+        raise UserError(f"{flag} needs a pretrained model: give its diffusers folder by --init")
     if found is None:
         return None
     if found.is_folder:
         return pretrained(found, config, dtype, stored)
     origin = open_model(found, torch.float32, stored=stored)
     if origin.card.any_size:
-        raise UserError(f"{named} is no model to train on clips with captions: take another one")
+        raise UserError(f"{named} cannot be trained on clips with captions: use another for --init")
     if origin.card.size != config.data.frame_size:
         size = "x".join(map(str, reversed(origin.card.size)))
         raise UserError(f"{named} makes frames of {size}: train with --size {size}")
@@ -206,7 +206,7 @@ def _origin(config: TrainConfig, dtype: torch.dtype, stored: Stored | None) -> W
 
 
 def _differences(config: TrainConfig, origin: Weights | None) -> Iterator[str]:
-    """What a model to go on from has learned that this run does otherwise."""
+    """Notes on process settings that differ from those of the model to start from."""
     if origin is not None:
         for name, was in asdict(origin.card.process).items():
             now = getattr(config.process, name)
@@ -218,13 +218,13 @@ def _differences(config: TrainConfig, origin: Weights | None) -> Iterator[str]:
 
 
 def _words(weights: Weights) -> Iterator[str]:
-    """What a model's lexicon holds."""
+    """A line on the model's lexicon, if it has one."""
     if weights.card.lexicon is not None:
         yield f"lexicon: {weights.card.lexicon}"
 
 
 def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
-    """Notes on settings that were given and change nothing."""
+    """Notes on given settings that have no effect."""
     named, new = config.codec.codec, config.codec.codec == "autoencoder"
     ours = new or (named != "pixels" and not models.find(named, part="vae").is_folder)
     why: dict[str, str] = {}
@@ -237,14 +237,14 @@ def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
     if config.text.text_source:
         why |= dict.fromkeys(("text_width", "text_depth"), "the encoder has its own shape")
     if not (config.data.lexicon or config.optimizer.init):
-        why["paraphrase"] = "there is no --lexicon"
+        why["paraphrase"] = "it needs --lexicon"
     for name in given:
         if name in why:
             yield f"note: {flag(name)} has no effect: {why[name]}"
 
 
 def _decoded(scan: data.Scan, run: Run[TrainConfig]) -> PictureStore:
-    """All frames."""
+    """All frames of the clips, decoded into the cache."""
     progress = run.clock.watched(run.console.progress("decoding", "frame"), "decoding the clips")
     with freed_if_refused(run):
         store = PictureStore(scan, run.files.cache, progress)
@@ -253,7 +253,7 @@ def _decoded(scan: data.Scan, run: Run[TrainConfig]) -> PictureStore:
 
 
 def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Clips:
-    """All clips as latents, some of them held out."""
+    """All clips as latents, split into those to train on and those held out."""
     machine = run.machine
     progress = run.clock.watched(run.console.progress("encoding", "frame"), "encoding the clips")
     latents = machine.team.in_turn(
@@ -271,7 +271,7 @@ def _encoded(pictures: PictureStore, codec: Codec, run: Run[TrainConfig]) -> Cli
 
 
 def describe(trainer: Trainer) -> str:
-    """The size of what is trained, where, and on what."""
+    """A line of text on the network, device, clips and memory."""
     million = sum(weight.numel() for weight in trainer.learner.parameters()) / 1e6
     machine, clips = trainer.machine, trainer.clips
     return (
@@ -282,7 +282,7 @@ def describe(trainer: Trainer) -> str:
 
 
 def _memory(trainer: Trainer) -> float:
-    """Bytes that training takes, of clips of the mean length in one part of a step."""
+    """Bytes that training takes for one part of a step, with clips of mean length."""
     network, settings = trainer.card.network, trainer.config.optimizer
     tokens = min(settings.micro_tokens, settings.tokens)
     weights = list(trainer.learner.parameters())

@@ -1,4 +1,4 @@
-"""What every training run begins and ends with, whichever network it trains."""
+"""How every training run begins and ends, for either network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def begun(
     quiet: bool,
     console: Callable[[str], None],
 ) -> Iterator[Run[Config]]:
-    """A run on a folder of clips, new or to go on with; its clock runs, and signals can stop it.
+    """A run on a folder of clips, new or resumed; its clock runs, and signals can stop it.
 
-    ``UserError`` where the folder does not allow that, or the machine lacks what is wanted.
+    ``UserError`` if the folder cannot be used, or the machine lacks the device or precision.
     """
     files = Files(path)
     config = files.recorded(config, given) if resume else files.unused(config)
@@ -48,7 +48,7 @@ def begun(
 
 @contextmanager
 def in_its_folder(run: Run[Config]) -> Iterator[None]:
-    """The run has its folder within, and whoever stops it is told how to go on."""
+    """Use the run's folder within; if the run is stopped, print how to continue."""
     if not run.resumed:
         _take_folder(run)
     try:
@@ -57,12 +57,12 @@ def in_its_folder(run: Run[Config]) -> Iterator[None]:
         run.console.close()
         if run.machine.team.first:
             run.clock.keep()
-        run.console.say(f"to go on: {_resuming(run)}")
+        run.console.say(f"to continue: {_resuming(run)}")
         raise
 
 
 def _take_folder(run: Run[Config]) -> None:
-    """Begin in the folder, once all processes have seen that it was not in use."""
+    """Claim the folder, once all processes have seen that it is free."""
     team = run.machine.team
     team.wait()
     if team.first:
@@ -71,7 +71,7 @@ def _take_folder(run: Run[Config]) -> None:
 
 
 def _resuming(run: Run[Any]) -> str:
-    """The command that goes on with a run."""
+    """The command that continues a run."""
     words = ["flowcept", "train", str(run.data), "-o", str(run.files.path)]
     if run.config.family == MotionTrainConfig.family:
         words += ["--network", "motion"]
@@ -80,7 +80,7 @@ def _resuming(run: Run[Any]) -> str:
 
 @contextmanager
 def freed_if_refused(run: Run[Config]) -> Iterator[None]:
-    """Where the clips do not do, the remedy may be a setting: a new run's folder is free then."""
+    """Free a new run's folder if the clips are refused, since the remedy may be a setting."""
     try:
         yield
     except UserError:
@@ -90,7 +90,7 @@ def freed_if_refused(run: Run[Config]) -> Iterator[None]:
 
 
 def go_on(trainer: Training, run: Run[Config]) -> None:
-    """Load the state, if there is one to go on from; ``UserError`` where it is of other clips."""
+    """Load the state, if there is one; ``UserError`` if it is of other clips."""
     if not run.has_state:
         return
     state = model_file.load_tree(run.files.state)
@@ -98,8 +98,8 @@ def go_on(trainer: Training, run: Run[Config]) -> None:
         trainer.load_state_dict(state)
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"the state in {run.files.path} does not fit these clips: resume on the folder as it "
-            "was when training began, or start another run, with --init to go on"
+            f"the state in {run.files.path} does not fit these clips: give --resume the same "
+            "clips as before, or start another run, with --init to use this model"
         ) from error
     run.clock.adopt(state.get("hours", 0.0))
     run.console.say(f"continuing from step {trainer.step}")

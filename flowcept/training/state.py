@@ -1,6 +1,6 @@
 """A run's folder: its settings, its log, and what a resumed run starts from.
 
-``docs/run-folder.md`` says what lies in it.
+``docs/run-folder.md`` lists its files.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Config = TypeVar("Config", TrainConfig, MotionTrainConfig)
 def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
     """Settings from a preset, then a TOML file, then flags; later ones win.
 
-    Raises ``UserError`` for an unknown preset or setting, a wrong type, a file that is no TOML, or
-    a flag that a model to go on from has settled; its TOML may record what it was made with.
+    Raises ``UserError`` for an unknown preset or setting, a wrong type, a file that is not TOML,
+    or a flag that ``init`` fixes; the TOML may hold such settings, as a record.
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}: use {', '.join(PRESETS)}")
@@ -53,7 +53,7 @@ def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> Tra
 
 
 def make_motion_config(toml: Path | None, flags: Mapping[str, Any]) -> MotionTrainConfig:
-    """Settings of a training of motion from a TOML file, then flags; errors as above."""
+    """Settings of a motion training from a TOML file, then flags; errors as in ``make_config``."""
     recorded = read_config(toml, MotionTrainConfig) if toml is not None else {}
     return MotionTrainConfig.from_flat({**recorded, **flags})
 
@@ -61,7 +61,7 @@ def make_motion_config(toml: Path | None, flags: Mapping[str, Any]) -> MotionTra
 def read_config(
     path: Path, kind: type[TrainConfig] | type[MotionTrainConfig] = TrainConfig
 ) -> dict[str, Any]:
-    """The settings that a TOML file holds, by name alone; in tables or not."""
+    """The settings of a TOML file by name, in tables or not."""
     found = _read_toml(path)
     groups = set(asdict(kind())) - {"context"}
     settings: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def family_of_run(path: Path) -> str:
-    """Which network a recorded run trains: only motion has a table of that name."""
+    """Which network a recorded run trains: only motion runs have a table ``motion``."""
     return "motion" if "motion" in _read_toml(path) else "transformer"
 
 
@@ -107,15 +107,15 @@ class Files:
         self.samples = path / "samples"
 
     def unused(self, config: Config) -> Config:
-        """The settings of a new run; ``UserError`` where another one began here."""
+        """The settings of a new run; ``UserError`` if the folder holds another."""
         if self.config.exists():
             raise UserError(
-                f"{self.path} holds a training run: add --resume to go on, or name another folder"
+                f"{self.path} holds a training run: add --resume to continue, or use another folder"
             )
         return config
 
     def open(self, config: TrainConfig | MotionTrainConfig) -> None:
-        """Record the settings of a new run: from now on its folder is in use."""
+        """Write the settings of a new run, which marks its folder as in use."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_config(config, self.config)
@@ -123,16 +123,18 @@ class Files:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def free(self) -> None:
-        """Another run may begin here."""
+        """Free the folder for another run."""
         self.config.unlink(missing_ok=True)
 
     def recorded(self, config: Config, given: Collection[str]) -> Config:
-        """The settings that the run was started with, but for those ``given`` that may change."""
+        """The settings that the run was started with, except those ``given`` that may change."""
         if not self.config.exists():
-            raise UserError(f"nothing to resume in {self.path}: leave out --resume to start there")
+            raise UserError(
+                f"nothing to resume in {self.path}: leave out --resume to start a new run"
+            )
         family = family_of_run(self.config)
         if family != config.family:
-            raise UserError(f"{self.path} is a training of {family}: add --network {family}")
+            raise UserError(f"{self.path} is a run of --network {family}: add --network {family}")
         try:
             started = type(config).from_flat(read_config(self.config, type(config)))
         except UserError as error:
@@ -142,13 +144,13 @@ class Files:
             if name not in RESUMABLE and own[name] != other[name]:
                 raise UserError(
                     f"{self.path} was started with another {flag(name)} ({own[name]}), which "
-                    "cannot change: leave it out of --resume, or start another run, with --init "
-                    "to go on from this one's model"
+                    "cannot change: leave it out with --resume, or start another run, with "
+                    "--init to use this run's model"
                 )
         return started.changed(**{name: other[name] for name in RESUMABLE if name in given})
 
     def append(self, record: Mapping[str, object]) -> None:
-        """One more line of the log."""
+        """Append a line to the log."""
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -162,7 +164,7 @@ class Files:
         return found
 
     def forget_after(self, step: int) -> None:
-        """Drop lines of steps that a resumed run will take again."""
+        """Remove lines of steps that a resumed run will take again."""
         if self.log.exists():
             kept = [record for record in self.records() if record.get("step", 0) <= step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
@@ -170,7 +172,7 @@ class Files:
                 temporary.write_text(text, encoding="utf-8")
 
     def draw_losses(self, names: Collection[str]) -> None:
-        """Curves of the log as a picture, ``loss.png``, with those of the held-out clips."""
+        """Draw the log's curves to ``loss.png``, with those of held-out clips."""
         records = self.records()
         curves: dict[str, list[tuple[float, float]]] = {}
         for name in [full for one in names for full in (one, f"held_out_{one}")]:
@@ -195,5 +197,5 @@ class Run(Generic[Config]):
 
     @property
     def has_state(self) -> bool:
-        """Whether there is one to go on from: a run may have been stopped before its first."""
+        """Whether there is a state to resume; a run may be stopped before its first."""
         return self.resumed and self.files.state.exists()

@@ -1,6 +1,6 @@
-"""Training on shards: clips and prompts are there, so codec and prompt encoder are not read.
+"""Training on shards: latents and prompts exist, so codec and prompt encoder are not loaded.
 
-The codec is read for contact sheets and for files of whole models alone, and let go of again.
+The codec is loaded only for contact sheets and for files of whole models, then freed again.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from flowcept.settings import OF_THE_SHARDS, CodecSettings, TextSettings, TrainC
 
 
 def open_shards(folder: Path, init: str) -> EncodedClips | None:
-    """The clips of a folder of shards, None where it is none.
+    """The clips of a folder of shards; None for another folder.
 
-    Raises ``UserError`` where shards are not whole, or made by another codec or another prompt
-    encoder than those of ``init``, the model to go on from.
+    Raises ``UserError`` if shards are missing, or were made by another codec or prompt encoder than
+    those of ``init``, the model to start from.
     """
     if not (folder / INDEX).is_file():
         return None
@@ -57,7 +57,7 @@ def open_shards(folder: Path, init: str) -> EncodedClips | None:
 
 
 def _base(model: Model) -> Model:
-    """The pretrained model that an adapter belongs to; any other model itself."""
+    """The pretrained model that an adapter needs; any other model itself."""
     is_adapter = not model.is_folder and model_file.read_card(model.path).base is not None
     return base_of(model.path) if is_adapter else model
 
@@ -68,33 +68,33 @@ def codec_at(place: Path) -> Codec:
 
 
 def _checked_codec(places: Sequence[Path], record: CodecRecord) -> Codec:
-    """The codec that made the latents, from the first place that is there."""
+    """The codec that made the latents, from the first place that exists."""
     place = next((place for place in places if place.exists()), places[0])
     codec = codec_at(place)
     if digest_of_codec(codec) != record.weights:
-        raise UserError(f"{place} is another codec than the one that made the shards")
+        raise UserError(f"{place} is not the codec that made the shards")
     return codec.eval().requires_grad_(requires_grad=False)
 
 
 def _check_codec(clips: EncodedClips, base: Model) -> None:
-    """``UserError`` where the latents are not those of a model's codec, or it has none."""
+    """``UserError`` if the latents are of another codec than the model's, or it has none."""
     record, place = clips.index.codec, base.path
     if base.is_folder:
         place = base.path / "vae"
         if not place.is_dir():
-            raise UserError(f"{base} has no folder vae, of which samples are made: get it again")
+            raise UserError(f"{base} has no folder vae, which contact sheets need: get it again")
         if digest(base.path, "vae") == record.files:
             return
     codec = codec_at(place)
     if digest_of_codec(codec) != record.weights:
         raise UserError(
-            f"{clips.folder} was made by another codec than that of {base}: run flowcept encode "
+            f"{clips.folder} was made with another codec than that of {base}: run flowcept encode "
             f"with --codec {base}"
         )
 
 
 def _check_text(clips: EncodedClips, base: Model) -> None:
-    """``UserError`` where a model reads prompts in another way than those of the shards."""
+    """``UserError`` if the model has another prompt encoder than the shards."""
     record = clips.index.text
     wanted = _frozen(base)
     if wanted is None:
@@ -108,12 +108,12 @@ def _check_text(clips: EncodedClips, base: Model) -> None:
         same = digest(part.parent, part.name) == record.files
     if not same:
         raise UserError(
-            f"{clips.folder} was made by another prompt encoder than that of {base}: {remedy}"
+            f"{clips.folder} was made with another prompt encoder than that of {base}: {remedy}"
         )
 
 
 def _frozen(base: Model) -> TextConfig | None:
-    """The frozen prompt encoder of a model; None of one that learns."""
+    """The frozen prompt encoder of a model; None if it is trained."""
     if base.is_folder:
         return usual(base.path).text
     text = model_file.read_card(base.path).text
@@ -121,7 +121,7 @@ def _frozen(base: Model) -> TextConfig | None:
 
 
 def stored_parts(clips: EncodedClips) -> Stored:
-    """What stands for codec and prompt encoder."""
+    """Stand-ins for codec and prompt encoder."""
 
     def text(config: TextConfig) -> PromptEncoder:
         return StoredPrompts(config, clips.token_of)
@@ -130,15 +130,15 @@ def stored_parts(clips: EncodedClips) -> Stored:
 
 
 def text_of(clips: EncodedClips) -> PromptEncoder | None:
-    """What reads prompts for a new network; None: an encoder that learns."""
+    """The stored prompts for a new network; None for a prompt encoder that is trained."""
     record = clips.index.text
     return None if record is None else StoredPrompts(record.config, clips.token_of)
 
 
 def settled(config: TrainConfig, clips: EncodedClips | None, given: Collection[str]) -> TrainConfig:
-    """The settings of a run, of which shards have settled some.
+    """The settings of a run, with those that its shards fix.
 
-    Raises ``UserError`` for one of these that is ``given`` and is another.
+    Raises ``UserError`` if one of these is ``given`` with another value.
     """
     if clips is None:
         return config
@@ -149,14 +149,14 @@ def settled(config: TrainConfig, clips: EncodedClips | None, given: Collection[s
     parts = [CodecSettings, *([TextSettings] if index.text else [])]
     for name in (*own, *(one.name for kind in parts for one in fields(kind))):
         if name in given and own.get(name) != asked[name]:
-            raise UserError(f"{flag(name)} {asked[name]} is settled by the shards: leave it out")
+            raise UserError(f"{flag(name)} {asked[name]} differs from the shards: leave it out")
     if index.text and config.data.lexicon:
-        raise UserError("--lexicon needs captions as words: encode them without --text")
+        raise UserError("--lexicon needs captions as text: run flowcept encode without --text")
     return config.changed(**own)
 
 
 def facts_of(clips: EncodedClips, train: Sequence[int]) -> dict[str, Any]:
-    """What a model's card says of the clips that it is trained on."""
+    """The card's entries on the clips that a model is trained on."""
     psnr = clips.psnr_of(train)
     sizes = Counter(named(clips.sizes[clip]) for clip in train)
     return {
@@ -168,10 +168,10 @@ def facts_of(clips: EncodedClips, train: Sequence[int]) -> dict[str, Any]:
 
 
 def check_sizes(clips: EncodedClips, origin: Weights | None) -> None:
-    """Raise ``UserError`` where clips of several sizes meet a network of one."""
+    """Raise ``UserError`` if clips have several sizes and the network takes only one."""
     several = len(set(clips.sizes)) > 1
     if several and not (origin and isinstance(origin.network, Backbone)):
         raise UserError(
-            f"{clips.folder} holds clips of several sizes, which only a pretrained network learns: "
-            "encode with --buckets none"
+            f"{clips.folder} holds clips of several sizes, which only a pretrained network takes: "
+            "run flowcept encode with --buckets none"
         )

@@ -1,8 +1,7 @@
-"""The trainer: what changes from step to step, and the step.
+"""The trainer: its step, and what changes from step to step.
 
-A step is a function of the seed, its number and the state, so that a run continues exactly where
-its last state was written; on a CPU, bit for bit. Losses stay on the device until someone reads
-them.
+A step is a function of the seed, its number and the state, so that a resumed run continues exactly
+from its last state; on a CPU, bit for bit. Losses stay on the device until they are read.
 
 Shape suffixes: S tokens of all prompts, D width of a token, B clips.
 """
@@ -50,7 +49,7 @@ WITH_ALL = ObjectiveSettings(
 
 
 class Learner(nn.Module):
-    """Network and prompt encoder as one module, whose output is its share of the loss.
+    """Network and prompt encoder as one module, whose output is the loss.
 
     An encoder without a weight to train, say a T5, is not part of the module: it stays in
     evaluation mode, and is neither averaged nor saved with the rest.
@@ -72,12 +71,12 @@ class Learner(nn.Module):
         return self.frozen_text[0] if self.learned_text is None else self.learned_text
 
     def copied(self) -> Learner:
-        """Weights of its own, but for those that do not learn."""
+        """A copy with its own weights; frozen weights are shared."""
         frozen = [weight for weight in self.parameters() if not weight.requires_grad]
         return copy.deepcopy(self, {id(one): one for one in (*self.frozen_text, *frozen)})
 
     def learned(self, module: Learner) -> dict[str, Tensor]:
-        """The state of this module or a copy of it, without weights that do not learn."""
+        """The state of this module or a copy of it, without frozen weights."""
         frozen = {name for name, weight in self.named_parameters() if not weight.requires_grad}
         state: dict[str, Tensor] = module.state_dict()
         return {name: tensor for name, tensor in state.items() if name not in frozen}
@@ -111,7 +110,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, learner: Learner) -> None:
-        """Take in the weights after one more step."""
+        """Update the average with the weights after one more step."""
         decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
         pairs = zip(self.module.parameters(), learner.parameters(), strict=True)
         learned = [(own, new) for own, new in pairs if new.requires_grad]
@@ -121,7 +120,7 @@ class Average:
 
 
 def adamw(learner: Learner, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """The optimiser of all that is trained, which draws matrices alone towards zero."""
+    """The optimiser of all trained weights; only matrices get weight decay."""
     trained = [weight for weight in learner.parameters() if weight.requires_grad]
     matrices = [weight for weight in trained if weight.ndim > 1]
     others = [weight for weight in trained if weight.ndim <= 1]
@@ -134,9 +133,9 @@ def adamw(learner: Learner, settings: OptimizerSettings) -> torch.optim.AdamW:
 
 
 class Trainer:
-    """What changes from step to step: weights, their average, optimiser, place in the data."""
+    """Weights, their average, the optimiser and the place in the data, from step to step."""
 
-    counts = ("clips", "tokens")  # of what a log tells how many there were a second
+    counts = ("clips", "tokens")  # that the log also has per second
     curves = ("velocity", "count")  # that are drawn
 
     def __init__(
@@ -162,11 +161,11 @@ class Trainer:
 
     @property
     def num_held(self) -> int:
-        """Clips that are never learned from."""
+        """Number of held-out clips."""
         return len(self.clips.held)
 
     def learning_rate(self, progress: float) -> float:
-        """Of the next step: linear rise, level, linear fall to 0 over the last share."""
+        """Learning rate of the next step: linear rise, level, linear fall towards 0 at the end."""
         settings = self.config.optimizer
         rise = min(1.0, (self.step + 1) / max(settings.warmup, 1))
         fall = min(1.0, (1 - progress) / settings.decay) if settings.decay else 1.0
@@ -174,7 +173,7 @@ class Trainer:
 
     @property
     def bucket(self) -> int:
-        """Number of the next step's: that whose clips were shown least often so far."""
+        """Number of the next step's bucket: the one whose clips were shown least often so far."""
         shown = [
             cursor / len(clips) for cursor, clips in zip(self.cursors, self.buckets, strict=True)
         ]
@@ -187,7 +186,7 @@ class Trainer:
         return self._drawn(clips, self.config.objective, tokens, seed, self.step, cursor)
 
     def advance(self, batch: Batch) -> None:
-        """Go past a batch that was drawn."""
+        """Count a step and move past its batch."""
         self.cursors[self.bucket] += batch.taken
         self.step += 1
 
@@ -215,7 +214,7 @@ class Trainer:
         )
 
     def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
-        """One step of the optimiser: means of the loss terms before it, and what it was like.
+        """One step of the optimiser: means of the loss terms, gradient norm, rate and counts.
 
         Tensors are this process's shares of sums over all processes, on the device.
         """
@@ -240,7 +239,7 @@ class Trainer:
         }
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of a batch, of which each process works on every so manieth clip."""
+        """Add a batch's gradients; of n processes each works on every n-th clip."""
         team, counts = self.machine.team, counted(batch)
         own = slice(team.rank, None, team.size)
         share = replace(batch, pairs=batch.pairs[own], prompts=batch.prompts[own])
@@ -270,7 +269,7 @@ class Trainer:
         return loss, sums
 
     def seconds(self, steps: int) -> float:
-        """About how long so many steps take, by a part of one, measured; nothing is learned."""
+        """About how long ``steps`` steps take, by timing a part of one; nothing is learned."""
         settings, objective = self.config.optimizer, self.config.objective
         tokens = min(settings.tokens, MEASURED)
         commonest = max(self.buckets, key=len)
@@ -283,14 +282,14 @@ class Trainer:
         return steps * (time.monotonic() - begun) * settings.tokens / tokens
 
     def told(self, means: Mapping[str, float]) -> str:
-        """A few words on the last steps."""
+        """A short text on the last steps."""
         return f"loss {means['velocity']:.3f}"
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """Losses of the averaged weights on fixed draws of the held-out clips.
 
-        Empty where there are no such clips, or where these few fit no context.
+        Empty if there are none, or if no context fits these few.
         """
         settings, counts = self.config.optimizer, Counter[str]()
         sums: dict[str, Tensor] = {}
@@ -304,7 +303,7 @@ class Trainer:
         return {f"held_out_{name}": float(mean) for name, mean in means(sums, counts).items()}
 
     def _held_batches(self) -> Iterator[Batch]:
-        """Batches of held-out clips, one of each size whose clips fit a context."""
+        """Batches of held-out clips, one for each size of which some clip fits a context."""
         tokens, seed = HELD_OUT_STEPS * self.config.optimizer.tokens, self.config.machine.seed + 1
         for clips in by_size(self.clips.held, self.clips.latents.sizes):
             share = len(clips) / len(self.clips.held)
@@ -322,7 +321,7 @@ class Trainer:
         return Weights(learner.network, learner.text, codec, card, self.process)
 
     def open_codec(self) -> Codec:
-        """The codec; where training does without, it is read and stays with the caller alone."""
+        """The codec; for shards it is loaded anew, and only the caller keeps it."""
         latents = self.clips.latents
         if isinstance(latents, EncodedClips):
             return latents.open_codec().to(self.machine.device)
@@ -361,7 +360,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; ``ValueError`` for one of other clips or other weights."""
+        """Continue from a state; ``ValueError`` if it has other clips or other weights."""
         if state["clips"] != self.clips.contents:
             raise ValueError("other clips")
         self.step, cursor = state["step"], state["cursor"]
@@ -380,7 +379,7 @@ class Trainer:
 
 
 def counted(batch: Batch) -> dict[str, int]:
-    """What the loss terms of a whole batch are means over."""
+    """The counts over which the loss terms of a whole batch are means."""
     total: Counter[str] = Counter()
     for (state, _), prompt in zip(batch.pairs, batch.prompts, strict=True):
         total.update(count_terms(state, [prompt]))
@@ -394,5 +393,5 @@ def add(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
 
 
 def means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Means of the loss terms; 0 of those without anything to score."""
+    """Means of the loss terms; 0 for those with nothing to score."""
     return {name: value / max(counts[name], 1) for name, value in sums.items()}

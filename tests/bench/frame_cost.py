@@ -41,6 +41,7 @@ from flowcept.process.sampler import clip_generator, latents_of, sample_steps
 from flowcept.process.state import Given
 from flowcept.settings import SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine, Team
+from flowcept.training.lineage import begun_training
 from flowcept.training.parts import Clips, assemble
 from flowcept.training.trainer import Average, Trainer, adamw
 
@@ -60,6 +61,7 @@ class Rings:
         self.lengths = [len(image) for image in images]
         self.captions = [""] * clips
         self.sizes = [FRAME[1:]] * clips
+        self.keyframe = None
 
     def latent(self, i: int) -> Tensor:
         return self.latents[i]
@@ -74,7 +76,8 @@ class Ours:
         config = ring.config(10**6, options.seed, None, **shape, **plain, pooled=pooled)
         dtype = pick_dtype("auto", CPU)
         clips = Clips(rings, list(range(len(rings.lengths))), [])  # type: ignore[arg-type]
-        facts = {"dataset": "rings", "fps": 12.0}
+        trainings = begun_training(config, "rings", "", ())
+        facts = {"dataset": "rings", "fps": 12.0, "trainings": trainings}
         weights = assemble(config, clips, rings.codec, None, None, "transformer", **facts)
         self.trainer = Trainer(weights, clips, config, Machine(CPU, dtype, Team()))
 

@@ -202,10 +202,12 @@ def test_no_clip_takes_the_place_of_another(flow, made, tiny_model):
     """Neither a numbered one, nor a preview; a name that two ask for is numbered."""
     Path("p.txt").write_text('{"prompt": "one", "output": "o-2.webp"}\ntwo\n')
     words = ["-m", tiny_model, "-o", "o.webp"]
-    refused(flow("gen", "--prompts-file", "p.txt", *words), "o-2.webp", "two things")
-    refused(flow("gen", "a", "b", *words, "--preview", "o-1.webp"), "o-1.webp", "two things")
+    refused(flow("gen", "--prompts-file", "p.txt", *words), "o-2.webp", "named for two outputs")
+    refused(
+        flow("gen", "a", "b", *words, "--preview", "o-1.webp"), "o-1.webp", "named for two outputs"
+    )
     Path("sub").mkdir()
-    refused(flow("gen", "a", *words, "--preview", "sub/../o.webp"), "two things")
+    refused(flow("gen", "a", *words, "--preview", "sub/../o.webp"), "named for two outputs")
     assert files() == ["p.txt", "sub"]
     Path("p.txt").write_text('{"prompt": "one", "output": "o.webp"}\n' * 2)
     made("gen", "--prompts-file", "p.txt")
@@ -214,10 +216,12 @@ def test_no_clip_takes_the_place_of_another(flow, made, tiny_model):
 
 def test_frames_of_png_are_files_that_others_must_not_take(flow, tiny_model):
     words = ["-m", tiny_model, "-o"]
-    refused(flow("gen", "a", *words, "f_%04d.png", "--sheet", "f_0001.png"), "two things")
+    refused(
+        flow("gen", "a", *words, "f_%04d.png", "--sheet", "f_0001.png"), "named for two outputs"
+    )
     lines = [f'{{"prompt": "a", "output": "f_%{width}d.png"}}' for width in ("03", "")]
     Path("p.txt").write_text("\n".join(lines))
-    refused(flow("gen", "--prompts-file", "p.txt", "-m", tiny_model), "two things")
+    refused(flow("gen", "--prompts-file", "p.txt", "-m", tiny_model), "named for two outputs")
     assert files() == ["p.txt"]
 
 

@@ -665,7 +665,7 @@ def test_pictures_of_other_sizes_are_seen_without_decoding(tmp_path):
 
 def test_a_picture_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match="7x3: lower --scale"):
+    with pytest.raises(UserError, match="7x3: lower `scale`"):
         video.save_image(Image.new("RGB", (7, 3)), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 

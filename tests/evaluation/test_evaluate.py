@@ -350,7 +350,7 @@ def test_a_folder_that_the_model_learned_from_is_told(flow, tiny_model, folder, 
     )))  # fmt: skip
     checkpoint.save(trained, tmp_path / "m.safetensors")
     words = ["evaluate", "m.safetensors", "copy", "--clips", 2, "--steps", 1, "-q"]
-    told = "note: the model learned from most of these very clips"
+    told = "note: the model was trained on most of these clips"
     assert told in flow(*words).out
     next((tmp_path / "copy").glob("*.apng")).unlink()
     assert told not in flow(*words).out
@@ -371,9 +371,9 @@ def test_the_sheet_shows_real_clips_above_made_ones(generator):
 def test_without_features_the_rest_is_told(flow, tiny_model, folder):
     result = flow("evaluate", tiny_model, folder, "--clips", 3, "--steps", 1, "-q")
     assert result.status == 0, result.err
-    assert "note: no distances of features: give --features FILE" in result.out
+    assert "note: no feature distance: it needs --features FILE" in result.out
     assert "Fréchet" not in result.out
-    assert "log score of missing counts" in result.out
+    assert "log score of missing frames" in result.out
 
 
 def test_more_clips_than_there_are(flow, tiny_model, folder):
@@ -391,7 +391,7 @@ def test_bad_input_of_an_evaluation(flow, tiny_model, folder, tmp_path):
     for words, said in (
         (["absent.safetensors", data], "absent.safetensors"),
         ([model, "nowhere"], "nowhere"),
-        ([model, str(one)], "two at least"),
+        ([model, str(one)], "at least two"),
         ([model, data, "--clips", "1"], "--clips"),
         ([model, data, "--features", "absent.pt"], "absent.pt"),
         ([model, data, "--features", "junk.pt"], "junk.pt"),

@@ -83,14 +83,14 @@ def test_files_that_are_no_feature_network(tmp_path):
     for name, words in (
         ("absent.pt", "no file"),
         ("text.pt", "not a TorchScript network"),
-        ("net.safetensors", "holds weights alone: --features is a TorchScript network"),
+        ("net.safetensors", "holds only weights: --features must be a TorchScript network"),
     ):
         with pytest.raises(UserError, match=words) as error:
             FeatureNetwork(tmp_path / name, CPU)
         assert "\n" not in str(error.value)
     for network, words in (
-        (NoFeatures(), "gives no features"),
-        (OneNumber(), "gives no features"),
+        (NoFeatures(), "must return features"),
+        (OneNumber(), "must return features"),
         (Refuses(), "cannot read clips .* grey clips only"),
         (Infinite(), "not finite"),
     ):

@@ -91,7 +91,9 @@ def test_the_hours_bound_codec_and_network(
         "plan: about 25 seconds (about 25 steps) for the codec (frames to latents), "
         "then about 75 seconds (about 38 steps) for the network"
     )
-    assert re.search("first pictures .* in .*run/samples after about", said[said.index(first) + 1])
+    assert re.search(
+        "first contact sheet .* in .*run/samples after about", said[said.index(first) + 1]
+    )
     assert later == "plan: about 75 seconds (about 38 steps) of training"
     assert model_file.read_card(tmp_path / "run" / "model.safetensors").steps == len(rates)
 
@@ -108,7 +110,7 @@ def test_a_codec_that_is_stopped_goes_on_with_its_hours(
             train.train(folder, run, bounded(100), console=said.append)
     assert said[-2:] == [
         "stopped at step 10 of the codec",
-        f"to go on: flowcept train {folder} -o {run} --resume",
+        f"to continue: flowcept train {folder} -o {run} --resume",
     ]
     seconds.now = 5000.0  # in between, no time is counted
     train.train(folder, run, bounded(100), resume=True, console=said.append)
@@ -144,7 +146,7 @@ def test_too_little_time_is_said_and_nothing_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(train, "rebuilt_psnr", rebuilt_psnr)
         text = refused(folder, run, TINY.changed(max_hours=8 / 3600))
-    assert re.search(r"--max-hours .* over before the network's first step.*--resume", text)
+    assert re.search(r"--max-hours .* passed before the network's first step.*--resume", text)
     assert not (run / "model.safetensors").exists()
     config = TINY.changed(max_hours=1.0)
     train.train(folder, run, config, resume=True, given=["max_hours"], pause_at=1, quiet=True)

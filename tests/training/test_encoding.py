@@ -182,7 +182,7 @@ def test_what_was_stopped_goes_on_to_the_same_shards(
     monkeypatch.setattr(encoding.Shard, "add", lambda s, n: encoded.extend(n) or real(s, n))
     said: list[str] = []
     encode(clips, out, settings, console=said.append)
-    assert said[0] == "1 of 4 shards are there already"
+    assert said[0] == "1 of 4 shards exist already"
     assert encoded == [2, 3, 4, 5, 6]
     assert files_of(out) == files_of(tmp_path / "whole")
     encoded.clear()
@@ -226,7 +226,7 @@ def test_a_damaged_shard_is_made_again(clips, tiny_model, tmp_path):
     shard.write_bytes(whole[shard.name][:-7])
     said: list[str] = []
     encode(clips, out, settings, console=said.append)
-    assert said[0] == f"note: {shard} is damaged: it is made again"
+    assert said[0] == f"note: {shard} is damaged and is made again"
     assert files_of(out) == whole
     # One of other shards is left to its owner.
     encode(clips, tmp_path / "other", settings_of(tiny_model, size="48"), quiet=True)
@@ -249,9 +249,9 @@ def test_shards_of_something_else_are_left_alone(clips, tiny_model, tmp_path):
         ({"codec": str(other_model)}, "--codec"),
     ):
         told = refused(clips, out, settings_of(tiny_model, **changes))
-        assert f"holds shards that differ in {differs}" in told
+        assert f"holds shards made with other {differs}" in told
     (clips / "0.txt").write_text("another caption")
-    assert "differ in clips" in refused(clips, out, settings_of(tiny_model))
+    assert "made with other clips" in refused(clips, out, settings_of(tiny_model))
     assert files_of(out) == whole
 
     (tmp_path / "full").mkdir()

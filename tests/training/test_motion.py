@@ -187,7 +187,7 @@ def test_the_law_is_taught_anew_by_export(
     with pytest.raises(SystemExit) as stop:
         exported(monkeypatch, state, tmp_path / "none.safetensors", "--law", str(table))
     assert stop.value.code == 2 and not (tmp_path / "none.safetensors").exists()
-    assert capsys.readouterr().err == f"{table} is no law.npz of a training's cache\n"
+    assert capsys.readouterr().err == f"{table} is not a law.npz of a training's cache\n"
 
 
 @pytest.mark.parametrize("content", ["small", "other", "text", None])
@@ -208,4 +208,4 @@ def test_no_model_is_made_of_other_states(
     with pytest.raises(SystemExit) as stop:
         exported(monkeypatch, state, model)
     assert stop.value.code == 2 and not model.exists()
-    assert capsys.readouterr().err == f"{state} is no state of a training of motion\n"
+    assert capsys.readouterr().err == f"{state} is not a state of a motion training\n"

@@ -137,7 +137,7 @@ def test_ctrl_c_ends_a_whole_step_and_says_how_to_go_on(
         with pytest.raises(KeyboardInterrupt):
             train_motion(clips, run, TINY, parts=PARTS, console=said.append)
     assert said[-2] == "stopped at step 4"
-    assert said[-1] == f"to go on: flowcept train {clips} -o {run} --network motion --resume"
+    assert said[-1] == f"to continue: flowcept train {clips} -o {run} --network motion --resume"
     assert model_file.load_tree(run / "state.safetensors")["step"] == 4
     learned(clips, run, resume=True)
     assert same(run, whole)
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_later_only_slow(
     monkeypatch.setattr("flowcept.data.motion_windows.np.save", full)
     learned(clips, run)
     assert same(run, whole)
-    with pytest.raises(UserError, match=r"cannot keep shots in .*: No space left"):
+    with pytest.raises(UserError, match=r"cannot write shots to .*: No space left"):
         learned(clips, tmp_path / "other")
     assert not (tmp_path / "other" / "config.toml").exists()
 
@@ -234,10 +234,12 @@ def test_bad_files_are_told_and_left_out(clips: Path, run: Path, tmp_path: Path)
     text = "\n".join(said)
     assert "5 clips of 45 frames and 1 picture found" in said[0]
     assert re.search(r"dropped .*broken.mp4: cannot be read", text)
-    assert re.search(r"dropped .*short.gif: 2 frames, 3 are needed", text)
+    assert re.search(r"dropped .*short.gif: 2 frames, at least 3 are needed", text)
     assert re.search(r"dropped .*tiny.apng: 9 px are too small", text)
     assert re.search(r"\d+ windows in \d shots? to learn from, 2 clips of moving layers", text)
-    assert re.search(r"plan: about \d+ seconds? \(1 step\) of training\n  the first pictures", text)
+    assert re.search(
+        r"plan: about \d+ seconds? \(1 step\) of training\n  the first contact sheet", text
+    )
 
 
 # ---- the commands --------------------------------------------------------------------------------
@@ -272,12 +274,12 @@ def test_check_only_says_what_is_there(flow, clips: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--codec", "pixels"], ["--codec", "of --network transformer", "leave it out"]),
+        (["--codec", "pixels"], ["--codec", "for --network transformer", "leave it out"]),
         (["--place"], ["--place", "transformer"]),
         (["--preset", "tiny"], ["--preset", "transformer"]),
         (["--steps", 0], ["--steps"]),
         (["--init", "nothing"], ["no model 'nothing'"]),
-        (["--init", "theatre"], ["theatre is no model of motion"]),
+        (["--init", "theatre"], ["theatre is not a motion model"]),
         (["--photos", "nowhere"], ["nowhere", "no such folder"]),
         (["--resume"], ["nothing to resume in run"]),
         (["--device", "abacus"], ["abacus"]),
@@ -296,7 +298,7 @@ def refused(result, *words: str) -> None:
 
 
 def test_networks_are_not_mixed_up(flow, clips: Path, whole: Path) -> None:
-    refused(flow("train", clips, "--layers", 3), "--layers", "of --network motion")
+    refused(flow("train", clips, "--layers", 3), "--layers", "for --network motion")
     refused(flow("train", clips, "--network", "magic"), "transformer or motion", "'magic'")
     refused(flow("train", clips, "-o", whole, "--resume"), "add --network motion")
     refused(flow("train", "--network", "motion", clips, "-o", whole), "add --resume")
@@ -308,10 +310,10 @@ def test_folders_without_a_usable_clip(flow) -> None:
     refused(flow(*train, "empty"), "no clips here")
     Path("pictures").mkdir()
     cv2.imwrite("pictures/one.png", texture(0))
-    refused(flow(*train, "pictures"), "pictures only")
+    refused(flow(*train, "pictures"), "only pictures")
     Path("short").mkdir()
     video.write_video(Path("short/two.gif"), np.stack(panned(texture(1), 9, 9, 2)), 12)
-    refused(flow(*train, "short"), "2 frames, 3 are needed")
+    refused(flow(*train, "short"), "2 frames, at least 3 are needed")
     Path("still").mkdir()
     still = np.stack([np.full((96, 96, 3), 9, np.uint8)] * 9)
     video.write_video(Path("still/one.apng"), still, 12)

@@ -252,7 +252,7 @@ def test_a_whole_model_finds_its_text_encoder_elsewhere(
     assert flow("merge", adapted, "-o", whole, "--base", there).status == 0
     assert model_file.read_card(whole).text.source == str(there)
     shutil.rmtree(there)
-    told = f"{whole} needs a text encoder, which is not there: it was {there}; say where"
+    told = f"{whole} needs a text encoder, which is not there: it was {there}; give its place"
     assert lost(whole).startswith(told)
     monkeypatch.setenv("FLOWCEPT_BASES", str(base.parent))
     options = {"frames": 5, "steps": 1, "scale": 1, "seed": 1}
@@ -285,7 +285,7 @@ def test_a_name_on_a_hub_is_recorded_with_its_commit(
 
     monkeypatch.setattr(hub, "fetch", refuse)
     assert lost(run).startswith(
-        f"{run}/model.safetensors needs its base, which is not there: tiny/wan is not in the cache;"
+        f"{run}/model.safetensors needs its base, which is not there: tiny/wan is not in the cache"
     )
 
 
@@ -310,7 +310,7 @@ def test_without_a_rank_the_whole_model_learns(clips: Path, base: Path, tmp_path
 
 
 def test_a_rank_needs_a_folder(clips: Path, base: Path, tmp_path: Path):
-    assert "--lora is for a pretrained" in refused(clips, tmp_path / "a", config_of(base, init=""))
+    assert "--lora needs a pretrained" in refused(clips, tmp_path / "a", config_of(base, init=""))
     told = refused(clips, tmp_path / "b", config_of(base, size="40"))
     assert "off the grid" in told
     assert not (tmp_path / "b").exists()

@@ -75,7 +75,7 @@ def test_unknown_preset():
         ("checkpointing = 1", "checkpointing"),
         ("dtype = 3", "dtype"),
         ("steps = [1]", "steps"),
-        ("steps = 0", "--steps"),
+        ("steps = 0", "`steps`"),
         ("[hidden]\nx = 1", "hidden"),
         ("context = 3", "context"),
         ("[context]\nfrist = 1", "frist"),

@@ -261,12 +261,12 @@ def test_shards_of_another_codec_or_text_are_refused(base, clips, shards, tmp_pa
     other = tmp_path / "other"
     fixtures.save_pipeline("ltx", other, seed=1)
     told = refused(shards, tmp_path / "a", config_of(other))
-    assert "by another codec than that of" in told
+    assert "with another codec than that of" in told
 
     shutil.rmtree(other / "vae")
     shutil.copytree(base / "vae", other / "vae")
     told = refused(shards, tmp_path / "b", config_of(other))
-    assert "by another prompt encoder than that of" in told
+    assert "with another prompt encoder than that of" in told
     shutil.rmtree(other / "vae")
     assert "has no folder vae" in refused(shards, tmp_path / "c", config_of(other))
 
@@ -281,15 +281,15 @@ def test_shards_of_another_codec_or_text_are_refused(base, clips, shards, tmp_pa
 
 def test_what_the_shards_have_settled_cannot_be_asked_otherwise(base, shards, tmp_path, flow):
     for words, told in {
-        ("--size", "64"): "--size 64 is settled by the shards",
-        ("--max-frames", "9"): "--max-frames 9 is settled by the shards",
-        ("--fps", "3"): "--fps 3.0 is settled by the shards",
+        ("--size", "64"): "--size 64 differs from the shards",
+        ("--max-frames", "9"): "--max-frames 9 differs from the shards",
+        ("--fps", "3"): "--fps 3.0 differs from the shards",
     }.items():
         wrong = flow("train", shards, "--init", base, "--lora", 2, *words, "-o", tmp_path / "x")
         assert (wrong.status, wrong.err.count("\n")) == (2, 1)
         assert told in wrong.err
     wrong = flow("train", shards, "--codec", "pixels", "-o", tmp_path / "x")
-    assert "--codec pixels is settled by the shards" in wrong.err
+    assert "--codec pixels differs from the shards" in wrong.err
     assert not (tmp_path / "x").exists()
     seen = flow("train", shards, "--check")
     assert "shards of clips: 8 clips" in seen.out
