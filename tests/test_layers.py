@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "flowcept"
 # From the ground up. A file may import what stands on a lower line; a folder holds the files of the
 # lines below it that begin with its name.
 FLOORS = [
-    ("errors", "version", "cards", "stopping"),
-    ("settings", "files"),
+    ("errors", "version", "stopping"),
+    ("settings", "files", "cards"),
     ("lexicon",),
     ("data.drawn", "data.timing", "device"),
     ("data.ffmpeg", "data.buckets", "data.claims"),

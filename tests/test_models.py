@@ -81,6 +81,7 @@ def opening(names, monkeypatch):
 
     for place, name in (
         (adapters, "open_model"),
+        (adapters, "tasks_of"),
         (adapters, "outline"),
         (run, "open_model"),
         (run, "pretrained"),
