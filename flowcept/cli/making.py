@@ -208,12 +208,14 @@ def _open(options: MakeOptions) -> Studio:
     import torch
 
     from flowcept.adapters import tasks_of
+    from flowcept.device import pick_device, pick_dtype
     from flowcept.models import check_task, find
 
     if options.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # of downloads
     if options.threads:
         torch.set_num_threads(options.threads)
+    pick_dtype(options.dtype, pick_device(options.device))  # what is wrong with them comes first
     found = find(options.model)
     check_task(options.command, found.name, tasks_of(found), pretrained=found.is_folder)
     return flowcept.load(
