@@ -142,8 +142,12 @@ class PretrainedEncoder(nn.Module):
             raise UserError(f"no prompt encoder in {folder}: expected a folder with config.json")
         kind = CLIPTextModel if '"clip' in (folder / "config.json").read_text() else T5EncoderModel
         self.config = config
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.encoder = kind.from_pretrained(folder, local_files_only=True).eval()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.encoder = kind.from_pretrained(folder, local_files_only=True).eval()
+        except Exception as error:  # the folder may hold anything
+            why = str(error).partition("\n")[0]
+            raise UserError(f"the prompt encoder in {folder} cannot be read: {why}") from error
         self.encoder.requires_grad_(requires_grad=False)
         width = int(self.encoder.config.hidden_size)
         if width != config.width:

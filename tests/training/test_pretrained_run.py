@@ -312,7 +312,7 @@ def test_without_a_rank_the_whole_model_learns(clips: Path, base: Path, tmp_path
 def test_a_rank_needs_a_folder(clips: Path, base: Path, tmp_path: Path):
     assert "--lora needs a pretrained" in refused(clips, tmp_path / "a", config_of(base, init=""))
     told = refused(clips, tmp_path / "b", config_of(base, size="40"))
-    assert "off the grid" in told
+    assert "multiples of 16" in told
     assert not (tmp_path / "b").exists()
 
 

@@ -279,5 +279,5 @@ def test_a_lexicon_without_a_class_of_the_captions_is_refused(folder: Path, tmp_
     words = tmp_path / "words.json"
     words.write_text('{"classes": {"actor": {"chandelier": ["lamp"]}}}')
     config = TINY.changed(lexicon=str(words), codec="pixels")
-    assert "no caption has a class" in refused(folder, tmp_path / "a", config)
+    assert "no caption has a word of" in refused(folder, tmp_path / "a", config)
     assert not (tmp_path / "a" / "config.toml").exists()
