@@ -151,7 +151,7 @@ def test_heads_alone_learn(base, shards, tmp_path, monkeypatch):
     plain = diffusers_folder.load(base, torch.float32, "32x32").network.transformer
     own = weights.network.transformer.state_dict()
     assert all(torch.equal(own[name], x) for name, x in plain.state_dict().items())
-    assert "--freeze is for a pretrained" in refused(
+    assert "--freeze needs a pretrained" in refused(
         shards, tmp_path / "x", config_of(base, lora=0, freeze=True, init="")
     )
 
@@ -275,7 +275,7 @@ def test_shards_of_another_codec_or_text_are_refused(base, clips, shards, tmp_pa
     assert "holds no prompt embeddings" in refused(silent, tmp_path / "d", config_of(base))
     fixtures.save_pipeline("wan", tmp_path / "wan")
     told = refused(shards, tmp_path / "e", config_of(tmp_path / "wan"))
-    assert "by another codec" in told
+    assert "with another codec" in told
     assert not any((tmp_path / name).exists() for name in "abcde")
 
 
