@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from flowcept.clip import Clip
     from flowcept.generation import Studio
+    from flowcept.models import Model
 
 __version__ = "0.1.0"
 __all__ = ["Clip", "Studio", "UserError", "__version__", "load"]
@@ -35,7 +36,7 @@ def __dir__() -> list[str]:
 
 
 def load(
-    model: str | Path | None = None,
+    model: str | Path | Model | None = None,
     *,
     device: str = "auto",
     dtype: str = "auto",

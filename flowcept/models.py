@@ -42,12 +42,14 @@ class Model:
         return self.path.is_dir()
 
 
-def find(name: str | Path | None, prefer: str = DEFAULT, part: str = "") -> Model:
+def find(name: str | Path | Model | None, prefer: str = DEFAULT, part: str = "") -> Model:
     """The model of a name; of a ``part``, vae or text_encoder, the folder may be that alone.
 
     None is the one that ``$FLOWCEPT_MODEL`` names, else the one to ``prefer`` where it came with
     the package, else the default one. Raises ``UserError``, one line, where nothing has that name.
     """
+    if isinstance(name, Model):  # found before
+        return name
     shipped = shipped_models()
     usual = prefer if prefer in shipped else DEFAULT
     wanted = str(name or os.environ.get("FLOWCEPT_MODEL") or usual)

@@ -219,7 +219,7 @@ def _open(options: MakeOptions) -> Studio:
     found = find(options.model)
     check_task(options.command, found.name, tasks_of(found), pretrained=found.is_folder)
     return flowcept.load(
-        options.model,
+        found,
         device=options.device,
         dtype=options.dtype,
         compile=options.compile,
