@@ -32,9 +32,10 @@ class VideoNetwork(nn.Module):
     gapwise: bool = False  # takes each gap for itself: a card's lengths are those of one gap
 
     @property
-    @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents that it reads; sides of 0: any."""
+        shape: tuple[int, int, int] = self.config.latent_shape
+        return shape
 
     @property
     @abstractmethod
@@ -42,9 +43,9 @@ class VideoNetwork(nn.Module):
         """Tokens that attend for each visible frame: the measure of a batch."""
 
     @property
-    @abstractmethod
     def largest_size(self) -> int:
         """The largest number of generated frames in a clip that its law of sizes reaches."""
+        return int(self.config.largest_size)
 
     @abstractmethod
     def forward(

@@ -60,10 +60,6 @@ class MotionVideo(VideoNetwork):
         self.estimator: MotionEstimator = DisEstimator()
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.config.latent_shape
-
-    @property
     def tokens_per_frame(self) -> int:
         return 1
 

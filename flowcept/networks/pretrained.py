@@ -257,16 +257,8 @@ class Backbone(VideoNetwork):
         inner.set_attn_processor(PlannedAttention(self))
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.config.latent_shape
-
-    @property
     def tokens_per_frame(self) -> int:
         return self.config.height * self.config.width // self.config.patch**2 + 1
-
-    @property
-    def largest_size(self) -> int:
-        return self.config.largest_size
 
     def sampling_bytes(
         self, frames: int, latent_shape: tuple[int, int, int], dtype: torch.dtype

@@ -236,17 +236,9 @@ class Transformer(VideoNetwork):
         zero_init(self.log_missing, self.log_missing_first, self.image_token)
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.config.latent_shape
-
-    @property
     def tokens_per_frame(self) -> int:
         rows, columns = self.config.grid
         return rows * columns + (not self.config.pooled)
-
-    @property
-    def largest_size(self) -> int:
-        return self.config.largest_size
 
     def sampling_bytes(
         self, frames: int, latent_shape: tuple[int, int, int], dtype: torch.dtype
