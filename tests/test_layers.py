@@ -65,6 +65,7 @@ FLOORS = [
     ("training.run", "training.motion_run"),
     ("cli.like", "cli.outputs"),
     ("cli.options",),
+    ("cli.drawing",),
     (
         "cli.making",
         "cli.encode",
