@@ -31,6 +31,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few clips, for networks that were pretrained."""
+    out = tmp_path_factory.mktemp("data") / "clips"
+    theatre.write_theatre(out, 8, size=32, actors="shapes")
+    return out
+
+
 @pytest.fixture(scope="session")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from beginning to end without interruption."""

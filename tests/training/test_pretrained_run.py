@@ -39,13 +39,6 @@ def config_of(folder: Path, **changes: object):
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "clips"
-    theatre.write_theatre(out, 8, size=32, actors="shapes")
-    return out
-
-
-@pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "wan"
     fixtures.save_pipeline("wan", folder)

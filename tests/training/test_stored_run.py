@@ -19,7 +19,7 @@ from small_runs import TINY, losses, prepared, refused
 import flowcept
 from flowcept import diffusers_folder, model_file
 from flowcept.codecs import pretrained as pretrained_codecs
-from flowcept.data import theatre, video
+from flowcept.data import video
 from flowcept.data.encoded import EncodedClips, read_index
 from flowcept.errors import UserError
 from flowcept.networks.recipes import RecipeEncoder
@@ -43,13 +43,6 @@ def config_of(base: Path, **changes: object):
 def settings_of(base: Path, **changes: object) -> EncodeSettings:
     asked = {"codec": str(base), "text": str(base), "size": "32", "max_frames": 40}
     return EncodeSettings(**(asked | {"shard_clips": 3, "dtype": "float32"} | changes))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "clips"
-    theatre.write_theatre(out, 8, size=32, actors="shapes")
-    return out
 
 
 @pytest.fixture(scope="module")
