@@ -20,6 +20,10 @@ def stage(
     actions: Annotated[
         str, helped("all, or names with commas between them: running,surfing", panel=INPUT)
     ] = "all",
+    reserved: Annotated[
+        bool,
+        helped("only the pairs of actor and action that are otherwise never drawn", panel=INPUT),
+    ] = False,
     clips: Clips = 1000,
     size: Size = 128,
     seed: Seed = 0,
@@ -34,6 +38,6 @@ def stage(
 
     with drawing("stage", out, clips, quiet=quiet) as progress:
         write_stage(
-            out, models, clips, size=size, seed=seed, actors=actors, actions=actions, jobs=jobs,
-            progress=progress
+            out, models, clips, size=size, seed=seed, actors=actors, actions=actions,
+            reserved=reserved, jobs=jobs, progress=progress
         )  # fmt: skip

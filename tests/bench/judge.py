@@ -1,10 +1,18 @@
-"""An independent judge of theatre clips: which actor, and which action by motion alone.
+"""An independent judge of stage clips: which actor, and which action by motion alone.
 
-Two small convolutional classifiers, trained here on freshly drawn clips, never on generated ones.
-The actor is read off single frames and the verdict averaged over a clip's frames; the action off
-the differences between frames alone, so that a surfboard that stands still is not surfing.
+Two small convolutional classifiers, trained here on drawn clips, never on generated ones. The actor
+is read off single frames and the verdict averaged over a clip's frames; the action off the
+differences between frames alone, so that a surfboard that stands still is not surfing. Pictures are
+reduced to 64 pixels a side.
 
-python tests/bench/judge.py --output judge.safetensors --seed 777      # about six minutes
+flowcept stage CLIPS --models MODELS --clips 5000 --seed 700
+flowcept stage RESERVED --models MODELS --clips 200 --seed 701 --reserved
+flowcept stage OTHERS --models MODELS --clips 400 --seed 702
+python tests/bench/judge.py CLIPS RESERVED --others OTHERS --output judge.safetensors
+
+The judge tells apart the actors and actions of CLIPS and RESERVED: pairs that are reserved are
+among what it learns. OTHERS, which it has not seen, say how often it is right. Eight minutes of one
+thread beside the drawing.
 
 Shape suffixes: B clips, T frames taken of each clip, N pictures, C H W, A actors, K actions.
 """
@@ -12,8 +20,10 @@ Shape suffixes: B clips, T frames taken of each clip, N pictures, C H W, A actor
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import machine
@@ -24,18 +34,79 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowcept import model_file, models
-from flowcept.data import theatre
-from flowcept.model_file import Card, load_tree, save_tree
+from flowcept.data import video
+from flowcept.data.stage.scene import Scene
+from flowcept.errors import UserError
+from flowcept.model_file import load_tree, save_tree
 
+Frames = NDArray[np.uint8]
 SIDE = 64
 TAKEN = 9  # frames of a clip that are looked at, evenly spread
 WOBBLE = 2.0  # pixels by which pictures are pushed about in training
 
 
-def taken(frames_FHW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``TAKEN`` frames of a clip, evenly spread; short clips repeat some."""
-    return frames_FHW3[np.linspace(0, len(frames_FHW3) - 1, TAKEN).round().astype(int)]
+# ---- real clips
+
+
+@dataclass(frozen=True)
+class Real:
+    """A clip of a folder drawn by ``flowcept stage``."""
+
+    path: Path
+    caption: str
+    scene: Scene
+
+    def frames(self) -> Frames:
+        frames_FHW3, _ = video.read_video(self.path)
+        return frames_FHW3
+
+
+def listed(folder: Path) -> list[Real]:
+    """The clips of a folder drawn by ``flowcept stage``, in their order."""
+    try:
+        lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line) for line in lines]
+        names = [field.name for field in fields(Scene)]
+        return [
+            Real(folder / one["file_name"], one["caption"], Scene(*(one[name] for name in names)))
+            for one in found
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} was not drawn by flowcept stage: {error!r}") from error
+
+
+def taken(frames_FHW3: Frames) -> Frames:
+    """``TAKEN`` frames of a clip, evenly spread, reduced; short clips repeat some."""
+    rows = np.linspace(0, len(frames_FHW3) - 1, TAKEN).round().astype(int)
+    return reduced(frames_FHW3[rows])
+
+
+def reduced(frames_FHW3: Frames) -> Frames:
+    """At ``SIDE`` pixels, by the mean of areas."""
+    image_FCHW = torch.from_numpy(frames_FHW3).movedim(-1, -3).float()
+    small_FCHW = F.interpolate(image_FCHW, (SIDE, SIDE), mode="area")
+    return small_FCHW.round().to(torch.uint8).movedim(-3, -1).numpy()
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Frames ``[B, T, H, W, 3]``, and numbers of the actors and actions that they show."""
+
+    frames: Frames
+    actor_B: Tensor
+    action_B: Tensor
+
+
+def read(clips: Sequence[Real], actors: Sequence[str], actions: Sequence[str]) -> Clips:
+    frames = np.empty((len(clips), TAKEN, SIDE, SIDE, 3), dtype=np.uint8)
+    for number, clip in enumerate(tqdm(clips, desc="reading", unit="clip")):
+        frames[number] = taken(clip.frames())
+    actor_B = torch.tensor([actors.index(clip.scene.actor) for clip in clips])
+    action_B = torch.tensor([actions.index(clip.scene.action) for clip in clips])
+    return Clips(frames, actor_B, action_B)
+
+
+# ---- the judge
 
 
 def _layer(wide: int, narrow: int) -> list[nn.Module]:
@@ -45,9 +116,9 @@ def _layer(wide: int, narrow: int) -> list[nn.Module]:
 class Judge(nn.Module):
     """Log-probabilities of actors ``[B, A]`` and actions ``[B, K]`` from ``uint8`` frames."""
 
-    def __init__(self, actors: Sequence[str]) -> None:
+    def __init__(self, actors: Sequence[str], actions: Sequence[str]) -> None:
         super().__init__()
-        self.actors, self.actions = tuple(actors), theatre.ACTIONS
+        self.actors, self.actions = tuple(actors), tuple(actions)
         self.look = nn.Sequential(*_layer(3, 32), *_layer(32, 64), *_layer(64, 128))
         self.actor = nn.Sequential(
             nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten(),
@@ -59,7 +130,7 @@ class Judge(nn.Module):
         )  # fmt: skip
         self.action = nn.Sequential(
             nn.Flatten(), nn.Dropout(0.2), nn.Linear(128 * (TAKEN - 1), 256), nn.ReLU(),
-            nn.Linear(256, len(self.actions)),
+            nn.Linear(256, len(actions)),
         )  # fmt: skip
 
     def actor_logits(self, image_NCHW: Tensor) -> Tensor:
@@ -71,49 +142,22 @@ class Judge(nn.Module):
         return self.action(self.move(change.flatten(0, 1)).unflatten(0, change.shape[:2]))
 
     @torch.no_grad()
-    def verdict(self, frames_FHW3: NDArray[np.uint8]) -> tuple[str, str]:
-        """Actor and action of one clip of any length."""
+    def verdict(self, frames_FHW3: Frames) -> tuple[str, str]:
+        """Actor and action of one clip of any length and size."""
         frames_THW3 = taken(frames_FHW3)
         action = self.action_logits(_images(frames_THW3)[None])[0].argmax()
         return self.actor_of(frames_THW3), self.actions[int(action)]
 
     @torch.no_grad()
-    def actor_of(self, frames_FHW3: NDArray[np.uint8]) -> str:
+    def actor_of(self, frames_FHW3: Frames) -> str:
         """Actor in some frames."""
-        logits_FA = self.actor_logits(_images(frames_FHW3)).log_softmax(-1)
+        logits_FA = self.actor_logits(_images(reduced(frames_FHW3))).log_softmax(-1)
         return self.actors[int(logits_FA.mean(0).argmax())]
 
 
-def _images(frames: NDArray[np.uint8]) -> Tensor:
+def _images(frames: Frames) -> Tensor:
     """``[..., H, W, 3]`` -> ``[..., 3, H, W]`` in [-1, 1]."""
     return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
-
-
-EVERYONE = theatre.ACTORS + theatre.SHAPES
-
-
-def cast_of(card: Card) -> tuple[str, ...]:
-    """The actors that a model's training prompts named."""
-    return tuple(name for name in EVERYONE if all(word in card.words for word in name.split()))
-
-
-def draw(actors: Sequence[str], clips: int, seed: int) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
-    """Fresh clips: frames ``[B, T, H, W, 3]``, actors, actions. All pairs, reserved ones too."""
-    frames = np.empty((clips, TAKEN, SIDE, SIDE, 3), dtype=np.uint8)
-    actor_B, action_B = torch.empty(clips, dtype=torch.long), torch.empty(clips, dtype=torch.long)
-    for clip in tqdm(range(clips), desc="drawing", unit="clip"):
-        rng = np.random.default_rng([seed, clip])
-        actor_B[clip] = int(rng.integers(len(actors)))
-        action_B[clip] = int(rng.integers(len(theatre.ACTIONS)))
-        scene = theatre.sample_scene(rng, actors=actors)
-        scene = theatre.Scene(
-            actors[int(actor_B[clip])],
-            theatre.ACTIONS[int(action_B[clip])],
-            scene.place,
-            scene.adverb,
-        )
-        frames[clip] = taken(theatre.draw_clip(scene, SIDE, rng))
-    return frames, actor_B, action_B
 
 
 def _worn(image_BTCHW: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,21 +184,18 @@ def _worn(image_BTCHW: Tensor, generator: torch.Generator) -> Tensor:
     return pushed.view_as(image_BTCHW)
 
 
-def train(actors: Sequence[str], *, clips: int, steps: int, seed: int) -> Judge:
-    """A judge of these actors; the same seed gives the same one on the same machine."""
-    frames, actor_B, action_B = draw(actors, clips, seed)
-    torch.manual_seed(seed)
+def train(judge: Judge, clips: Clips, *, steps: int, seed: int) -> Judge:
+    """The same seed gives the same judge on the same machine."""
     generator = torch.Generator().manual_seed(seed)
-    judge = Judge(actors)
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in tqdm(range(steps), desc="judge", unit="step"):
-        chosen = torch.randint(clips, (48,), generator=generator)
-        image_BTCHW = _worn(_images(frames[chosen.numpy()]), generator)
+        chosen = torch.randint(len(clips.frames), (48,), generator=generator)
+        image_BTCHW = _worn(_images(clips.frames[chosen.numpy()]), generator)
         seen = torch.randint(TAKEN, (3,), generator=generator)
         actor_NA = judge.actor_logits(image_BTCHW[:, seen].flatten(0, 1))
-        loss = F.cross_entropy(actor_NA, actor_B[chosen].repeat_interleave(3))
-        loss = loss + F.cross_entropy(judge.action_logits(image_BTCHW), action_B[chosen])
+        loss = F.cross_entropy(actor_NA, clips.actor_B[chosen].repeat_interleave(3))
+        loss = loss + F.cross_entropy(judge.action_logits(image_BTCHW), clips.action_B[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -162,45 +203,60 @@ def train(actors: Sequence[str], *, clips: int, steps: int, seed: int) -> Judge:
     return judge.eval()
 
 
+def right(judge: Judge, clips: Sequence[Frames], scenes: Sequence[Scene]) -> dict[str, float]:
+    """Shares of clips in which the judge sees the actor, the action, and both."""
+    hits = []
+    for frames_FHW3, scene in zip(clips, scenes, strict=True):
+        actor, action = judge.verdict(frames_FHW3)
+        hits.append((actor == scene.actor, action == scene.action))
+    both = [actor and action for actor, action in hits]
+    shares = [*np.mean(hits, axis=0), np.mean(both)]
+    return dict(zip(("actor", "action", "both"), map(float, shares), strict=True))
+
+
 def save(judge: Judge, path: Path) -> None:
-    save_tree({"actors": list(judge.actors), "weights": judge.state_dict()}, path)
+    known = {"actors": list(judge.actors), "actions": list(judge.actions)}
+    save_tree({**known, "weights": judge.state_dict()}, path)
 
 
 def load(path: Path) -> Judge:
     tree = load_tree(path)
-    judge = Judge(tree["actors"])
+    judge = Judge(tree["actors"], tree["actions"])
     judge.load_state_dict(tree["weights"])
     return judge.eval()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="theatre", help="whose actors are judged")
-    parser.add_argument("--actors", help="these are told apart instead: dog,cat,...")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="CLIPS")
+    parser.add_argument("--others", type=Path, nargs="+", required=True, help="that it is tried on")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--clips", type=int, help="of each folder; default all")
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=777)
     options = parser.parse_args()
     started = time.perf_counter()
-    if options.actors:
-        actors = tuple(name for name in EVERYONE if name in options.actors.split(","))
-    else:
-        actors = cast_of(model_file.read_card(models.find(options.model).path))
-    judge = train(actors, clips=options.clips, steps=options.steps, seed=options.seed)
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    known = [clip for folder in options.folders for clip in listed(folder)[: options.clips]]
+    actors = sorted({clip.scene.actor for clip in known})
+    actions = sorted({clip.scene.action for clip in known})
+    judge = Judge(actors, actions)
+    clips = read(known, actors, actions)
+    train(judge, clips, steps=options.steps, seed=options.seed)
     save(judge, options.output)
-    frames, actor_B, action_B = draw(actors, 500, options.seed + 1)
-    verdicts = [judge.verdict(clip) for clip in frames]
-    hits = [
-        (actor == actors[a], action == theatre.ACTIONS[k])
-        for (actor, action), a, k in zip(verdicts, actor_B.tolist(), action_B.tolist(), strict=True)
-    ]
     print(machine.described())
     print(
-        f"{len(actors)} actors; {options.clips} clips, {options.steps} steps, seed {options.seed}"
+        f"{len(actors)} actors, {len(actions)} actions; {len(known)} clips, {options.steps} steps, "
+        f"seed {options.seed}"
     )
-    actor, action, both = np.mean([(a, k, a and k) for a, k in hits], axis=0)
-    print(f"on 500 other fresh clips: actor {actor:.3f}, action {action:.3f}, both {both:.3f}")
+    for folder in options.others:
+        others = listed(folder)[: options.clips]
+        hits = right(judge, [clip.frames() for clip in others], [clip.scene for clip in others])
+        told = ", ".join(f"{what} {share:.3f}" for what, share in hits.items())
+        print(f"{folder.name}, {len(others)} other clips: {told}")
     print(f"{time.perf_counter() - started:.0f} s")
 
 

@@ -74,8 +74,11 @@ def test_reserved_pairs_are_kept_apart(stage):
     held = {stage.sample_scene(rng, reserved=True) for _ in range(50)}
     assert {(scene.actor, scene.action) for scene in held} == {("cow", "surfing")}
     assert all(scene.place in places.SEAS for scene in held)
-    with pytest.raises(ValueError, match="reserved"):
-        Stage(stage.files[0].parents[1], "dog").sample_scene(rng, reserved=True)
+    models = stage.files[0].parents[1]
+    with pytest.raises(UserError, match="plays a reserved action"):
+        Stage(models, "dog").sample_scene(rng, reserved=True)
+    with pytest.raises(UserError, match="plays a reserved action"):  # nobody else surfs
+        Stage(models, "cow,shark", "surfing,swimming").pairs(reserved=True)
 
 
 def test_chosen_actions_alone_are_played(models):
@@ -169,6 +172,13 @@ def test_written_folder_reads_back_and_trains(models, stage, tmp_path):
     assert [entry.caption for entry in scan.entries] == [line["caption"] for line in lines]
 
 
+def test_a_folder_of_reserved_pairs(models, tmp_path):
+    write_stage(tmp_path / "out", models, 2, size=16, reserved=True)
+    lines = [json.loads(one) for one in (tmp_path / "out/metadata.jsonl").read_text().splitlines()]
+    assert [(line["actor"], line["action"]) for line in lines] == [("cow", "surfing")] * 2
+    assert json.loads((tmp_path / "out/stage.json").read_text())["reserved_only"]
+
+
 def test_clips_depend_on_neither_number_nor_processes(models, tmp_path):
     for name, clips, jobs in (("few", 2, 1), ("more", 3, 2)):
         write_stage(tmp_path / name, models, clips, size=32, seed=1, actors="dog,cow", jobs=jobs)
@@ -202,6 +212,8 @@ def test_broken_models_are_told_and_left_out(tmp_path):
             "unknown actor 'cat': choose from bee, cow, dog, great",
         ),
         ({"actors": ""}, "unknown actor ''"),
+        ({"actors": "cow", "actions": "surfing"}, "nobody here plays any but a reserved action"),
+        ({"actors": "dog", "reserved": True}, "nobody here plays a reserved action"),
         ({"actions": "walking,knitting"}, "unknown action 'knitting': choose .* surfing"),
     ],
 )

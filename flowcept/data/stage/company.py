@@ -100,6 +100,21 @@ class Stage:
         """All that somebody here plays."""
         return tuple(dict.fromkeys(action for played in self._played.values() for action in played))
 
+    def pairs(self, *, reserved: bool = False) -> list[tuple[str, str]]:
+        """Who plays what, but for RESERVED; or of RESERVED those pairs whose action others play.
+
+        What nobody else plays no model can learn. UserError where there are none.
+        """
+        every = [(actor, action) for actor, played in self._played.items() for action in played]
+        trained = [pair for pair in every if pair not in RESERVED]
+        known = {action for _, action in trained}
+        held = [(a, action) for a, action in every if (a, action) in RESERVED and action in known]
+        found = held if reserved else trained
+        if not found:
+            lack = "a" if reserved else "any but a"
+            raise UserError(f"nobody here plays {lack} reserved action: name more actors or actions")
+        return found
+
     def places(self, actor: str, action: str) -> dict[str, Place]:
         """Where an actor can play an action."""
         if action == "surfing":
@@ -111,13 +126,9 @@ class Stage:
         thirds as to view. Half of the scenes begin with an actor, half with an action, so that
         neither is rare.
 
-        `reserved=True` draws only pairs of RESERVED, False never does. ValueError where none of the
-        actors has a reserved pair.
+        Who plays what is one of `pairs`.
         """
-        pairs = [(actor, action) for actor, played in self._played.items() for action in played]
-        pairs = [pair for pair in pairs if (pair in RESERVED) == reserved]
-        if not pairs:
-            raise ValueError("none of these actors has a reserved pair")
+        pairs = self.pairs(reserved=reserved)
         if rng.random() < 0.5:
             actor = _some(rng, list(dict.fromkeys(a for a, _ in pairs)))
             action = _some(rng, [b for a, b in pairs if a == actor])
@@ -159,10 +170,12 @@ class Stage:
         last = num_frames if take.loops else max(1, num_frames - 1)
         return np.stack([take.frame(i / last) for i in range(num_frames)])
 
-    def clip(self, seed: int, index: int, size: int = 128) -> tuple[str, Scene, video.Frames]:
-        """Caption, scene and frames of clip `index`, which depend on seed and index alone."""
+    def clip(
+        self, seed: int, index: int, size: int = 128, *, reserved: bool = False
+    ) -> tuple[str, Scene, video.Frames]:
+        """Caption, scene and frames of clip `index`, which depend on nothing else."""
         rng = np.random.default_rng([seed, index])
-        scene = self.sample_scene(rng)
+        scene = self.sample_scene(rng, reserved=reserved)
         words = caption(scene, rng)
         return words, scene, self.draw_clip(scene, size, rng)
 

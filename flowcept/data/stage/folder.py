@@ -29,6 +29,7 @@ class Order:
     seed: int
     actors: str
     actions: str
+    reserved: bool
 
 
 class _Writer:
@@ -39,9 +40,12 @@ class _Writer:
 
     def write(self, index: int) -> dict[str, str]:
         """Write a clip; its line of metadata."""
-        words, scene, frames_FHW3 = self.stage.clip(self.order.seed, index, self.order.size)
+        order = self.order
+        words, scene, frames_FHW3 = self.stage.clip(
+            order.seed, index, order.size, reserved=order.reserved
+        )
         line = {"file_name": f"{index:06d}.apng", "caption": words}
-        video.write_video(self.order.out / line["file_name"], frames_FHW3, FPS)
+        video.write_video(order.out / line["file_name"], frames_FHW3, FPS)
         return line | asdict(scene)
 
 
@@ -80,26 +84,28 @@ def write_stage(
     seed: int = 0,
     actors: str = "all",
     actions: str = "all",
+    reserved: bool = False,
     jobs: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write a data folder: 000000.apng and so on, metadata.jsonl with captions, stage.json.
 
-    Clip i depends on models, actors, actions, seed and i alone. It appears only whole, and its line
+    Clip i depends on models, actors, actions, reserved, seed and i alone. It appears only whole, and its line
     in metadata.jsonl after it, so an interrupted folder is a smaller valid one.
 
     `models` is a folder of .glb files; `actors` and `actions` are names with commas between them,
-    or "all"; `jobs` is a number of processes; `progress` hears the number of clips done. UserError
+    or "all"; `reserved` draws only the pairs that are otherwise never drawn; `jobs` is a number of processes; `progress` hears the number of clips done. UserError
     for a folder in use, models that are no use, or settings that make no sense.
     """
     check_folder(clips, size, seed)
     if jobs < 1:
         raise UserError(f"cannot draw with {jobs} processes: ask for at least 1")
     stage = Stage(models, actors, actions)
-    order = Order(out, models, size, seed, actors, actions)
+    stage.pairs(reserved=reserved)  # refuses where there are none
+    order = Order(out, models, size, seed, actors, actions, reserved)
     about: dict[str, object] = {"seed": seed, "size": size, "fps": FPS, "clips": clips}
     about |= {"actors": list(stage.actors), "actions": list(stage.actions)}
-    about |= {"reserved": sorted(RESERVED)}
+    about |= {"reserved": sorted(RESERVED), "reserved_only": reserved}
     try:
         write_folder(out, "stage", about, _written(order, stage, clips, jobs), progress)
     except BrokenProcessPool as error:
