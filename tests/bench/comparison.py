@@ -50,7 +50,6 @@ from flowcept.evaluation.evaluate import (
     draw_clips,
     length_scores,
 )
-from flowcept.evaluation.features import FeatureNetwork
 from flowcept.files import replacing
 from flowcept.generation import Studio
 from flowcept.networks import FAMILIES, build_network
@@ -169,20 +168,13 @@ def _words(settings: dict[str, Any]) -> str:
     return ",".join(f"{k}={v}" for k, v in sorted(settings.items())).replace(":", "-")
 
 
-def _network(path: Path) -> FeatureNetwork | mobilenet.MobileNet:
-    device = torch.device("cpu")
-    if path.suffix == ".safetensors":
-        return mobilenet.MobileNet(path, device)
-    return FeatureNetwork(path, device)
-
-
 class Comparison:
     """Trained arms, what they made and how it scored, kept in a folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.run = options, Path(options.run)
         self.run.mkdir(parents=True, exist_ok=True)
-        self.networks = {path.stem: _network(path) for path in options.features}
+        self.networks = {path.stem: mobilenet.network_of(path) for path in options.features}
         self.clock = clock.Clock(self.run / "pace.json")
 
     # --- training

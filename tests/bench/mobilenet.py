@@ -19,6 +19,7 @@ from torch import Tensor
 from flowcept.errors import UserError
 from flowcept.evaluation import metrics
 from flowcept.evaluation.evaluate import QUARTERS, Clip, quarter
+from flowcept.evaluation.features import FeatureNetwork
 
 PART = 64  # frames at once
 BLOCKS = 17
@@ -94,6 +95,12 @@ class MobileNet:
             padding += [total // 2, total - total // 2]
         groups = x_FCHW.shape[1] // weight.shape[1]
         return F.conv2d(F.pad(x_FCHW, padding), weight, bias, stride, groups=groups)
+
+
+def network_of(path: Path) -> FeatureNetwork | MobileNet:
+    """A TorchScript network, or MobileNetV2 from a .safetensors file, on the CPU."""
+    device = torch.device("cpu")
+    return (MobileNet if path.suffix == ".safetensors" else FeatureNetwork)(path, device)
 
 
 def _layer_names() -> set[str]:
