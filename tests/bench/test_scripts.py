@@ -314,7 +314,7 @@ def test_log_scores_of_a_model_with_compositions(clips: list[Path], tmp_path: Pa
     settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
     config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 2, "seed": 1})
     model = train.train(clips[0], tmp_path / "run", config, quiet=True)
-    out = printed("missing.py", "--model", model, "--clips", 12, "--actors", *theatre.SHAPES)
+    out = printed("missing.py", "--model", model, "--clips", 12, "--actors", *shapes.SHAPES)
     found = {line[:26].strip(): float(line[26:].split()[0]) for line in out.splitlines()[2:]}
     assert len(found) == 7
     prior, learned = found["gaps by the prior"], found["gaps by compositions"]

@@ -3,13 +3,14 @@
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flowcept.data.drawn import Progress, check_folder, write_clip, write_folder
+from flowcept.data import video
+from flowcept.data.drawn import check_folder, write_folder
 from flowcept.data.stage.cast import RESERVED
 from flowcept.data.stage.company import Stage
 from flowcept.data.stage.scene import FPS
@@ -39,8 +40,9 @@ class _Writer:
     def write(self, index: int) -> dict[str, str]:
         """Write a clip; its line of metadata."""
         words, scene, frames_FHW3 = self.stage.clip(self.order.seed, index, self.order.size)
-        line = {"caption": words} | asdict(scene)
-        return write_clip(self.order.out, index, line, frames_FHW3, FPS)
+        line = {"file_name": f"{index:06d}.apng", "caption": words}
+        video.write_video(self.order.out / line["file_name"], frames_FHW3, FPS)
+        return line | asdict(scene)
 
 
 _writers: list[_Writer] = []  # the one of a process of a pool
@@ -79,7 +81,7 @@ def write_stage(
     actors: str = "all",
     actions: str = "all",
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write a data folder: 000000.apng and so on, metadata.jsonl with captions, stage.json.
 
