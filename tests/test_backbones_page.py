@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flowcept import cli, hub
-from flowcept.data import theatre, video
+from flowcept.data import shapes, video
 from flowcept.model_file import read_card
 
 fixtures.require()
@@ -56,7 +56,7 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
     cached.parent.mkdir()
     cached.symlink_to(tmp_path / "LTX-Video")
     monkeypatch.setattr(hub, "fetch", lambda *_, **__: cached)
-    theatre.write_theatre(Path("clips"), 8, size=32, actors="shapes")
+    shapes.write_shapes(Path("clips"), 8, size=32)
 
     ran = 0
     for language, text in commands():

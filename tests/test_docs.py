@@ -37,7 +37,7 @@ SHORTER = {
     "gen": "--steps 2 --scale 1 --length-scale 0.5",
     "i2v": "--steps 2 --scale 1",
     "extend": "--steps 2 --scale 1",
-    "theatre": "--clips 12",
+    "shapes": "--clips 12",
     "train": "--steps 1 --codec-steps 1 --codec-width 8 --hidden 32 --heads 1 --depth 1 --size 32",
     "evaluate": "--clips 4 --steps 2",
 }

@@ -12,7 +12,7 @@ from PIL import Image
 
 import flowcept
 from flowcept import adapters, hub, models
-from flowcept.data import theatre
+from flowcept.data import shapes
 from flowcept.errors import UserError
 from flowcept.model_file import read_card
 from flowcept.training import fitting, run
@@ -74,7 +74,7 @@ def opening(names, monkeypatch):
         Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(f"{name}.png")
     frames = [Image.fromarray(np.full((32, 32, 3), level, np.uint8)) for level in (0, 99)]
     frames[0].save("clip.gif", save_all=True, append_images=frames[1:], duration=100)
-    theatre.write_theatre(Path("data"), 2, size=32, actors="shapes")
+    shapes.write_shapes(Path("data"), 2, size=32)
 
     def opened(model, *_, **__):
         raise UserError(f"opened {model.path}")

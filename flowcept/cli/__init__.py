@@ -26,8 +26,8 @@ from flowcept.cli import (
     info,
     interp,
     merge,
+    shapes,
     stage,
-    theatre,
     train,
 )
 from flowcept.errors import UserError, suggestion
@@ -62,7 +62,7 @@ class Command(TyperCommand):
 COMMANDS = {
     "Make clips": (gen, i2v, interp, extend),
     "Train models": (encode, train, evaluate, merge),
-    "Draw clips to train on": (theatre, stage),
+    "Draw clips to train on": (shapes, stage),
     "See what a file is": (info,),
 }
 for panel, files in COMMANDS.items():

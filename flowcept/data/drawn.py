@@ -1,4 +1,7 @@
-"""What all kinds of drawn clips share: captions in several word orders, and folders of clips."""
+"""What both kinds of drawn clips share: word orders of captions, lengths, folders of clips.
+
+Suffixes: F frames, H height, W width, 3 colours.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -6,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from flowcept.data.video import Frames, write_video
 from flowcept.errors import UserError
 from flowcept.files import replacing
+
+Progress = Callable[[int], None]  # hears how many clips are done
 
 
 def worded(subject: str, action: str, adverb: str, place: str, rng: np.random.Generator) -> str:
@@ -22,6 +28,19 @@ def worded(subject: str, action: str, adverb: str, place: str, rng: np.random.Ge
     return " ".join(word for word in words if word)
 
 
+def lengths_around(mean: float, half: float) -> dict[int, float]:
+    """P(number of frames): a triangle around a mean, `half` wide on each side, at most 3 frames."""
+    weights = {n: half - abs(n - mean) for n in range(round(mean) - 3, round(mean) + 4)}
+    weights = {n: weight for n, weight in weights.items() if weight > 1e-9}
+    total = sum(weights.values())
+    return {n: weight / total for n, weight in weights.items()}
+
+
+def draw_length(law: Mapping[int, float], rng: np.random.Generator) -> int:
+    """A number of frames drawn from a law of lengths."""
+    return int(rng.choice(list(law), p=list(law.values())))
+
+
 def check_folder(clips: int, size: int, seed: int) -> None:
     """Raise ``UserError`` for settings of a folder that make no sense."""
     if clips < 1:
@@ -32,12 +51,25 @@ def check_folder(clips: int, size: int, seed: int) -> None:
         raise UserError(f"seed {seed} is negative: choose 0 or more")
 
 
+def write_clip(
+    out: Path, index: int, line: Mapping[str, str], frames_FHW3: Frames, fps: float
+) -> dict[str, str]:
+    """Write a clip under its number; its line of metadata with the name in front.
+
+    APNG because it is lossless, holds any rate exactly, where GIF and WebP round it, and is the
+    quickest of the kind to write.
+    """
+    name = f"{index:06d}.apng"
+    write_video(out / name, frames_FHW3, fps)
+    return {"file_name": name, **line}
+
+
 def write_folder(
     out: Path,
     kind: str,
     about: Mapping[str, object],
     lines: Iterable[Mapping[str, str]],
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write ``KIND.json`` and, as clips are written by ``lines``, their lines in metadata.jsonl.
 

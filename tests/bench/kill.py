@@ -3,7 +3,7 @@
     python tests/bench/kill.py --output kill
     python tests/bench/kill.py --output kill --only train --first 12 --count 1    # one case again
 
-``train`` (a tiny network on a few clips), ``gen``, ``theatre`` and ``stage`` (two processes) are
+``train`` (a tiny network on a few clips), ``gen``, ``shapes`` and ``stage`` (two processes) are
 begun and get SIGKILL or SIGTERM at a random moment of their time, in one case of ten from the start
 of Python on, else once the package is imported. Then: every file that has its final name opens and
 is whole; no child is left after a few seconds; SIGTERM leaves no hidden file, and what SIGKILL left
@@ -46,7 +46,7 @@ from fixtures_stage import COMPANY, write_models
 
 from flowcept import cli, model_file
 from flowcept.data import folder as data
-from flowcept.data import theatre, video
+from flowcept.data import shapes, video
 from flowcept.settings import DataSettings, TrainConfig
 from flowcept.training.state import write_config
 
@@ -212,7 +212,7 @@ class Train:
 
     def __init__(self, shared: Path) -> None:
         self.clips, self.toml = shared / "clips", shared / "tiny.toml"
-        theatre.write_theatre(self.clips, 6, size=32, seed=0, actors="shapes")
+        shapes.write_shapes(self.clips, 6, size=32, seed=0)
         write_config(TINY, self.toml)
         run(self.words(shared / "straight"), shared / "straight.txt")
         self.straight = weights_of(shared / "straight/run")
@@ -324,9 +324,7 @@ def subjects(names: Sequence[str], shared: Path, model: str) -> dict[str, Subjec
     makers = {
         "train": lambda: Train(shared),
         "gen": lambda: Gen(shared, model),
-        "theatre": lambda: Drawn(
-            "theatre", "--clips", "30", "--size", "64", "--actors", "shapes"
-        ),
+        "shapes": lambda: Drawn("shapes", "--clips", "30", "--size", "64"),
         "stage": lambda: Drawn(
             "stage", "--models", str(write_models(shared / "models", COMPANY)), "--clips", "12",
             "--size", "32", "--jobs", "2",
@@ -392,7 +390,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("kill"), help="folder of failures")
-    names = ("train", "gen", "theatre", "stage")
+    names = ("train", "gen", "shapes", "stage")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=[*SIGNALS])
     parser.add_argument("--count", type=int, default=50, help="moments by command and signal")

@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowcept import model_file
 from flowcept.codecs import CodecConfig, build_codec
-from flowcept.data import batches, theatre, video
+from flowcept.data import batches, shapes, video
 from flowcept.data.contexts import draw_context
 from flowcept.device import autocast
 from flowcept.model_file import Card, Weights
@@ -83,13 +83,10 @@ def paired(a: Work, b: Work, pairs: int) -> dict[str, Any]:
     }
 
 
-def theatre_lengths(clips: int, seed: int) -> list[int]:
-    """Lengths of the theatre's clips."""
+def drawn_lengths(clips: int, seed: int) -> list[int]:
+    """Lengths of drawn clips."""
     rng = np.random.default_rng(seed)
-    return [
-        theatre.sample_length(theatre.sample_scene(rng, actors=theatre.ACTORS), rng)
-        for _ in range(clips)
-    ]
+    return [shapes.sample_length(shapes.sample_scene(rng), rng) for _ in range(clips)]
 
 
 def prompts(text: Any, count: int) -> PromptTokens:
@@ -117,9 +114,9 @@ class Subject:
         return torch.randn(shape, generator=clip_generator(seed))
 
     def batch(self, tokens: int) -> tuple[FrameState, Target, dict[str, int]]:
-        """Clips of the theatre's lengths part of the way through, up to so many tokens."""
+        """Clips of drawn lengths part of the way through, up to so many tokens."""
         generator, pairs, size = clip_generator(1), [], 0
-        for number, length in enumerate(theatre_lengths(1000, 1)):
+        for number, length in enumerate(drawn_lengths(1000, 1)):
             context = draw_context(length, ContextMixture(), generator)
             pair = context and process.draw(
                 self.latent(length, number), context, self.process, generator
@@ -297,7 +294,7 @@ def matrix(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def training(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
-    """A packed step against the same step on padded clips with masks, theatre's lengths."""
+    """A packed step against the same step on padded clips with masks, drawn lengths."""
     state, target, counts = subject.batch(4096)
     longest = max(state.lengths)
     wide, rows = pad(state, longest)
@@ -319,8 +316,8 @@ def training(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sampled(subject: Subject, network: Any, clips: int, config: SampleConfig) -> list[Tensor]:
-    """Clips of the theatre's lengths, known beforehand so that both ways do the same work."""
-    lengths = theatre_lengths(clips, 2)
+    """Clips of drawn lengths, known beforehand so that both ways do the same work."""
+    lengths = drawn_lengths(clips, 2)
     given = [Given(subject.latent(0, 0), (True,), (length,)) for length in lengths]
     with autocast(CPU, BFLOAT16), torch.inference_mode():
         words = [prompts(subject.text, 1)] * clips
@@ -337,7 +334,7 @@ def _sampled(subject: Subject, network: Any, clips: int, config: SampleConfig) -
 
 def sampling(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """16 clips packed against a buffer of the longest length for every one of them."""
-    longest = max(theatre_lengths(1000, 1))
+    longest = max(drawn_lengths(1000, 1))
     config = SampleConfig(guidance=1.0, cache=False)
 
     def buffered(state: FrameState, prompt: PromptTokens, _: Rest | None) -> Prediction:
@@ -494,7 +491,7 @@ def loader(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Drawing a batch against the step that learns from it, at the default preset's tokens."""
 
     class Clips:
-        lengths = theatre_lengths(400, 3)
+        lengths = drawn_lengths(400, 3)
         captions = [PROMPT] * 400
 
         def latent(self, i: int) -> Tensor:

@@ -28,7 +28,7 @@ from test_mobilenet import mobilenet_weights
 
 import flowcept
 from flowcept import model_file
-from flowcept.data import theatre
+from flowcept.data import shapes
 from flowcept.errors import UserError
 from flowcept.evaluation.evaluate import clips_like, draw_clips
 from flowcept.process.forward import Target
@@ -139,9 +139,9 @@ def test_a_reader_is_right_or_takes_too_much(verdict, monkeypatch) -> None:
 def test_killed_commands_leave_nothing_broken(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.safetensors")
     words = ("kill.py", "--output", tmp_path / "kill", "--count", 1, "--model", model)
-    rows = printed(*words, "--only", "train", "gen", "theatre").splitlines()
+    rows = printed(*words, "--only", "train", "gen", "shapes").splitlines()
     table = [line.strip("| ").split(" | ") for line in rows if line.startswith("| ")][1:]
-    assert [row[0].split()[0] for row in table] == ["train"] * 2 + ["gen"] * 2 + ["theatre"] * 2
+    assert [row[0].split()[0] for row in table] == ["train"] * 2 + ["gen"] * 2 + ["shapes"] * 2
     assert all(sum(map(int, row[1:])) == 1 and row[-1] == "0" for row in table)
 
 
@@ -239,7 +239,7 @@ def clips(tmp_path: Path) -> list[Path]:
     """Clips to train on and to score against, and two feature networks."""
     folders = [tmp_path / name for name in ("scenes", "others")]
     for seed, folder in enumerate(folders):
-        theatre.write_theatre(folder, 12, size=64, seed=seed, actors="shapes")
+        shapes.write_shapes(folder, 12, size=64, seed=seed)
     save_file(mobilenet_weights(torch.Generator().manual_seed(0)), tmp_path / "net.safetensors")
     torch.jit.script(Whole()).save(str(tmp_path / "whole.pt"))
     return [*folders, tmp_path / "whole.pt", tmp_path / "net.safetensors"]
@@ -314,7 +314,7 @@ def test_log_scores_of_a_model_with_compositions(clips: list[Path], tmp_path: Pa
     settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
     config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 2, "seed": 1})
     model = train.train(clips[0], tmp_path / "run", config, quiet=True)
-    out = printed("missing.py", "--model", model, "--clips", 12, "--actors", *theatre.SHAPES)
+    out = printed("missing.py", "--model", model, "--clips", 12, "--actors", *shapes.SHAPES)
     found = {line[:26].strip(): float(line[26:].split()[0]) for line in out.splitlines()[2:]}
     assert len(found) == 7
     prior, learned = found["gaps by the prior"], found["gaps by compositions"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import seams
 
-from flowcept.data import theatre
+from flowcept.data import shapes
 
 
 def ramp(*levels: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_ratio_of_sums_and_its_interval():
 
 
 def test_every_task_of_a_small_model(tiny_model: Path, tmp_path: Path) -> None:
-    theatre.write_theatre(tmp_path / "clips", 2, size=32, actors="shapes")
+    shapes.write_shapes(tmp_path / "clips", 2, size=32)
     command = [sys.executable, "seams.py", tmp_path / "clips", "--model", tiny_model]
     command += ["--clips", "2", "--sheet", tmp_path / "s.png", "--output", tmp_path / "o.json"]
     done = subprocess.run(

@@ -31,7 +31,7 @@ from flowcept.errors import UserError
 from flowcept.settings import mixed
 
 COMMANDS = ["gen", "i2v", "interp", "extend", "train", "merge", "evaluate", "info"]
-COMMANDS += ["theatre", "stage"]
+COMMANDS += ["shapes", "stage"]
 GENERATING = COMMANDS[:4]
 ABSENT = "absent.safetensors"  # settings are checked before this is missed
 

@@ -14,7 +14,7 @@ from flowcept import cli
 from flowcept.settings import PRESETS
 
 COMMANDS = ["gen", "i2v", "interp", "extend", "train", "evaluate", "merge"]
-COMMANDS += ["theatre", "stage", "info"]
+COMMANDS += ["shapes", "stage", "info"]
 MAKING = ["Input", "Output", "Length", "Sampling", "Device", "Help"]
 
 
@@ -99,7 +99,7 @@ def test_panels_of_training_begin_with_what_every_run_needs():
         ("train", "--steps", "(default 20000)"),
         ("evaluate", "--steps", "(default 8, 4 between frames)"),
         ("evaluate", "--task", "gen|i2v"),
-        ("theatre", "--size", "(16 to 1024; default 64)"),
+        ("shapes", "--size", "(16 to 1024; default 64)"),
     ],
 )
 def test_ranges_choices_and_defaults_are_shown(command, flag, words):

@@ -62,7 +62,7 @@ def test_a_full_stdout_is_one_line_and_the_clip_is_there(fast):
 
 @posix
 def test_being_terminated_leaves_nothing_half_written():
-    command = [sys.executable, "-m", "flowcept", "theatre", "out", "--clips", "100000"]
+    command = [sys.executable, "-m", "flowcept", "shapes", "out", "--clips", "100000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         end = time.monotonic() + 60
         while not list(Path().glob("out/0*.apng")):

@@ -20,7 +20,7 @@ from torch import nn
 import flowcept
 from flowcept import model_file as checkpoint
 from flowcept.codecs import to_frames
-from flowcept.data import theatre, video
+from flowcept.data import shapes, video
 from flowcept.data.folder import digest_of_files
 from flowcept.errors import UserError
 from flowcept.evaluation import evaluate, metrics, report
@@ -32,7 +32,7 @@ from flowcept.settings import SampleConfig
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "shapes"
-    theatre.write_theatre(out, 9, size=32, seed=3, actors="shapes")
+    shapes.write_shapes(out, 9, size=32, seed=3)
     return out
 
 

@@ -10,7 +10,7 @@ from small_runs import (
     TINY,
 )
 
-from flowcept.data import theatre
+from flowcept.data import shapes
 from flowcept.training import run as train
 from flowcept.training.loop import Reports
 
@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "clips"
-    theatre.write_theatre(out, 14, size=32, actors="shapes")
+    shapes.write_shapes(out, 14, size=32)
     return out
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Few clips, for networks that were pretrained."""
     out = tmp_path_factory.mktemp("data") / "clips"
-    theatre.write_theatre(out, 8, size=32, actors="shapes")
+    shapes.write_shapes(out, 8, size=32)
     return out
 
 

@@ -18,7 +18,7 @@ from small_runs import TINY, assert_same_state, refused
 import flowcept
 from flowcept import adapters, diffusers_folder, hub, model_file, models
 from flowcept.codecs import to_images
-from flowcept.data import theatre
+from flowcept.data import shapes
 from flowcept.errors import UserError
 from flowcept.networks.pretrained import Backbone
 from flowcept.process.sampler import Step, clip_generator, latents_of
@@ -82,7 +82,7 @@ def test_an_adapter_file_holds_only_what_was_learned(adapted: Path, base: Path):
     assert card.base == model_file.Base(str(base), adapters.digest(base))
     assert card.network.lora == RANK
     assert card.process.shift == 3.0
-    assert card.network.fps == card.fps == theatre.FPS
+    assert card.network.fps == card.fps == shapes.FPS
     told = model_file.describe(path, adapters.load_adapter(path, torch.float32))
     assert told["network"]["lora"] == RANK
     with pytest.raises(UserError, match="is an adapter, not a whole model: merge it first"):

@@ -14,7 +14,7 @@ from small_runs import TINY, assert_on_page, prepared, records, refused, rows_of
 
 from flowcept import model_file
 from flowcept.data import folder as data
-from flowcept.data import shards, theatre, video
+from flowcept.data import shapes, shards, video
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
 from flowcept.process.sampler import clip_generator
@@ -43,7 +43,7 @@ def test_a_run_leaves_a_model_and_its_records(folder: Path, whole: Path):
     entries = data.scan(folder, DataSettings("32")).entries
     assert card.steps == 6
     assert card.size == (32, 32)
-    assert card.fps == theatre.FPS
+    assert card.fps == shapes.FPS
     assert card.dataset == "clips"
     assert sum(card.lengths.values()) == len(entries) - 2  # 15 % of 14 are held out
     assert set(card.prompts) <= {entry.caption for entry in entries}

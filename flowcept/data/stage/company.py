@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flowcept.data import video
+from flowcept.data.drawn import draw_length, lengths_around
 from flowcept.data.stage import cast, places
 from flowcept.data.stage.cast import RESERVED, SWIMMING, Actor
 from flowcept.data.stage.draw import Light
@@ -145,15 +146,11 @@ class Stage:
         That is the length of the actor's animation times the adverb's pace.
         """
         mean = self.cast[scene.actor].seconds(scene.action) * FPS * PACE[scene.adverb]
-        weights = {n: 1.25 - abs(n - mean) for n in range(round(mean) - 2, round(mean) + 3)}
-        weights = {n: weight for n, weight in weights.items() if weight > 1e-9}
-        total = sum(weights.values())
-        return {n: weight / total for n, weight in weights.items()}
+        return lengths_around(mean, 1.25)
 
     def sample_length(self, scene: Scene, rng: Rng) -> int:
         """A number of frames drawn from `length_law`."""
-        law = self.length_law(scene)
-        return int(rng.choice(list(law), p=list(law.values())))
+        return draw_length(self.length_law(scene), rng)
 
     def draw_clip(
         self, scene: Scene, size: int, rng: Rng, *, num_frames: int | None = None
