@@ -22,7 +22,11 @@ def stage(
     ] = "all",
     reserved: Annotated[
         bool,
-        helped("only the pairs of actor and action that are otherwise never drawn", panel=INPUT),
+        helped(
+            "only the pairs of actor and action that are otherwise never drawn",
+            "--reserved",
+            panel=INPUT,
+        ),
     ] = False,
     clips: Clips = 1000,
     size: Size = 128,

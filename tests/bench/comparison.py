@@ -1,9 +1,9 @@
 """The paper's claims on our own ground: the tables of docs/archive/learning.md, one command.
 
-flowcept theatre scenes --clips 3000 --seed 0 --actors dog,frog
-flowcept theatre others --clips 1024 --seed 1 --actors dog,frog
-python tests/bench/comparison.py scenes others --run runs/theatre --tables learning \
-    --codec weights/theatre.safetensors --features i3d_torchscript.pt mobilenet.safetensors
+flowcept shapes scenes --clips 3000 --seed 0
+flowcept shapes others --clips 1024 --seed 1
+python tests/bench/comparison.py scenes others --run runs/shapes --tables learning \
+    --codec-steps 1500 --features i3d_torchscript.pt mobilenet.safetensors
 
 Arms that are compared share data, codec, weights at the start and the tokens of a training step;
 they differ in one setting. The start is a network that was trained on single frames alone: what

@@ -42,7 +42,7 @@ from flowcept.model_file import load_tree, save_tree
 Frames = NDArray[np.uint8]
 SIDE = 64
 TAKEN = 9  # frames of a clip that are looked at, evenly spread
-BATCH = 48  # clips of a step of training, half of them worn
+BATCH, WORN = 32, 12  # clips of a step of training, and those of them that are worn
 WOBBLE = 2.0  # pixels by which pictures are pushed about in training
 
 
@@ -190,11 +190,13 @@ def train(judge: Judge, clips: Clips, *, steps: int, seed: int) -> Judge:
     for _ in tqdm(range(steps), desc="judge", unit="step"):
         chosen = torch.randint(len(clips.frames), (BATCH,), generator=generator)
         image_BTCHW = _images(clips.frames[chosen.numpy()])
-        image_BTCHW[: BATCH // 2] = _worn(image_BTCHW[: BATCH // 2], generator)
+        image_BTCHW[:WORN] = _worn(image_BTCHW[:WORN], generator)
         seen = torch.randint(TAKEN, (3,), generator=generator)
-        actor_NA = judge.actor_logits(image_BTCHW[:, seen].flatten(0, 1))
+        with torch.autocast("cpu", torch.bfloat16):
+            actor_NA = judge.actor_logits(image_BTCHW[:, seen].flatten(0, 1)).float()
+            action_BK = judge.action_logits(image_BTCHW).float()
         loss = F.cross_entropy(actor_NA, clips.actor_B[chosen].repeat_interleave(3))
-        loss = loss + F.cross_entropy(judge.action_logits(image_BTCHW), clips.action_B[chosen])
+        loss = loss + F.cross_entropy(action_BK, clips.action_B[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -241,7 +243,7 @@ def main() -> None:
     parser.add_argument("--others", type=Path, nargs="+", required=True, help="that it is tried on")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, help="of each folder; default all")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=777)
     options = parser.parse_args()
     started = time.perf_counter()

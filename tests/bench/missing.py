@@ -1,9 +1,10 @@
 """What tells how many frames are missing, and where: lengths, the caption, or what frames show.
 
-python tests/bench/missing.py
+flowcept stage CLIPS --models MODELS --clips 256 --seed 810
+python tests/bench/missing.py CLIPS --models MODELS
 
-Fresh clips of a theatre model's actors, part of the way through before ``tau = 1``. Mean log score,
-in nats, of laws of the missing count: by Bayes' rule from the number of visible frames and the
+Clips that the model was not trained on, of its actors and actions, part of the way through before
+``tau = 1``; --models is the folder that they were drawn from. Mean log score, in nats, of laws of the missing count: by Bayes' rule from the number of visible frames and the
 lengths of all training clips, or the true law of what the caption says, neither of which looks at
 a picture; and the network's, without and with the caption. Then, of the same states and the network
 with the caption, of laws of all gaps' counts given their sum: each frame by itself by the gaps'
@@ -16,17 +17,18 @@ Shape suffixes: F frames, C H W a latent, B states, G gaps of a state, H feature
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, stdev
 
+import judge
 import machine
-import numpy as np
 import torch
 from torch import Tensor
 
 from flowcept import model_file, models
 from flowcept.codecs import to_images
-from flowcept.data import theatre
-from flowcept.data.theatre import Scene
+from flowcept.data import video
+from flowcept.data.stage.company import Stage
 from flowcept.device import autocast, pick_dtype
 from flowcept.evaluation.evaluate import STATES, length_logits, log_score
 from flowcept.model_file import Weights
@@ -35,7 +37,6 @@ from flowcept.process.forward import Target, concat, draw
 from flowcept.process.sampler import clip_generator
 from flowcept.process.state import FrameState, GapTables, Prediction
 
-ACTORS = ("dog", "cat", "penguin", "frog", "panda", "fox", "ghost", "pumpkin")  # of the shipped
 CPU = torch.device("cpu")
 
 
@@ -58,13 +59,17 @@ def predicted(weights: Weights, state: FrameState, prompt: str) -> Prediction:
 
 
 def count_scores(
-    weights: Weights, state: FrameState, target: Target, scene: Scene, of_words: Prediction
+    weights: Weights,
+    state: FrameState,
+    target: Target,
+    length_law: dict[int, float],
+    of_words: Prediction,
 ) -> Iterator[tuple[str, float]]:
     """Mean log scores of laws of the missing count."""
     card, size = weights.card, weights.network.largest_size + 1
     of_sizes = {
         "all lengths": length_logits(card.lengths, size).expand(len(state.lengths), -1),
-        "the caption's lengths": length_logits(theatre.length_law(scene), size),
+        "the caption's lengths": length_logits(length_law, size),
         "network, no caption": predicted(weights, state, "").size_logits_BK.float(),
         "network": of_words.size_logits_BK.float(),
     }
@@ -101,33 +106,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="theatre")
+    parser.add_argument("folder", type=Path, metavar="CLIPS")
+    parser.add_argument("--models", type=Path, required=True, help="that were drawn")
+    parser.add_argument("--model", default="stage")
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--seed", type=int, default=77)
-    parser.add_argument("--actors", nargs="+", default=ACTORS, help="that the model knows")
     options = parser.parse_args()
     weights = model_file.load(models.find(options.model).path)
-    generator, rng = clip_generator(options.seed), np.random.default_rng(options.seed)
+    clips = judge.listed(options.folder)[: options.clips]
+    stage = Stage(options.models, ",".join({clip.scene.actor for clip in clips}))
+    generator, states = clip_generator(options.seed), 0
     found: dict[str, list[float]] = {}
-    states = 0
-    for _ in range(options.clips):
-        scene = theatre.sample_scene(rng, actors=options.actors)
-        if max(theatre.length_law(scene)) > weights.network.largest_size:
+    for clip in clips:
+        law = stage.length_law(clip.scene)
+        if max(law) > weights.network.largest_size:
             continue  # longer than the model knows
-        words = theatre.caption(scene, rng)
-        images = to_images(theatre.draw_clip(scene, weights.card.size[0], rng))
-        pair = states_of(images, weights, generator)
+        frames_FHW3, _ = video.fit(clip.frames(), weights.card.size)
+        pair = states_of(to_images(frames_FHW3), weights, generator)
         if pair is None:
             continue
         state, target = pair
         states += len(state.lengths)
-        of_words = predicted(weights, state, words)
-        scores = dict(count_scores(weights, state, target, scene, of_words))
+        of_words = predicted(weights, state, clip.caption)
+        scores = dict(count_scores(weights, state, target, law, of_words))
         scores |= place_scores(of_words, state, target)
         for name, score in scores.items():
             found.setdefault(name, []).append(score)
     print(machine.described())
-    print(f"{options.model}, {states} states of {options.clips} clips, seed {options.seed}")
+    print(f"{options.model}, {states} states of {len(clips)} clips, seed {options.seed}")
     for name, values in found.items():
         print(f"  {name:<24}{fmean(values):.3f} +- {stdev(values) / len(values) ** 0.5:.3f}")
 

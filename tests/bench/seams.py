@@ -1,7 +1,7 @@
 """How motion goes on where made pictures meet given ones: the step there beside those inside.
 
-flowcept theatre CLIPS --clips 100 --seed 777 --actors dog,cat,penguin,frog,panda,fox,ghost,pumpkin
-python tests/bench/seams.py CLIPS --model theatre --clips 100 --sheet seams.png
+flowcept stage CLIPS --models MODELS --clips 100 --seed 820
+python tests/bench/seams.py CLIPS --model stage --clips 100 --sheet seams.png
 
 Half of a real clip is made longer by as many pictures as it had (forward from its first half,
 backward from its second), or its first picture becomes a clip as long; with its caption. A step is
@@ -157,7 +157,7 @@ def main(say: Callable[[str], None] = print) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="CLIPS", help="real clips with captions")
-    parser.add_argument("--model", default="theatre")
+    parser.add_argument("--model", default="stage")
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--context", type=int, help="pictures that extend sees; default its own")
