@@ -4,12 +4,13 @@ flowcept stage CLIPS --models MODELS --clips 256 --seed 810
 python tests/bench/missing.py CLIPS --models MODELS
 
 Clips that the model was not trained on, of its actors and actions, part of the way through before
-``tau = 1``; --models is the folder that they were drawn from. Mean log score, in nats, of laws of the missing count: by Bayes' rule from the number of visible frames and the
-lengths of all training clips, or the true law of what the caption says, neither of which looks at
-a picture; and the network's, without and with the caption. Then, of the same states and the network
-with the caption, of laws of all gaps' counts given their sum: each frame by itself by the gaps'
-means (shares); and, where the model has compositions, their prior, which knows the means only, and
-their learned law. Standard errors are over clips.
+``tau = 1``; --models is the folder that they were drawn from. Mean log score, in nats, of laws of
+the missing count: by Bayes' rule from the number of visible frames and the lengths of all training
+clips, or the true law of what the caption says, neither of which looks at a picture; and the
+network's, without and with the caption. Then, of the same states and the network with the caption,
+of laws of all gaps' counts given their sum: each frame by itself by the gaps' means (shares); and,
+where the model has compositions, their prior, which knows the means only, and their learned law.
+Standard errors are over clips.
 
 Shape suffixes: F frames, C H W a latent, B states, G gaps of a state, H features, K sizes.
 """

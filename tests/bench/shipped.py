@@ -236,10 +236,7 @@ def lengths(bench: Bench) -> dict[str, Any]:
     played = every_action(bench)
     rng = np.random.default_rng([bench.options.seed, 4])
     jobs = [Job(caption(scene, rng), bench.seed("lengths", n)) for n, scene in enumerate(played)]
-    made: list[int] = []
-    for steps in bench.sampled(jobs, "lengths", bench.settings):
-        grown = next(step for step in steps if step.index == bench.settings.steps)
-        made += map(bench.studio.codec.pictures_of, grown.state.lengths)
+    made = grown_lengths(bench, jobs)
     laws = [bench.stage.length_law(scene) for scene in played]
     truth: Counter[int] = Counter()
     for law in laws:
@@ -252,6 +249,15 @@ def lengths(bench: Bench) -> dict[str, Any]:
         "histogram": dict(sorted(Counter(made).items())),
         "truth": {n: round(w, 2) for n, w in sorted(truth.items())},
     }
+
+
+def grown_lengths(bench: Bench, jobs: Sequence[Job]) -> list[int]:
+    """Pictures of the clips of the jobs, which are not made to their end."""
+    found: list[int] = []
+    for steps in bench.sampled(jobs, "lengths", bench.settings):
+        grown = next(step for step in steps if step.index == bench.settings.steps)
+        found += map(bench.studio.codec.pictures_of, grown.state.lengths)
+    return found
 
 
 def every_action(bench: Bench) -> list[Scene]:
@@ -274,30 +280,26 @@ def every_action(bench: Bench) -> list[Scene]:
 
 
 def of_cells(played: Sequence[Scene], made: Sequence[int], true: Sequence[float]) -> dict[str, Any]:
-    """Mean lengths of all actions with all adverbs, made and true, and how well they fit."""
-    cells: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    """Mean lengths, made and true, of all actions, quickly, plain and slowly; and their errors."""
+    found = defaultdict(list)
     for scene, *pair in zip(played, made, true, strict=True):
-        cells[scene.action][scene.adverb or "plain"].append((pair[0], pair[1]))
-    means = {
-        action: {adverb: np.mean(pairs, axis=0) for adverb, pairs in adverbs.items()}
-        for action, adverbs in cells.items()
-    }
-
-    def error(pair: np.ndarray) -> float:
-        return abs(float(pair[0] / pair[1]) - 1)
-
+        found[scene.action, scene.adverb].append(pair)
+    means = {cell: np.mean(pairs, axis=0) for cell, pairs in found.items()}
+    actions = {a: [means[a, adverb] for adverb in ("quickly", "", "slowly")] for a, _ in means}
     return {
-        "means": {
-            a: {v: pair.round(2).tolist() for v, pair in c.items()} for a, c in means.items()
-        },
+        "means": {action: np.round(of, 2).tolist() for action, of in actions.items()},
         "all": error(np.mean([made, true], axis=1)),
-        "worst_action": max(error(np.mean([*c.values()], axis=0)) for c in means.values()),
-        "worst": max(error(pair) for c in means.values() for pair in c.values()),
-        "ordered": sum(
-            bool(c["slowly"][0] > c["plain"][0] > c["quickly"][0]) for c in means.values()
-        ),
-        "actions": len(means),
+        "worst_action": max(error(np.mean(of, axis=0)) for of in actions.values()),
+        "worst": max(map(error, means.values())),
+        "ordered": sum(bool(a[0] < b[0] < c[0]) for a, b, c in actions.values()),
+        "actions": len(actions),
     }
+
+
+def error(pair: Sequence[float]) -> float:
+    """By what share a made mean is off its true one."""
+    made, true = pair
+    return abs(float(made / true) - 1)
 
 
 def coarse(law: Mapping[int, float]) -> dict[int, float]:

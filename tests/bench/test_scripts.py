@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -16,19 +17,24 @@ from pathlib import Path
 import comparison
 import framewise
 import fuzz
+import judge
 import kill
 import missing
 import numpy as np
 import pytest
 import ring
+import shipped
 import torch
 from fixtures_model import write_model
+from fixtures_stage import COMPANY, write_models
 from safetensors.torch import save_file
 from test_mobilenet import mobilenet_weights
 
 import flowcept
 from flowcept import model_file
 from flowcept.data import shapes
+from flowcept.data.stage.folder import write_stage
+from flowcept.data.stage.scene import Scene
 from flowcept.errors import UserError
 from flowcept.evaluation.evaluate import clips_like, draw_clips
 from flowcept.process.forward import Target
@@ -309,17 +315,132 @@ def test_what_is_recorded_of_made_clips(clips: list[Path], tmp_path: Path) -> No
     assert len(set(firsts)) > 1, "the first to appear may be any frame"
 
 
+@pytest.fixture(scope="module")
+def acted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, clips of them, and clips of reserved pairs alone."""
+    folder = tmp_path_factory.mktemp("acted")
+    write_models(folder / "models", COMPANY)
+    how = {
+        "models": folder / "models",
+        "size": 32,
+        "actors": "dog,cow",
+        "actions": "surfing,running",
+    }
+    write_stage(folder / "clips", clips=8, **how)
+    write_stage(folder / "reserved", clips=2, reserved=True, **how)
+    return folder
+
+
 @pytest.mark.slow
-def test_log_scores_of_a_model_with_compositions(clips: list[Path], tmp_path: Path) -> None:
+def test_log_scores_of_a_model_with_compositions(acted: Path, tmp_path: Path) -> None:
     settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
     config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 2, "seed": 1})
-    model = train.train(clips[0], tmp_path / "run", config, quiet=True)
-    out = printed("missing.py", "--model", model, "--clips", 12, "--actors", *shapes.SHAPES)
+    model = train.train(acted / "clips", tmp_path / "run", config, quiet=True)
+    out = printed("missing.py", acted / "clips", "--models", acted / "models", "--model", model)
     found = {line[:26].strip(): float(line[26:].split()[0]) for line in out.splitlines()[2:]}
     assert len(found) == 7
     prior, learned = found["gaps by the prior"], found["gaps by compositions"]
     assert learned == pytest.approx(prior, abs=0.1), "two steps change little"
     assert found["gaps by shares"] < prior < 0, "means that are not learned, for too sure"
+
+
+def test_a_stage_model_is_judged_to_its_table(acted: Path, tmp_path: Path) -> None:
+    """All sections but the slow ones, with a judge that has hardly learned."""
+    folders = acted / "clips", acted / "reserved"
+    told = printed("judge.py", *folders, "--others", *folders, "--steps", 1, "--output",
+                   tmp_path / "judge.safetensors")  # fmt: skip
+    assert "2 actors, 2 actions; 10 clips, 1 steps" in told
+    assert "reserved, 2 other clips: actor " in told
+    model = write_model(tmp_path / "model.safetensors")
+    save_file(mobilenet_weights(torch.Generator().manual_seed(0)), tmp_path / "net.safetensors")
+    words = ["shipped.py", *folders, "--model", model, "--models", acted / "models", "--judge",
+             tmp_path / "judge.safetensors", "--features", tmp_path / "net.safetensors",
+             "--output", tmp_path / "out.json", "--clips", 2, "--steps", 2]  # fmt: skip
+    sections = ["codec", "gen", "reserved", "words", "lengths", "i2v", "extend"]
+    out = printed(*words, "--only", *sections)
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][1:]
+    figures = [row[0].strip("| ") for row in rows]
+    assert len(figures) == len(set(figures)) == 14
+    assert "Fréchet MobileNet distance, 2 clips" in figures
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"out-{name}.png"
+        for name in ("gen", "reserved", "words", "i2v-with-prompt", "i2v-without-prompt")
+    }
+    done = json.loads((tmp_path / "out.json").read_text())
+    assert list(done) == ["about", *sections]
+    again = printed(*words, "--only", *sections)
+    assert again == out[out.index("\nmachine") :], "nothing is done twice"
+
+
+def test_a_judge_learns_who_and_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red or blue, running or standing; it is told so by colours and by motion alone."""
+    monkeypatch.setattr(judge, "BATCH", 8)
+    monkeypatch.setattr(judge, "WORN", 2)
+    rng = np.random.default_rng(0)
+
+    def clip(actor: int, action: int) -> np.ndarray:
+        frames = rng.integers(0, 40, (12, 32, 32, 3), dtype=np.uint8)
+        for number, frame in enumerate(frames):
+            frame[8:20, 4 + action * number : 14 + action * number, 2 * actor] += 200
+        return frames
+
+    pairs = [(number % 2, number // 2 % 2) for number in range(16)]
+    frames = np.stack([judge.taken(clip(*pair)) for pair in pairs])
+    numbers = torch.tensor(pairs)
+    torch.manual_seed(0)
+    taught = judge.Judge(["red", "blue"], ["standing", "running"])
+    judge.train(taught, judge.Clips(frames, *numbers.T), steps=25, seed=0)
+    scenes = [Scene("red/green", "standing"), Scene("blue", "running"), Scene("red", "running")]
+    found = judge.right(taught, [clip(0, 0), clip(1, 1), clip(1, 1)], scenes)
+    assert found == pytest.approx({"actor": 2 / 3, "action": 1, "both": 2 / 3})
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    shapes.write_shapes(tmp_path / "shapes", 1, size=16)
+    for folder in (tmp_path, tmp_path / "shapes"):
+        with pytest.raises(UserError, match="was not drawn by flowcept stage"):
+            judge.listed(folder)
+
+
+def test_lengths_are_known_half_of_the_way(acted: Path, tmp_path: Path) -> None:
+    judge.save(judge.Judge(["dog"], ["running"]), tmp_path / "judge.safetensors")
+    model = write_model(tmp_path / "model.safetensors")
+    options = argparse.Namespace(
+        model=str(model), models=acted / "models", judge=tmp_path / "judge.safetensors", features=[],
+        steps=3, guidance=2.0, refine=0.0, seed=0, output=tmp_path / "out.json",
+    )  # fmt: skip
+    bench = shipped.Bench(options)
+    jobs = [shipped.Job("a dog surfing", seed) for seed in range(6)]
+    made = [len(clip) for clip in bench.made(jobs, "gen")]
+    assert shipped.grown_lengths(bench, jobs) == made
+    assert len(set(made)) > 1
+
+
+def test_errors_of_mean_lengths() -> None:
+    """Running is a tenth too long, walking right on the whole; its adverbs do nothing."""
+    adverbs = ("quickly", "", "slowly") * 2
+    played = [
+        Scene("dog", action, "", adverb) for action in ("running", "walking") for adverb in adverbs
+    ]
+    true = [7.0, 10.0, 15.0] * 4
+    made = [8, 11, 16, 8, 10, 17] + [11, 10, 11] * 2
+    found = shipped.of_cells(played, made, true)
+    assert found["means"]["running"] == [[8, 7], [10.5, 10], [16.5, 15]]
+    assert found["all"] == pytest.approx(134 / 128 - 1)
+    assert found["worst_action"] == pytest.approx(35 / 32 - 1)
+    assert found["worst"] == pytest.approx(11 / 7 - 1)
+    assert (found["ordered"], found["actions"]) == (1, 2)
+
+
+def test_a_peer_that_halves_makes_the_nearest_frame() -> None:
+    """Two gaps, frames named by their time: thirds become the nearest quarters."""
+
+    def quarters(given_GCHW: torch.Tensor, spacing: int) -> torch.Tensor:
+        assert spacing == 4
+        return torch.tensor([g + m / 4 for g in range(len(given_GCHW) - 1) for m in (1, 2, 3)])
+
+    made = shipped.halving(quarters)(torch.zeros(3, 1, 1, 1), 3)
+    assert made.tolist() == [0.25, 0.75, 1.25, 1.75]
 
 
 @pytest.mark.slow

@@ -112,8 +112,8 @@ class Stage:
         held = [(a, action) for a, action in every if (a, action) in RESERVED and action in known]
         found = held if reserved else trained
         if not found:
-            lack = "a" if reserved else "any but a"
-            raise UserError(f"nobody here plays {lack} reserved action: name more actors or actions")
+            kind = "a" if reserved else "any but a"
+            raise UserError(f"nobody here plays {kind} reserved action: name more actors, actions")
         return found
 
     def places(self, actor: str, action: str) -> dict[str, Place]:

@@ -90,12 +90,13 @@ def write_stage(
 ) -> None:
     """Write a data folder: 000000.apng and so on, metadata.jsonl with captions, stage.json.
 
-    Clip i depends on models, actors, actions, reserved, seed and i alone. It appears only whole, and its line
-    in metadata.jsonl after it, so an interrupted folder is a smaller valid one.
+    Clip i depends on models, actors, actions, reserved, seed and i alone. It appears only whole,
+    and its line in metadata.jsonl after it, so an interrupted folder is a smaller valid one.
 
     `models` is a folder of .glb files; `actors` and `actions` are names with commas between them,
-    or "all"; `reserved` draws only the pairs that are otherwise never drawn; `jobs` is a number of processes; `progress` hears the number of clips done. UserError
-    for a folder in use, models that are no use, or settings that make no sense.
+    or "all"; `reserved` draws only the pairs that are otherwise never drawn; `jobs` is a number of
+    processes; `progress` hears the number of clips done. UserError for a folder in use, models that
+    are no use, or settings that make no sense.
     """
     check_folder(clips, size, seed)
     if jobs < 1:
