@@ -44,6 +44,7 @@ import mobilenet
 import numpy as np
 import torch
 from interpolation import Peer
+from interpolation_peers import processor_seconds
 from judge import Frames, Real
 from torch import Tensor
 from tqdm import tqdm
@@ -97,12 +98,18 @@ class Bench:
         return max(1, round(share * self.options.clips))
 
     def real(self, share: float = 1, *, reserved: bool = False) -> list[Real]:
-        """The first clips of a folder, at the model's size."""
+        """The first clips of a folder; all of them must be what the judge knows."""
         folder = self.options.reserved if reserved else self.options.folder
-        clips, count = judging.listed(folder), self.count(share)
+        count = self.count(share)
+        clips = judging.listed(folder)[:count]
         if len(clips) < count:
             raise SystemExit(f"{folder} has {len(clips)} clips, not {count}: draw more")
-        return clips[:count]
+        wanted = self.stage.pairs(reserved=reserved)
+        others = {(clip.scene.actor, clip.scene.action) for clip in clips} - {*wanted}
+        if others:
+            kind = "reserved" if reserved else "trained"
+            raise SystemExit(f"{folder}: {' '.join(min(others))} is no {kind} pair of the judge's")
+        return clips
 
     def frames(self, clips: Sequence[Real]) -> list[Frames]:
         """Of real clips, at the model's size."""
@@ -661,15 +668,15 @@ def main() -> None:
     bench = Bench(options)
     done = json.loads(options.output.read_text()) if options.output.exists() else {}
     about = told(bench)
-    before = done.get("about", about)
-    if any(before.get(name) != about[name] for name in set(about) - {"machine"}):
+    kept = done.get("about", about)
+    if any(kept.get(name) != about[name] for name in set(about) - {"machine"}):
         raise SystemExit(f"{options.output} holds figures of something else: give another --output")
     done["about"] = about
     for name in options.only:
         if name not in done:
-            started = time.perf_counter()
+            before = processor_seconds()
             done[name] = SECTIONS[name](bench)
-            done[name]["minutes"] = round((time.perf_counter() - started) / 60, 1)
+            done[name]["processor_minutes"] = round((processor_seconds() - before) / 60, 1)
             with replacing(options.output) as temporary:
                 temporary.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
             print(name, json.dumps(done[name]), flush=True)

@@ -406,8 +406,8 @@ def test_lengths_are_known_half_of_the_way(acted: Path, tmp_path: Path) -> None:
     judge.save(judge.Judge(["dog"], ["running"]), tmp_path / "judge.safetensors")
     model = write_model(tmp_path / "model.safetensors")
     options = argparse.Namespace(
-        model=str(model), models=acted / "models", judge=tmp_path / "judge.safetensors", features=[],
-        steps=3, guidance=2.0, refine=0.0, seed=0, output=tmp_path / "out.json",
+        model=str(model), models=acted / "models", judge=tmp_path / "judge.safetensors",
+        features=[], steps=3, guidance=2.0, refine=0.0, seed=0, output=tmp_path / "out.json",
     )  # fmt: skip
     bench = shipped.Bench(options)
     jobs = [shipped.Job("a dog surfing", seed) for seed in range(6)]
