@@ -2,8 +2,8 @@
 
 A coloured shape performs one of eight actions in a place. An action runs from phase 0 to phase 1
 over the clip, however many frames that is. So length is neither noise nor a label: it is the
-natural duration of the action, stretched by "slowly" and shortened by "quickly", and `length_law`
-is its exact distribution, against which a model's own lengths can be measured.
+natural duration of the action, stretched by "slowly" and shortened by "quickly"; `length_law` is
+its exact distribution, against which a model's own lengths can be measured.
 
 x runs right and y runs down, both over [0, 1] of the picture; angles are in degrees, clockwise.
 Suffixes: F frames, H height, W width, S side of a solid's picture, P corners, 3 red, green, blue.
@@ -22,9 +22,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from flowcept.data import drawn, video
 
 FPS = 12
-HORIZON, FLOOR = 0.66, 0.87  # where the ground begins, and where shapes stand
-RADIUS = 0.2  # of a shape
-SIDE, ROOM = 96, 1.25  # of a solid's picture: its pixels, and how many radii it reaches
+HORIZON, FLOOR, RADIUS = 0.66, 0.87, 0.2  # where the ground begins, where shapes stand, their size
+SIDE, ROOM = 80, 1.25  # of a solid's picture: its pixels, and how many radii it reaches
 WHITE = "fafafa"
 COLOURS: dict[str, str] = {
     "red": "e42c2c", "orange": "ff8414", "yellow": "ffd624",
@@ -63,14 +62,13 @@ _BELLY = pi / 2 + 2 * _X  # of a drop
 _HEART = 13 * np.cos(pi * _X) - 5 * np.cos(2 * pi * _X) - 2 * np.cos(3 * pi * _X)
 _SQUARE = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
 _TRIANGLE = np.array([(0, -1), (1, 1), (-1, 1)])
-_WEDGE = np.array([(0, 0), (0.6, 1.2), (-0.6, 1.2)])
 _GEM = np.array([(-0.5, -0.72), (0.5, -0.72), (0.97, -0.2), (0, 0.92), (-0.97, -0.2)])
 _DISC = _round(lambda _: 0.97)
 _LOBES = _round(lambda a: 0.84 + 0.12 * np.abs(np.cos(3.5 * a)))
 _HILLS = np.array([[-1, *_X, 1], [1, *np.sin(7 * _X), 1]]).T
 # Solids, and what is white on them: without stripes no ball would be seen to turn.
 _SOLIDS: dict[str, tuple[Array, list[Array]]] = {
-    "ball": (_DISC, [_WEDGE @ _rotation(120 * k) for k in range(3)]),
+    "ball": (_DISC, [(_TRIANGLE * 0.6 + [0, 0.6]) @ _rotation(120 * k) for k in range(3)]),
     "box": (_SQUARE * 0.86, [_SQUARE * (0.18, 1), _SQUARE * (1, 0.18)]),
     "star": (_round(lambda a: 0.7 + 0.28 * np.cos(5 * a), 10), []),
     "heart": (np.array([np.sin(pi * _X) ** 3, 0.15 - (_HEART - np.cos(4 * pi * _X)) / 16]).T, []),
@@ -106,9 +104,8 @@ _PLACES: dict[str, tuple[str, str, list[Thing]]] = {
         (_LOBES, 0.7, 0.2, 0.16, 0.08, WHITE), (_SQUARE, 0.5, 0.6, 0.5, 0.06, "2f9fd0"),
         (_TRIANGLE, 0.1, 0.4, 0.09, 0.12, WHITE), (_TRIANGLE, 0.1, 0.57, 0.13, -0.04, "d8483c")]),
     "on the moon": ("04040e 20203a b4b4c0 84848f", "74747f", [
-        *_STARS, (_DISC, 0.2, 0.2, 0.12, 0.12, "3a82d8"), (_LOBES, 0.2, 0.2, 0.06, 0.05, "5cba72"),
-        (_HILLS, 0.5, 0.65, 0.8, 0.02, "9a9aa8"), (_DISC, 0.15, 0.8, 0.1, 0.03, "8c8c98"),
-        (_DISC, 0.86, 0.94, 0.11, 0.033, "70707c")]),
+        *_STARS, (_DISC, 0.2, 0.2, 0.12, 0.12, "3a82d8"), (_LOBES, 0.2, 0.15, 0.1, 0.05, "5cba72"),
+        (_HILLS, 0.5, 0.65, 0.8, 0.02, "9a9aa8"), (_DISC, 0.85, 0.79, 0.1, 0.03, "8c8c98")]),
 }  # fmt: skip
 PLACES: tuple[str, ...] = tuple(_PLACES)
 
@@ -218,7 +215,7 @@ def _area(outlines: list[Array], turn: float) -> Image.Image:
     return picture.reduce(2)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def _solid(name: str, colour: str, turn: int = 0) -> Image.Image:
     """A shape as a cushion, RGBA, turned, in light from the upper left."""
     outline, marks = _SOLIDS[name]
@@ -230,7 +227,6 @@ def _solid(name: str, colour: str, turn: int = 0) -> Image.Image:
     down_SS, right_SS = np.gradient(np.mean([*map(np.asarray, blurred)], 0) * (SIDE / 680))
     facing_SS = (0.6 + 0.5 * right_SS + 0.62 * down_SS).clip(0)
     bright_SS1 = (facing_SS / np.sqrt(1 + down_SS**2 + right_SS**2))[..., None]
-
     white_SS1 = np.asarray(_area(marks, turn))[..., None] / 255
     paint_SS3 = np.array([*bytes.fromhex(colour)]) * (1 - white_SS1) + 250 * white_SS1
     lit_SS3 = paint_SS3 * (0.45 + 0.8 * bright_SS1) + 700 * (bright_SS1 - 0.85).clip(0)
@@ -247,7 +243,8 @@ def _frame(scene: Scene, phase: float, side: int, shift: float, zoom: float) -> 
     pose = _ACTIONS[scene.action][1](phase)
     radius, x = RADIUS * zoom * pose.scale, pose.x + shift
     width, height = radius * (2 - pose.squash), radius * pose.squash
-    lowest = (_SOLIDS[scene.shape][0] @ _rotation(pose.turn).T)[:, 1].max()
+    turn = round(pose.turn / 5) * 5 % 360  # in steps, so that pictures are used again
+    lowest = (_SOLIDS[scene.shape][0] @ _rotation(turn).T)[:, 1].max()
     y = FLOOR - pose.height - lowest * height
     picture = _background(scene.place, side).copy()
 
@@ -262,7 +259,6 @@ def _frame(scene: Scene, phase: float, side: int, shift: float, zoom: float) -> 
     for way in (-1, 1) if scene.action == "flying" else ():
         wing = _solid("wing", WHITE, way * round(40 * cos(8 * pi * phase)))
         paste(wing, (x + way * 1.15 * radius, y - 0.3 * radius), (0.8 * radius, 0.8 * radius))
-    turn = round(pose.turn / 5) * 5 % 360  # in steps, so that pictures are used again
     paste(_solid(scene.shape, COLOURS[scene.colour], turn), (x, y), (width, height))
     if scene.action == "hiding":
         paste(_SHADOW, (0.71 + shift, FLOOR), (0.3, 0.075))
@@ -277,8 +273,7 @@ def draw_clip(scene: Scene, size: int, rng: Rng, *, num_frames: int | None = Non
     performance at any length.
     """
     shift, zoom = rng.uniform(-1, 1, 2) * (0.04, 0.06) + (0, 1)
-    if num_frames is None:
-        num_frames = sample_length(scene, rng)
+    num_frames = num_frames or sample_length(scene, rng)
     finer = 3 if size < 128 else 2
     phases = [i / max(1, num_frames - 1) for i in range(num_frames)]
     pictures = [_frame(scene, phase, finer * size, shift, zoom) for phase in phases]
