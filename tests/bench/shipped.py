@@ -11,8 +11,10 @@ that neither it nor the judge (judge.py) saw; --models is the folder that they w
 
 Every section can be run alone (`--only gen lengths`), and a run that is cut goes on with the
 section at which it stopped: --output keeps what is done, and pictures of the first clips of each
-section are beside it. --clips scales all sections. Settings of sampling are those of the command;
---steps, --guidance and --refine change them in all sections but interp and double.
+section are beside it. --clips scales all sections; 96 take about an hour of one thread, of which
+extend, gen with its features, lengths and interp take the most, and "processor_minutes" of the
+output says how long each took. Settings of sampling are those of the command; --steps, --guidance
+and --refine change them in all sections but interp and double.
 
 Shape suffixes: F frames, B clips, G given frames, C H W, 3 colours.
 """
