@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--others", type=Path, nargs="+", required=True, help="that it is tried on")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, help="of each folder; default all")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=777)
     options = parser.parse_args()
     started = time.perf_counter()
