@@ -11,7 +11,7 @@ flowcept stage OTHERS --models MODELS --clips 400 --seed 702
 python tests/bench/judge.py CLIPS RESERVED --others OTHERS --output judge.safetensors
 
 The judge tells apart the actors and actions of CLIPS and RESERVED: pairs that are reserved are
-among what it learns. OTHERS, which it has not seen, say how often it is right. Eight minutes of one
+among what it learns. OTHERS, which it has not seen, say how often it is right. Nine minutes of one
 thread beside the drawing.
 
 Shape suffixes: B clips, T frames taken of each clip, N pictures, C H W, A actors, K actions.
