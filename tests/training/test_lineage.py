@@ -87,7 +87,7 @@ train.train(folder, run, make_config("small", run.parent / "config.toml", {}), q
 def test_equal_runs_write_equal_files(folder: Path, tmp_path: Path) -> None:
     """Whatever Python hashes words by, and whenever they are made."""
     words = tmp_path / "words.json"
-    actions = {"surfing": ["riding a wave"], "jumping": ["leaping", "hopping"]}
+    actions = {"growing": ["getting bigger"], "jumping": ["leaping", "hopping"]}
     words.write_text(json.dumps({"classes": {"action": actions}}))
     write_config(TINY.changed(lexicon=str(words), paraphrase=0.5), tmp_path / "config.toml")
     files = []
