@@ -65,7 +65,7 @@ def test_the_model_file_samples(whole: Path):
     config = weights.card.network
     given = [Given(torch.zeros(0, config.channels, config.height, config.width), (True,))]
     with torch.no_grad():
-        tokens = weights.text(["a red circle jumping"])
+        tokens = weights.text(["a red ball jumping"])
         (latent,) = sample(
             lambda state, *_: weights.network(state, tokens),
             given,
