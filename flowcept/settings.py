@@ -405,7 +405,7 @@ class CodecSettings(Settings):
     codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
     codec_steps: int = setting(4000, "training steps of the autoencoder; 0: no training", NUMBER)
     codec_batch: int = setting(16, "frames per training step of the autoencoder", POSITIVE)
-    codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder", POSITIVE)
+    codec_rate: float = setting(1e-3, "peak learning rate of the autoencoder", POSITIVE)
     adversarial: float = setting(0.0, "weight of a discriminator, for sharpness; 0: off", NUMBER)
 
 

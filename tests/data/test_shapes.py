@@ -173,6 +173,8 @@ def test_jumping_falling_and_flying():
     assert feet(jump).argmin() == 6
     assert np.all(np.diff(feet(fall)[:9]) > 0)
     assert abs(feet(fall)[-1] - floor) <= 2
+    tall = [np.ptp(np.nonzero(seen_HW.any(1))[0]) for seen_HW in fall]
+    assert tall[10] < 0.8 * tall[-1], "it lands with a bump"
     assert np.all(np.diff(middles(fly)[:11, 1]) < 0)
     assert np.all(np.diff(middles(fly)[:, 0]) > 0)
     white = [

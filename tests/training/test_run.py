@@ -65,7 +65,7 @@ def test_the_model_file_samples(whole: Path):
     config = weights.card.network
     given = [Given(torch.zeros(0, config.channels, config.height, config.width), (True,))]
     with torch.no_grad():
-        tokens = weights.text(["a red circle jumping"])
+        tokens = weights.text(["a red ball jumping"])
         (latent,) = sample(
             lambda state, *_: weights.network(state, tokens),
             given,
@@ -256,20 +256,20 @@ def test_a_lexicon_goes_into_the_model_for_the_words_of_its_captions(
     folder: Path, whole: Path, tmp_path: Path
 ):
     words, said = tmp_path / "words.json", list[str]()
-    tables = {"action": {"surfing": ["riding a wave"], "juggling": ["tossing balls"]}}
+    tables = {"action": {"growing": ["getting bigger"], "juggling": ["tossing balls"]}}
     words.write_text(json.dumps({"classes": tables}))
     init = str(whole / "model.safetensors")
     config = TINY.changed(init=init, lexicon=str(words), paraphrase=0.9)
     train.train(folder, tmp_path / "run", config, pause_at=1, console=said.append)
     card = model_file.read_card(tmp_path / "run" / "model.safetensors")
-    assert card.lexicon == Lexicon({"action": {"surfing": ("riding a wave",)}})
+    assert card.lexicon == Lexicon({"action": {"growing": ("getting bigger",)}})
     assert "lexicon: 1 words and phrases for 1 classes" in said
     again = TINY.changed(init=str(tmp_path / "run" / "model.safetensors"))
     trainer = prepared(folder, tmp_path / "again", again)
     assert trainer.card.lexicon == card.lexicon
 
     drawn = prepared(folder, tmp_path / "drawn", config.changed(tokens=3000)).draw()
-    assert any("riding a wave" in prompt for prompt in drawn.prompts)
+    assert any("getting bigger" in prompt for prompt in drawn.prompts)
     off = prepared(folder, tmp_path / "off", config.changed(tokens=3000, paraphrase=0)).draw()
     plain = prepared(folder, tmp_path / "plain", config.changed(tokens=3000, lexicon="")).draw()
     assert off.prompts == plain.prompts
