@@ -467,7 +467,6 @@ class ProcessSettings(Settings):
     fill: float = setting(
         0.0, "share of complete clips whose finished frames are made noisy again", SHARE
     )
-    context_noise: float = setting(0.0, "largest share of noise on finished frames", SHARE)
 
 
 @dataclass(frozen=True)

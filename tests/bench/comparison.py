@@ -104,7 +104,6 @@ FILLED = {"first": True, "fill": 0.75}
 LEARNING = [
     Arm("flowception"),
     Arm("first, fill", FILLED),
-    Arm("first, fill, context noise", FILLED | {"context_noise": 0.3}),
     Arm("planned, fill", {"planned": True, "place": True, "fill": 0.75}),
     Arm("full-sequence", {"process": "full-sequence"}),
     Arm("autoregressive", {"process": "autoregressive"}),

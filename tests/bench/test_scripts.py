@@ -327,7 +327,7 @@ def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_pat
     small = ("--clips", 20, "--samples", 2, "--hidden", 32, "--stem-channels", 8, "--place")
     parts = ("--steps", 2, 1, "--shift", 1.5, 5, "--decay", 0, 0.7)
     how = (*parts, "--rotary-values", "--schedule", "power:0.1", "--first", "--fill", 0.75,
-           "--context-noise", 0.1, "--refine", 0, 0.75)  # fmt: skip
+           "--refine", 0, 0.75)  # fmt: skip
     out = printed("ring.py", "--run", tmp_path / "run", *small, *how).splitlines()
     ideal = [line for line in out if line.startswith("by the posterior mean")]
     assert [float(line.split()[-1]) for line in ideal] == [0, 0], "a guess that makes perfect rings"

@@ -193,24 +193,6 @@ def test_finished_frames_flow_again_in_so_many_late_clips(generator: torch.Gener
     assert float((drawn - steps).abs().max()) < 1.63 / len(drawn) ** 0.5
 
 
-def test_finished_frames_carry_noise_in_half_of_the_clips(generator: torch.Generator) -> None:
-    """Up to the share that is set; flowing and given frames are shown as their flow time says."""
-    process = Flowception(context_noise=0.3)
-    given_F = torch.tensor([True, False, False, False])
-    time_F = torch.tensor([1.0, 1.0, 0.4, 1.0])
-    noisy, levels = 0, []
-    for _ in range(1000):
-        progress_F = process.draw_progress(time_F, given_F, generator)
-        assert progress_F[0] == 1
-        assert progress_F[2] == pytest.approx(0.4)
-        noisy += bool(progress_F[1] < 1)
-        assert (progress_F[1] < 1) == (progress_F[3] < 1)
-        levels += (1 - progress_F[[1, 3]]).tolist() if progress_F[1] < 1 else []
-    assert 430 < noisy < 570
-    assert 0.29 < max(levels) <= 0.3
-    assert sum(levels) / len(levels) == pytest.approx(0.15, abs=0.015)
-
-
 def test_content_is_never_looked_at() -> None:
     """Zeros, -1, huge values and repeated frames give the same structure and exact context."""
     base = torch.randn(7, 2, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -237,8 +219,7 @@ def test_content_is_never_looked_at() -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"schedule": "x"}, {"shift": 0.0}, {"shift": float("inf")}, {"shift": float("nan")},
-     {"late": 0.0}, {"late": 1.0}, {"late": float("nan")}, {"fill": 1.1}, {"fill": float("nan")},
-     {"context_noise": 1.0}, {"context_noise": -0.1}],
+     {"late": 0.0}, {"late": 1.0}, {"late": float("nan")}, {"fill": 1.1}, {"fill": float("nan")}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
