@@ -100,6 +100,7 @@ def _but(default: object, **setting: object) -> dict[str, Any]:
     return {name: value for name, value in setting.items() if value != default}
 
 
+PLAIN = {"first": False, "fill": 0.0}  # the paper's process: an arm's, unless it says otherwise
 FILLED = {"first": True, "fill": 0.75}
 LEARNING = [
     Arm("flowception"),
@@ -204,7 +205,7 @@ class Comparison:
             "log_every": 1,
             "seed": seed,
         }
-        return TrainConfig.from_flat(settings | arm.settings)
+        return TrainConfig.from_flat(settings | PLAIN | arm.settings)
 
     def folder(self, arm: Arm, seed: int) -> Path:
         return self.run / f"{_words(arm.training) or 'plain'}-seed{seed}"

@@ -167,6 +167,32 @@ def test_a_clip_without_given_frames_may_start_with_its_first(generator: torch.G
             assert pair[1].missing_first_B.item() == 0
 
 
+@pytest.mark.parametrize("context", ["1....", "....1", "1...1", "11..1", "1.1.1", ".1..1", "..1.."])
+def test_beside_given_frames_first_only_leaves_out_the_start_frame(context: str) -> None:
+    """Open gaps stay open; where there are several, which have no start frame, nothing changes."""
+    given = [one == "1" for one in context]
+    clip = torch.arange(5.0).view(5, 1, 1, 1)
+    several = len(context.replace("1", " ").split()) > 1
+    compared = 0
+    for seed in range(20):
+        plain, first = (
+            draw(clip, given, Flowception(first=first), torch.Generator().manual_seed(seed))
+            for first in (False, True)
+        )
+        assert not several or (plain is None) == (first is None)
+        if plain is None or first is None:
+            continue
+        compared += 1
+        assert torch.equal(plain[0].open_first_B, first[0].open_first_B)
+        given_roles = [pair[0].role_F[pair[0].given_F].tolist() for pair in (plain, first)]
+        assert given_roles[0] == given_roles[1]
+        for part, other in zip(plain, first, strict=True):
+            for name, value in vars(part).items():
+                if several and isinstance(value, torch.Tensor):
+                    assert torch.equal(value, vars(other)[name]), name
+    assert compared > 5
+
+
 def test_finished_frames_flow_again_in_so_many_late_clips(generator: torch.Generator) -> None:
     """Their flow times are uniform; early clips, flowing and given frames stay as they were."""
     process, context = Flowception(fill=0.6, late=0.9), [True, *[False] * 5]
@@ -298,11 +324,14 @@ def test_given_pictures_that_others_may_come_before_stand_beside(
     assert alone == [100.0 + f for f, one in enumerate(asked) if one and f and not asked[f - 1]]
 
 
-def test_keyframes_are_visible_clean_and_no_targets(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("process", [Flowception(), Flowception(first=True, fill=1.0, late=0.8)])
+def test_keyframes_are_visible_clean_and_no_targets(
+    process: Flowception, generator: torch.Generator
+) -> None:
     latent_FCHW = torch.full((4, 1, 2, 2), 5.0)
     rows, given, stands = beside(latent_FCHW, [True, False, False, True], lambda _: latent_FCHW[0])
     for _ in range(20):
-        drawn = draw(rows, given, Flowception(), generator, stands)
+        drawn = draw(rows, given, process, generator, stands)
         if drawn is None:
             continue
         state, target = drawn
