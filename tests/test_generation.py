@@ -14,6 +14,7 @@ from flowcept import generation as tasks
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
 from flowcept.errors import UserError
+from flowcept.process.forward import Flowception
 from flowcept.settings import SampleConfig
 
 LONGEST = max(LENGTHS)
@@ -260,6 +261,24 @@ def test_extend_leaves_the_clip_alone(studio, direction, size):
     assert made.fps == 10
     assert made.settings["frames"] == len(made)
     assert made.settings["fps"] == 10
+
+
+def test_a_model_of_clips_that_start_with_their_first_frame_does_all_tasks(studio):
+    """Given frames and lengths are kept; between several keyframes there is no difference."""
+    process = Flowception(first=True)
+    weights = replace(studio.weights, process=process, card=replace(studio.card, process=process))
+    own = tasks.Studio(weights, studio.name, studio.device, studio.dtype)
+    given = noise(3)
+    assert len(own.generate("a", frames=5, loop=True, **SMALL)) == 5
+    for frames in (1, 5):
+        made = own.i2v(given[0], frames=frames, exact=True, **SMALL)
+        assert len(made) == frames
+        np.testing.assert_array_equal(made[0], given[0])
+    for direction in ("backward", "both"):
+        made = own.extend(given, clip_fps=12, direction=direction, frames=4, **FAST)
+        np.testing.assert_array_equal(made[4:7], given)
+    plain, between = (one.interp(given, frames=9, **SMALL) for one in (studio, own))
+    np.testing.assert_array_equal(between.frames_FHW3, plain.frames_FHW3)
 
 
 @pytest.mark.parametrize("context", [1, 2, 99])
