@@ -29,7 +29,7 @@ LEADING = frozenset([
     "for", "around", "inside", "within", "amid", "among", "its", "his", "her", "their", "this",
     "that", "some",
 ])  # fmt: skip
-# Words that no entry is found by.
+# Words that no entry is found by, except by the last of a phrase: "falling over".
 PASSED_OVER = COMMON_WORDS | LEADING | {"s", "it", "he", "she", "they", "was", "were", "be", "been"}
 REACH = 4  # words from one of a phrase to its next at most: "riding a truly big wave"
 VOWELS = frozenset("aeiouy")
@@ -110,18 +110,18 @@ class Lexicon:
         """What stands for classes in a text, from left to right; the longest phrase wins."""
         spots = list(WORD.finditer(text.lower()))
         words = [spot[0] for spot in spots]
-        found, names, place = list[Passage](), set[str](), 0
+        found, names, place, free = list[Passage](), set[str](), 0, 0
         while place < len(words):
             last, name = self._longest(words, place)
             if not name:
                 place += 1
                 continue
             first = place
-            while (_lead(name) or name in names) and first and words[first - 1] in LEADING:
+            while (_lead(name) or name in names) and first > free and words[first - 1] in LEADING:
                 first -= 1
             found.append(Passage(spots[first].start(), spots[last].end(), name, name in names))
             names.add(name)
-            place = last + 1
+            place = free = last + 1
         return found
 
     def read(self, text: str, known: Collection[str] = ()) -> Reading:
@@ -132,7 +132,7 @@ class Lexicon:
         changes: dict[str, str] = {}
         for passage in reversed(self.passages(text)):
             written = text[passage.start : passage.end]
-            if written.lower() not in (passage.name, *known):
+            if written.lower() not in (passage.name.lower(), *known):
                 changes[written] = passage.name
                 text = _replaced(text, passage, "" if passage.again else passage.name)
         return Reading(text, dict(reversed(changes.items())))
@@ -141,7 +141,7 @@ class Lexicon:
         """A caption with a ``share`` of its classes replaced by words that stand for them."""
         for passage in reversed(self.passages(caption)):
             written, choices = caption[passage.start : passage.end], self._words[passage.name]
-            if written.lower() == passage.name and choices and draw() < share:
+            if written.lower() == passage.name.lower() and choices and draw() < share:
                 chosen = choices[int(draw() * len(choices))]
                 caption = _replaced(caption, passage, _lead(passage.name) + chosen)
         return caption
@@ -196,17 +196,19 @@ class Lexicon:
     def _next(self, wanted: str, words: Sequence[str], start: int) -> int | None:
         """The place of a stem within reach; what stands for a class alone is not passed over."""
         for place in range(start, min(start + REACH, len(words))):
-            met = "" if words[place] in PASSED_OVER else self.stem(words[place])
+            met = self.stem(words[place])
             if met == wanted:
                 return place
-            if met in self._alone:
+            if met in self._alone and words[place] not in PASSED_OVER:
                 return None
         return None
 
 
 def content(phrase: str) -> list[str]:
     """The words of a phrase by which it is found."""
-    return [word for word in WORD.findall(phrase.lower()) if word not in PASSED_OVER]
+    words = WORD.findall(phrase.lower())
+    found = [word for word in words if word not in PASSED_OVER]
+    return found + words[-1:] if found and words[-1] in PASSED_OVER else found
 
 
 def stem(word: str) -> str:

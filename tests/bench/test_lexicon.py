@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 from lexicon import HERE, STOP, Candidate, chosen, own_words, put, read_classes, read_table, write
 from lexicon import marked as marks_of
 
-from flowcept.data import theatre
 from flowcept.lexicon import WORD, Lexicon, content, stem
 from flowcept.model_file import load, read_card
 
@@ -64,12 +64,24 @@ def test_a_lexicon_is_small_and_clean_and_of_its_list(name):
             assert not [phrase for phrase in phrases if STOP.search(phrase)]
 
 
-def test_captions_of_the_theatre_are_read_as_they_are():
-    lexicon, rng = lexicon_of("theatre"), np.random.default_rng(0)
-    for _ in range(300):
-        scene = theatre.sample_scene(rng, actors=theatre.ACTORS + theatre.SHAPES)
-        caption = theatre.caption(scene, rng)
-        assert lexicon.read(caption, WORD.findall(caption)).text == caption
+@pytest.mark.parametrize("order", ["plain", "is", "before", "place first"])
+def test_captions_in_words_of_classes_are_read_as_they_are(order):
+    classes, lexicon = read_classes(LISTS["stage"]), lexicon_of("stage")
+    wheres, hows, views = (["", *classes[kind]] for kind in ("place", "adverb", "view"))
+    for number, (actor, action) in enumerate(product(classes["actor"], classes["action"])):
+        where, how, view = (names[number % len(names)] for names in (wheres, hows, views))
+        subject = f"{'an' if actor[0] in 'aeiou' else 'a'} {actor}"
+        told = {
+            "plain": (subject, action, how, where),
+            "is": (subject, "is", action, how, where),
+            "before": (subject, how, action, where),
+            "place first": (f"{where},", subject, action, how),
+        }[order]
+        caption = " ".join(filter(None, told)) + (f", {view}" if view else "")
+        reading = lexicon.read(caption, ["a", "an", "is"])
+        assert (reading.text, reading.changes) == (caption, {})
+        found = {passage.name for passage in lexicon.passages(caption)}
+        assert found == {actor, action, where, how, view} - {""}
 
 
 def test_our_own_words_come_first_then_wordnet_then_what_is_near():
