@@ -374,10 +374,16 @@ def assembled(classes: Classes, kept: Sequence[Candidate], wordnet: WordNet) -> 
     phrases = [content(phrase) for phrase in itertools.chain(words, *words.values())]
     stems = {stem(word) for phrase in phrases for word in phrase}
     alone = {stem(phrase[0]) for phrase in phrases if len(phrase) == 1}
-    others = {form: base for form, base in wordnet.exceptions if stem(form) not in alone}
+    others = {
+        form: base
+        for form, base in wordnet.exceptions
+        if stem(form) != stem(base) and stem(form) not in alone
+    }
     used = {form: base for form, base in others.items() if stem(base) in stems and "_" not in form}
     met = stems | {stem(form) for form in used}
-    return Lexicon(tables, used | {word: f"{word} itself" for word in THEMSELVES if stem(word) in met})
+    return Lexicon(
+        tables, used | {word: f"{word} itself" for word in THEMSELVES if stem(word) in met}
+    )
 
 
 def make(args: argparse.Namespace) -> None:
