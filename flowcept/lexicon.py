@@ -155,7 +155,8 @@ class Lexicon:
             written, choices = caption[passage.start : passage.end], self._words[passage.name]
             if written.lower() == passage.name.lower() and choices and draw() < share:
                 chosen = choices[int(draw() * len(choices))]
-                caption = _replaced(caption, passage, _lead(passage.name) + chosen)
+                lead = "" if _lead(chosen) else _lead(passage.name)
+                caption = _replaced(caption, passage, lead + chosen)
         return caption
 
     @cached_property

@@ -151,6 +151,9 @@ def test_captions_are_worded_anew():
     assert LEXICON.paraphrase(caption, 0.2, choices) == "an unicorn hanging ten in the blizzard"
     assert LEXICON.paraphrase("a dog", 1.0, draws(0.0)) == "a puppy"
     assert LEXICON.paraphrase("an elephant", 1.0, draws(0.0)) == "a pachyderm"
+    places = Lexicon({"place": {"in the sea": ("under the waves", "ocean")}})
+    assert places.paraphrase("in the sea", 1.0, draws(0.0)) == "under the waves"
+    assert places.paraphrase("in the sea", 1.0, draws(0.9)) == "in the ocean"
 
 
 def test_what_is_worded_anew_is_read_as_it_was():
