@@ -145,6 +145,16 @@ def test_unknown_words_are_told(studio):
     assert studio.generate("The dog", **SMALL).notes == []
 
 
+def test_notes_on_words_are_one_line_each_and_name_those_of_a_negative_prompt(studio):
+    long = " ".join(f"w{number}\n" for number in range(500))
+    (note,) = studio.word_notes(long, "a Zebra")
+    assert "'w0', 'w1'" in note
+    assert "\n" not in note
+    assert len(note) < 700
+    (note,) = studio.word_notes("a dog", "a Zebra, surfing")
+    assert "never saw 'zebra';" in note
+
+
 def test_a_word_that_a_full_list_leaves_out_may_have_been_seen(studio, monkeypatch):
     monkeypatch.setattr(tasks, "WORDS", len(studio.card.words))
     (note,) = studio.generate("a zebra", **SMALL).notes
