@@ -51,7 +51,7 @@ from flowcept.process.sampler import clip_generator
 from flowcept.process.state import Given
 from flowcept.request import Request
 from flowcept.sampling import Made, Start, from_nothing, sample_clips, visible
-from flowcept.settings import SampleConfig, mixed
+from flowcept.settings import SampleConfig, mixed, short
 
 SHORT_SIDE = 256  # pixels that the short side of an output reaches by whole-number enlargement
 ENDS = 256  # frames at either end of a file that extend reads, more than any model sees
@@ -714,8 +714,8 @@ class Studio:
 
     def word_notes(self, prompt: str, negative: str = "", literal: bool = False) -> Iterator[str]:
         """Notes for the user on the words of a prompt and a negative prompt."""
-        read = self.reading(prompt, literal)
-        for reading in (read, self.reading(negative, literal)):
+        readings = [self.reading(text, literal) for text in (prompt, negative)]
+        for reading in readings:
             if reading.changes:
                 yield f"read as words that the model knows: {reading}; `literal=True` keeps yours"
 
@@ -723,11 +723,12 @@ class Studio:
         if self.card.text.kind in FROZEN:  # an encoder that knows far more words
             return
         familiar = COMMON_WORDS.union(known)
-        unknown = [word for word in dict.fromkeys(words_of(read.text)) if word not in familiar]
+        read = dict.fromkeys(word for reading in readings for word in words_of(reading.text))
+        unknown = [word for word in read if word not in familiar]
         if unknown and known:
             never = "never saw" if len(known) < WORDS else "rarely or never saw"
             examples = [word for word in known if word not in COMMON_WORDS][:40]
-            told = f"the model {never} {', '.join(map(repr, unknown))}"
+            told = f"the model {never} {short(', '.join(map(repr, unknown)))}"
             yield f"{told}; it knows for example: {', '.join(examples)}"
 
     def _room(self, count: int, config: SampleConfig) -> list[str]:

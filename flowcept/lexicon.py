@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from flowcept.errors import UserError
 from flowcept.settings import from_mapping, shown
@@ -22,14 +23,16 @@ Draw = Callable[[], float]  # a random number, at least 0 and under 1
 COMMON_WORDS = frozenset(
     ["a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "is", "are", "by", "from"]
 )
-# What may stand before a noun. Where a class begins with such a word, those before it give way.
-LEADING = frozenset([
-    "a", "an", "the", "in", "on", "at", "of", "to", "by", "from", "with", "into", "onto", "through",
-    "across", "over", "under", "along", "near", "during", "towards", "toward", "past", "beside",
-    "for", "around", "inside", "within", "amid", "among", "its", "his", "her", "their", "this",
-    "that", "some",
+DETERMINERS = frozenset(["a", "an", "the", "its", "his", "her", "their", "this", "that", "some"])
+PREPOSITIONS = frozenset([
+    "in", "on", "at", "of", "to", "by", "from", "with", "into", "onto", "through", "across", "over",
+    "under", "along", "near", "during", "towards", "toward", "past", "beside", "for", "around",
+    "inside", "within", "amid", "among", "outside", "behind", "between",
 ])  # fmt: skip
-# Words that no entry is found by.
+# What may stand before a noun. Where a phrase begins with such a word, those before it give way.
+LEADING = DETERMINERS | PREPOSITIONS
+JOINING = LEADING | {"and"}  # which give way with a class that has been named
+# Words that no entry is found by, except by the last of a phrase: "falling over".
 PASSED_OVER = COMMON_WORDS | LEADING | {"s", "it", "he", "she", "they", "was", "were", "be", "been"}
 REACH = 4  # words from one of a phrase to its next at most: "riding a truly big wave"
 VOWELS = frozenset("aeiouy")
@@ -43,7 +46,7 @@ class Passage:
     start: int
     end: int
     name: str  # of the class
-    again: bool = False  # whether the class stands further left too
+    read: str  # what it gives way to: the class, or nothing where that stands further left too
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,15 @@ class Reading:
     def __str__(self) -> str:
         """The changes in one line."""
         return "; ".join(f"{written}: {read}" for written, read in self.changes.items())
+
+
+class _Entry(NamedTuple):
+    """A phrase that stands for a class."""
+
+    words: list[str]  # by which it is found
+    name: str  # of the class
+    kind: str
+    led: bool  # whether articles and prepositions before it give way
 
 
 @dataclass(frozen=True)
@@ -108,20 +120,20 @@ class Lexicon:
 
     def passages(self, text: str) -> list[Passage]:
         """What stands for classes in a text, from left to right; the longest phrase wins."""
-        spots = list(WORD.finditer(text.lower()))
-        words = [spot[0] for spot in spots]
-        found, names, place = list[Passage](), set[str](), 0
-        while place < len(words):
-            last, name = self._longest(words, place)
-            if not name:
-                place += 1
-                continue
-            first = place
-            while (_lead(name) or name in names) and first and words[first - 1] in LEADING:
-                first -= 1
-            found.append(Passage(spots[first].start(), spots[last].end(), name, name in names))
-            names.add(name)
-            place = last + 1
+        spots = list(WORD.finditer(text))
+        words = [spot[0].lower() for spot in spots]
+        found, names, free = list[Passage](), set[str](), 0
+        for first, last, entry in self._meant(text, spots):
+            start, read = first, entry.name
+            if entry.name in names:
+                start, read = _passed(words, first, free, JOINING), ""
+            elif entry.led:
+                start = _passed(words, first, free, LEADING)
+                if free < start == first and _beside(text, *spots[first - 1 : first + 1]):
+                    read = entry.name.removeprefix(_lead(entry.name))  # after an adjective
+            found.append(Passage(spots[start].start(), spots[last].end(), entry.name, read))
+            names.add(entry.name)
+            free = last + 1
         return found
 
     def read(self, text: str, known: Collection[str] = ()) -> Reading:
@@ -131,19 +143,20 @@ class Lexicon:
         """
         changes: dict[str, str] = {}
         for passage in reversed(self.passages(text)):
-            written = text[passage.start : passage.end]
-            if written.lower() not in (passage.name, *known):
-                changes[written] = passage.name
-                text = _replaced(text, passage, "" if passage.again else passage.name)
+            written = " ".join(text[passage.start : passage.end].split())
+            if written.lower() not in (passage.name.lower(), passage.read.lower(), *known):
+                changes[written] = passage.read or "left out"
+                text = _replaced(text, passage, passage.read)
         return Reading(text, dict(reversed(changes.items())))
 
     def paraphrase(self, caption: str, share: float, draw: Draw) -> str:
         """A caption with a ``share`` of its classes replaced by words that stand for them."""
         for passage in reversed(self.passages(caption)):
             written, choices = caption[passage.start : passage.end], self._words[passage.name]
-            if written.lower() == passage.name and choices and draw() < share:
+            if written.lower() == passage.name.lower() and choices and draw() < share:
                 chosen = choices[int(draw() * len(choices))]
-                caption = _replaced(caption, passage, _lead(passage.name) + chosen)
+                lead = "" if _lead(chosen) else _lead(passage.name)
+                caption = _replaced(caption, passage, lead + chosen)
         return caption
 
     @cached_property
@@ -151,37 +164,62 @@ class Lexicon:
         return {name: words for names in self.classes.values() for name, words in names.items()}
 
     @cached_property
-    def _entries(self) -> dict[str, list[tuple[list[str], str]]]:
-        """Words of a phrase and its class, by the stem of the first word."""
-        entries: dict[str, list[tuple[list[str], str]]] = {}
-        for name, phrases in self._words.items():
-            for phrase in (name, *phrases):
-                if words := content(phrase):
-                    entries.setdefault(self.stem(words[0]), []).append((words, name))
+    def _entries(self) -> dict[str, list[_Entry]]:
+        """Phrases by the stem of the first word."""
+        entries: dict[str, list[_Entry]] = {}
+        for kind, names in self.classes.items():
+            for name, phrases in names.items():
+                for phrase in (name, *phrases):
+                    if words := content(phrase):
+                        led = bool(_lead(name) or _lead(phrase))
+                        entry = _Entry(words, name, kind, led)
+                        entries.setdefault(self.stem(words[0]), []).append(entry)
         return entries
 
     @cached_property
     def _alone(self) -> frozenset[str]:
         """Stems of words that stand for a class alone."""
         listed = self._entries.items()
-        return frozenset(key for key, found in listed if any(len(words) == 1 for words, _ in found))
+        return frozenset(key for key, found in listed if any(len(one.words) == 1 for one in found))
 
-    def _longest(self, words: Sequence[str], place: int) -> tuple[int, str]:
-        """Last word and class of the best entry that begins at a word; no class: there is none.
+    def _meant(self, text: str, spots: Sequence[re.Match[str]]) -> list[tuple[int, int, _Entry]]:
+        """First word, last word and entry of all that is found in a text.
+
+        Of two nouns side by side the last is meant: a baby dragon is a dragon.
+        """
+        words = [spot[0].lower() for spot in spots]
+        found, place = list[tuple[int, int, _Entry]](), 0
+        while place < len(words):
+            last, entry = self._longest(words, place)
+            if entry is None:
+                place += 1
+                continue
+            if found and not entry.led and found[-1][2].kind == entry.kind:
+                last_before = spots[found[-1][1]]
+                found = found[:-1] if _beside(text, last_before, spots[place]) else found
+            found.append((place, last, entry))
+            place = last + 1
+        return found
+
+    def _longest(self, words: Sequence[str], place: int) -> tuple[int, _Entry | None]:
+        """Last word and best entry that begins at a word; none: there is none.
 
         Of entries of equally many words the one of which more stand there in the same form wins.
         """
         best = (0, 0)
-        last, name = place, ""
+        last, chosen = place, None
         if words[place] in PASSED_OVER:
-            return last, name
-        for phrase, entry in self._entries.get(self.stem(words[place]), ()):
-            places = self._found(phrase, words, place)
-            same = sum(words[at] == word for at, word in zip(places, phrase, strict=False))
-            if len(places) == len(phrase) and (len(phrase), same) > best:
-                best = len(phrase), same
-                last, name = places[-1], entry
-        return last, name
+            return last, chosen
+        determined = place > 0 and words[place - 1] in DETERMINERS
+        for entry in self._entries.get(self.stem(words[place]), ()):
+            places = self._found(entry.words, words, place)
+            same = sum(words[at] == word for at, word in zip(places, entry.words, strict=False))
+            if determined and _verb(entry.words) and not same:  # "the wave" is not waving
+                continue
+            if len(places) == len(entry.words) and (len(places), same) > best:
+                best = len(places), same
+                last, chosen = places[-1], entry
+        return last, chosen
 
     def _found(self, phrase: Sequence[str], words: Sequence[str], place: int) -> list[int]:
         """Where the words of a phrase stand, from ``place`` on, as far as they do."""
@@ -196,17 +234,19 @@ class Lexicon:
     def _next(self, wanted: str, words: Sequence[str], start: int) -> int | None:
         """The place of a stem within reach; what stands for a class alone is not passed over."""
         for place in range(start, min(start + REACH, len(words))):
-            met = "" if words[place] in PASSED_OVER else self.stem(words[place])
+            met = self.stem(words[place])
             if met == wanted:
                 return place
-            if met in self._alone:
+            if met in self._alone and words[place] not in PASSED_OVER:
                 return None
         return None
 
 
 def content(phrase: str) -> list[str]:
     """The words of a phrase by which it is found."""
-    return [word for word in WORD.findall(phrase.lower()) if word not in PASSED_OVER]
+    words = WORD.findall(phrase.lower())
+    found = [word for word in words if word not in PASSED_OVER]
+    return found + words[-1:] if found and words[-1] in PASSED_OVER else found
 
 
 def stem(word: str) -> str:
@@ -225,6 +265,23 @@ def _without(word: str, *endings: tuple[str, str]) -> str:
         if root != word and len(root) > 1 and VOWELS & set(root + instead):
             return root + instead
     return word
+
+
+def _verb(phrase: Sequence[str]) -> bool:
+    """Whether a phrase is a single word on -ing: "waving"."""
+    return len(phrase) == 1 and phrase[0].endswith("ing")
+
+
+def _beside(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
+    """Whether nothing but space stands between two words."""
+    return not text[one.end() : other.start()].strip()
+
+
+def _passed(words: Sequence[str], place: int, free: int, what: Collection[str]) -> int:
+    """The place, or the first of all words of a kind that stand right before it."""
+    while place > free and words[place - 1] in what:
+        place -= 1
+    return place
 
 
 def _lead(name: str) -> str:

@@ -365,9 +365,11 @@ def _card(info: Mapping[str, Any], path: Path) -> Card:
     try:
         settings = _settings_of_2(info) if info["format"] == 2 else dict(info)
         settings.pop("format")
-        network = dict(settings["network"])
+        network, process = dict(settings["network"]), dict(settings["process"])
+        process.pop("context_noise", None)  # of training alone, and gone
         config = FAMILIES[network.pop("family")].config
         settings["network"] = from_mapping(config, network, inside="network")
+        settings["process"] = process
         card = from_mapping(Card, settings)
         problems = list(_contradictions(card))
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:

@@ -151,6 +151,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def as_flags(name: str, value: object) -> list[str]:
+    """A setting as words of the command line: ``--steps 8``, ``--first`` or ``--no-first``."""
+    if isinstance(value, bool):
+        return [flag(name) if value else flag(f"no_{name}")]
+    return [flag(name), str(value)]
+
+
 def with_flags(line: str) -> str:
     """A line for the user in the words of the command line: `guidance=2` is --guidance 2."""
 
@@ -457,7 +464,7 @@ class ProcessSettings(Settings):
         "linear", "when frames appear: linear, or power:EXPONENT; an exponent under 1 is earlier"
     )
     shift: float = setting(1.0, "over 1: more of the steps at high noise", POSITIVE)
-    first: bool = setting(False, "a clip without given frames starts with its first frame")
+    first: bool = setting(True, "a clip without given frames starts with its first frame")
     planned: bool = setting(
         False, "choose the length and all places at the start; frames then know their place"
     )
@@ -465,9 +472,8 @@ class ProcessSettings(Settings):
         0.5, "share of training on complete clips; a smaller share is less work", INSIDE
     )
     fill: float = setting(
-        0.0, "share of complete clips whose finished frames are made noisy again", SHARE
+        0.75, "share of complete clips whose finished frames are made noisy again", SHARE
     )
-    context_noise: float = setting(0.0, "largest share of noise on finished frames", SHARE)
 
 
 @dataclass(frozen=True)

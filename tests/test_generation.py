@@ -14,6 +14,7 @@ from flowcept import generation as tasks
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
 from flowcept.errors import UserError
+from flowcept.process.forward import Flowception
 from flowcept.settings import SampleConfig
 
 LONGEST = max(LENGTHS)
@@ -144,6 +145,16 @@ def test_unknown_words_are_told(studio):
     assert studio.generate("The dog", **SMALL).notes == []
 
 
+def test_notes_on_words_are_one_line_each_and_name_those_of_a_negative_prompt(studio):
+    long = " ".join(f"w{number}\n" for number in range(500))
+    (note,) = studio.word_notes(long, "a Zebra")
+    assert "'w0', 'w1'" in note
+    assert "\n" not in note
+    assert len(note) < 700
+    (note,) = studio.word_notes("a dog", "a Zebra, surfing")
+    assert "never saw 'zebra';" in note
+
+
 def test_a_word_that_a_full_list_leaves_out_may_have_been_seen(studio, monkeypatch):
     monkeypatch.setattr(tasks, "WORDS", len(studio.card.words))
     (note,) = studio.generate("a zebra", **SMALL).notes
@@ -260,6 +271,24 @@ def test_extend_leaves_the_clip_alone(studio, direction, size):
     assert made.fps == 10
     assert made.settings["frames"] == len(made)
     assert made.settings["fps"] == 10
+
+
+def test_a_model_of_clips_that_start_with_their_first_frame_does_all_tasks(studio):
+    """Given frames and lengths are kept; between several keyframes there is no difference."""
+    process = Flowception(first=True)
+    weights = replace(studio.weights, process=process, card=replace(studio.card, process=process))
+    own = tasks.Studio(weights, studio.name, studio.device, studio.dtype)
+    given = noise(3)
+    assert len(own.generate("a", frames=5, loop=True, **SMALL)) == 5
+    for frames in (1, 5):
+        made = own.i2v(given[0], frames=frames, exact=True, **SMALL)
+        assert len(made) == frames
+        np.testing.assert_array_equal(made[0], given[0])
+    for direction in ("backward", "both"):
+        made = own.extend(given, clip_fps=12, direction=direction, frames=4, **FAST)
+        np.testing.assert_array_equal(made[4:7], given)
+    plain, between = (one.interp(given, frames=9, **SMALL) for one in (studio, own))
+    np.testing.assert_array_equal(between.frames_FHW3, plain.frames_FHW3)
 
 
 @pytest.mark.parametrize("context", [1, 2, 99])

@@ -13,13 +13,20 @@ from flowcept.lexicon import Lexicon, Reading, stem
 
 LEXICON = Lexicon(
     {
-        "actor": {"dog": ("puppy", "hound"), "elephant": ("pachyderm",), "unicorn": ()},
+        "actor": {
+            "dog": ("puppy", "hound"),
+            "elephant": ("pachyderm",),
+            "unicorn": (),
+            "T-rex": (),
+        },
         "action": {
             "surfing": ("riding a wave", "hanging ten"),
             "waving": ("wave", "saying goodbye"),
             "running": (),
+            "falling over": ("tumbling",),
         },
         "place": {"at sunset": ("dusk",), "in the snow": ("blizzard",)},
+        "adverb": {"quickly": ("in a rush",)},
     },
     {"rode": "ride", "ran": "run"},
 )
@@ -52,6 +59,18 @@ KNOWN = (
         ("riding a dog on a wave", "riding a dog on a waving"),
         ("riding high over the very last wave", "riding high over the very last waving"),
         ("a puppy waves, saying goodbye to a hound at dusk", "a dog waving, at sunset"),
+        ("a puppy in a raging blizzard", "a dog in a raging snow"),
+        ("a puppy, blizzard", "a dog, in the snow"),
+        ("a puppy in a rush", "a dog quickly"),
+        ("a puppy falls down over the log", "a dog falling over the log"),
+        ("a puppy tumbles", "a dog falling over"),
+        ("a puppy falling over in the snow", "a dog falling over in the snow"),
+        ("a t-rex and its hound", "a t-rex and its dog"),
+        ("a puppy and the hound", "a dog"),
+        ("a hound unicorn, a puppy", "a hound unicorn, a dog"),
+        ("a pachyderm, puppy", "an elephant, dog"),
+        ("a run, he runs", "a run, he running"),
+        ("\u0130: a puppy", "\u0130: a dog"),
         ("a chandelier", "a chandelier"),
         ("", ""),
     ],
@@ -61,8 +80,9 @@ def test_words_give_way_to_their_class(prompt, read):
 
 
 def test_what_is_read_otherwise_is_told_in_order():
-    reading = LEXICON.read("a puppy riding a wave in the snow")
+    reading = LEXICON.read("a puppy riding a\nwave in the snow")
     assert str(reading) == "puppy: dog; riding a wave: surfing"
+    assert str(LEXICON.read("a puppy and a dog")) == "puppy: dog; and a dog: left out"
     assert str(LEXICON.read("a dog surfing at sunset")) == ""
 
 
@@ -82,6 +102,7 @@ def test_captions_in_words_of_classes_are_read_as_they_are():
         "a dog surfing at sunset",
         "in the snow, an elephant is running",
         "A Dog waving",
+        "a T-rex",
     ):
         assert LEXICON.read(caption, KNOWN) == Reading(caption)
 
@@ -130,6 +151,9 @@ def test_captions_are_worded_anew():
     assert LEXICON.paraphrase(caption, 0.2, choices) == "an unicorn hanging ten in the blizzard"
     assert LEXICON.paraphrase("a dog", 1.0, draws(0.0)) == "a puppy"
     assert LEXICON.paraphrase("an elephant", 1.0, draws(0.0)) == "a pachyderm"
+    places = Lexicon({"place": {"in the sea": ("under the waves", "ocean")}})
+    assert places.paraphrase("in the sea", 1.0, draws(0.0)) == "under the waves"
+    assert places.paraphrase("in the sea", 1.0, draws(0.9)) == "in the ocean"
 
 
 def test_what_is_worded_anew_is_read_as_it_was():

@@ -638,6 +638,31 @@ def test_settings_that_format_2_needs(changed):
             refused(changed(card=lambda c, p=part, v=value: (as_of_2(c), c.update({p: v}))))
 
 
+# Settings that came and went
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_a_setting_of_training_that_is_gone_is_left_out(changed, model: Path, tmp_path, value):
+    """Bit for bit the model without it."""
+    path = changed(card=lambda info: info["process"].update(context_noise=value))
+    assert read_card(path) == CARD
+    save(load(path), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == model.read_bytes()
+
+
+def test_what_a_card_does_not_say_of_its_process_is_off(changed):
+    """Models of before these settings are sampled as they were, whatever training does today."""
+
+    def older(info):
+        assert info["process"] == {
+            "schedule": "power:2", "shift": 1.0, "first": False, "planned": False, "late": 0.5,
+            "fill": 0.0,
+        }  # fmt: skip
+        info["process"] = {"schedule": "power:2"}
+
+    assert read_card(changed(card=older)) == CARD
+
+
 # The card's own words
 
 

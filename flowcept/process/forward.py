@@ -61,9 +61,6 @@ class Process(Protocol):
     ) -> Tensor:
         """Flow times in training of visible frames with these delays."""
 
-    def draw_progress(self, time_F: Tensor, given_F: Tensor, generator: Generator) -> Tensor:
-        """The denoising progress at which training shows frames of these flow times."""
-
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
         """The log-law of how many frames are missing, from the network's law of sizes."""
 
@@ -75,7 +72,6 @@ class Process(Protocol):
 
 EVEN_IN_KAPPA = 0.1  # of the draws before ``tau = 1``, so that first steps are known
 UNPLANNED = 0.1  # of the draws before ``tau = 1``: at 0, where there is no plan yet
-NOISY = 0.5  # of the clips have noise on their finished frames, if any has
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,6 @@ class Flowception:
     # In training alone:
     late: float = 0.5  # share of draws past ``tau = 1``
     fill: float = 0.0  # share of clips past ``tau = 1`` whose finished frames flow again
-    context_noise: float = 0.0  # largest share of noise on finished frames
 
     def __post_init__(self) -> None:
         parse_schedule(self.schedule)
@@ -99,8 +94,6 @@ class Flowception:
             raise ValueError(f"late must lie between 0 and 1, not {self.late}")
         if not 0 <= self.fill <= 1:
             raise ValueError(f"fill must lie between 0 and 1, not {self.fill}")
-        if not 0 <= self.context_noise < 1:
-            raise ValueError(f"context_noise must be under 1, not {self.context_noise}")
 
     @property
     def chooses(self) -> bool:
@@ -162,17 +155,6 @@ class Flowception:
             return time_F
         fresh_F = torch.rand(len(time_F), generator=generator, dtype=torch.float64)
         return torch.where(given_F | (time_F < 1), time_F, fresh_F)
-
-    def draw_progress(self, time_F: Tensor, given_F: Tensor, generator: Generator) -> Tensor:
-        """``shifted`` flow times; with ``context_noise`` less on finished frames, in some clips.
-
-        A sampler's finished frames have errors: so the network learns not to trust them blindly.
-        """
-        progress_F = shifted(time_F, self.shift)
-        if not self.context_noise or torch.rand((), generator=generator) >= NOISY:
-            return progress_F
-        noise_F = self.context_noise * torch.rand(len(time_F), generator=generator)
-        return torch.where(given_F | (time_F < 1), progress_F, 1 - noise_F)
 
     def missing_logits(self, size_logits_BK: Tensor, state: FrameState) -> Tensor:
         schedule = parse_schedule(self.schedule)
@@ -249,7 +231,7 @@ def draw(
     roles, time_F = roles_of(context), time_F.float()
     data_FCHW = latent_FCHW[visible]
     noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)
-    progress_F = process.draw_progress(time_F, given_F, generator)
+    progress_F = shifted(time_F, process.shift)
 
     missing_G = (torch.tensor([-1, *visible, len(context)]).diff() - 1).float()
     state = FrameState(

@@ -17,7 +17,7 @@ from flowcept.settings import (
     MotionTrainConfig,
     ReportSettings,
     TrainConfig,
-    flag,
+    as_flags,
 )
 
 Config = TrainConfig | MotionTrainConfig
@@ -72,10 +72,7 @@ def _differing(settings: Mapping[str, Any], start: Config) -> Iterator[str]:
         settled = bool(settings["init"]) and name in OF_THE_MODEL
         if name == "context" or name in ELSEWHERE or settled or value == usual[name]:
             continue
-        if isinstance(value, bool):
-            yield flag(name) if value else flag(name).replace("--", "--no-", 1)
-        else:
-            yield from (flag(name), _named(value))
+        yield from as_flags(name, value if isinstance(value, bool) else _named(value))
 
 
 def _named(value: object) -> str:

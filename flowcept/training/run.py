@@ -25,7 +25,7 @@ from flowcept.diffusers_folder import Stored
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.process.forward import Process
-from flowcept.settings import RESUMABLE, TrainConfig, flag
+from flowcept.settings import RESUMABLE, TrainConfig, as_flags, flag
 from flowcept.training.console import Console
 from flowcept.training.fitting import fitted, new_codec, rebuilt_psnr
 from flowcept.training.lineage import begun_training
@@ -211,10 +211,8 @@ def _differences(config: TrainConfig, origin: Weights | None) -> Iterator[str]:
         for name, was in asdict(origin.card.process).items():
             now = getattr(config.process, name)
             if now != was:
-                yield (
-                    f"note: {config.optimizer.init} was trained with {name.replace('_', ' ')} "
-                    f"{was}, this run has {now}"
-                )
+                then, today = (" ".join(as_flags(name, value)) for value in (was, now))
+                yield f"note: {config.optimizer.init} was trained with {then}, this run has {today}"
 
 
 def _words(weights: Weights) -> Iterator[str]:

@@ -26,12 +26,15 @@ from flowcept.settings import (
     MotionTrainConfig,
     TrainConfig,
     flag,
+    shown,
 )
 from flowcept.training.clock import Clock
 from flowcept.training.console import Console
 from flowcept.training.distributed import Machine
 
 Config = TypeVar("Config", TrainConfig, MotionTrainConfig)
+
+GONE = {"context_noise": 0.0}  # settings that are gone, with the value that left them off
 
 
 def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
@@ -61,13 +64,20 @@ def make_motion_config(toml: Path | None, flags: Mapping[str, Any]) -> MotionTra
 def read_config(
     path: Path, kind: type[TrainConfig] | type[MotionTrainConfig] = TrainConfig
 ) -> dict[str, Any]:
-    """The settings of a TOML file by name, in tables or not."""
+    """The settings of a TOML file by name, in tables or not.
+
+    ``UserError`` for a setting that is gone, unless it had no effect there.
+    """
     found = _read_toml(path)
     groups = set(asdict(kind())) - {"context"}
     settings: dict[str, Any] = {}
     for name, value in found.items():
         table = name in groups and isinstance(value, dict)
         settings |= value if table else {name: value}
+    for name, off in GONE.items():
+        value = settings.pop(name, off)
+        if value != off:
+            raise UserError(f"{name} {shown(value)} is no longer supported: leave it out")
     return settings
 
 

@@ -99,11 +99,11 @@ def _but(default: object, **setting: object) -> dict[str, Any]:
     return {name: value for name, value in setting.items() if value != default}
 
 
+PLAIN = {"first": False, "fill": 0.0}  # the paper's process: an arm's, unless it says otherwise
 FILLED = {"first": True, "fill": 0.75}
 LEARNING = [
     Arm("flowception"),
     Arm("first, fill", FILLED),
-    Arm("first, fill, context noise", FILLED | {"context_noise": 0.3}),
     Arm("planned, fill", {"planned": True, "place": True, "fill": 0.75}),
     Arm("full-sequence", {"process": "full-sequence"}),
     Arm("autoregressive", {"process": "autoregressive"}),
@@ -197,7 +197,7 @@ class Comparison:
             "log_every": 1,
             "seed": seed,
         }
-        return TrainConfig.from_flat(settings | arm.settings)
+        return TrainConfig.from_flat(settings | PLAIN | arm.settings)
 
     def folder(self, arm: Arm, seed: int) -> Path:
         return self.run / f"{_words(arm.training) or 'plain'}-seed{seed}"

@@ -73,6 +73,7 @@ class Ours:
     def __init__(self, rings: Rings, options: argparse.Namespace, *, pooled: bool) -> None:
         shape = {"hidden": options.hidden, "stem_channels": options.stem_channels}
         plain = {"schedule": "linear", "place": False, "late": 0.5, "shift": 1.0, "decay": 0.3}
+        plain |= {"first": False, "fill": 0.0}
         config = ring.config(10**6, options.seed, None, **shape, **plain, pooled=pooled)
         dtype = pick_dtype("auto", CPU)
         clips = Clips(rings, list(range(len(rings.lengths))), [])  # type: ignore[arg-type]

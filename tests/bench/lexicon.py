@@ -41,6 +41,14 @@ HERE = Path(__file__).parent / "words"
 WORDNET = Path("/usr/share/wordnet")
 Classes = dict[str, list[str]]  # names by kind
 
+# Words that are no forms of others, as the rule for endings has it: "fence" of "fencing".
+THEMSELVES = (
+    "bit", "bits", "box", "boxes", "cooked", "cooking", "doe", "dove", "doves", "duck", "ducks",
+    "dye", "dyes", "engineering", "even", "fence", "fences", "fire", "fishing", "gall", "here",
+    "heroin", "hope", "hoped", "hopes", "laden", "lung", "lungs", "neighboring", "neighbouring",
+    "pin", "pins", "rose", "spare", "spine", "spines", "spring", "stages", "stared", "steering",
+    "tip", "tips", "trip",
+)  # fmt: skip
 MOST = 70  # words of WordNet and of MiniLM, each, that a class gets at most
 NEAR = {"action": 0.7, "place": 0.7, "adverb": 0.7}  # least cosine of a word that MiniLM finds
 MARGIN = 0.03  # by which a class must be nearer than the next of its kind
@@ -363,11 +371,19 @@ def assembled(classes: Classes, kept: Sequence[Candidate], wordnet: WordNet) -> 
     for one in sorted(kept, key=lambda one: (-one.rank[0], one.phrase)):
         words[one.name].append(one.phrase)
     tables = {kind: {n: tuple(words[n]) for n in names} for kind, names in classes.items()}
-    phrases = [*words, *itertools.chain.from_iterable(words.values())]
-    stems = {stem(word) for phrase in phrases for word in content(phrase)}
-    plain = {form: base for form, base in wordnet.exceptions if stem(form) != stem(base)}
-    used = {form: base for form, base in plain.items() if stem(base) in stems and "_" not in form}
-    return Lexicon(tables, used)
+    phrases = [content(phrase) for phrase in itertools.chain(words, *words.values())]
+    stems = {stem(word) for phrase in phrases for word in phrase}
+    alone = {stem(phrase[0]) for phrase in phrases if len(phrase) == 1}
+    others = {
+        form: base
+        for form, base in wordnet.exceptions
+        if stem(form) != stem(base) and stem(form) not in alone
+    }
+    used = {form: base for form, base in others.items() if stem(base) in stems and "_" not in form}
+    met = stems | {stem(form) for form in used}
+    return Lexicon(
+        tables, used | {word: f"{word} itself" for word in THEMSELVES if stem(word) in met}
+    )
 
 
 def make(args: argparse.Namespace) -> None:

@@ -13,9 +13,9 @@ Training has as many parts as ``--steps`` has numbers; each goes on from the mod
 with a rate of its own. ``--schedule power:0.03``: nearly all frames appear at once, so that a
 frame's index, of which ``--place`` tells, is its place long before what it shows is settled;
 ``--shift 5`` leaves them noise for longer. ``--rotary-values`` turns what frames take from each
-other with their distance. ``--first``, ``--planned``, ``--fill`` and ``--context-noise`` are those
-of ``flowcept train``; for each number after ``--refine`` clips are sampled. ``--late 0.1`` leaves
-out most draws past the last insertion, in which few frames still flow, and ``--hidden 128
+other with their distance. ``--first``, ``--planned`` and ``--fill`` are those of ``flowcept
+train``, here off by default; for each number after ``--refine`` clips are sampled. ``--late 0.1``
+leaves out most draws past the last insertion, in which few frames still flow, and ``--hidden 128
 --stem-channels 32`` makes a network of 1.9 million weights, of which an hour sees twice as many
 clips. Beside the printed figures, ``ring.png`` has the lengths and ``rings.png`` twelve clips.
 
@@ -69,7 +69,7 @@ FPS = 12
 BATCH = 64  # clips sampled together
 SPREAD = 60.0  # of a ring's pixels, about: their standard deviation
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)  # share of the clip in what is seen
-OF_TRAINING = ("place", "first", "planned", "late", "fill", "context_noise")
+OF_TRAINING = ("place", "first", "planned", "late", "fill")
 CHOSEN = ("schedule", "hidden", "stem_channels", "pooled", *OF_TRAINING)  # in all parts
 QUARTERS = 4
 TRUTH = dict.fromkeys(LENGTHS, 1 / len(LENGTHS))
@@ -341,7 +341,6 @@ def main() -> None:
     parser.add_argument(
         "--fill", type=float, default=0.0, help="share past tau = 1 whose frames flow again"
     )
-    parser.add_argument("--context-noise", type=float, default=0.0, help="on finished frames")
     parser.add_argument(
         "--refine", type=float, nargs="+", default=[0.0], help="from which frames are cleaned again"
     )

@@ -261,6 +261,17 @@ def rows_of(out: str, steps: int, seed: int | str) -> dict[str, list[str]]:
     return found
 
 
+def test_an_arm_is_trained_as_its_name_says(tmp_path: Path) -> None:
+    """Whatever the package trains by default: full-sequence and autoregressive flow as well."""
+    options = argparse.Namespace(run=tmp_path / "run", features=[], codec="", codec_steps=0)
+    work = comparison.Comparison(options)
+    for arm in comparison.LEARNING:
+        process = work.process(arm, 0)
+        assert process.first == ("first" in arm.name)
+        assert process.planned == ("planned" in arm.name)
+        assert process.fill == (0.75 if "fill" in arm.name else 0)
+
+
 @pytest.mark.slow
 def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) -> None:
     data, real, *features = clips
@@ -299,7 +310,8 @@ def test_a_comparison_goes_on_where_it_was(clips: list[Path], tmp_path: Path) ->
 def test_what_is_recorded_of_made_clips(clips: list[Path], tmp_path: Path) -> None:
     """The same clips as without recording, and the order in which their frames appeared."""
     settings = {"codec_steps": 1, "hidden": 32, "depth": 1, "heads": 2, "stem_channels": 8}
-    config = TrainConfig.from_flat(PRESETS["tiny"] | settings | {"steps": 1, "seed": 1})
+    own = {"steps": 1, "seed": 1, "first": False}
+    config = TrainConfig.from_flat(PRESETS["tiny"] | settings | own)
     model = train.train(clips[0], tmp_path / "run", config, quiet=True)
     maker = framewise.Recorder(
         model.name, flowcept.load(str(model), device="cpu", dtype="float32"), 3
@@ -448,7 +460,7 @@ def test_the_ring_is_trained_sampled_and_held_against_the_posterior_mean(tmp_pat
     small = ("--clips", 20, "--samples", 2, "--hidden", 32, "--stem-channels", 8, "--place")
     parts = ("--steps", 2, 1, "--shift", 1.5, 5, "--decay", 0, 0.7)
     how = (*parts, "--rotary-values", "--schedule", "power:0.1", "--first", "--fill", 0.75,
-           "--context-noise", 0.1, "--refine", 0, 0.75)  # fmt: skip
+           "--refine", 0, 0.75)  # fmt: skip
     out = printed("ring.py", "--run", tmp_path / "run", *small, *how).splitlines()
     ideal = [line for line in out if line.startswith("by the posterior mean")]
     assert [float(line.split()[-1]) for line in ideal] == [0, 0], "a guess that makes perfect rings"

@@ -56,7 +56,7 @@ def test_another_process_takes_the_place_of_the_settings(folder: Path, run: Path
     assert all(bool((state.tau_B >= 1).all()) for state in states)
     trainer.train_step()
     assert trainer.weights().process == Late(shift=3.0)
-    assert trainer.card.process == Flowception()
+    assert trainer.card.process == Flowception(first=True, fill=0.75), "the settings' own"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_runs import TINY, assert_same_state, refused
+from small_runs import TINY, assert_same_state, prepared, refused
 
 import flowcept
 from flowcept import adapters, diffusers_folder, hub, model_file, models
@@ -367,6 +367,21 @@ def test_clips_of_one_call_are_those_of_calls_of_their_own(adapted: Path):
     assert len({len(latent) for latent in together}) > 1
     for i in range(3):
         torch.testing.assert_close(together[i], latents([i])[0], atol=2e-5, rtol=1e-4)
+
+
+def test_finished_frames_flow_again_but_not_what_is_given(clips: Path, base: Path, tmp_path: Path):
+    """Latents of several pictures, keyframes beside them and an adapter among them."""
+    context = {"none": 0.3, "first_last": 0.7}
+    config = config_of(base, context=context, late=0.9, fill=0.99, tokens=4000, seed=2)
+    trainer = prepared(clips, tmp_path / "run", config)
+    assert trainer.card.process.first
+    states = [state for state, _ in trainer.draw().pairs if float(state.tau_B) >= 1]
+    assert any(state.keyframe_F is not None and bool(state.keyframe_F.any()) for state in states)
+    refilled = [bool((state.flowing_F | state.given_F).all()) for state in states]
+    assert sum(refilled) > 0.9 * len(states) > 10
+    assert not any(bool((state.flowing_F & state.given_F).any()) for state in states)
+    assert all(bool((state.time_F[state.given_F] == 1).all()) for state in states)
+    assert float(trainer.train_step()["velocity"]) > 0
 
 
 @pytest.mark.usefixtures("no_sheets")

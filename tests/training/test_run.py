@@ -170,10 +170,13 @@ def test_init_goes_on_from_a_model(folder: Path, whole: Path, tmp_path: Path):
 @pytest.mark.usefixtures("no_sheets")
 def test_another_process_than_the_models_is_said(folder: Path, whole: Path, tmp_path: Path):
     said: list[str] = []
-    config = TINY.changed(init=str(whole / "model.safetensors"), shift=TINY.process.shift + 1)
+    model = str(whole / "model.safetensors")
+    config = TINY.changed(init=model, shift=TINY.process.shift + 1, first=False)
     train.train(folder, tmp_path / "run", config, pause_at=1, console=said.append)
-    (note,) = [line for line in said if line.startswith("note: ")]
-    assert f"shift {TINY.process.shift}, this run has {TINY.process.shift + 1}" in note
+    assert [line for line in said if line.startswith("note: ")] == [
+        f"note: {model} was trained with --shift 1.0, this run has --shift 2.0",
+        f"note: {model} was trained with --first, this run has --no-first",
+    ]
 
 
 @pytest.mark.usefixtures("no_sheets")

@@ -95,6 +95,31 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, text, named):
     assert named in one_line(error)
 
 
+def test_a_setting_that_is_gone_is_left_out_where_it_was_off(tmp_path: Path):
+    path = toml(tmp_path, "[process]\nshift = 2.0\ncontext_noise = 0.0")
+    assert read_config(path) == {"shift": 2.0}
+    for text in ("context_noise = 0.3", "[process]\ncontext_noise = [0]"):
+        with pytest.raises(UserError, match=r"context_noise .* is no longer supported") as error:
+            read_config(toml(tmp_path, text))
+        one_line(error)
+
+
+@pytest.mark.usefixtures("no_sheets")
+def test_a_run_that_recorded_a_setting_that_is_gone_goes_on(folder: Path, run: Path):
+    train.train(folder, run, TINY, pause_at=1, quiet=True)
+    config = run / "config.toml"
+    recorded = config.read_text(encoding="utf-8")
+
+    def record(value: float) -> None:
+        lines = f"[process]\ncontext_noise = {value}\n"
+        config.write_text(recorded.replace("[process]\n", lines), encoding="utf-8")
+
+    record(0.3)
+    assert f"{config}: context_noise 0.3 is no" in refused(folder, run, TINY, resume=True)
+    record(0.0)
+    train.train(folder, run, TINY, resume=True, pause_at=2, quiet=True)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "latin.toml").write_bytes(b"init = '\xe9'")
     for path in (tmp_path / "absent.toml", tmp_path, tmp_path / "latin.toml"):
