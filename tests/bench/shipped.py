@@ -221,7 +221,7 @@ def words(bench: Bench) -> dict[str, Any]:
     """Prompts in other words than the captions', read with the model's lexicon."""
     scenes, prompts, skipped = list[Scene](), list[str](), 0
     for row in csv.DictReader(PROMPTS.open(encoding="utf-8"), delimiter="\t"):
-        if row["classes"] != "stage" or row["split"] not in ("fresh", "test"):
+        if row["split"] not in ("fresh", "test"):
             continue
         scene = Scene(row["actor"], row["action"])
         known = judging.names(scene.actor) & {*bench.judge.actors}

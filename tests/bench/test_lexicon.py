@@ -17,7 +17,7 @@ from lexicon import marked as marks_of
 from flowcept.lexicon import WORD, Lexicon, content, stem
 from flowcept.model_file import load, read_card
 
-LISTS = {"theatre": "theatre", "stage": str(HERE / "stage.json")}
+CLASSES, LEXICON = read_classes(HERE / "stage.json"), Lexicon.load(HERE / "stage-lexicon.json")
 PROMPTS = list(csv.DictReader((HERE / "prompts.tsv").open(encoding="utf-8"), delimiter="\t"))
 
 
@@ -28,44 +28,31 @@ class Glosses:
         return min(map(len, WORD.findall(phrase)))
 
 
-def lexicon_of(name: str) -> Lexicon:
-    return Lexicon.load(HERE / f"{name}-lexicon.json")
-
-
-def prompts_of(name: str, *splits: str) -> list[dict[str, str]]:
-    return [row for row in PROMPTS if row["classes"] == name and row["split"] in splits]
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_prompts_are_in_other_words_and_have_an_answer(name):
-    classes, rows = read_classes(LISTS[name]), prompts_of(name, "tune", "test", "fresh")
-    assert len({row["prompt"] for row in rows}) == len(rows) >= 90
-    for row in rows:
+def test_prompts_are_in_other_words_and_have_an_answer():
+    assert len({row["prompt"] for row in PROMPTS}) == len(PROMPTS)
+    for row in PROMPTS:
         for kind in ("actor", "action"):
             names = row[kind].split("/")
-            assert set(names) <= set(classes[kind])
+            assert set(names) <= set(CLASSES[kind])
             words = set(map(stem, content(row["prompt"])))
             assert not any({stem(word) for word in content(one)} <= words for one in names), row
 
 
 def test_prompts_for_stage_cover_it_and_hold_none_of_its_words():
-    classes, rows = read_classes(LISTS["stage"]), prompts_of("stage", "tune", "test", "fresh")
-    assert Counter(row["split"] for row in rows) == {"tune": 30, "test": 30, "fresh": 60}
+    assert Counter(row["split"] for row in PROMPTS) == {"tune": 30, "test": 30, "fresh": 60}
     actors, actions = (
-        {name for row in rows for name in row[kind].split("/")} for kind in ("actor", "action")
+        {name for row in PROMPTS for name in row[kind].split("/")} for kind in ("actor", "action")
     )
-    assert actions == set(classes["action"])
-    assert set(classes["actor"]) - actors == {"zebra"}  # for which there is no other word
-    names = {word for known in classes.values() for name in known for word in content(name)}
-    for row in rows:
+    assert actions == set(CLASSES["action"])
+    assert set(CLASSES["actor"]) - actors == {"zebra"}  # for which there is no other word
+    names = {word for known in CLASSES.values() for name in known for word in content(name)}
+    for row in PROMPTS:
         assert not (names - {"doing", "side", "up"}) & set(content(row["prompt"])), row
 
 
 @pytest.mark.parametrize("split", ["tune", "test", "fresh"])
-@pytest.mark.parametrize("name", LISTS)
-def test_most_prompts_are_read_rightly(name, split):
-    lexicon = lexicon_of(name)
-    marks = [marks_of(lexicon, row, told=False) for row in prompts_of(name, split)]
+def test_most_prompts_are_read_rightly(split):
+    marks = [marks_of(LEXICON, row, told=False) for row in PROMPTS if row["split"] == split]
     assert np.all(marks, axis=1).mean() >= 0.85
 
 
@@ -84,17 +71,14 @@ def test_most_prompts_are_read_rightly(name, split):
     ],
 )
 def test_prompts_for_stage_are_read(prompt, read):
-    assert lexicon_of("stage").read(prompt).text == read
+    assert LEXICON.read(prompt).text == read
 
 
-@pytest.mark.parametrize("name", LISTS)
-def test_a_lexicon_is_small_and_clean_and_of_its_list(name):
-    path, lexicon = HERE / f"{name}-lexicon.json", lexicon_of(name)
-    assert path.stat().st_size < 200_000
-    classes = read_classes(LISTS[name])
-    assert {kind: list(names) for kind, names in lexicon.classes.items()} == classes
+def test_the_lexicon_is_small_and_clean_and_of_its_list():
+    assert (HERE / "stage-lexicon.json").stat().st_size < 200_000
+    assert {kind: list(names) for kind, names in LEXICON.classes.items()} == CLASSES
     removed = {(row[0], row[1]) for row in read_table("removed.tsv")}
-    for names in lexicon.classes.values():
+    for names in LEXICON.classes.values():
         for one, phrases in names.items():
             assert not {(one, phrase) for phrase in phrases} & removed
             assert not [phrase for phrase in phrases if STOP.search(phrase)]
@@ -102,9 +86,8 @@ def test_a_lexicon_is_small_and_clean_and_of_its_list(name):
 
 @pytest.mark.parametrize("order", ["plain", "is", "before", "place first"])
 def test_captions_in_words_of_classes_are_read_as_they_are(order):
-    classes, lexicon = read_classes(LISTS["stage"]), lexicon_of("stage")
-    wheres, hows, views = (["", *classes[kind]] for kind in ("place", "adverb", "view"))
-    for number, (actor, action) in enumerate(product(classes["actor"], classes["action"])):
+    wheres, hows, views = (["", *CLASSES[kind]] for kind in ("place", "adverb", "view"))
+    for number, (actor, action) in enumerate(product(CLASSES["actor"], CLASSES["action"])):
         where, how, view = (names[number % len(names)] for names in (wheres, hows, views))
         subject = f"{'an' if actor[0] in 'aeiou' else 'a'} {actor}"
         told = {
@@ -114,9 +97,9 @@ def test_captions_in_words_of_classes_are_read_as_they_are(order):
             "place first": (f"{where},", subject, action, how),
         }[order]
         caption = " ".join(filter(None, told)) + (f", {view}" if view else "")
-        reading = lexicon.read(caption, ["a", "an", "is"])
+        reading = LEXICON.read(caption, ["a", "an", "is"])
         assert (reading.text, reading.changes) == (caption, {})
-        found = {passage.name for passage in lexicon.passages(caption)}
+        found = {passage.name for passage in LEXICON.passages(caption)}
         assert found == {actor, action, where, how, view} - {""}
 
 
