@@ -1,24 +1,21 @@
 """Makes docs/gallery.md and its pictures, by the very commands that it shows.
 
-python docs/gallery.py          # flowcept installed; font for the given frames; some minutes
+flowcept stage CLIPS --models MODELS --clips 192 --size 128 --seed 800
+python docs/gallery.py CLIPS
 
-Every clip is the first try with its seed; nothing is chosen afterwards. Given frames are drawn by
-the theatre with a seed that no training used.
+Every clip is the first try with its seed; nothing is chosen afterwards. Given frames are of CLIPS,
+drawn with a seed that no training used: the first clip there of an actor and an action.
 """
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from flowcept.data import theatre
-from flowcept.data.theatre import Scene
-from flowcept.data.video import write_video
+from PIL import Image, ImageSequence
 
 DOCS = Path(__file__).parent
 OUT = DOCS / "gallery"
@@ -27,24 +24,26 @@ SEED = 1
 
 PROMPTS = (
     "a dog surfing",
-    "a cat jumping slowly at sunset",
-    "a ghost flying at night",
-    "a fox running quickly in the desert",
-    "a penguin skating in the snow",
-    "a frog swimming",
-    "a pumpkin falling on the moon",
-    "a panda spinning in the park",
-    "a cat hiding",
-    "a pumpkin growing slowly",
-    "a penguin surfing at sunset",  # a reserved pair: never trained
-    "a ghost growing quickly",  # a reserved pair: never trained
+    "a fox running quickly in the snow",
+    "a T-rex dancing at sunset",
+    "a robot walking slowly on the moon",
+    "a shark swimming over a coral reef",
+    "a knight falling over by a castle",
+    "a dragon spinning at night",
+    "a horse skateboarding, from the side",
+    "a frog doing a backflip on a beach",
+    "a puppy riding a wave",  # read with the lexicon
+    "a cow surfing at sunset",  # a reserved pair: never trained
+    "a zebra running",  # a reserved pair: never trained
 )
 
+# Files that commands start from: of which clip, and which of its frames (none: all).
 GIVEN = {
-    "fox-first": (Scene("fox", "spinning", "in the park"), 0),
-    "cat-first": (Scene("cat", "flying", "at sunset"), 0),
-    "cat-last": (Scene("cat", "flying", "at sunset"), -1),
-    **{f"frog-{k}": (Scene("frog", "bouncing"), k) for k in (0, 4, 8, -1)},
+    "wolf.png": ("wolf", "running", 0),
+    "dog.png": ("dog", "jumping", 0),
+    "dog-end.png": ("dog", "jumping", -1),
+    **{f"crab-{k}.png": ("crab", "spinning", k) for k in (0, 4, 8, -1)},
+    "alpaca.apng": ("alpaca", "walking", None),
 }
 
 GAPS = (
@@ -67,12 +66,14 @@ GAPS = (
 class Gallery:
     """Runs commands in a scratch folder that holds the given frames, and writes the page."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(self, clips: Path, scratch: Path) -> None:
+        self.clips, self.scratch = clips, scratch
+        table = (clips / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        self.table = [json.loads(row) for row in table]
         self.lines = [
             "# Gallery",
             "",
-            "Clips of the shipped model, good and bad. `python docs/gallery.py` ran these",
+            "Clips of the shipped model, good and bad. `python docs/gallery.py CLIPS` ran these",
             f"commands and wrote this page. Every command also had `{shlex.join(ALWAYS)}`,",
             "and every clip is the first try with its seed.",
         ]
@@ -106,21 +107,37 @@ class Gallery:
         )
         print(f"{name}: {record['frames']} frames", flush=True)
 
+    def drawn(self, actor: str, action: str) -> dict[str, str]:
+        """The first drawn clip of an actor and an action."""
+        found = (row for row in self.table if (row["actor"], row["action"]) == (actor, action))
+        row = next(found, None)
+        return row or sys.exit(f"{self.clips} has no clip of {actor} {action}")
+
     def given(self) -> None:
-        """The given frames and clips, from the theatre."""
-        for name, (scene, which) in GIVEN.items():
-            frames = theatre.draw_clip(scene, 64, np.random.default_rng([99, len(scene.actor)]))
-            Image.fromarray(frames[which]).save(self.scratch / f"{name}.png")
-        frames = theatre.draw_clip(Scene("panda", "walking"), 64, np.random.default_rng(99))
-        write_video(self.scratch / "panda.webp", frames, theatre.FPS)
+        """The given frames and clips."""
+        for name, (actor, action, which) in GIVEN.items():
+            path = self.clips / self.drawn(actor, action)["file_name"]
+            if which is None:
+                shutil.copy(path, self.scratch / name)
+                continue
+            with Image.open(path) as clip:
+                frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(clip)]
+            frames[which].save(self.scratch / name)
+
+    def prompt(self, name: str) -> list[str]:
+        """The caption of a given clip, as flags."""
+        actor, action, _ = GIVEN[name]
+        return ["-p", self.drawn(actor, action)["caption"]]
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/gallery.py CLIPS")
     OUT.mkdir(exist_ok=True)
     for old in OUT.iterdir():
         old.unlink()
     with tempfile.TemporaryDirectory() as folder:
-        gallery = Gallery(Path(folder))
+        gallery = Gallery(Path(sys.argv[1]), Path(folder))
         gallery.given()
         make(gallery)
     (DOCS / "gallery.md").write_text("\n".join(gallery.lines) + "\n", encoding="utf-8")
@@ -141,56 +158,53 @@ def make(gallery: Gallery) -> None:
         "![growth of a dog surfing](gallery/growth.png)",
     ]
 
-    gallery.section(
-        "i2v", "The given pictures were drawn by `flowcept.data.theatre`, not generated."
-    )
-    gallery.clip("i2v-1", "i2v", "fox-first.png", "-p", "a fox spinning in the park", sheet=True)
-    gallery.clip("i2v-2", "i2v", "cat-first.png", "-p", "a cat flying at sunset")
-    gallery.clip("i2v-3", "i2v", "cat-first.png", remark="no prompt")
+    gallery.section("i2v", "The given pictures were drawn by `flowcept stage`, not generated.")
+    gallery.clip("i2v-1", "i2v", "wolf.png", *gallery.prompt("wolf.png"), sheet=True)
+    gallery.clip("i2v-2", "i2v", "dog.png", *gallery.prompt("dog.png"))
+    gallery.clip("i2v-3", "i2v", "dog.png", remark="no prompt")
 
     gallery.section(
         "interp", "Frames between drawn pictures. Without a prompt, the model `motion` makes them."
     )
-    two = ["cat-first.png", "cat-last.png", "-p", "a cat flying at sunset"]
-    gallery.clip("interp-1", "interp", *two, "--frames", "auto", sheet=True)
-    gallery.clip("interp-3", "interp", *two[:2], remark="no prompt")
-    four = [f"frog-{k}.png" for k in (0, 4, 8, -1)]
-    gallery.clip("interp-2", "interp", *four, "-p", "a frog bouncing")
+    two = ["dog.png", "dog-end.png"]
+    words = gallery.prompt("dog.png")
+    gallery.clip("interp-1", "interp", *two, *words, "--frames", "auto", sheet=True)
+    gallery.clip("interp-3", "interp", *two, remark="no prompt")
+    four = [f"crab-{k}.png" for k in (0, 4, 8, -1)]
+    gallery.clip("interp-2", "interp", *four, *gallery.prompt(four[0]))
     gallery.lines += GAPS
 
     gallery.section(
         "extend",
-        "New frames after, before, or on both sides of a drawn clip of a panda walking.",
+        "New frames after, before, or on both sides of a drawn clip of an alpaca walking.",
     )
     for direction in ("forward", "backward", "both"):
-        words = ["panda.webp", "-p", "a panda walking", "--frames", "8", "--direction", direction]
-        gallery.clip(f"extend-{direction}", "extend", *words, sheet=direction == "forward")
+        words = [*gallery.prompt("alpaca.apng"), "--frames", "8", "--direction", direction]
+        gallery.clip(f"extend-{direction}", "extend", "alpaca.apng", *words, sheet=True)
+
+    gallery.section("Loop", "Frames that lead from the last one back to the first.")
+    gallery.clip("loop-1", "gen", "a dolphin swimming", "--loop")
 
     gallery.section(
         "Rate temperature and length scale",
         "The same prompt and seed; these controls change how many frames a clip gets.",
     )
     for temperature in ("0", "1", "3"):
-        words = ["a frog bouncing", "--rate-temperature", temperature]
+        words = ["a frog jumping", "--rate-temperature", temperature]
         gallery.clip(f"temperature-{temperature}", "gen", *words)
     for scale in ("0.6", "1", "1.6"):
-        words = ["a frog bouncing", "--length-scale", scale]
+        words = ["a frog jumping", "--length-scale", scale]
         gallery.clip(f"scale-{scale}", "gen", *words)
 
     gallery.section("Failures", "What goes wrong when a prompt or setting is outside the training.")
-    gallery.clip("failure-1", "gen", "a giraffe dancing", remark="words that training did not have")
-    gallery.clip(
-        "failure-2", "gen", "a dog and a cat walking", remark="training never had two actors"
+    failures = (
+        (["a giraffe dancing"], "a word that training did not have"),
+        (["a dog and a wolf walking"], "training never had two actors"),
+        (["a fox jumping", "--frames", "60"], "twice as long as any trained clip"),
+        (["a fox jumping", "--steps", "3"], "too few steps"),
     )
-    gallery.clip(
-        "failure-3",
-        "gen",
-        "a fox walking",
-        "--frames",
-        "60",
-        remark="over twice as long as any trained clip",
-    )
-    gallery.clip("failure-4", "gen", "a fox walking", "--steps", "3", remark="too few steps")
+    for number, (words, remark) in enumerate(failures, 1):
+        gallery.clip(f"failure-{number}", "gen", *words, remark=remark)
 
 
 if __name__ == "__main__":
