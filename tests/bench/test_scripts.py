@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import comparison
@@ -92,6 +93,7 @@ def verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., fuzz.Verdict]]:
     """What becomes of a case with a reader; the reader gets the file, and where words are heard."""
+    resource_tracker._resource_tracker._stop()  # a child that tests with processes leave
     (tmp_path / "inputs/csv").mkdir(parents=True)
     (tmp_path / "inputs/csv/a.csv").write_text("path,text\n1.png,a\n")
     monkeypatch.setattr(fuzz, "INPUTS", tmp_path / "inputs")
