@@ -412,7 +412,7 @@ class CodecSettings(Settings):
     codec_width: int = setting(64, "channels of the autoencoder's first level", POSITIVE)
     codec_steps: int = setting(4000, "training steps of the autoencoder; 0: no training", NUMBER)
     codec_batch: int = setting(16, "frames per training step of the autoencoder", POSITIVE)
-    codec_rate: float = setting(1e-3, "peak learning rate of the autoencoder", POSITIVE)
+    codec_rate: float = setting(2e-3, "peak learning rate of the autoencoder", POSITIVE)
     adversarial: float = setting(0.0, "weight of a discriminator, for sharpness; 0: off", NUMBER)
 
 
@@ -721,7 +721,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base": {
         "size": "128", "compression": 8, "codec_channels": 16, "patch": 2, "stem_channels": 128,
         "hidden": 512, "depth": 16, "heads": 8, "text_width": 384, "text_depth": 4,
-        "codec_width": 96, "codec_steps": 20000, "steps": 200000,
+        "codec_width": 96, "codec_steps": 20000, "codec_rate": 5e-4, "steps": 200000,
         "tokens": 32768, "micro_tokens": 32768,
         "learning_rate": 5e-4, "warmup": 1000, "ema": 0.9995,
     },

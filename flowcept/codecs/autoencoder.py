@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flowcept.codecs.base import LEAST_STD, CodecConfig, ImageCodec
+from flowcept.codecs.base import CodecConfig, ImageCodec
 from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.settings import CodecSettings
@@ -68,20 +68,6 @@ class Autoencoder(ImageCodec):
         super().check(config)
         if config.compression not in (4, 8, 16):
             raise UserError(f"codec compression {config.compression} is not 4, 8 or 16")
-
-    @torch.no_grad()
-    def balance(self, image_FCHW: Tensor) -> None:
-        """Give every latent channel of these pictures the spread 1; what is decoded stays.
-
-        Fine channels of a cosine transform are tens of times smaller than the coarse ones, and the
-        decoder's convolutions would be slow to hear them.
-        """
-        spread_C = self.encode_raw(image_FCHW).std((0, 2, 3)).clamp_min(LEAST_STD)
-        for layer in (self.encoder[-1], self.encoder_shortcut):
-            for parameter in layer.parameters():  # a weight and a bias
-                parameter.div_(spread_C.reshape(-1, *[1] * (parameter.ndim - 1)))
-        for layer in (self.decoder[0], self.decoder_shortcut):
-            next(layer.parameters()).mul_(spread_C[:, None, None])
 
     def encode_raw(self, image_FCHW: Tensor) -> Tensor:
         patch_FCHW = F.pixel_unshuffle(image_FCHW, self.config.compression)
@@ -262,8 +248,6 @@ class CodecTrainer:
             progress = min(1.0, self.num_steps / self.settings.codec_steps)
         rate = self.settings.codec_rate * self.learning_rate(progress)
         real_FCHW = image_FCHW.to(self.device, torch.float32, memory_format=torch.channels_last)
-        if self.num_steps == 0:
-            self.codec.balance(real_FCHW)
         with autocast(self.device, self.dtype):
             raw_FCHW = self.codec.encode_raw(real_FCHW).float()
             made_FCHW = self.codec.decode_raw(self._disturb(raw_FCHW)).float()

@@ -1,4 +1,4 @@
-"""How fast the autoencoder learns, by its learning rate, and by whether its latents are balanced.
+"""How fast the autoencoder learns, by its learning rate.
 
     flowcept stage CLIPS --models MODELS --clips 300 --size 128
     python tests/bench/codec_rate.py CLIPS --rates 0.002 0.001 0.0005
@@ -11,7 +11,6 @@ are not trained on; at step 0 all arms are the cosine transform that the autoenc
 import argparse
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 import machine
 import numpy as np
@@ -29,9 +28,7 @@ HELD_OUT = 64  # frames
 EARLY = 0.1  # share of the training at which the rate is the peak, warm-up aside
 
 
-def arm(
-    frames_FHW3: NDArray[np.uint8], rate: float, balanced: bool, options: argparse.Namespace
-) -> list[float]:
+def arm(frames_FHW3: NDArray[np.uint8], rate: float, options: argparse.Namespace) -> list[float]:
     """PSNR after every so many steps."""
     torch.manual_seed(options.seed)
     config = CodecConfig("autoencoder", options.compression, options.channels, options.width)
@@ -42,12 +39,11 @@ def arm(
     held_FCHW = to_images(frames_FHW3[:HELD_OUT])
     rng = np.random.default_rng(options.seed)
     found = [codec.psnr(held_FCHW)]
-    with mock.patch.object(codec, "balance", codec.balance if balanced else lambda _: None):
-        for step in tqdm(range(1, options.steps + 1), f"{rate} {balanced}", disable=None):
-            rows = np.sort(rng.integers(HELD_OUT, len(frames_FHW3), options.batch))
-            trainer.step(to_images(frames_FHW3[rows]), EARLY)
-            if step % options.every == 0:
-                found.append(trainer.averaged.psnr(held_FCHW))
+    for step in tqdm(range(1, options.steps + 1), f"{rate}", disable=None):
+        rows = np.sort(rng.integers(HELD_OUT, len(frames_FHW3), options.batch))
+        trainer.step(to_images(frames_FHW3[rows]), EARLY)
+        if step % options.every == 0:
+            found.append(trainer.averaged.psnr(held_FCHW))
     return found
 
 
@@ -77,15 +73,11 @@ def main() -> None:
     frames_FHW3 = frames_of(options.clips, options.size, options.frames, options.seed)
     steps = range(0, options.steps + 1, options.every)
     print(f"{machine.described()}; {options.dtype}, {options.batch} frames a step")
-    print("| rate | latents | " + " | ".join(map(str, steps)) + " |")
-    print("|---|---|" + "---|" * len(steps))
+    print("| rate | " + " | ".join(map(str, steps)) + " |")
+    print("|---|" + "---|" * len(steps))
     for rate in options.rates:
-        for balanced in (False, True):
-            found = arm(frames_FHW3, rate, balanced, options)
-            told = " | ".join(f"{psnr:.2f}" for psnr in found)
-            print(
-                f"| {rate:g} | {'balanced' if balanced else 'as they are'} | {told} |", flush=True
-            )
+        found = arm(frames_FHW3, rate, options)
+        print(f"| {rate:g} | " + " | ".join(f"{psnr:.2f}" for psnr in found) + " |", flush=True)
 
 
 if __name__ == "__main__":
