@@ -109,7 +109,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="CLIPS")
     parser.add_argument("--models", type=Path, required=True, help="that were drawn")
-    parser.add_argument("--model", default="stage")
+    parser.add_argument("--model", default=models.DEFAULT)
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--seed", type=int, default=77)
     options = parser.parse_args()

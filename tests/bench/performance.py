@@ -445,7 +445,7 @@ started = time.perf_counter()
 import torch
 imported = time.perf_counter()
 from flowcept import model_file, models
-model_file.load(models.find("stage").path)
+model_file.load(models.find(models.DEFAULT).path)
 print(imported - started, time.perf_counter() - imported)
 """
 GEN = """

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 import flowcept
+from flowcept import models
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import folder as data
 from flowcept.data import video
@@ -157,7 +158,7 @@ def main(say: Callable[[str], None] = print) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="CLIPS", help="real clips with captions")
-    parser.add_argument("--model", default="stage")
+    parser.add_argument("--model", default=models.DEFAULT)
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--context", type=int, help="pictures that extend sees; default its own")

@@ -649,7 +649,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, metavar="CLIPS")
     parser.add_argument("reserved", type=Path, metavar="RESERVED")
-    parser.add_argument("--model", default="stage")
+    parser.add_argument("--model", default=models.DEFAULT)
     parser.add_argument("--models", type=Path, required=True, help="that were drawn")
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="JSON of what is done so far")
