@@ -123,7 +123,7 @@ class Lexicon:
         spots = list(WORD.finditer(text))
         words = [spot[0].lower() for spot in spots]
         found, names, free = list[Passage](), set[str](), 0
-        for first, last, entry in self._meant(text, spots):
+        for first, last, entry in self._meant(text, spots, words):
             start, read = first, entry.name
             if entry.name in names:
                 start, read = _passed(words, first, free, JOINING), ""
@@ -182,12 +182,13 @@ class Lexicon:
         listed = self._entries.items()
         return frozenset(key for key, found in listed if any(len(one.words) == 1 for one in found))
 
-    def _meant(self, text: str, spots: Sequence[re.Match[str]]) -> list[tuple[int, int, _Entry]]:
+    def _meant(
+        self, text: str, spots: Sequence[re.Match[str]], words: Sequence[str]
+    ) -> list[tuple[int, int, _Entry]]:
         """First word, last word and entry of all that is found in a text.
 
         Of two nouns side by side the last is meant: a baby dragon is a dragon.
         """
-        words = [spot[0].lower() for spot in spots]
         found, place = list[tuple[int, int, _Entry]](), 0
         while place < len(words):
             last, entry = self._longest(words, place)

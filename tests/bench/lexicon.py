@@ -233,6 +233,13 @@ def read_classes(path: Path) -> Classes:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_prompts(*splits: str) -> list[dict[str, str]]:
+    """Prompts of these splits, all if none is named: prompt, split, and their actor and action."""
+    with (HERE / "prompts.tsv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return [row for row in rows if not splits or row["split"] in splits]
+
+
 def read_table(name: str) -> list[list[str]]:
     """Rows of a file with tabs."""
     lines = (HERE / name).read_text(encoding="utf-8").splitlines()
@@ -428,8 +435,7 @@ def put(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> None:
     """Shares of prompts whose actor and action the lexicon finds, and no others."""
     lexicon = Lexicon.load(args.lexicon)
-    table = csv.DictReader((HERE / "prompts.tsv").open(encoding="utf-8"), delimiter="\t")
-    for split, group in itertools.groupby(sorted(table, key=_split), _split):
+    for split, group in itertools.groupby(sorted(read_prompts(), key=_split), _split):
         marks = np.array([marked(lexicon, row, args.wrong) for row in group])
         actor, action, both = 100 * np.array([*marks.mean(0), marks.all(1).mean()])
         told = f"actor {actor:.0f} %, action {action:.0f} %, both {both:.0f} %"

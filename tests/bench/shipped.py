@@ -22,7 +22,6 @@ Shape suffixes: F frames, B clips, G given frames, C H W, 3 colours.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import itertools
 import json
@@ -48,6 +47,7 @@ import torch
 from interpolation import Peer
 from interpolation_peers import processor_seconds
 from judge import Frames, Real
+from lexicon import read_prompts
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,6 +55,7 @@ import flowcept
 from flowcept import models
 from flowcept.codecs import to_frames, to_images
 from flowcept.data import video
+from flowcept.data.drawn import draw_length
 from flowcept.data.stage.company import Stage
 from flowcept.data.stage.scene import ADVERBS, Scene, caption
 from flowcept.device import autocast
@@ -66,7 +67,6 @@ from flowcept.process.state import Given
 from flowcept.sampling import from_nothing, sample_clips
 from flowcept.settings import SampleConfig, defaults, mixed
 
-PROMPTS = Path(__file__).parent / "words" / "prompts.tsv"
 BATCH = 12  # clips sampled together; each is the same as alone
 SHOWN = 12  # clips of a sheet
 
@@ -220,9 +220,7 @@ def distances(
 def words(bench: Bench) -> dict[str, Any]:
     """Prompts in other words than the captions', read with the model's lexicon."""
     scenes, prompts, skipped = list[Scene](), list[str](), 0
-    for row in csv.DictReader(PROMPTS.open(encoding="utf-8"), delimiter="\t"):
-        if row["split"] not in ("fresh", "test"):
-            continue
+    for row in read_prompts("fresh", "test"):
         scene = Scene(row["actor"], row["action"])
         known = judging.names(scene.actor) & {*bench.judge.actors}
         played = judging.names(scene.action) & {*bench.judge.actions}
@@ -325,7 +323,7 @@ def floor(
     """Mean and 95 % point of the total variation of one exact draw for each scene."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(repeats):
-        drawn = Counter(int(rng.choice(list(law), p=list(law.values()))) for law in laws)
+        drawn = Counter(draw_length(law, rng) for law in laws)
         found.append(metrics.total_variation(coarse(drawn), coarse(truth)))
     return [float(np.mean(found)), float(np.quantile(found, 0.95))]
 

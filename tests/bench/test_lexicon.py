@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 from collections import Counter
 from itertools import product
@@ -11,14 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lexicon import HERE, STOP, Candidate, chosen, own_words, put, read_classes, read_table, write
+from lexicon import (
+    HERE,
+    STOP,
+    Candidate,
+    chosen,
+    own_words,
+    put,
+    read_classes,
+    read_prompts,
+    read_table,
+    write,
+)
 from lexicon import marked as marks_of
 
 from flowcept.lexicon import WORD, Lexicon, content, stem
 from flowcept.model_file import load, read_card
 
 CLASSES, LEXICON = read_classes(HERE / "stage.json"), Lexicon.load(HERE / "stage-lexicon.json")
-PROMPTS = list(csv.DictReader((HERE / "prompts.tsv").open(encoding="utf-8"), delimiter="\t"))
+PROMPTS = read_prompts()
 
 
 class Glosses:
@@ -52,7 +62,7 @@ def test_prompts_for_stage_cover_it_and_hold_none_of_its_words():
 
 @pytest.mark.parametrize("split", ["tune", "test", "fresh"])
 def test_most_prompts_are_read_rightly(split):
-    marks = [marks_of(LEXICON, row, told=False) for row in PROMPTS if row["split"] == split]
+    marks = [marks_of(LEXICON, row, told=False) for row in read_prompts(split)]
     assert np.all(marks, axis=1).mean() >= 0.85
 
 

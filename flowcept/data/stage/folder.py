@@ -3,14 +3,13 @@
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flowcept.data import video
-from flowcept.data.drawn import check_folder, write_folder
+from flowcept.data.drawn import Progress, check_folder, write_clip, write_folder
 from flowcept.data.stage.cast import RESERVED
 from flowcept.data.stage.company import Stage
 from flowcept.data.stage.scene import FPS
@@ -44,9 +43,7 @@ class _Writer:
         words, scene, frames_FHW3 = self.stage.clip(
             order.seed, index, order.size, reserved=order.reserved
         )
-        line = {"file_name": f"{index:06d}.apng", "caption": words}
-        video.write_video(order.out / line["file_name"], frames_FHW3, FPS)
-        return line | asdict(scene)
+        return write_clip(order.out, index, {"caption": words} | asdict(scene), frames_FHW3, FPS)
 
 
 _writers: list[_Writer] = []  # the one of a process of a pool
@@ -86,7 +83,7 @@ def write_stage(
     actions: str = "all",
     reserved: bool = False,
     jobs: int = 1,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a data folder: 000000.apng and so on, metadata.jsonl with captions, stage.json.
 
