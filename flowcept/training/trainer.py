@@ -147,6 +147,7 @@ class Trainer:
         self.buckets = by_size(clips.train, clips.latents.sizes)
         self.cursors = [0] * len(self.buckets)  # clips drawn of each
         self.step = 0
+        self.stills = config.optimizer.stills > 0  # whether the next step sees single frames
 
         objective = config.objective
         terms = LossConfig(missing=objective.rate_weight, count=objective.count_weight)
@@ -183,7 +184,8 @@ class Trainer:
         """The next step's batch, the same in all processes."""
         tokens, seed = self.config.optimizer.tokens, self.config.machine.seed
         clips, cursor = self.buckets[self.bucket], self.cursors[self.bucket]
-        return self._drawn(clips, self.config.objective, tokens, seed, self.step, cursor)
+        objective, at = self.config.objective, (self.step, cursor)
+        return self._drawn(clips, objective, tokens, seed, *at, stills=self.stills)
 
     def advance(self, batch: Batch) -> None:
         """Count a step and move past its batch."""
@@ -198,6 +200,8 @@ class Trainer:
         seed: int,
         step: int = 0,
         cursor: int = 0,
+        *,
+        stills: bool = False,
     ) -> Batch:
         words = self.card.lexicon if objective.paraphrase else None
         latents, context = self.clips.latents, self.config.context
@@ -211,6 +215,7 @@ class Trainer:
             tokens=tokens,
             tokens_per_frame=self.tokens_per_frame,
             least=self.machine.team.size,
+            stills=stills,
         )
 
     def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
@@ -218,6 +223,7 @@ class Trainer:
 
         Tensors are this process's shares of sums over all processes, on the device.
         """
+        self.stills = self.stills and progress < self.config.optimizer.stills
         batch, rate, team = self.draw(), self.learning_rate(progress), self.machine.team
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -283,7 +289,7 @@ class Trainer:
 
     def told(self, means: Mapping[str, float]) -> str:
         """A short text on the last steps."""
-        return f"loss {means['velocity']:.3f}"
+        return f"loss {means['velocity']:.3f}" + " (single frames)" * self.stills
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -336,7 +342,7 @@ class Trainer:
         prompts = list(dict.fromkeys(captions))[:SHEET_CLIPS]
         given = [from_nothing(self.card, device)] * len(prompts)
         generators = [clip_generator(number) for number in range(len(prompts))]
-        settings = SampleConfig(steps=SHEET_STEPS)
+        settings = SampleConfig(steps=SHEET_STEPS, frames=1 if self.stills else None)
         with autocast(device, self.machine.dtype):
             negative = [""] * len(prompts)
             averaged = self._averaged(self.codec)
@@ -352,6 +358,7 @@ class Trainer:
         return {
             "step": self.step,
             "cursor": list(self.cursors),
+            "stills": self.stills,
             "clips": self.clips.contents,
             "learner": self.learner.learned(self.learner),
             "averaged": self.learner.learned(self.average.module),
@@ -364,6 +371,7 @@ class Trainer:
         if state["clips"] != self.clips.contents:
             raise ValueError("other clips")
         self.step, cursor = state["step"], state["cursor"]
+        self.stills = state.get("stills", False)
         self.cursors = list(cursor) if isinstance(cursor, list) else [cursor]
         if len(self.cursors) != len(self.buckets):
             raise ValueError("other sizes")
