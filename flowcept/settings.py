@@ -545,6 +545,9 @@ class OptimizerSettings(Settings):
     )
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
     clip: float = setting(1.0, "largest norm of the gradient", POSITIVE)
+    muon: bool = setting(
+        True, "move hidden matrices by Muon, the rest by AdamW; off, and pretrained: AdamW alone"
+    )
     stills: float = setting(
         0.0,
         "share of the run, at its start, that sees one frame of each clip alone, so many more "

@@ -59,10 +59,10 @@ def gradients(trainer: Trainer) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Losses and clipped gradients of one step, whose update is caught."""
     kept: list[torch.Tensor] = []
 
-    def catch() -> None:
+    def catch(_: float) -> None:
         kept.extend(p.grad.clone() for p in trainer.learner.parameters())
 
-    trainer.optimizer.step = catch
+    trainer.optimizers.step = catch
     return {name: float(value) for name, value in trainer.train_step().items()}, kept
 
 
