@@ -35,7 +35,6 @@ from flowcept.training.distributed import Machine
 Config = TypeVar("Config", TrainConfig, MotionTrainConfig)
 
 GONE = {"context_noise": 0.0}  # settings that are gone, with the value that left them off
-BEFORE = {"muon": False}  # what runs had before their records named it
 
 
 def make_config(preset: str, toml: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
@@ -147,9 +146,7 @@ class Files:
         if family != config.family:
             raise UserError(f"{self.path} is a run of --network {family}: add --network {family}")
         try:
-            recorded = read_config(self.config, type(config))
-            before = {name: value for name, value in BEFORE.items() if name in config.flat()}
-            started = type(config).from_flat({**before, **recorded})
+            started = type(config).from_flat(read_config(self.config, type(config)))
         except UserError as error:
             raise UserError(f"{self.config}: {error}") from error
         own, other = started.flat(), config.flat()

@@ -186,7 +186,6 @@ class Comparison:
             "codec_steps": self.options.codec_steps,
             "stem_channels": 16,
             "stem_depth": 1,
-            "muon": False,
             "warmup": 50,
             "decay": 0.0,
             "ema": 0.99,

@@ -246,7 +246,6 @@ def config(steps: int, seed: int, init: Path | None, **chosen: Any) -> TrainConf
             "given_prompt_dropout": 0.0,
             "held_out": 0.01,
             "steps": steps,
-            "muon": False,
             "tokens": 580 if chosen["pooled"] else 1160,  # one or two a frame
             "warmup": 100,
             "ema": 0.998 if steps > 1000 else 0.98,
