@@ -545,6 +545,17 @@ class OptimizerSettings(Settings):
     )
     ema: float = setting(0.999, "decay per step of the averaged weights", SHARE)
     clip: float = setting(1.0, "largest norm of the gradient", POSITIVE)
+    muon: bool = setting(
+        False,
+        "Muon for hidden matrices that are not pretrained, AdamW for the rest: fewer steps, which "
+        "take about a seventh longer; pays where steps hold many clips",
+    )
+    stills: float = setting(
+        0.0,
+        "share of the run, at its start, that sees one frame of each clip alone, so many more "
+        "clips: what things look like is learned sooner",
+        SHARE,
+    )
 
 
 @dataclass(frozen=True)

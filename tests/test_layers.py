@@ -57,6 +57,7 @@ FLOORS = [
     ("evaluation.evaluate",),
     ("evaluation.report",),
     ("training.console", "training.distributed", "training.lineage", "training.parts"),
+    ("training.optimizers",),
     ("training.clock", "training.trainer", "training.motion_law", "training.motion_scores"),
     ("training.state",),
     ("training.plan",),

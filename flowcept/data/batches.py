@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from flowcept.data.contexts import draw_context
 from flowcept.errors import UserError
 from flowcept.lexicon import Lexicon
-from flowcept.process.forward import Process, Target, beside, draw
+from flowcept.process.forward import Process, Target, beside, draw, draw_still
 from flowcept.process.state import FrameState
 from flowcept.settings import ContextMixture, ObjectiveSettings, mixed
 
@@ -81,6 +81,18 @@ class Lessons:
         dropout = objective.given_prompt_dropout if any(context) else objective.prompt_dropout
         return pair, "" if drop_prompt < dropout else self._caption(clip, generator)
 
+    def still(self, clip: int, generator: Generator) -> tuple[Pair, str]:
+        """One frame of a clip, any of them, and its prompt."""
+        frame = int(torch.randint(self.clips.lengths[clip], (), generator=generator))
+        drop_prompt = float(torch.rand((), generator=generator))
+        if self.keyframe is None:
+            latent_1CHW = self.clips.latent(clip)[frame : frame + 1]
+        else:
+            latent_1CHW = self.keyframe(clip, frame)[None]
+        pair = draw_still(latent_1CHW, self.process, generator)
+        dropped = drop_prompt < self.objective.prompt_dropout
+        return pair, "" if dropped else self._caption(clip, generator)
+
     def _shown(self, clip: int, context: Sequence[bool], generator: Generator) -> Pair | None:
         """A clip part of the way through, of which some frames are given."""
         latent_FCHW = self.clips.latent(clip)
@@ -102,13 +114,13 @@ class Lessons:
         return self.lexicon.paraphrase(caption, self.objective.paraphrase, draw)
 
     def taught(
-        self, order: Sequence[int], seed: int, step: int, cursor: int
+        self, order: Sequence[int], seed: int, step: int, cursor: int, *, stills: bool
     ) -> Iterator[tuple[int, Pair, str]]:
         """What clips teach, and how many were drawn by then; UserError if no clip does."""
         generator = Generator().manual_seed(mixed(seed, 1, step))
         last = 0
         for taken, clip in enumerate(_shuffled(order, seed, cursor), start=1):
-            if drawn := self.draw(clip, generator):
+            if drawn := (self.still if stills else self.draw)(clip, generator):
                 last = taken
                 yield taken, *drawn
             elif taken - last == MOST_REFUSALS:
@@ -126,14 +138,15 @@ def draw_batch(
     tokens: int,
     tokens_per_frame: int,
     least: int,
+    stills: bool = False,
 ) -> Batch:
     """The batch of one step: clips in shuffled order until ``tokens`` are reached.
 
     ``order`` are the clips to draw from, ``cursor`` is how many were drawn before. At least
-    ``least`` clips are in a batch. The tokens of a clip are those of its visible frames and of its
-    own row. Raises UserError if no clip fits a context.
+    ``least`` clips are in a batch; with ``stills`` one frame of each, alone. The tokens of a clip
+    are those of its visible frames and of its own row. Raises UserError if no clip fits a context.
     """
-    taught = lessons.taught(order, seed, step, cursor)
+    taught = lessons.taught(order, seed, step, cursor, stills=stills)
     pairs, prompts = list[Pair](), list[str]()
     taken = size = 0
     while size < tokens or len(pairs) < least:

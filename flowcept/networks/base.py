@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowcept.process.state import FrameState, Prediction, PromptTokens, Rest
 
@@ -82,6 +82,10 @@ class VideoNetwork(nn.Module):
         """
         del whole
         self.requires_grad_().train()
+
+    def hidden_matrices(self) -> list[Tensor]:
+        """Its trained matrices that Muon may move; none where weights are pretrained."""
+        return []
 
     def at_rate(self, fps: float) -> Any:  # noqa: ANN401 - settings of its family
         """Take note of the clips' pictures per second; the network's settings."""

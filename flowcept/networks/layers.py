@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,18 @@ def zero_init(*layers: nn.Linear | nn.Conv2d) -> None:
     """Layers that add nothing at first."""
     for parameter in itertools.chain.from_iterable(layer.parameters() for layer in layers):
         nn.init.zeros_(parameter)
+
+
+def hidden_matrices(root: nn.Module, heads: Sequence[nn.Module] = ()) -> list[Tensor]:
+    """The trained matrices of a module's linear layers that neither begin nor end it.
+
+    Embeddings, convolutions, ``heads`` and all in them, and maps to or from a few numbers are out.
+    """
+    out = {id(part) for head in heads for part in head.modules()}
+    layers = [
+        part for part in root.modules() if isinstance(part, nn.Linear) and id(part) not in out
+    ]
+    return [one.weight for one in layers if one.weight.requires_grad and min(one.weight.shape) > 16]
 
 
 TIME_WAVES = 128  # sines, and as many cosines, that describe a flow time

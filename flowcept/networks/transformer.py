@@ -45,6 +45,7 @@ from flowcept.networks.layers import (
     SquaredRelu,
     adaln,
     chunked,
+    hidden_matrices,
     layer_norm,
     rotary,
     rotate,
@@ -234,6 +235,11 @@ class Transformer(VideoNetwork):
             nn.init.normal_(self.place.weight, std=0.02)
         zero_init(self.modulation, self.final, self.size)
         zero_init(self.log_missing, self.log_missing_first, self.image_token)
+
+    def hidden_matrices(self) -> list[Tensor]:
+        heads: list[nn.Module] = [self.final, self.size, self.log_missing, self.log_missing_first]
+        heads += [self.image_token, *([self.compositions] if self.compositions else [])]
+        return hidden_matrices(self, heads)
 
     @property
     def tokens_per_frame(self) -> int:

@@ -227,7 +227,33 @@ def draw(
     time_F = process.draw_times(tau, delay_F[visible], given_F, generator)
     if tau >= 1 and bool((time_F >= 1).all()):
         return None
+    return _shown(latent_FCHW, context, visible, tau, time_F, process, generator, keyframes)
 
+
+def draw_still(
+    latent_1CHW: Tensor, process: Process, generator: Generator
+) -> tuple[FrameState, Target]:
+    """One frame of a clip, alone, at a uniform time; nothing is asked of how many are missing.
+
+    It looks as a clip does at its start, but the state says that no other frame will come.
+    """
+    tau = float(torch.rand((), generator=generator, dtype=torch.float64))
+    time_F = torch.tensor([tau], dtype=torch.float64)
+    state, target = _shown(latent_1CHW, [False], [0], tau, time_F, process, generator)
+    return replace(state, total_B=torch.ones(1, dtype=torch.long)), target
+
+
+def _shown(
+    latent_FCHW: Tensor,
+    context: Sequence[bool],
+    visible: Sequence[int],
+    tau: float,
+    time_F: Tensor,
+    process: Process,
+    generator: Generator,
+    keyframes: Sequence[bool] | None = None,
+) -> tuple[FrameState, Target]:
+    """The visible frames of a clip with noise by their flow times, and the targets."""
     roles, time_F = roles_of(context), time_F.float()
     data_FCHW = latent_FCHW[visible]
     noise_FCHW = torch.randn(data_FCHW.shape, generator=generator)

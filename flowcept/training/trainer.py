@@ -29,15 +29,17 @@ from flowcept.device import autocast
 from flowcept.errors import UserError
 from flowcept.model_file import Weights
 from flowcept.networks import VideoNetwork
+from flowcept.networks.layers import hidden_matrices
 from flowcept.networks.text import PromptEncoder
 from flowcept.process.forward import Process, Target, concat
 from flowcept.process.loss import LossConfig, count_terms, loss_sums, total_loss
 from flowcept.process.sampler import clip_generator, latents_of
 from flowcept.process.state import FrameState
 from flowcept.sampling import from_nothing, sample_clips
-from flowcept.settings import ObjectiveSettings, OptimizerSettings, SampleConfig, TrainConfig
+from flowcept.settings import ObjectiveSettings, SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine
 from flowcept.training.lineage import ended_training
+from flowcept.training.optimizers import Optimizers
 from flowcept.training.parts import Clips
 
 SHEET_CLIPS, SHEET_STEPS = 6, 12  # of a contact sheet: prompts, and steps of its sampler
@@ -69,6 +71,14 @@ class Learner(nn.Module):
     def text(self) -> PromptEncoder:
         """The prompt encoder, learned or frozen."""
         return self.frozen_text[0] if self.learned_text is None else self.learned_text
+
+    def trained(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All trained weights, and those of them that are hidden matrices of a network of ours."""
+        weights: list[Tensor] = [one for one in self.parameters() if one.requires_grad]
+        hidden = self.network.hidden_matrices()
+        if hidden and self.learned_text is not None:
+            hidden += hidden_matrices(self.learned_text)
+        return weights, hidden
 
     def copied(self) -> Learner:
         """A copy with its own weights; frozen weights are shared."""
@@ -119,19 +129,6 @@ class Average:
         self.count += 1
 
 
-def adamw(learner: Learner, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """The optimiser of all trained weights; only matrices get weight decay."""
-    trained = [weight for weight in learner.parameters() if weight.requires_grad]
-    matrices = [weight for weight in trained if weight.ndim > 1]
-    others = [weight for weight in trained if weight.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    fused = trained[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=fused)
-
-
 class Trainer:
     """Weights, their average, the optimiser and the place in the data, from step to step."""
 
@@ -147,6 +144,7 @@ class Trainer:
         self.buckets = by_size(clips.train, clips.latents.sizes)
         self.cursors = [0] * len(self.buckets)  # clips drawn of each
         self.step = 0
+        self.stills = config.optimizer.stills > 0  # whether the next step sees single frames
 
         objective = config.objective
         terms = LossConfig(missing=objective.rate_weight, count=objective.count_weight)
@@ -157,7 +155,7 @@ class Trainer:
         if config.machine.compile:
             self.learner.network.compile_blocks()
         self.shared = DistributedDataParallel(self.learner) if machine.team.size > 1 else None
-        self.optimizer = adamw(self.learner, config.optimizer)
+        self.optimizers = Optimizers(*self.learner.trained(), config.optimizer)
 
     @property
     def num_held(self) -> int:
@@ -183,7 +181,8 @@ class Trainer:
         """The next step's batch, the same in all processes."""
         tokens, seed = self.config.optimizer.tokens, self.config.machine.seed
         clips, cursor = self.buckets[self.bucket], self.cursors[self.bucket]
-        return self._drawn(clips, self.config.objective, tokens, seed, self.step, cursor)
+        objective, at = self.config.objective, (self.step, cursor)
+        return self._drawn(clips, objective, tokens, seed, *at, stills=self.stills)
 
     def advance(self, batch: Batch) -> None:
         """Count a step and move past its batch."""
@@ -198,6 +197,8 @@ class Trainer:
         seed: int,
         step: int = 0,
         cursor: int = 0,
+        *,
+        stills: bool = False,
     ) -> Batch:
         words = self.card.lexicon if objective.paraphrase else None
         latents, context = self.clips.latents, self.config.context
@@ -211,6 +212,7 @@ class Trainer:
             tokens=tokens,
             tokens_per_frame=self.tokens_per_frame,
             least=self.machine.team.size,
+            stills=stills,
         )
 
     def train_step(self, progress: float = 0.0) -> dict[str, Tensor | float]:
@@ -218,14 +220,12 @@ class Trainer:
 
         Tensors are this process's shares of sums over all processes, on the device.
         """
+        self.stills = self.stills and progress < self.config.optimizer.stills
         batch, rate, team = self.draw(), self.learning_rate(progress), self.machine.team
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.learner.train()
         terms = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.step(rate)
         self.average.update(self.learner)
         self.advance(batch)
 
@@ -278,12 +278,12 @@ class Trainer:
         for _ in range(2):  # the first one warms up
             begun = time.monotonic()
             float(sum(self._backward(batch).values()))
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizers.zero_grad()
         return steps * (time.monotonic() - begun) * settings.tokens / tokens
 
     def told(self, means: Mapping[str, float]) -> str:
         """A short text on the last steps."""
-        return f"loss {means['velocity']:.3f}"
+        return f"loss {means['velocity']:.3f}" + " (single frames)" * self.stills
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -336,7 +336,7 @@ class Trainer:
         prompts = list(dict.fromkeys(captions))[:SHEET_CLIPS]
         given = [from_nothing(self.card, device)] * len(prompts)
         generators = [clip_generator(number) for number in range(len(prompts))]
-        settings = SampleConfig(steps=SHEET_STEPS)
+        settings = SampleConfig(steps=SHEET_STEPS, frames=1 if self.stills else None)
         with autocast(device, self.machine.dtype):
             negative = [""] * len(prompts)
             averaged = self._averaged(self.codec)
@@ -352,11 +352,12 @@ class Trainer:
         return {
             "step": self.step,
             "cursor": list(self.cursors),
+            "stills": self.stills,
             "clips": self.clips.contents,
             "learner": self.learner.learned(self.learner),
             "averaged": self.learner.learned(self.average.module),
             "averages": self.average.count,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizers.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -364,6 +365,7 @@ class Trainer:
         if state["clips"] != self.clips.contents:
             raise ValueError("other clips")
         self.step, cursor = state["step"], state["cursor"]
+        self.stills = state.get("stills", False)
         self.cursors = list(cursor) if isinstance(cursor, list) else [cursor]
         if len(self.cursors) != len(self.buckets):
             raise ValueError("other sizes")
@@ -373,7 +375,7 @@ class Trainer:
                 if state[name].keys() != self.learner.learned(module).keys():
                     raise KeyError(name)
                 module.load_state_dict(state[name], strict=False)
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizers.load_state_dict(state["optimizer"])
         except (KeyError, RuntimeError) as error:
             raise ValueError("other weights") from error
 

@@ -42,8 +42,9 @@ from flowcept.process.state import Given
 from flowcept.settings import SampleConfig, TrainConfig
 from flowcept.training.distributed import Machine, Team
 from flowcept.training.lineage import begun_training
+from flowcept.training.optimizers import Optimizers
 from flowcept.training.parts import Clips, assemble
-from flowcept.training.trainer import Average, Trainer, adamw
+from flowcept.training.trainer import Average, Trainer
 
 CPU = torch.device("cpu")
 FRAME = (3, 3, 3)  # channels, height and width of a latent
@@ -139,7 +140,7 @@ class Peer(nn.Module):
         )
         self.dtype, self.seen = like.machine.dtype, 0
         self.average = Average(self, config.optimizer.ema)  # type: ignore[arg-type]
-        self.optimizer = adamw(self, config.optimizer)  # type: ignore[arg-type]
+        self.optimizers = Optimizers([*self.parameters()], [], config.optimizer)
 
     def copied(self) -> Peer:
         return copy.deepcopy(self)
@@ -166,8 +167,7 @@ class Peer(nn.Module):
         error_BF = (velocity_BFC.float() - (clean_BFC - noise_BFC)).square().mean(-1)
         ((error_BF * real_BF).sum() / real_BF.sum()).backward()
         nn.utils.clip_grad_norm_(self.parameters(), self.config.optimizer.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.step(self.config.optimizer.learning_rate)
         self.average.update(self)  # type: ignore[arg-type]
         return clips
 

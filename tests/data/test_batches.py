@@ -323,3 +323,39 @@ def test_keyframes_of_a_video_codec_are_given_alone():
         assert state.keyframe_F.tolist() == [False] * (state.lengths[0] - 1) + [True]
         assert float(last_CHW.min()) in (54.0, 55.0)
     assert {f for _, f in asked} == {4, 5}
+
+
+def test_stills_are_single_frames_of_many_clips():
+    """Any frame of a clip, as many clips as fill the step, each with its prompt or none."""
+
+    class Numbered(Clips):
+        def latent(self, i: int) -> torch.Tensor:
+            return torch.arange(float(self.lengths[i])).add(100 * i).view(-1, 1, 1, 1)
+
+    seen = Counter[int]()
+    for step in range(40):
+        batch = draw(Numbered([3, 9, 4]), stills=True, step=step, cursor=20 * step)
+        assert sizes(batch) == [2 * TOKENS_PER_FRAME] * 20
+        for (state, target), prompt in zip(batch.pairs, batch.prompts, strict=True):
+            time = float(state.time_F)
+            noise = float(state.latent_FCHW) - time * float(target.velocity_FCHW)
+            frame = round(noise + float(target.velocity_FCHW))
+            assert prompt == f"clip {frame // 100}"
+            seen[frame] += 1
+    assert seen.keys() == {0, 1, 2, *range(100, 109), *range(200, 204)}
+    assert sum(seen[frame] for frame in range(3)) == pytest.approx(800 / 3, abs=2)  # as many each
+    half = draw(Clips([3, 9, 4]), stills=True, prompt_dropout=0.5, tokens=2000)
+    assert half.prompts.count("") == pytest.approx(100, abs=30)
+
+
+def test_stills_of_a_video_codec_are_pictures_alone():
+    def keyframe(i: int, f: int) -> torch.Tensor:
+        return torch.full((1, 2, 2), 50.0 + 10 * i + f)
+
+    lessons = Lessons(
+        Clips([6, 5]), Flowception(), NO_CONTEXT, ObjectiveSettings(), keyframe=keyframe
+    )
+    for seed in range(20):
+        (state, target), _ = lessons.still(1, torch.Generator().manual_seed(seed))
+        data = state.latent_FCHW + (1 - state.time_F) * target.velocity_FCHW
+        assert round(float(data.mean())) in range(60, 65)

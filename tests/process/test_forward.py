@@ -22,7 +22,8 @@ from calibration import (
 from oracle import AR1_LAW, ClipOracle, ar1_cov, ar1_mean, blank, empty
 
 from flowcept.data.contexts import draw_context
-from flowcept.process.forward import Flowception, beside, draw, roles_of
+from flowcept.process.forward import Flowception, beside, draw, draw_still, roles_of
+from flowcept.process.loss import count_terms
 from flowcept.process.sampler import sample_steps
 from flowcept.process.schedule import parse_schedule
 from flowcept.process.state import FrameState, Given, Role
@@ -149,6 +150,28 @@ def test_training_and_sampling_start_alike(
         given = state.role_F != Role.GENERATED
         assert torch.equal(begun.latent_FCHW[given], state.latent_FCHW[given])
     assert seen > 10
+
+
+@pytest.mark.parametrize("process", [Flowception(first=True), Flowception(planned=True, shift=3.0)])
+def test_a_still_teaches_its_velocity_and_no_count(
+    process: Flowception, generator: torch.Generator
+) -> None:
+    frame = torch.full((1, 1, 1, 1), 4.0)
+    times = list[float]()
+    for _ in range(400):
+        state, target = draw_still(frame, process, generator)
+        (time,) = state.time_F.tolist()
+        assert state.tau_B.tolist() == [time]
+        assert state.role_F.tolist() == [Role.GENERATED]
+        s = time / (time + process.shift * (1 - time))
+        noise = 4.0 - float(target.velocity_FCHW)
+        assert float(state.latent_FCHW) == pytest.approx((1 - s) * noise + s * 4.0, abs=1e-5)
+        counts = count_terms(state, ["a dog"])
+        assert counts.pop("velocity") == 1
+        assert not any(counts.values())
+        times.append(time)
+    quarters = torch.tensor(times).quantile(torch.tensor([0.25, 0.5, 0.75]))
+    torch.testing.assert_close(quarters, torch.tensor([0.25, 0.5, 0.75]), atol=0.08, rtol=0)
 
 
 def test_a_clip_without_given_frames_may_start_with_its_first(generator: torch.Generator) -> None:

@@ -78,7 +78,7 @@ def assert_same_state(run: Path, other: Path) -> None:
     a = leaves(model_file.load_tree(run / "state.safetensors"))
     b = leaves(model_file.load_tree(other / "state.safetensors"))
     assert a.keys() == b.keys()
-    assert any(name.startswith("/optimizer/state/0/exp_avg") for name in a)
+    assert any(name.startswith("/optimizer/adamw/state/0/exp_avg") for name in a)
     for name, value in a.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, b[name]), name

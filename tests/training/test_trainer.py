@@ -59,10 +59,10 @@ def gradients(trainer: Trainer) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Losses and clipped gradients of one step, whose update is caught."""
     kept: list[torch.Tensor] = []
 
-    def catch() -> None:
+    def catch(_: float) -> None:
         kept.extend(p.grad.clone() for p in trainer.learner.parameters())
 
-    trainer.optimizer.step = catch
+    trainer.optimizers.step = catch
     return {name: float(value) for name, value in trainer.train_step().items()}, kept
 
 
@@ -84,6 +84,36 @@ def test_parts_and_checkpointing_change_nothing(folder: Path, run: Path, changes
     scale = max(float(g.abs().max()) for g in grads_a)
     for g, h in zip(grads_a, grads_b, strict=True):
         torch.testing.assert_close(g, h, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_stills_come_first_and_never_again(folder: Path, run: Path):
+    """A run that is given more hours has shown clips already, and goes on with them."""
+    trainer = prepared(folder, run, TINY.changed(stills=0.5))
+    lengths: list[set[int]] = []
+    law = {n: p.detach().clone() for n, p in trainer.learner.named_parameters() if "size" in n}
+    for progress in (0.0, 0.3, 0.49):
+        lengths.append({state.lengths[0] for state, _ in trainer.draw().pairs})
+        values = trainer.train_step(progress)
+        assert values["clips"] == 30  # 300 tokens of a frame and a clip's own row of 5 tokens each
+        assert float(values["count"]) == float(values["missing"]) == 0
+        assert "single frames" in trainer.told({"velocity": 1.0})
+    assert lengths == [{1}] * 3
+    assert law
+    assert all(torch.equal(p, law[n]) for n, p in trainer.learner.named_parameters() if n in law)
+    assert trainer.sheet().height
+    held = trainer.held_out()
+    assert held["held_out_count"] > 0  # of whole clips, all along
+
+    kept = trainer.state_dict()
+    assert kept["stills"]
+    for progress in (0.5, 0.2):
+        trainer.train_step(progress)
+        assert not trainer.stills
+    trainer.load_state_dict(trainer.state_dict())
+    assert not trainer.stills
+    assert any(state.lengths[0] > 1 for state, _ in trainer.draw().pairs)
+    trainer.load_state_dict(kept)
+    assert trainer.stills
 
 
 def test_held_out_clips_are_not_trained_on(folder: Path, run: Path, monkeypatch):
