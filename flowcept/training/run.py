@@ -236,6 +236,8 @@ def idle(config: TrainConfig, given: Collection[str]) -> Iterator[str]:
         why |= dict.fromkeys(("text_width", "text_depth"), "the encoder has its own shape")
     if not (config.data.lexicon or config.optimizer.init):
         why["paraphrase"] = "it needs --lexicon"
+    if config.optimizer.init and models.find(config.optimizer.init).is_folder:
+        why["muon"] = "pretrained weights are moved by AdamW"
     for name in given:
         if name in why:
             yield f"note: {flag(name)} has no effect: {why[name]}"

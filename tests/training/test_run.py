@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from oracle import sample
 from PIL import Image
 from small_runs import TINY, assert_on_page, prepared, records, refused, rows_of_page
 
-from flowcept import model_file
+from flowcept import model_file, models
 from flowcept.data import folder as data
 from flowcept.data import shapes, shards, video
 from flowcept.errors import UserError
@@ -239,6 +240,16 @@ def test_settings_without_effect_are_told():
     told = [list(train.idle(one, ["paraphrase"])) for one in (TINY, TINY.changed(lexicon="w"))]
     assert [len(lines) for lines in told] == [1, 0]
     assert list(train.idle(pixels, ())) == []
+
+
+def test_muon_has_no_effect_on_pretrained_weights(monkeypatch: pytest.MonkeyPatch):
+    assert list(train.idle(TINY.changed(muon=True), ["muon"])) == []
+    for is_folder in (True, False):
+        monkeypatch.setattr(
+            models, "find", lambda *_, f=is_folder, **__: SimpleNamespace(is_folder=f)
+        )
+        told = "\n".join(train.idle(TINY.changed(muon=True, init="wan"), ["muon"]))
+        assert ("--muon has no effect" in told) == is_folder
 
 
 @pytest.mark.parametrize("text", ["[]", '{"text_config": 3}', "{}"])
